@@ -1,0 +1,3 @@
+"""lhtrain: pre-training for long contexts with Lighthouse Attention."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,52 @@
+"""OmegaConf resolvers that the schema and the YAML files use for values that follow from others."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def register() -> None:
+    for resolver in (div, budget, tokenizer_vocab, prepared_tokenizer, mixed_tokenizer, stage_names):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def div(number: int, by: int) -> int:
+    return number // max(by, 1)  # `validate` has the message for a by below 1
+
+
+def budget(given: int | None, seq_len: int) -> int:
+    """k: as given, or N / 64 rounded up to a multiple of 128, the ratio of the paper's main runs."""
+    return given if given is not None else round_up(-(-seq_len // 64), 128)
+
+
+def tokenizer_vocab(name: str) -> int:
+    """The tokenizer's vocabulary, rounded up to a multiple of 64: matrix products like round sizes."""
+    from lhtrain.data.errors import DataError
+    from lhtrain.data.tokenizer import vocabulary_size
+
+    try:
+        return round_up(vocabulary_size(name), 64)
+    except DataError:  # `validate` has the message
+        return 64
+
+
+def prepared_tokenizer(path: str) -> str:
+    """The name of the tokenizer that a prepared folder brings."""
+    from lhtrain.data.tokenizer import PREPARED
+
+    return f"{PREPARED}{Path(str(path)).expanduser()}"
+
+
+def mixed_tokenizer(mix: DictConfig) -> str:
+    """The tokenizer of a mixture's first folder; opening the data checks that the others have the same."""
+    first = next(iter(mix.values()), None) if isinstance(mix, DictConfig) else None
+    path = first.get("path") if isinstance(first, DictConfig) else None
+    return prepared_tokenizer(path) if path else "bytes"  # `validate` has the message
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def stage_names(*, _root_: DictConfig) -> str:
+    return "_".join(str(name) for name in _root_.stages)

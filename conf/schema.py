@@ -1,0 +1,227 @@
+"""The configuration's shape: every key, its type and its default. What fits together is `validate`'s part.
+
+Values live in the YAML files beside this one; a key that is not named here does not exist.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import II, MISSING
+
+
+class Attention(Enum):
+    """What a stage's layers attend with."""
+
+    dense = "dense"
+    lighthouse = "lighthouse"
+
+
+class Scorer(Enum):
+    norm = "norm"
+
+
+class LrSchedule(Enum):
+    """Shape of the learning rate after the warm-up."""
+
+    wsd = "wsd"  # constant, then linear over the last `decay_fraction` of the run
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Resume(Enum):
+    """`auto`: go on from the newest complete checkpoint in run.dir, or start afresh if there is none."""
+
+    never = "never"
+    auto = "auto"
+
+
+class Device(Enum):
+    auto = "auto"  # cuda where there is one
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """What the forward and backward compute in; weights and optimizer state are always float32."""
+
+    auto = "auto"  # bfloat16 on a GPU, float32 on a CPU
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Compile(Enum):
+    """Whether blocks go through torch.compile."""
+
+    auto = "auto"  # on a GPU
+    on = "on"
+    off = "off"
+
+
+class Recompute(Enum):
+    """What the backward pass computes again instead of keeping it from the forward."""
+
+    none = "none"
+    selective = "selective"  # keeps products and attention, recomputes what is cheap
+    full = "full"  # keeps the input of a block alone
+
+
+class LoggerKind(Enum):
+    none = "none"
+    wandb = "wandb"
+
+
+class LoggerMode(Enum):
+    offline = "offline"  # needs no account; `wandb sync` uploads it later
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class ModelConfig:
+    """A Llama-style decoder."""
+
+    name: str = MISSING
+    seq_len: int = MISSING  # tokens of context it is trained on; a stage may use another length
+    vocab_size: int = II("tokenizer_vocab:${data.tokenizer}")  # rounded up to a multiple of 64
+    dim: int = MISSING
+    n_layers: int = MISSING
+    n_heads: int = MISSING
+    n_kv_heads: int = II(".n_heads")
+    head_dim: int = II("div:${.dim},${.n_heads}")
+    ffn_dim: int = MISSING  # hidden size of the SwiGLU
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    dense_layers: list[int] = field(default_factory=list)  # full attention in every stage; -1 is the last
+    init_std: float = 0.02  # output projections: divided by sqrt(2 n_layers)
+
+
+@dataclass
+class LighthouseConfig:
+    """Settings of the Lighthouse layer (arXiv:2605.06554); each stage may override its own copy."""
+
+    levels: int = 3
+    pooling: int = 4
+    budget: int | None = None  # null: seq_len / 64, rounded up to a multiple of 128
+    scorer: Scorer = Scorer.norm
+    cover_prefix: bool = True
+    backend: str = "auto"
+
+
+@dataclass
+class StageConfig:
+    """One stage of the run; stages follow each other in the order in which they are written."""
+
+    attention: Attention = MISSING
+    steps: int | None = None  # wins over fraction; with neither, the stage takes the rest of the run
+    fraction: float | None = None  # of run.steps
+    seq_len: int = II("model.seq_len")
+    batch_tokens: int = II("run.batch_tokens")
+    grad_accum: int = II("run.grad_accum")
+    lr_scale: float = 1.0
+    levels: int = II("lighthouse.levels")
+    pooling: int = II("lighthouse.pooling")
+    budget: int = II("budget:${lighthouse.budget},${.seq_len}")
+    scorer: Scorer = II("lighthouse.scorer")
+    cover_prefix: bool = II("lighthouse.cover_prefix")
+
+
+@dataclass
+class DataConfig:
+    source: str = MISSING  # stdlib, text, code, files, hf, prepared or mix: conf/data has a file for each
+    path: Any = None  # a file, a folder, or a list of them; prepared: the folder
+    name: str | None = None  # hf: dataset on the hub
+    subset: str | None = None  # hf: its configuration, such as sample-10BT
+    split: str = "train"  # hf: its split
+    revision: str | None = None  # hf: branch, tag or commit
+    streaming: bool = True  # hf: read while it loads; false: download it first, into the hub's cache
+    column: str = "text"  # files and hf: where the text is
+    filters: list[str] = field(default_factory=list)  # files and hf: 'COLUMN >= VALUE'; chars: text length
+    max_documents: int | None = None  # null: all
+    max_tokens: int | None = None  # documents are taken whole until there are as many
+    tokenizer: str = "bytes"  # or a tiktoken encoding, or the path of a tokenizer.json
+    bos: bool = False  # begin every document with the beginning-of-text token
+    val_fraction: float = 0.05  # of the documents
+    long_fraction: float | None = None  # of the sequences, cut from documents above half the longest
+    mix: Any = None  # mix: name -> {path: prepared folder, weight: number}
+    out: str | None = None  # folder of the prepared shards; null: one in cache_dir
+    workers: int | None = None  # of lhtrain data prepare; null: one a core
+    cache_dir: str | None = None  # null: $LHTRAIN_CACHE, else the user's cache folder
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # matrices only
+    clip_norm: float = 1.0
+    z_loss: float = 0.0  # times the mean square of the logits' logsumexp
+    schedule: LrSchedule = LrSchedule.wsd
+    warmup_fraction: float = 0.05  # of the run's steps
+    decay_fraction: float = 0.2  # wsd: of the run's steps, at its end
+    final_lr_ratio: float = 0.0  # learning rate at the end of the run / lr
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING
+    dir: str = MISSING
+    steps: int = 200
+    batch_tokens: int = II("model.seq_len")  # tokens of an optimizer step, over all micro-batches
+    grad_accum: int = 1  # micro-batches of an optimizer step
+    seed: int = 0
+    device: Device = Device.auto
+    log_every: int = 1  # steps
+
+
+@dataclass
+class ComputeConfig:
+    """How a step is computed; none of it changes what is computed, beyond rounding."""
+
+    precision: Precision = Precision.auto
+    compile: Compile = Compile.auto
+    recompute: Recompute = Recompute.none
+    recompute_every: int = 1  # every n-th block, from the first on
+    offload: bool = False  # recompute=full: the kept inputs wait in host memory
+
+
+@dataclass
+class EvalConfig:
+    every: int = 50  # steps; stage ends are always evaluated
+    tokens: int = 32_768  # at most; all of a smaller validation split
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 100  # steps; stage ends are always saved
+    keep: int = 3
+
+
+@dataclass
+class LoggerConfig:
+    kind: LoggerKind = LoggerKind.none
+    project: str = "lhtrain"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    mode: LoggerMode = LoggerMode.offline
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lighthouse: LighthouseConfig = field(default_factory=LighthouseConfig)
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    resume: Resume = Resume.never
+    init_from: str | None = None  # a checkpoint folder: its weights, optimizer state and data position

@@ -1,0 +1,203 @@
+"""Which values fit together. Types and key names are the schema's part."""
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from lhtrain.attention.pyramid import Pyramid
+from lhtrain.conf.fill import stage_steps
+from lhtrain.conf.problems import Problem
+from lhtrain.conf.schema import Attention, Config, DataConfig, LoggerKind, Recompute, StageConfig
+
+
+def validate(config: Config) -> list[Problem]:
+    """Every rule that `config` breaks; an empty list means that it can run."""
+    parts = (_ranges, _model, _stages, _data, _start)
+    return [problem for part in parts for problem in part(config)]
+
+
+def _ranges(config: Config) -> Iterator[Problem]:
+    """Rules on one number alone."""
+    model, optim, run = config.model, config.optim, config.run
+    at_least_one = {
+        "model.seq_len": model.seq_len,
+        "model.dim": model.dim,
+        "model.n_layers": model.n_layers,
+        "model.n_heads": model.n_heads,
+        "model.n_kv_heads": model.n_kv_heads,
+        "model.head_dim": model.head_dim,
+        "model.ffn_dim": model.ffn_dim,
+        "run.steps": run.steps,
+        "run.batch_tokens": run.batch_tokens,
+        "run.grad_accum": run.grad_accum,
+        "run.log_every": run.log_every,
+        "compute.recompute_every": config.compute.recompute_every,
+        "eval.every": config.eval.every,
+        "eval.tokens": config.eval.tokens,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for key, number in at_least_one.items():
+        if number < 1:
+            yield Problem(key, number, "must be at least 1")
+    positive = {
+        "model.rope_theta": model.rope_theta,
+        "model.norm_eps": model.norm_eps,
+        "model.init_std": model.init_std,
+        "optim.lr": optim.lr,
+        "optim.eps": optim.eps,
+        "optim.clip_norm": optim.clip_norm,
+    }
+    for key, real in positive.items():
+        if not (real > 0 and math.isfinite(real)):
+            yield Problem(key, real, "must be greater than 0 and finite")
+    for key, real in {"optim.weight_decay": optim.weight_decay, "optim.z_loss": optim.z_loss}.items():
+        if not (real >= 0 and math.isfinite(real)):
+            yield Problem(key, real, "must be at least 0 and finite")
+    fractions = {
+        "optim.warmup_fraction": optim.warmup_fraction,
+        "optim.decay_fraction": optim.decay_fraction,
+        "optim.final_lr_ratio": optim.final_lr_ratio,
+    }
+    for key, fraction in fractions.items():
+        if not 0 <= fraction <= 1:
+            yield Problem(key, fraction, "must be between 0 and 1")
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        yield Problem("optim.betas", list(optim.betas), "each must be at least 0 and below 1")
+    if optim.warmup_fraction + optim.decay_fraction > 1 and optim.schedule.value == "wsd":
+        rule = f"with optim.warmup_fraction={optim.warmup_fraction} it must not exceed 1"
+        yield Problem("optim.decay_fraction", optim.decay_fraction, rule)
+
+
+def _model(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.n_kv_heads > 0 and model.n_heads % model.n_kv_heads:
+        rule = f"must be a multiple of model.n_kv_heads={model.n_kv_heads}"
+        yield Problem("model.n_heads", model.n_heads, rule)
+    if model.n_heads > 0 and model.head_dim == model.dim // model.n_heads and model.dim % model.n_heads:
+        rule = f"must be a multiple of model.n_heads={model.n_heads}, or model.head_dim be set"
+        yield Problem("model.dim", model.dim, rule)
+    elif model.head_dim % 2:
+        yield Problem("model.head_dim", model.head_dim, "must be even: rotary embedding turns pairs")
+    for layer in model.dense_layers:
+        if not -model.n_layers <= layer < model.n_layers:
+            rule = f"{layer} is no layer: model.n_layers={model.n_layers}"
+            yield Problem("model.dense_layers", model.dense_layers, rule)
+
+
+def _stages(config: Config) -> Iterator[Problem]:
+    if not config.stages:
+        yield Problem("stages", "{}", "must hold at least one stage")
+        return
+    for name, stage in config.stages.items():
+        yield from _stage(f"stages.{name}", stage, config)
+    if config.run.steps >= 1:
+        yield from stage_steps(config)[1]
+    longest = max(stage.seq_len for stage in config.stages.values())
+    for name, stage in config.stages.items():
+        if stage.seq_len >= 1 and longest % stage.seq_len:
+            rule = f"must divide the longest stage's {longest}"
+            yield Problem(f"stages.{name}.seq_len", stage.seq_len, rule)
+
+
+def _stage(key: str, stage: StageConfig, config: Config) -> Iterator[Problem]:
+    """Rules on one stage, for its own keys."""
+    if stage.steps is not None and stage.steps < 1:
+        yield Problem(f"{key}.steps", stage.steps, "must be at least 1")
+    if stage.fraction is not None and not 0 < stage.fraction <= 1:
+        yield Problem(f"{key}.fraction", stage.fraction, "must be above 0 and at most 1")
+    if not (stage.lr_scale > 0 and math.isfinite(stage.lr_scale)):
+        yield Problem(f"{key}.lr_scale", stage.lr_scale, "must be greater than 0 and finite")
+    counts = {"seq_len": stage.seq_len, "batch_tokens": stage.batch_tokens, "grad_accum": stage.grad_accum}
+    inherited = {config.model.seq_len, config.run.batch_tokens, config.run.grad_accum}  # named there already
+    for field, count in counts.items():
+        if count < 1 and count not in inherited:
+            yield Problem(f"{key}.{field}", count, "must be at least 1")
+    if min(counts.values()) < 1:
+        return
+    if stage.batch_tokens % (stage.seq_len * stage.grad_accum):
+        rule = f"must be a multiple of seq_len * grad_accum = {stage.seq_len} * {stage.grad_accum}"
+        yield Problem(f"{key}.batch_tokens", stage.batch_tokens, rule)
+    if stage.attention is Attention.lighthouse:
+        pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
+        for field, value, rule in pyramid.problems():
+            yield Problem(f"{key}.{field}", value, rule)
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    yield from data_problems(config.data)
+    from lhtrain.data.errors import DataError
+    from lhtrain.data.tokenizer import tokenizer_problem, vocabulary_size
+
+    name = config.data.tokenizer
+    if tokenizer_problem(name):
+        return
+    try:
+        least = vocabulary_size(name)
+    except DataError as error:
+        yield Problem("data.tokenizer", name, str(error))
+        return
+    if config.model.vocab_size < least:
+        rule = f"must be at least the tokenizer's {least}"
+        yield Problem("model.vocab_size", config.model.vocab_size, rule)
+
+
+def data_problems(data: DataConfig) -> Iterator[Problem]:
+    """Rules on `data` alone: all that `lhtrain data prepare` needs."""
+    from lhtrain.data.filters import filter_problem
+    from lhtrain.data.recipe import SOURCES
+    from lhtrain.data.tokenizer import tokenizer_problem
+
+    if data.source not in SOURCES:
+        yield Problem("data.source", data.source, f"must be one of {', '.join(SOURCES)}")
+    if data.source in ("text", "code", "files", "prepared") and data.path in (None, "", []):
+        what = "the folder" if data.source == "prepared" else "a file or folder"
+        yield Problem("data.path", data.path, f"data.source={data.source} needs {what}: data.path=PATH")
+    if data.source == "hf" and not data.name:
+        yield Problem("data.name", data.name, "data.source=hf needs the dataset: data.name=OWNER/NAME")
+    if problem := tokenizer_problem(data.tokenizer):
+        key, value = (
+            ("data.path", data.path) if data.source == "prepared" else ("data.tokenizer", data.tokenizer)
+        )
+        yield Problem(key, value, problem)
+    if not 0 < data.val_fraction < 1:
+        yield Problem("data.val_fraction", data.val_fraction, "must be above 0 and below 1")
+    if data.long_fraction is not None and not 0 <= data.long_fraction <= 1:
+        yield Problem("data.long_fraction", data.long_fraction, "must be between 0 and 1, or null")
+    for key in ("max_documents", "max_tokens", "workers"):
+        number = getattr(data, key)
+        if number is not None and number < 1:
+            yield Problem(f"data.{key}", number, "must be at least 1, or null")
+    for text in data.filters:
+        if problem := filter_problem(text):
+            yield Problem("data.filters", text, problem)
+    if data.source == "mix":
+        yield from _mix(data.mix)
+
+
+def _mix(mix: Any) -> Iterator[Problem]:
+    if not isinstance(mix, dict) or not mix:
+        yield Problem("data.mix", mix, "needs at least one source, NAME: {path: FOLDER, weight: NUMBER}")
+        return
+    for name, part in mix.items():
+        if not isinstance(part, dict) or not {"path"} <= part.keys() <= {"path", "weight"}:
+            yield Problem(f"data.mix.{name}", part, "must be {path: FOLDER, weight: NUMBER}")
+            continue
+        weight = part.get("weight", 1.0)
+        if not (isinstance(weight, int | float) and weight > 0 and math.isfinite(weight)):
+            yield Problem(f"data.mix.{name}.weight", weight, "must be a number greater than 0 and finite")
+
+
+def _start(config: Config) -> Iterator[Problem]:
+    """Rules on how the run starts and where it reports."""
+    from lhtrain.attention.lighthouse import BACKENDS
+
+    if config.lighthouse.backend not in BACKENDS:
+        yield Problem(
+            "lighthouse.backend", config.lighthouse.backend, f"must be one of {', '.join(BACKENDS)}"
+        )
+    if config.compute.offload and config.compute.recompute is not Recompute.full:
+        yield Problem("compute.offload", True, "needs compute.recompute=full: it moves what that keeps")
+    if config.logger.kind is LoggerKind.wandb and importlib.util.find_spec("wandb") is None:
+        yield Problem("logger.kind", "wandb", "needs the package: pip install 'lhtrain[wandb]'")

@@ -1,0 +1,102 @@
+"""The command line's errors: everything that is wrong, once, with key, value and rule."""
+
+import pytest
+
+from lhtrain.conf.compose import check_overrides
+from lhtrain.conf.problems import ConfigError
+
+MODELS = ("gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "llama3_8b", "lighthouse_530m")
+STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum")
+
+
+def problems(*overrides):
+    with pytest.raises(ConfigError) as caught:
+        check_overrides(list(overrides))
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_model_fits_every_stage(model, stage):
+    check_overrides([f"model={model}", f"stage={stage}"])
+
+
+@pytest.mark.parametrize(
+    "override", ["experiment=paper_98k", "experiment=smoke", "optim=paper", "logger=wandb"]
+)
+def test_the_other_groups_compose(override):
+    check_overrides([override])
+
+
+def test_one_error_lists_every_problem():
+    found = problems(
+        "model.n_layer=12",
+        "optim.lr=fast",
+        "lighthouse.budget=100",
+        "model=gpt_9b",
+        "foo=1",
+        "run.device=tpu",
+    )
+    assert sorted(found) == sorted(
+        [
+            f"model=gpt_9b: must be one of {', '.join(sorted(MODELS))}",
+            "model.n_layer=12: no such key; did you mean model.n_layers?",
+            "optim.lr=fast: must be of type float",
+            "foo=1: no such key",
+            "run.device=tpu: must be one of auto, cpu, cuda",
+            "stages.lighthouse.budget=100: must be a positive multiple of 128",
+        ]
+    )
+
+
+def test_the_error_says_how_many_and_that_nothing_started():
+    with pytest.raises(ConfigError, match="2 problems in the configuration; nothing was started"):
+        check_overrides(["foo=1", "bar=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.seq_len=4100"], "stages.lighthouse.seq_len=4100: must be a multiple of pooling^(levels-1)"),
+        (["lighthouse.budget=192"], "budget=192: must be a positive multiple of 128"),
+        (["lighthouse.budget=512"], "budget=512: must be at most the coarsest level's"),
+        (["lighthouse.budget=384", "model.seq_len=8192"], "must divide into budget / 128 = 3 equal tiles"),
+        (["lighthouse.levels=1"], "levels=1: must be at least 2"),
+        (["lighthouse.pooling=3"], "pooling=3: must be a power of two"),
+        (["model.n_kv_heads=3"], "model.n_heads=2: must be a multiple of model.n_kv_heads=3"),
+        (["model.n_heads=3"], "model.dim=128: must be a multiple of model.n_heads=3"),
+        (["model.head_dim=15"], "model.head_dim=15: must be even"),
+        (["model.dense_layers=[0,4]"], "model.dense_layers=[0, 4]: 4 is no layer: model.n_layers=4"),
+        (["model.vocab_size=200"], "model.vocab_size=200: must be at least the tokenizer's 257"),
+        (
+            ["stages.lighthouse.steps=500"],
+            "run.steps=200: must exceed the steps of the other stages (lighthouse 500)",
+        ),
+        (
+            ["stage=dense", "stages.dense.steps=20"],
+            "run.steps=200: must equal the steps of its stages (dense 20 = 20)",
+        ),
+        (["stages.lighthouse.fraction=null"], "stages=lighthouse, recovery: only one stage may leave both"),
+        (["stages.lighthouse.fraction=1.5"], "stages.lighthouse.fraction=1.5: must be above 0 and at most 1"),
+        (["stages.recovery.lr_scale=0"], "stages.recovery.lr_scale=0.0: must be greater than 0"),
+        (["run.grad_accum=3"], "batch_tokens=4096: must be a multiple of seq_len * grad_accum = 4096 * 3"),
+        (["stages.recovery.seq_len=3072", "run.batch_tokens=12288"], "seq_len=3072: must divide the longest"),
+        (["run.steps=0"], "run.steps=0: must be at least 1"),
+        (["optim.lr=-1"], "optim.lr=-1.0: must be greater than 0"),
+        (["optim.lr=inf"], "optim.lr=inf: must be greater than 0 and finite"),
+        (["optim.warmup_fraction=0.9"], "with optim.warmup_fraction=0.9 it must not exceed 1"),
+        (["optim.betas=[0.9,1.0]"], "optim.betas=[0.9, 1.0]: each must be at least 0 and below 1"),
+        (["data=text"], "data.path=null: data.source=text needs a file or folder"),
+        (["data.tokenizer=gpt9"], "data.tokenizer=gpt9: must be one of bytes, gpt2"),
+        (["data.val_fraction=1"], "data.val_fraction=1.0: must be above 0 and below 1"),
+        (["lighthouse.backend=cuda9"], "lighthouse.backend=cuda9: must be one of"),
+        (["lighthouse.scorer=nrom"], "lighthouse.scorer=nrom: must be one of norm"),
+        (["logger=wandb", "logger.mode=off"], "logger.mode=off: must be one of offline, online, disabled"),
+    ],
+)
+def test_rules_name_the_key_and_the_value(overrides, expected):
+    assert any(expected in line for line in problems(*overrides))
+
+
+def test_a_value_at_fault_in_two_places_is_named_once():
+    assert problems("model.seq_len=0", "run.batch_tokens=4096") == ["model.seq_len=0: must be at least 1"]

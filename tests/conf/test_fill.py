@@ -1,0 +1,60 @@
+"""What follows from other values, and how stages share a run."""
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from lhtrain.conf.compose import build
+from lhtrain.conf.fill import filled
+from lhtrain.conf.resolvers import budget
+
+
+def config(*overrides):
+    with initialize_config_module("lhtrain.conf", version_base="1.3"):
+        return filled(build(compose("config", overrides=list(overrides))))
+
+
+def test_model_sizes_follow_from_each_other():
+    model = config("model.n_heads=4").model
+    assert (model.n_kv_heads, model.head_dim, model.vocab_size) == (4, 32, 320)
+
+
+def test_given_sizes_stay():
+    model = config("model.n_heads=4", "model.n_kv_heads=2", "model.head_dim=64", "model.vocab_size=999").model
+    assert (model.n_kv_heads, model.head_dim, model.vocab_size) == (2, 64, 999)
+
+
+def test_dense_layers_count_from_either_end():
+    assert config("model.dense_layers=[0,1,-2,-1]", "model.n_layers=30").model.dense_layers == [0, 1, 28, 29]
+    assert config("model.dense_layers=[0,-1]", "model.n_layers=1").model.dense_layers == [0]
+
+
+@pytest.mark.parametrize(("seq_len", "expected"), [(1024, 128), (8192, 128), (16384, 256), (98304, 1536)])
+def test_budget_is_a_64th_of_the_sequence_unless_given(seq_len, expected):
+    assert budget(None, seq_len) == expected
+    assert budget(640, seq_len) == 640
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["run.steps=160"], [100, 60]),
+        (["run.steps=2"], [1, 1]),
+        (["run.steps=200", "stages.lighthouse.steps=7"], [7, 193]),
+        (["run.steps=200", "stages.recovery.steps=199", "stages.lighthouse.fraction=null"], [1, 199]),
+        (["stage=curriculum", "run.steps=10"], [2, 5, 3]),
+        # 1/3 of 10 is 3 three times: the last fraction takes the step that rounding lost
+        (
+            ["run.steps=10", "stage=curriculum"]
+            + [f"stages.{name}.fraction=0.33333333" for name in ("short", "lighthouse", "recovery")],
+            [3, 3, 4],
+        ),
+    ],
+)
+def test_stages_share_the_run(overrides, steps):
+    assert [stage.steps for stage in config(*overrides).stages.values()] == steps
+
+
+def test_the_curriculum_keeps_the_tokens_of_a_step():
+    stages = config("stage=curriculum").stages
+    assert [stage.seq_len for stage in stages.values()] == [512, 4096, 4096]
+    assert {stage.batch_tokens for stage in stages.values()} == {4096}

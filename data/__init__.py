@@ -1,0 +1,21 @@
+"""What people have -> memory-mapped tokens -> sequences in a seeded order. data/README.md is the map."""
+
+from lhtrain.data.corpus import Corpus, open_corpus
+from lhtrain.data.errors import DataError
+from lhtrain.data.order import PADDING, Part, SequenceOrder
+from lhtrain.data.split import Split
+from lhtrain.data.store import TokenStore
+from lhtrain.data.tokenizer import ByteTokenizer, Tokenizer
+
+__all__ = [
+    "PADDING",
+    "ByteTokenizer",
+    "Corpus",
+    "DataError",
+    "Part",
+    "SequenceOrder",
+    "Split",
+    "TokenStore",
+    "Tokenizer",
+    "open_corpus",
+]

@@ -1,0 +1,62 @@
+"""Repositories: each folder is one document, its text files in path order, each under a path header."""
+
+import glob
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lhtrain.data.document import is_text
+from lhtrain.data.documents import Skip, Text
+from lhtrain.data.errors import DataError
+from lhtrain.data.plan import Item, stamp
+from lhtrain.data.source import find_files
+
+HEADER = "==> {} <==\n"
+SKIPPED = {"__pycache__", "node_modules"}
+MAX_FILE_BYTES = 1 << 22  # larger files are data, not code
+
+
+def repositories(paths: list[str]) -> Iterator[tuple[list[Item], int]]:
+    """For each folder of `paths`, in which * and ? match names: its files and their bytes together.
+
+    Raises DataError: no such folder, a file instead of a folder, a pattern that matches nothing.
+    """
+    if not paths:
+        raise DataError("data.path=null: data=code needs the path of a folder, or a list of them")
+    for given in paths:
+        pattern = os.path.expanduser(given)
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        folders = [path for path in found if os.path.isdir(path)]
+        if not folders:
+            raise DataError(f"data.path={given!r}: must be a folder, or a pattern that matches some")
+        for folder in folders:
+            yield _files(Path(folder))
+
+
+def _files(folder: Path) -> tuple[list[Item], int]:
+    name = folder.resolve().name
+    items = [
+        Item(str(file.path), f"{name}/{file.name}", 0, file.size, stamp(file.path))
+        for file in find_files("text", folder)
+        if 0 < file.size <= MAX_FILE_BYTES and not SKIPPED & set(Path(file.name).parts)
+    ]
+    items.sort(key=lambda item: item.name)
+    return items, sum(item.stop for item in items)
+
+
+def read_repository(items: tuple[Item, ...], advance: Callable[[int], object]) -> Iterator[Text | Skip]:
+    """One document of all files that are text, or a Skip if none is."""
+    if not any(is_text(Path(item.path).read_bytes()) for item in items):
+        yield Skip(items[0].name if items else "", "empty")
+        return
+    yield Text(items[0].name.split("/")[0], _chunks(items, advance))
+
+
+def _chunks(items: tuple[Item, ...], advance: Callable[[int], object]) -> Iterator[bytes]:
+    for item in items:
+        content = Path(item.path).read_bytes()
+        advance(len(content))
+        if is_text(content):
+            yield HEADER.format(item.name).encode()
+            yield content if content.endswith(b"\n") else content + b"\n"
+            yield b"\n"

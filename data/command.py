@@ -1,0 +1,123 @@
+"""`lhtrain data …`: prepare, verify and inspect token shards from the command line."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+from lhtrain.data.errors import DataError
+from lhtrain.data.recipe import Recipe
+
+HELP = """lhtrain data: turn texts into token shards, once, for training to read.
+
+Usage: lhtrain data prepare [data=SOURCE] [KEY=VALUE ...]
+       lhtrain data verify FOLDER ...
+       lhtrain data inspect FOLDER [--document N]
+
+Examples
+  lhtrain data prepare data=text data.path=books/ data.out=/data/books
+  lhtrain data prepare data=code 'data.path=repos/*' data.out=/data/code data.tokenizer=cl100k_base
+  lhtrain data prepare data=files data.path=dump/ data.column=content 'data.filters=["score >= 3"]'
+  lhtrain data prepare data=hf data.name=HuggingFaceFW/fineweb-edu data.subset=sample-10BT \\
+      data.max_tokens=1000000000 data.tokenizer=gpt2 data.out=/data/edu
+  lhtrain data=prepared data.path=/data/edu                    train on what was prepared
+  lhtrain data=mix 'data.mix={web: {path: /data/edu, weight: 3}, code: {path: /data/code, weight: 1}}'
+
+Sources
+  stdlib  this Python's standard library       text  files and folders, a document each
+  code    folders, each one document           files JSON lines (.gz, .xz, .zst), parquet, arrow
+  hf      a dataset of the Hugging Face hub
+
+Keys most often set
+  data.out=FOLDER        where the shards go; else the cache, where training with the same keys finds them
+  data.tokenizer=bytes   or gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, or a tokenizer.json
+  data.max_tokens=N      and data.max_documents=N: stop there;  data.workers=N processes
+  data.column=text       where the text is;  data.filters: ["COLUMN >= VALUE", "chars > 200"]
+
+Stopped in any way, the same command goes on after the last finished shard; what comes out is the same
+whatever the number of workers. All keys and their meaning: lhtrain/conf/schema.py, DataConfig."""
+
+
+def main(arguments: list[str]) -> None:
+    """`lhtrain data ARGUMENTS`. Ends the program: status 2 for wrong arguments, 1 for wrong data."""
+    from lhtrain.cli import fail
+
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "prepare": _prepare,
+        "verify": _verify,
+        "inspect": _inspect,
+    }
+    if not arguments or arguments[0] in ("-h", "--help") or {"-h", "--help"} & set(arguments[1:]):
+        print(HELP)
+        return
+    if arguments[0] not in commands:
+        fail(f"no command data {arguments[0]!r} (there is: {', '.join(commands)}); try lhtrain data --help")
+    try:
+        status = commands[arguments[0]](arguments[1:])
+    except DataError as error:
+        fail(str(error), status=1)
+    except KeyboardInterrupt:
+        fail("stopped; finished shards stay, and the same command goes on after them", status=130)
+    sys.exit(status)
+
+
+def _prepare(arguments: list[str]) -> int:
+    from lhtrain.cli import fail
+    from lhtrain.conf.compose import data_config
+    from lhtrain.conf.problems import ConfigError
+    from lhtrain.data.prepare import prepare
+
+    try:
+        config = data_config(arguments)
+    except ConfigError as error:
+        fail(str(error))
+    recipe = Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
+    folder = recipe.folder(config.out, config.cache_dir)
+    began = time.monotonic()
+    manifest = prepare(recipe, folder, config.workers)
+    seconds = time.monotonic() - began
+    left_out = "".join(f", {count:,} skipped ({why})" for why, count in manifest.skipped.items())
+    print(
+        f"{manifest.tokens:,} tokens in {manifest.documents:,} documents{left_out}, {len(manifest.shards)} "
+        f"shards, in {seconds:.1f} s\n{folder}\ntrain on it: lhtrain data=prepared data.path={folder}"
+    )
+    return 0
+
+
+def _verify(arguments: list[str]) -> int:
+    from lhtrain.data.verify import verify
+
+    faulty = 0
+    for folder in _folders(arguments):
+        manifest, faults = verify(folder)
+        for fault in faults:
+            print(fault, file=sys.stderr)
+        faulty += len(faults)
+        state = f"{len(faults)} of {len(manifest.shards)} shards damaged" if faults else "sound"
+        print(f"{folder}: {manifest.tokens:,} tokens in {manifest.documents:,} documents, {state}")
+    return 1 if faulty else 0
+
+
+def _inspect(arguments: list[str]) -> int:
+    from lhtrain.cli import fail
+    from lhtrain.data.statistics import inspect
+
+    document = "0"
+    if "--document" in arguments:
+        at = arguments.index("--document")
+        document = arguments[at + 1] if at + 1 < len(arguments) else ""
+        arguments = arguments[:at] + arguments[at + 2 :]
+    if not document.isdigit():
+        fail(f"--document {document}: must be a number from 0")
+    for folder in _folders(arguments):
+        print(inspect(folder, document=int(document)))
+    return 0
+
+
+def _folders(arguments: list[str]) -> list[Path]:
+    from lhtrain.cli import fail
+
+    if not arguments:
+        fail("needs the folder of prepared shards, data.out of lhtrain data prepare; try lhtrain data --help")
+    return [Path(argument.removeprefix("data.path=")).expanduser() for argument in arguments]

@@ -1,0 +1,209 @@
+"""A corpus: tokens on disk, in a train and a validation split, whatever they were made from."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lhtrain.data.cache import cache_root, load_or_build
+from lhtrain.data.document import Document, read_chunks, read_documents
+from lhtrain.data.encode import write_document
+from lhtrain.data.errors import DamagedStore, DataError
+from lhtrain.data.manifest import Manifest, Shard
+from lhtrain.data.order import Part
+from lhtrain.data.progress import progress_bar, watched
+from lhtrain.data.recipe import AUTOMATIC, Recipe
+from lhtrain.data.source import find_files
+from lhtrain.data.split import SPLITS, Split, split_documents
+from lhtrain.data.store import FORMAT_VERSION, TokenStore, TokenStoreWriter
+from lhtrain.data.tokenizer import PREPARED, Tokenizer, open_tokenizer
+
+SHARD_NAME = "00000.bin"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Two splits, the tokenizer that made them, and the hash that names all three.
+
+    parts: for each split its weighted sources, one unless the corpus is a mixture; train and val are those of
+    the first.
+    """
+
+    tokenizer: Tokenizer
+    parts: Mapping[str, list[Part]]
+    fingerprint: str
+    folder: Path
+
+    @property
+    def train(self) -> Split:
+        return self.parts["train"][0].split
+
+    @property
+    def val(self) -> Split:
+        return self.parts["val"][0].split
+
+    def n_tokens(self, split: str) -> int:
+        """Tokens of a split, of all sources together."""
+        return sum(part.split.n_tokens for part in self.parts[split])
+
+
+def open_corpus(
+    source: str = "stdlib",
+    path: Any = None,
+    tokenizer: str = "bytes",
+    val_fraction: float = 0.05,
+    cache_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    mix: Mapping[str, Any] | None = None,
+    out: str | os.PathLike | None = None,
+    long_fraction: float | None = None,
+    workers: int | None = None,
+    **recipe: Any,
+) -> Corpus:
+    """Open a corpus. Texts (`AUTOMATIC` sources) are tokenized now if their content has not been seen before;
+    everything else must have been prepared by `lhtrain data prepare`.
+
+    Args:
+        source: "stdlib", the running Python's standard library; "text", local files and folders; "prepared",
+            a folder that `prepare` wrote; "mix", several of them; or what `Recipe.source` has.
+        path: for "text": a file, a folder, or a list of them; for "prepared": the folder.
+        tokenizer: as `open_tokenizer` has it; "prepared" and "mix" bring their own.
+        val_fraction: share of documents that validate, above 0 and below 1; `split_documents` has the rule.
+        cache_dir: where token files are kept; `cache_root` has the default.
+        progress: show a bar on a terminal, or else print one line after tokenizing; both on stderr.
+        mix: for "mix": name -> {"path": prepared folder, "weight": share}.
+        out: the folder that `prepare` wrote to, if it was told to.
+        long_fraction, workers: for others who get the same settings; not used here.
+        recipe: further fields of `Recipe`.
+
+    Raises:
+        DataError: anything wrong with the arguments, the files or the cache.
+    """
+    if source == "mix":
+        return _mixture(mix or {}, val_fraction)
+    if source == "prepared":
+        return _prepared(Path(str(path)).expanduser(), val_fraction)
+    wanted = Recipe(source=source, path=path, tokenizer=tokenizer, **recipe)
+    if out is not None or source not in AUTOMATIC:
+        folder = wanted.folder(out, cache_dir)
+        if not (folder / "meta.json").is_file():
+            rule = "must be prepared first: `lhtrain data prepare` with the same data settings"
+            raise DataError(f"data={source}: {str(folder)!r} is not there or not complete; {rule}")
+        return _prepared(folder, val_fraction, wanted)
+    return _tokenized(wanted, val_fraction, cache_dir, progress)
+
+
+def _prepared(folder: Path, val_fraction: float, wanted: Recipe | None = None) -> Corpus:
+    """The corpus of a folder that `prepare` completed."""
+    manifest = Manifest.read(folder)
+    if wanted is not None and manifest.recipe != wanted.as_dict():
+        rule = "was prepared with other settings"
+        raise DataError(f"data: {str(folder)!r} {rule}: {_differences(manifest.recipe, wanted.as_dict())}")
+    tokenizer = open_tokenizer(f"{PREPARED}{folder}")
+    stores = manifest.open_stores(folder)
+    splits = split_documents(stores, val_fraction, [shard.documents for shard in manifest.shards])
+    told = f"{manifest.fingerprint} {float(val_fraction)!r}"
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()[:32]
+    return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    keys = [key for key in here if there.get(key) != here[key]]
+    return ", ".join(f"data.{key}={there.get(key)} there, {here[key]} here" for key in keys)
+
+
+def _mixture(mix: Mapping[str, Any], val_fraction: float) -> Corpus:
+    """Prepared folders, each with its weight; all of one tokenizer."""
+    if not mix:
+        raise DataError("data.mix={}: needs at least one source, NAME: {path: FOLDER, weight: NUMBER}")
+    corpora = {name: _prepared(Path(part["path"]).expanduser(), val_fraction) for name, part in mix.items()}
+    (first, one), *others = corpora.items()
+    for name, other in others:
+        if other.tokenizer.fingerprint != one.tokenizer.fingerprint:
+            rule = f"must have the tokenizer of data.mix.{first}, {one.tokenizer.name}"
+            raise DataError(f"data.mix.{name}: made with {other.tokenizer.name}; {rule}")
+    parts = {
+        split: [
+            Part(corpora[name].parts[split][0].split, float(part.get("weight", 1.0)))
+            for name, part in mix.items()
+        ]
+        for split in SPLITS
+    }
+    told = [[corpora[name].fingerprint, float(part.get("weight", 1.0))] for name, part in mix.items()]
+    fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    return Corpus(one.tokenizer, parts, fingerprint, one.folder)
+
+
+def _tokenized(
+    recipe: Recipe, val_fraction: float, cache_dir: str | os.PathLike | None, progress: bool
+) -> Corpus:
+    """Local texts, from the cache or into it, by the hash of their content."""
+    codec = open_tokenizer(recipe.tokenizer, recipe.bos)
+    files = find_files(recipe.source, recipe.path)
+    with progress_bar("reading", sum(file.size for file in files), progress) as advance:
+        documents = read_documents(files, advance)
+    if not documents:
+        rule = "must hold at least one text file that is not empty, hidden or binary"
+        raise DataError(f"data.path={str(recipe.path)!r}: {rule}")
+    fingerprint = _fingerprint(documents, codec, val_fraction)
+    folder = cache_root(cache_dir) / fingerprint
+
+    def load(folder: Path) -> Corpus:
+        return _load(folder, codec, val_fraction, fingerprint)
+
+    def build(folder: Path) -> None:
+        _tokenize(folder, documents, codec, fingerprint, recipe, progress)
+
+    return load_or_build(folder, load, build)
+
+
+def _fingerprint(documents: list[Document], tokenizer: Tokenizer, val_fraction: float) -> str:
+    """32 hex digits of what decides every token in both splits. Not where the files lie."""
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {tokenizer.fingerprint} {float(val_fraction)!r}".encode())
+    for document in documents:
+        digest.update(b"\0%s\0%d %s" % (os.fsencode(document.name), document.size, document.sha256.encode()))
+    return digest.hexdigest()[:32]
+
+
+def _tokenize(
+    folder: Path,
+    documents: list[Document],
+    tokenizer: Tokenizer,
+    fingerprint: str,
+    recipe: Recipe,
+    progress: bool,
+) -> None:
+    """Write the shard and meta.json into `folder`, a piece of text in memory at a time."""
+    started, n_bytes = time.monotonic(), sum(document.size for document in documents)
+    with (
+        TokenStoreWriter(folder / SHARD_NAME, tokenizer.dtype, tokenizer.fingerprint) as writer,
+        progress_bar("tokenizing", n_bytes, progress) as advance,
+    ):
+        for document in documents:
+            chunks = read_chunks(document, 0, document.size)
+            if write_document(writer, tokenizer, chunks, advance) != document.sha256:
+                rule = "changed while it was read; it must stay as it is"
+                raise DataError(f"data.path={str(document.path)!r}: {rule}")
+    shard = Shard(SHARD_NAME, writer.n_documents, writer.n_tokens, writer.crc)
+    Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), [shard], {}).write(folder)
+    if progress and not watched():
+        seconds = time.monotonic() - started
+        line = f"tokenized {len(documents)} document(s), {n_bytes / 1e6:.1f} MB, in {seconds:.1f} s"
+        print(line, file=sys.stderr, flush=True)
+
+
+def _load(folder: Path, tokenizer: Tokenizer, val_fraction: float, fingerprint: str) -> Corpus:
+    """The corpus in `folder`. Raises FileNotFoundError if there is none, DamagedStore if it is not whole."""
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    manifest = Manifest.read(folder)
+    if manifest.fingerprint != fingerprint:
+        raise DamagedStore(f"{str(folder)!r}: meta.json must agree with the folder's name")
+    stores: list[TokenStore] = manifest.open_stores(folder)
+    splits = split_documents(stores, val_fraction)
+    return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)

@@ -1,0 +1,28 @@
+"""Documents on their way to a shard: a name, and the text in chunks."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+CHUNK_CHARS = 1 << 20
+
+
+@dataclass
+class Text:
+    """chunks: UTF-8 bytes, consumed once, front to back; they need not respect characters."""
+
+    name: str
+    chunks: Iterable[bytes]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A document that is left out. reason: "filtered", "empty", "binary"."""
+
+    name: str
+    reason: str
+
+
+def encoded(text: str) -> Iterator[bytes]:
+    """UTF-8 of a text, CHUNK_CHARS at a time. Half a surrogate pair, which JSON can hold, becomes "?"."""
+    for start in range(0, len(text), CHUNK_CHARS):
+        yield text[start : start + CHUNK_CHARS].encode("utf-8", "replace")

@@ -1,0 +1,90 @@
+"""The plan: a source cut into units, in an order that depends on the source alone. A unit becomes a shard."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lhtrain.data.errors import DataError
+from lhtrain.data.recipe import Recipe
+from lhtrain.data.source import SourceFile, find_files
+
+UNIT_BYTES = 1 << 26  # of source: so much a shard holds, unless one file or document is larger
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file, or its part start..stop in what `Unit.reader` counts; stamp: its size and time of change."""
+
+    path: str
+    name: str
+    start: int = 0
+    stop: int = 0
+    stamp: str = ""
+    origin: str = "found"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """reader: "text", "code", "rows" or "hub". size: bytes of source to be read, 0 where nobody knows."""
+
+    reader: str
+    items: tuple[Item, ...]
+    size: int = 0
+    options: dict[str, object] = field(default_factory=dict)
+
+
+def make_plan(recipe: Recipe) -> list[Unit]:
+    """The units of a recipe. Raises DataError: a source that is missing, unreadable or empty."""
+    if recipe.source in ("stdlib", "text"):
+        units = _text_units(find_files(recipe.source, recipe.path or None))
+    elif recipe.source == "code":
+        from lhtrain.data.code import repositories
+
+        units = [Unit("code", tuple(items), size) for items, size in repositories(recipe.paths)]
+    elif recipe.source == "files":
+        from lhtrain.data.rows import row_units
+
+        units = list(row_units(recipe.paths))
+    else:
+        from lhtrain.data.hub import hub_units
+
+        units = hub_units(recipe)
+    if not units:
+        raise DataError(f"data.path={recipe.path!r}: must hold at least one file to read")
+    return units
+
+
+def plan_hash(units: Iterable[Unit]) -> str:
+    """Hex digest of everything in the plan: another one is a plan of other data."""
+    return hashlib.sha256(json.dumps([asdict(unit) for unit in units]).encode()).hexdigest()
+
+
+def stamp(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _text_units(files: list[SourceFile]) -> list[Unit]:
+    return [
+        Unit("text", tuple(items), sum(item.stop for item in items))
+        for items in grouped(
+            Item(str(file.path), file.name, 0, file.size, stamp(file.path), file.origin) for file in files
+        )
+    ]
+
+
+def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Consecutive items of UNIT_BYTES together, more only if one alone has more."""
+    group: list[Item] = []
+    size = 0
+    for item in items:
+        n = item.stop - item.start
+        if group and size + n > UNIT_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += n
+    if group:
+        yield group

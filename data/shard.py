@@ -1,0 +1,85 @@
+"""One unit of a plan -> one shard: the work of a `prepare` process."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lhtrain.data.code import read_repository
+from lhtrain.data.document import NotText, checked_chunks
+from lhtrain.data.documents import Skip, Text
+from lhtrain.data.encode import write_document
+from lhtrain.data.filters import Filters
+from lhtrain.data.hub import read_hub
+from lhtrain.data.plan import Unit
+from lhtrain.data.recipe import Recipe
+from lhtrain.data.rows import read_rows
+from lhtrain.data.source import SourceFile
+from lhtrain.data.store import TokenStoreWriter
+from lhtrain.data.tokenizer import Tokenizer
+
+SKIPPED = ".skipped.json"
+
+
+def write_shard(
+    path: Path,
+    unit: Unit,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    advance: Callable[[int, int], object] = lambda n_bytes, n_tokens: None,
+) -> None:
+    """Write the shard of `unit` aside, flush it to the disk and rename it to `path`.
+
+    How many documents were skipped, by reason, goes into a file beside it. `advance` is told of the bytes of
+    source read and the tokens written. Raises DataError: whatever is wrong with the source; OSError: disk.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    skipped: Counter[str] = Counter()
+    told = 0
+
+    def progressed(n_bytes: int) -> None:
+        nonlocal told
+        advance(n_bytes, writer.n_tokens - told)
+        told = writer.n_tokens
+
+    try:
+        with TokenStoreWriter(aside, tokenizer.dtype, tokenizer.fingerprint) as writer:
+            for document in documents_of(unit, recipe, progressed):
+                if isinstance(document, Skip):
+                    skipped[document.reason] += 1
+                    continue
+                try:
+                    write_document(writer, tokenizer, document.chunks)
+                except NotText as error:
+                    writer.discard_document()
+                    skipped[str(error)] += 1
+                if _reached(writer, recipe):
+                    break
+            progressed(0)
+        path.with_suffix(SKIPPED).write_text(json.dumps(skipped))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def documents_of(unit: Unit, recipe: Recipe, advance: Callable[[int], object]) -> Iterator[Text | Skip]:
+    """The documents of a unit, in order."""
+    filters = Filters(recipe.filters)
+    if unit.reader == "text":
+        for item in unit.items:
+            file = SourceFile(item.name, Path(item.path), item.stop, item.origin)  # type: ignore[arg-type]
+            yield Text(item.name, checked_chunks(file, advance))
+    elif unit.reader == "code":
+        yield from read_repository(unit.items, advance)
+    elif unit.reader == "rows":
+        for item in unit.items:
+            yield from read_rows(item, recipe.column, filters, advance)
+    else:
+        yield from read_hub(unit, recipe.column, filters, advance)
+
+
+def _reached(writer: TokenStoreWriter, recipe: Recipe) -> bool:
+    most_documents, most_tokens = recipe.max_documents, recipe.max_tokens
+    enough = most_documents is not None and writer.n_documents >= most_documents
+    return enough or (most_tokens is not None and writer.n_tokens >= most_tokens)

@@ -1,0 +1,122 @@
+"""Which files make up a corpus: the running Python's standard library, or local files and folders."""
+
+import os
+import stat
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lhtrain.data.errors import DataError
+
+SOURCES = ("stdlib", "text")
+
+STDLIB_SUFFIXES = {".py", ".txt", ".rst", ".md"}
+# Other people's packages, compiled files, and tests, whose odd encodings and generated tables are not text.
+STDLIB_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+
+
+@dataclass(frozen=True, order=True)
+class SourceFile:
+    """One file that becomes one document, if it turns out to be text.
+
+    origin says what happens if it does not: "named" by the user, an error; "found" in a folder, binary files
+    are skipped and broken text is an error; "bundled" with Python, skipped.
+    """
+
+    name: str  # relative and with "/": the same wherever the folder lies
+    path: Path
+    size: int  # bytes, when it was found
+    origin: Literal["named", "found", "bundled"]
+
+
+def find_files(source: str, path: str | os.PathLike | Iterable[str | os.PathLike] | None) -> list[SourceFile]:
+    """The files of a source, sorted by name, each real file once.
+
+    Raises DataError: unknown source, a missing, unreadable or looping path, nothing there.
+    """
+    if source not in SOURCES:
+        raise DataError(f"data.source={source!r}: must be one of {', '.join(SOURCES)}")
+    if source == "stdlib":
+        if path is not None:
+            raise DataError(f"data.path={path!r}: only goes with data=text; data=stdlib has no path")
+        return _stdlib_files(Path(sysconfig.get_path("stdlib")))
+    given = [path] if isinstance(path, str | os.PathLike) else list(path or [])
+    if not given or any(not os.fspath(item) for item in given):
+        rule = "data=text needs the path of a file or a folder, or a list of them"
+        raise DataError(f"data.path={path!r}: {rule}")
+    files = [file for item in given for file in _text_files(Path(item).expanduser())]
+    return _each_once(files)
+
+
+def _stdlib_files(root: Path) -> list[SourceFile]:
+    """Python sources and documentation texts of the standard library at `root`."""
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in STDLIB_SKIPPED and not name.startswith(".")]
+        for path in (Path(folder, name) for name in names):
+            if path.suffix in STDLIB_SUFFIXES and path.is_file():
+                size = path.stat().st_size
+                files.append(SourceFile(path.relative_to(root).as_posix(), path, size, "bundled"))
+    if not files:
+        raise DataError(f"data=stdlib: no .py or .txt file under {str(root)!r}; use data=text data.path=…")
+    return sorted(files)
+
+
+def _text_files(path: Path) -> Iterator[SourceFile]:
+    """The file at `path`, or every file below it that is not hidden."""
+    found = _stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        yield from _walk(path)
+    elif stat.S_ISREG(found.st_mode):
+        yield SourceFile(path.name, path, found.st_size, "named")
+    else:
+        raise DataError(f"data.path={str(path)!r}: must be a regular file or a folder")
+
+
+def _walk(root: Path) -> Iterator[SourceFile]:
+    """Regular files below `root`; links are followed, a link back to a folder above itself is an error."""
+    todo = [(root, "", frozenset([os.path.realpath(root)]))]
+    while todo:
+        folder, prefix, above = todo.pop()
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            raise _unreadable(folder, error) from error
+        for name in names:
+            if name.startswith("."):
+                continue
+            path = folder / name
+            found = _stat(path)
+            if stat.S_ISDIR(found.st_mode):
+                real = os.path.realpath(path)
+                if real in above:
+                    rule = "a link must not lead back to a folder above it; remove it or name subfolders"
+                    raise DataError(f"data.path: {str(path)!r} leads to {real!r}: {rule}")
+                todo.append((path, f"{prefix}{name}/", above | {real}))
+            elif stat.S_ISREG(found.st_mode):  # sockets, pipes and devices have no end
+                yield SourceFile(prefix + name, path, found.st_size, "found")
+
+
+def _each_once(files: list[SourceFile]) -> list[SourceFile]:
+    """Sorted by name; of the routes to one real file (links, overlapping paths) only the first is kept, and
+    what is named explicitly stays under the rules for named files."""
+    kept: dict[str, SourceFile] = {}
+    for file in sorted(files, key=lambda file: (file.origin != "named", file)):
+        kept.setdefault(os.path.realpath(file.path), file)
+    return sorted(kept.values())
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    rule = "must exist" if isinstance(error, FileNotFoundError) else "must be readable"
+    if path.is_symlink() and isinstance(error, FileNotFoundError):
+        rule = f"is a link to {os.readlink(path)!r}, which must exist"
+    return DataError(f"data.path={str(path)!r}: {rule} ({error.strerror})")

@@ -1,0 +1,116 @@
+"""Cached folders: complete or absent, whoever builds them and whenever they are stopped."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from lhtrain.data import DataError
+from lhtrain.data.cache import cache_root, load_or_build
+from lhtrain.data.errors import DamagedStore
+
+
+def load(folder: Path) -> str:
+    text = (folder / "content").read_text()
+    if text != "whole":
+        raise DamagedStore(f"content={text!r}: must be 'whole'")
+    return text
+
+
+class Build:
+    """Fills a folder, counting how often."""
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+        self.inodes: list[int] = []
+
+    def __call__(self, folder: Path) -> None:
+        self.folders.append(folder)
+        self.inodes.append(folder.stat().st_ino)
+        (folder / "content").write_text("whole")
+
+
+def test_built_once_aside_and_nothing_else_left(tmp_path: Path) -> None:
+    build, folder = Build(), tmp_path / "deep/cache/key"
+    assert load_or_build(folder, load, build) == load_or_build(folder, load, build) == "whole"
+    [built] = build.folders
+    assert built != folder and built.parent == folder.parent and built.name.startswith(".")
+    assert list(folder.parent.iterdir()) == [folder]
+    assert build.inodes == [folder.stat().st_ino]  # renamed, not copied: there is no moment of half a folder
+
+
+def test_a_damaged_folder_is_rebuilt_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "key"
+    folder.mkdir()
+    (folder / "content").write_text("who")
+    assert load_or_build(folder, load, Build()) == "whole"
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING and "content='who': must be 'whole'" in record.getMessage()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "content").write_text("who")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_or_build(tmp_path / "key", load, build)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_slower_of_two_takes_what_the_faster_published(tmp_path: Path) -> None:
+    faster, slower = Build(), Build()
+
+    def build(folder: Path) -> None:
+        load_or_build(tmp_path / "key", load, faster)
+        slower(folder)
+
+    assert load_or_build(tmp_path / "key", load, build) == "whole"
+    assert len(faster.folders) == len(slower.folders) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "key"]
+
+
+def test_a_folder_removed_by_another_process_is_built_again(tmp_path: Path) -> None:
+    build, removals = Build(), iter([True, False])
+
+    def load_after_removal(folder: Path) -> str:
+        if folder.exists() and next(removals):
+            (folder / "content").unlink()
+            folder.rmdir()
+        return load(folder)
+
+    assert load_or_build(tmp_path / "key", load_after_removal, build) == "whole"
+    assert len(build.folders) == 2
+
+
+def test_a_folder_that_never_holds_ends_in_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="keeps vanishing or being damaged"):
+        load_or_build(tmp_path / "key", load, lambda folder: None)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"data\.cache_dir='.*file': must be readable and writable"):
+        load_or_build(tmp_path / "file/key", load, Build())
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError, match=r"with room for the tokens \(.*No space left"):
+        load_or_build(tmp_path / "key", load, build)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cache_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("LHTRAIN_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_root(None) == Path("/home/someone/.cache/lhtrain")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_root(None) == Path("/xdg/lhtrain")
+    monkeypatch.setenv("LHTRAIN_CACHE", "/own")
+    assert cache_root(None) == Path("/own")
+    assert cache_root("~/mine") == Path("/home/someone/mine")

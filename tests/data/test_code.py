@@ -1,0 +1,33 @@
+"""Repositories: one document each, files in path order under headers."""
+
+import pytest
+
+from lhtrain.data.errors import DataError
+from lhtrain.data.prepare import prepare
+from lhtrain.data.recipe import Recipe
+
+
+def test_a_repository_is_one_document(tmp_path):
+    for name, content in {"b/z.py": "z = 1", "b/a.py": "a = 1\n", "c.txt": "c\n", ".git/x": "no"}.items():
+        path = tmp_path / "repos" / "one" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "repos" / "one" / "b" / "data.bin").write_bytes(b"\0\1")
+    (tmp_path / "repos" / "two").mkdir()
+    (tmp_path / "repos" / "two" / "d.py").write_text("d = 1\n")
+    recipe = Recipe(source="code", path=str(tmp_path / "repos" / "*"))
+    manifest = prepare(recipe, tmp_path / "out", workers=1, progress=False)
+    documents = [
+        bytes(store.document(i)[:-1].astype("u1")).decode()
+        for store in manifest.open_stores(tmp_path / "out")
+        for i in range(store.n_documents)
+    ]
+    assert documents == [
+        "==> one/b/a.py <==\na = 1\n\n==> one/b/z.py <==\nz = 1\n\n==> one/c.txt <==\nc\n\n",
+        "==> two/d.py <==\nd = 1\n\n",
+    ]
+
+
+def test_a_pattern_without_a_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="must be a folder, or a pattern that matches some"):
+        prepare(Recipe(source="code", path=str(tmp_path / "no*")), tmp_path / "out", 1, progress=False)

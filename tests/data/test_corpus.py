@@ -1,0 +1,278 @@
+"""open_corpus from end to end: real text, the cache, interruption, several processes, the terminal."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lhtrain.data import PADDING, Corpus, DataError, SequenceOrder, Split, open_corpus
+from lhtrain.data import corpus as corpus_module
+
+TEXTS = {f"folder/{name}.txt": f"text of {name}: é€😀\n" * (ord(name) - 90) for name in "abcdefghij"}
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    for name, text in TEXTS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def open_texts(path: object, cache: Path, **more: object) -> Corpus:
+    return open_corpus("text", path, cache_dir=cache, progress=False, **more)
+
+
+def documents(split: Split) -> list[str]:
+    return [_text(split.document(i)) for i in range(split.n_documents)]
+
+
+def _text(tokens: np.ndarray) -> str:
+    assert tokens[-1] == 256
+    return bytes(tokens[:-1].tolist()).decode()
+
+
+@pytest.fixture
+def forbid_tokenizing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """After forbid_tokenizing.undo() it is allowed again."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("tokenized again")
+
+    monkeypatch.setattr(corpus_module, "_tokenize", refuse)
+    return monkeypatch
+
+
+def run_python(code: str, *args: object, **options) -> subprocess.Popen:
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+
+
+def test_every_document_whole_in_one_split(texts: Path, cache: Path) -> None:
+    corpus = open_texts(texts, cache, val_fraction=0.3)
+    train, val = documents(corpus.train), documents(corpus.val)
+    assert train and val
+    assert sorted(train + val) == sorted(TEXTS.values())
+    assert [text for text in TEXTS.values() if text in train] == train  # in name order
+    assert corpus.train.dtype == np.uint16
+    assert (corpus.tokenizer.vocab_size, corpus.tokenizer.eos) == (257, 256)
+    meta = json.loads((cache / corpus.fingerprint / "meta.json").read_text())
+    tokens = corpus.train.n_tokens + corpus.val.n_tokens
+    assert (meta["documents"], meta["tokens"]) == (len(train) + len(val), tokens)
+    assert meta["tokenizer"] == corpus.tokenizer.as_meta()
+
+
+def test_one_document_gives_its_tail_to_validation(texts: Path, cache: Path) -> None:
+    corpus = open_texts(texts / "folder/j.txt", cache, val_fraction=0.25)
+    head, tail = corpus.train.document(0), corpus.val.document(0)
+    assert _text(np.concatenate([head, tail])) == TEXTS["folder/j.txt"]
+    assert len(tail) == pytest.approx(0.25 * len(TEXTS["folder/j.txt"].encode()), abs=2)
+
+
+def test_text_larger_than_a_chunk(tmp_path: Path, cache: Path) -> None:
+    data = np.random.default_rng(0).integers(97, 123, 2_500_001, dtype=np.uint8).tobytes()
+    (tmp_path / "large").write_bytes(data)
+    corpus = open_texts(tmp_path / "large", cache, val_fraction=0.5)
+    tokens = np.concatenate([corpus.train.document(0), corpus.val.document(0)])
+    assert tokens[:-1].astype(np.uint8).tobytes() == data and tokens[-1] == 256
+
+
+def test_the_second_open_reads_the_cache(texts: Path, cache: Path, forbid_tokenizing) -> None:
+    with pytest.raises(AssertionError, match="tokenized again"):
+        open_texts(texts, cache)
+    forbid_tokenizing.undo()
+    first = open_texts(texts, cache)
+    forbid_tokenizing.setattr(corpus_module, "_tokenize", None)
+    second = open_texts(texts, cache)
+    assert second.fingerprint == first.fingerprint
+    assert documents(second.train) == documents(first.train)
+
+
+def test_the_fingerprint_is_of_content_not_of_place(texts: Path, cache: Path, tmp_path: Path) -> None:
+    first = open_texts(texts, cache)
+    moved = texts.rename(tmp_path / "moved")
+    same = open_texts(moved, cache)
+    assert same.fingerprint == first.fingerprint
+    both = open_texts([moved / "folder/b.txt", moved / "folder/a.txt"], cache)
+    assert both.fingerprint == open_texts([moved / "folder/a.txt", moved / "folder/b.txt"], cache).fingerprint
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_files_of_one_name_are_told_apart_by_content(tmp_path: Path, cache: Path) -> None:
+    opened = []
+    for texts in (("one", "two"), ("two", "one")):
+        for folder, text in zip("pq", texts, strict=True):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "a.txt").write_text(text)
+        opened.append(open_texts([tmp_path / "p", tmp_path / "q"], cache))
+    assert opened[0].fingerprint == opened[1].fingerprint
+
+
+@pytest.mark.parametrize("change", ["content", "name", "more", "val_fraction"])
+def test_whatever_changes_tokens_changes_the_fingerprint(texts: Path, cache: Path, change: str) -> None:
+    first = open_texts(texts, cache)
+    path = texts / "folder/a.txt"
+    if change == "content":
+        path.write_text(path.read_text()[::-1])  # of the same size
+    elif change == "name":
+        path.rename(texts / "folder/aa.txt")  # still the first
+    elif change == "more":
+        (texts / "new.txt").write_text("new")
+    second = open_texts(texts, cache, val_fraction=0.5 if change == "val_fraction" else 0.05)
+    assert second.fingerprint != first.fingerprint
+    expected = sorted(file.read_text() for file in texts.rglob("*.txt"))
+    assert sorted(documents(second.train) + documents(second.val)) == expected
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["00000.bin", "meta.json"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "swapped"])
+def test_a_damaged_cache_is_rebuilt(texts: Path, cache: Path, name: str, damage: str, caplog) -> None:
+    first = open_texts(texts, cache)
+    before, path = documents(first.train), first.folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":  # a new file, so that `first` keeps its own
+        path.write_bytes(content[:-5] if damage == "truncated" else b"{}")
+    assert documents(open_texts(texts, cache).train) == before
+    assert path.read_bytes() == content
+    [record] = caplog.records
+    assert "rebuilding the damaged cache" in record.getMessage()
+
+
+def test_a_store_of_another_corpus_is_noticed(texts: Path, cache: Path, caplog) -> None:
+    first, other = open_texts(texts, cache), open_texts(texts / "folder/j.txt", cache)
+    before = documents(first.val)
+    (first.folder / "00000.bin").unlink()
+    (first.folder / "00000.bin").write_bytes((other.folder / "00000.bin").read_bytes())
+    assert documents(open_texts(texts, cache).val) == before
+    assert "must agree with 00000.bin" in caplog.text
+
+
+def test_a_file_that_changes_while_it_is_read(texts: Path, cache: Path, monkeypatch) -> None:
+    tokenize = corpus_module._tokenize
+
+    def change_then_tokenize(*args: object) -> None:
+        (texts / "folder/c.txt").write_text("changed")
+        tokenize(*args)
+
+    monkeypatch.setattr(corpus_module, "_tokenize", change_then_tokenize)
+    with pytest.raises(DataError, match=r"c\.txt': changed while it was read"):
+        open_texts(texts, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_killed_while_tokenizing(texts: Path, cache: Path) -> None:
+    killed = run_python(
+        """
+        import os, signal, sys
+        from lhtrain.data import open_corpus
+        from lhtrain.data.store import TokenStoreWriter
+
+        def end_document(self, *args, done=[]):
+            done.append(args)
+            if len(done) == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            end(self, *args)
+
+        end, TokenStoreWriter.end_document = TokenStoreWriter.end_document, end_document
+        open_corpus("text", sys.argv[1], cache_dir=sys.argv[2])
+        """,
+        texts,
+        cache,
+    )
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    [stale] = cache.iterdir()
+    corpus = open_texts(texts, cache)
+    assert sorted(documents(corpus.train) + documents(corpus.val)) == sorted(TEXTS.values())
+    assert set(cache.iterdir()) == {stale, corpus.folder}
+
+
+def test_two_processes_at_once(texts: Path, cache: Path) -> None:
+    """Both wait in the middle of tokenizing until the other is there too."""
+    code = """
+        import os, sys, time
+        from lhtrain.data import corpus
+
+        def tokenize(folder, *args):
+            while len(os.listdir(sys.argv[2])) < 2:
+                time.sleep(0.01)
+            write(folder, *args)
+            print("built")
+
+        write, corpus._tokenize = corpus._tokenize, tokenize
+        opened = corpus.open_corpus("text", sys.argv[1], cache_dir=sys.argv[2])
+        print(opened.fingerprint, opened.train.stores[0].tokens.sum())
+    """
+    processes = [run_python(code, texts, cache) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    corpus = open_texts(texts, cache)
+    sums = f"{corpus.fingerprint} {corpus.train.stores[0].tokens.sum()}"
+    assert outputs == [f"built\n{sums}\n"] * 2
+    assert list(cache.iterdir()) == [corpus.folder]
+
+
+@pytest.mark.parametrize("progress, lines", [(True, 1), (False, 0)])
+def test_one_plain_line_where_no_one_watches(
+    texts: Path, cache: Path, progress: bool, lines: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    open_corpus("text", texts, cache_dir=cache, progress=progress)
+    open_corpus("text", texts, cache_dir=cache, progress=progress)
+    out, err = capfd.readouterr()
+    assert out == "" and len(err.splitlines()) == lines
+    if lines:
+        assert err.startswith("tokenized 10 document(s), 0.0 MB, in ")
+
+
+def test_a_bar_on_a_terminal(texts: Path, cache: Path) -> None:
+    ours, theirs = pty.openpty()
+    code = "import sys, lhtrain.data as d; d.open_corpus('text', sys.argv[1], cache_dir=sys.argv[2])"
+    process = run_python(code, texts, cache, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = ""
+    with contextlib.suppress(OSError):  # how Linux tells that the other side is closed
+        while data := os.read(ours, 1 << 16):
+            shown += data.decode(errors="replace")
+    os.close(ours)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "tokenizing" in shown and "━" in shown and "tokenized" not in shown
+
+
+def test_errors_name_the_key(texts: Path, cache: Path) -> None:
+    (texts / "empty").mkdir()
+    for options, message in [
+        ({"path": texts / "empty"}, r"data\.path='.*empty': must hold at least one text file"),
+        ({"tokenizer": "gpt9"}, r"data\.tokenizer='gpt9'"),
+        ({"val_fraction": 1.5}, r"data\.val_fraction=1\.5"),
+        ({"path": texts / "gone"}, r"data\.path='.*gone': must exist"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            open_texts(**{"path": texts, "cache": cache, **options})
+
+
+def test_stdlib(cache: Path) -> None:
+    """The embedded corpus: real text, megabytes of it, both splits long enough for long sequences."""
+    corpus = open_corpus("stdlib", cache_dir=cache, progress=False)
+    assert corpus.train.n_documents > 300 and corpus.train.n_tokens > 5_000_000
+    assert corpus.val.n_documents > 5 and corpus.val.n_tokens > 2**16
+    rows = SequenceOrder(corpus.train, 8192, seed=0).read(0, 4, 8192)
+    assert rows.shape == (4, 8193) and rows.min() >= PADDING and rows.max() <= 256
+    text = corpus.tokenizer.decode(np.concatenate([corpus.train.document(i) for i in range(20)]))
+    assert text.count("<|endoftext|>") >= 20 and "import " in text and "\ufffd" not in text

@@ -1,0 +1,1 @@
+"""Norm scores, max-pooled to every level above the sequence."""

@@ -1,0 +1,1 @@
+"""Which entries are kept, in attention order, and the map from entry to place."""

@@ -1,0 +1,272 @@
+"""Two adjoint walks between tokens and kept rows; the layer's gather, scatter-back and both backward passes.
+
+`rows_from_tokens`: row of entry (l, i) = scale_l times the sum of its window of p^l tokens.
+`tokens_from_rows`: token = sum over levels of scale_l times the row of the window that holds it, if kept.
+SHIFTED says which window: [i p^l, (i + 1) p^l) with scale p^-l for pooling, or the same p^l - 1 later,
+clipped to N, with scale 1 for scatter-back. Each output element is written by one program, once, so nothing
+is zeroed first and nothing is added atomically. Sums are float32.
+
+x (B, N, H, D) with free strides but the last; rows (B, S, H, D) contiguous; places (B, G, E) int32.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lhtrain.attention.pyramid import Pyramid
+from lhtrain.kernels.shapes import blocks, power_of_two, rows_last, unrolled_levels
+
+# Measured on an H200: kernels/NOTES.md.
+ROWS_BLOCK = {"tokens": 64, "windows": 4}
+ROWS_LAUNCH = {"CHUNK": 64, "num_warps": 4}
+TOKENS_LAUNCH = {"BLOCK_T": 16, "num_warps": 2}
+
+
+@triton.jit
+def _pool_level(
+    p_x, s_n, p_rows, s_row, p_places, i_block, n_entries, seq_len,
+    SIZE: tl.constexpr, SHIFTED: tl.constexpr,
+    BLOCK_E: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Rows of one level: BLOCK_E entries of SIZE tokens each."""
+    o_e = i_block * BLOCK_E + tl.arange(0, BLOCK_E)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = (o_d < D)[None, :]
+    place = tl.load(p_places + o_e, mask=o_e < n_entries, other=-1)
+    m_row = (place >= 0)[:, None] & m_d
+    if SIZE == 1:
+        b_row = tl.load(p_x + o_e.to(tl.int64)[:, None] * s_n + o_d[None, :], mask=m_row, other=0.0)
+    else:
+        b_row = tl.zeros([BLOCK_E, BLOCK_D], tl.float32)
+        o_t = o_e * SIZE + (SIZE - 1 if SHIFTED else 0)  # the window's first token
+        p_t = p_x + o_t.to(tl.int64)[:, None] * s_n + o_d[None, :]
+        for i in tl.static_range(SIZE):
+            m_x = m_row
+            if SHIFTED:
+                m_x = m_row & (o_t + i < seq_len)[:, None]
+            # [BLOCK_E, BLOCK_D]: one token of every window
+            b_row += tl.load(p_t + i * s_n, mask=m_x, other=0.0).to(tl.float32)
+        if not SHIFTED:
+            b_row = b_row / SIZE
+    p_out = p_rows + place.to(tl.int64)[:, None] * s_row + o_d[None, :]
+    tl.store(p_out, b_row.to(p_rows.dtype.element_ty), mask=m_row)
+
+
+@triton.jit
+def _pool_level_in_chunks(
+    p_x, s_n, p_rows, s_row, p_places, i_block, n_entries, seq_len,
+    SIZE: tl.constexpr, SHIFTED: tl.constexpr,
+    BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """At most CHUNK rows at a time, which bounds the registers."""
+    if BLOCK_E <= CHUNK:
+        _pool_level(p_x, s_n, p_rows, s_row, p_places, i_block, n_entries, seq_len,
+                    SIZE, SHIFTED, BLOCK_E, D, BLOCK_D)  # fmt: skip
+    else:
+        for i in range(BLOCK_E // CHUNK):
+            _pool_level(p_x, s_n, p_rows, s_row, p_places,
+                        i_block * (BLOCK_E // CHUNK) + i, n_entries, seq_len,
+                        SIZE, SHIFTED, CHUNK, D, BLOCK_D)  # fmt: skip
+
+
+@triton.jit
+def _slot(
+    i_slot, i_b, p_q, p_k, p_v, q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+    p_rows_q, p_rows_k, p_rows_v, n_rows, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Tokens, rows, strides and group of a slot: H query heads, then G key, then G value heads."""
+    if i_slot < H:
+        i_h = i_slot
+        p_x, s_n, p_rows, n_heads = p_q + i_b * q_b + i_h * q_h, q_n, p_rows_q, H
+        i_g = i_slot // (H // G)
+    elif i_slot < H + G:
+        i_h = i_slot - H
+        p_x, s_n, p_rows, n_heads = p_k + i_b * k_b + i_h * k_h, k_n, p_rows_k, G
+        i_g = i_slot - H
+    else:
+        i_h = i_slot - H - G
+        p_x, s_n, p_rows, n_heads = p_v + i_b * v_b + i_h * v_h, v_n, p_rows_v, G
+        i_g = i_slot - H - G
+    return p_x, s_n, p_rows + (i_b * n_rows * n_heads + i_h) * D, n_heads * D, i_g
+
+
+@triton.jit
+def rows_from_tokens_kernel(
+    p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places,
+    seq_len, n_blocks, n_rows, n_entries,
+    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+    H: tl.constexpr, G: tl.constexpr, N_SLOTS: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr,
+    SHIFTED: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_T tokens of one head slot; with SHIFTED the only slots are q's."""
+    i_p = tl.program_id(0)
+    i_slot = i_p % N_SLOTS
+    i_block = (i_p // N_SLOTS) % n_blocks
+    i_b = (i_p // (N_SLOTS * n_blocks)).to(tl.int64)
+    p_x, s_n, p_rows, s_row, i_g = _slot(
+        i_slot, i_b, p_q, p_k, p_v, q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+        p_rows_q, p_rows_k, p_rows_v, n_rows, H, G, D,
+    )  # fmt: skip
+    p_places += (i_b * G + i_g) * n_entries
+    size = seq_len
+    for level in tl.static_range(LEVELS):
+        _pool_level_in_chunks(
+            p_x, s_n, p_rows, s_row, p_places, i_block, size, seq_len,
+            P**level, SHIFTED, BLOCK_T // P**level, CHUNK, D, BLOCK_D,
+        )  # fmt: skip
+        p_places += size
+        size = size // P
+
+
+@triton.jit
+def long_rows_kernel(
+    p_x, p_rows, p_places, n_level, seq_len, n_rows, n_entries, window, s_b, s_n, s_h,
+    H: tl.constexpr, G: tl.constexpr, SHIFTED: tl.constexpr,
+    BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One entry of a level whose windows are too long to unroll; p_places points at that level."""
+    i_p = tl.program_id(0)
+    i_h = i_p % H
+    i_e = (i_p // H) % n_level
+    i_b = (i_p // (H * n_level)).to(tl.int64)
+    place = tl.load(p_places + (i_b * G + i_h // (H // G)) * n_entries + i_e)
+    if place >= 0:
+        o_d = tl.arange(0, BLOCK_D)
+        p_x += i_b * s_b + i_h * s_h
+        first = i_e.to(tl.int64) * window
+        if SHIFTED:
+            first += window - 1
+        b_row = tl.zeros([BLOCK_D], tl.float32)
+        for start in range(0, window, BLOCK_T):
+            o_t = first + start + tl.arange(0, BLOCK_T)
+            m_x = (o_t < seq_len)[:, None] & (o_d < D)[None, :]
+            b_x = tl.load(p_x + o_t[:, None] * s_n + o_d[None, :], mask=m_x, other=0.0)  # [BLOCK_T, BLOCK_D]
+            b_row += tl.sum(b_x.to(tl.float32), 0)
+        if not SHIFTED:
+            b_row = b_row / window
+        p_row = p_rows + ((i_b * n_rows + place) * H + i_h) * D + o_d
+        tl.store(p_row, b_row.to(p_rows.dtype.element_ty), mask=o_d < D)
+
+
+@triton.jit
+def tokens_from_rows_kernel(
+    p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places,
+    seq_len, n_blocks, n_rows, n_entries,
+    H: tl.constexpr, G: tl.constexpr, N_SLOTS: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr,
+    SHIFTED: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_T tokens of one head slot, contiguous (B, N, H or G, D) outputs; with SHIFTED q's slots only."""
+    i_p = tl.program_id(0)
+    i_slot = i_p % N_SLOTS
+    i_block = (i_p // N_SLOTS) % n_blocks
+    i_b = (i_p // (N_SLOTS * n_blocks)).to(tl.int64)
+    n = seq_len.to(tl.int64)
+    p_x, s_n, p_rows, s_row, i_g = _slot(
+        i_slot, i_b, p_q, p_k, p_v, n * H * D, H * D, D, n * G * D, G * D, D, n * G * D, G * D, D,
+        p_rows_q, p_rows_k, p_rows_v, n_rows, H, G, D,
+    )  # fmt: skip
+    p_places += (i_b * G + i_g) * n_entries
+    o_t = i_block * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = (o_d < D)[None, :]
+    m_t = o_t < seq_len
+    b_x = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    size = seq_len
+    for level in tl.static_range(LEVELS):
+        shift = P**level - 1 if SHIFTED else 0
+        o_e = (o_t - shift) // P**level
+        place = tl.load(p_places + o_e, mask=m_t & (o_t >= shift), other=-1)
+        p_row = p_rows + place.to(tl.int64)[:, None] * s_row + o_d[None, :]
+        # [BLOCK_T, BLOCK_D]: neighbouring tokens read the same row, from the L1 cache
+        b_row = tl.load(p_row, mask=(place >= 0)[:, None] & m_d, other=0.0).to(tl.float32)
+        b_x += b_row if SHIFTED else b_row / P**level
+        p_places += size
+        size = size // P
+    p_out = p_x + o_t.to(tl.int64)[:, None] * s_n + o_d[None, :]
+    tl.store(p_out, b_x.to(p_q.dtype.element_ty), mask=m_t[:, None] & m_d)
+
+
+def _long_rows(x: Tensor, rows: Tensor, places: Tensor, pyramid: Pyramid, shifted: bool) -> None:
+    batch, seq_len, n_heads, dim = x.shape
+    for level in range(unrolled_levels(pyramid), pyramid.levels):
+        size = pyramid.size(level)
+        long_rows_kernel[(batch * size * n_heads,)](
+            x, rows, places[..., pyramid.offset(level) :], size, seq_len, rows.shape[1], pyramid.n_entries,
+            pyramid.pooling**level, *x.stride()[:3],
+            H=n_heads, G=places.shape[1], SHIFTED=shifted, BLOCK_T=64, D=dim, BLOCK_D=power_of_two(dim),
+        )  # fmt: skip
+
+
+def _rows_from_tokens(
+    tokens: tuple[Tensor, ...],
+    places: Tensor,
+    pyramid: Pyramid,
+    shifted: bool,
+) -> tuple[Tensor, ...]:
+    tokens = tuple(rows_last(x) for x in tokens)
+    batch, seq_len, n_heads, dim = tokens[0].shape
+    n_groups, n_rows = places.shape[1], pyramid.n_selected
+    rows = tuple(x.new_empty(batch, n_rows, x.shape[2], dim) for x in tokens)
+    three = tokens if len(tokens) == 3 else tokens * 3
+    three_rows = rows if len(rows) == 3 else rows * 3
+    constants = blocks(pyramid, dim, **ROWS_BLOCK)
+    n_blocks = -(-seq_len // constants["BLOCK_T"])
+    n_slots = sum(x.shape[2] for x in tokens)
+    rows_from_tokens_kernel[(batch * n_blocks * n_slots,)](
+        *three, *three_rows, places, seq_len, n_blocks, n_rows, pyramid.n_entries,
+        *(stride for x in three for stride in x.stride()[:3]),
+        H=n_heads, G=n_groups, N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=unrolled_levels(pyramid),
+        SHIFTED=shifted, **constants, **ROWS_LAUNCH,
+    )  # fmt: skip
+    for x, x_rows in zip(tokens, rows, strict=True):
+        _long_rows(x, x_rows, places, pyramid, shifted)
+    return rows
+
+
+def _tokens_from_rows(
+    rows: tuple[Tensor, ...], places: Tensor, pyramid: Pyramid, shifted: bool
+) -> tuple[Tensor, ...]:
+    rows = tuple(x.contiguous() for x in rows)
+    batch, n_rows, n_heads, dim = rows[0].shape
+    tokens = tuple(x.new_empty(batch, pyramid.seq_len, x.shape[2], dim) for x in rows)
+    three = tokens if len(tokens) == 3 else tokens * 3
+    three_rows = rows if len(rows) == 3 else rows * 3
+    n_blocks = -(-pyramid.seq_len // TOKENS_LAUNCH["BLOCK_T"])
+    n_slots = sum(x.shape[2] for x in rows)
+    tokens_from_rows_kernel[(batch * n_blocks * n_slots,)](
+        *three, *three_rows, places, pyramid.seq_len, n_blocks, n_rows, pyramid.n_entries,
+        H=n_heads, G=places.shape[1], N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=pyramid.levels,
+        SHIFTED=shifted, D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
+    )  # fmt: skip
+    return tokens
+
+
+def gather(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    places: Tensor,
+    pyramid: Pyramid,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept rows of the pyramids of window means: q (B, N, H, D), k, v (B, N, G, D) -> (B, S, H or G, D)."""
+    rows_q, rows_k, rows_v = _rows_from_tokens((q, k, v), places, pyramid, False)
+    return rows_q, rows_k, rows_v
+
+
+def gather_backward(
+    rows_q: Tensor, rows_k: Tensor, rows_v: Tensor, places: Tensor, pyramid: Pyramid
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients (B, S, H or G, D) of the rows -> of the tokens, (B, N, H or G, D)."""
+    grad_q, grad_k, grad_v = _tokens_from_rows((rows_q, rows_k, rows_v), places, pyramid, False)
+    return grad_q, grad_k, grad_v
+
+
+def scatter(rows: Tensor, places: Tensor, pyramid: Pyramid) -> Tensor:
+    """Each row added to the p^l positions from the last of its window: (B, S, H, D) -> (B, N, H, D)."""
+    return _tokens_from_rows((rows,), places, pyramid, True)[0]
+
+
+def scatter_backward(grad: Tensor, places: Tensor, pyramid: Pyramid) -> Tensor:
+    """Gradient (B, N, H, D) of the positions -> of the rows, (B, S, H, D)."""
+    return _rows_from_tokens((grad,), places, pyramid, True)[0]

@@ -1,0 +1,15 @@
+"""The attention boundary: every layer meets attention in one callable on (B, N, H, D) tensors."""
+
+from lhtrain.attention.dense import DenseAttention, dense_attention
+from lhtrain.attention.lighthouse import LighthouseAttention, lighthouse_attention
+from lhtrain.attention.pyramid import Pyramid
+from lhtrain.attention.selection import select
+
+__all__ = [
+    "DenseAttention",
+    "LighthouseAttention",
+    "Pyramid",
+    "dense_attention",
+    "lighthouse_attention",
+    "select",
+]

@@ -1,0 +1,166 @@
+"""Full causal attention: the fastest stock kernel that is installed, behind the boundary's layout.
+
+B batch, T tokens, H query heads, Hkv key/value heads, D head dim.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# What sdpa_kernel tries, in this order. "auto" may fall back, a name that was asked for may not.
+SDPA = {
+    "math": [SDPBackend.MATH],
+    "flash": [SDPBackend.FLASH_ATTENTION],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION],
+}
+FALLBACKS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+PACKAGES = {"fa2": "flash-attn", "fa3": "flash-attn-3", "fa4": "flash-attn-4"}
+DENSE_BACKENDS = ("auto", *SDPA, *PACKAGES)
+# FlashAttention-4 beats cuDNN on Hopper at every length, but its host code takes 0.3 ms a call, so that below
+# this many tokens the device would wait for it. Captured into a CUDA graph "fa4" is faster there too.
+FA4_FROM = 12_288
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
+    """Causal softmax attention with scale 1/sqrt(D).
+
+    Args:
+        q: (B, T, H, D); k, v: (B, T, Hkv, D) with Hkv dividing H, any float dtype.
+        backend: "math", "flash" or "cudnn" of PyTorch's scaled_dot_product_attention; "fa2", "fa3" or "fa4",
+            the FlashAttention packages; or "auto", the fastest of those installed for this shape.
+
+    Returns:
+        (B, T, H, D), q's dtype.
+
+    Raises:
+        ValueError: an unknown backend, or one whose package or device is missing.
+    """
+    check_dense_backend(backend)
+    if backend == "auto":
+        backend = _fastest(q)
+    if backend == "fa4":
+        return _fa4(q, k, v)[0]
+    if backend == "fa3":
+        from flash_attn_interface import flash_attn_func as fa3
+
+        return fa3(q, k, v, causal=True)
+    if backend == "fa2":
+        from flash_attn import flash_attn_func as fa2
+
+        return fa2(q, k, v, causal=True)
+    if backend == "default":
+        return _sdpa(q, k, v)
+    with sdpa_kernel(FALLBACKS if backend == "best" else SDPA[backend], set_priority=True):
+        return _sdpa(q, k, v)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def check_dense_backend(backend: str) -> None:
+    """Raise ValueError unless `backend` is known and, if it is a package of its own, usable here."""
+    if backend not in DENSE_BACKENDS:
+        raise ValueError(f"dense={backend}: must be one of {', '.join(DENSE_BACKENDS)}")
+    if backend in PACKAGES and not INSTALLED[backend]:
+        raise ValueError(f"dense={backend}: needs the package {PACKAGES[backend]}, which is not installed")
+    if backend in PACKAGES and not torch.cuda.is_available():
+        raise ValueError(f"dense={backend}: needs a CUDA device, and there is none")
+
+
+def _installed(backend: str) -> bool:
+    """Is the FlashAttention package behind "fa2", "fa3" or "fa4" there? Looks at files, imports nothing."""
+    if backend == "fa3":
+        return find_spec("flash_attn_interface") is not None
+    spec = find_spec("flash_attn")
+    inside = {"fa2": "flash_attn_interface.py", "fa4": "cute/interface.py"}[backend]
+    folders = spec.submodule_search_locations or () if spec else ()
+    return any((Path(folder) / inside).exists() for folder in folders)
+
+
+INSTALLED = {backend: _installed(backend) for backend in PACKAGES}
+
+
+def _fastest(q: Tensor) -> str:
+    """The fastest kernel by shape, as measured on an H200 (kernels/NOTES.md)."""
+    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
+        return "default"
+    if q.shape[1] >= FA4_FROM and q.shape[-1] in (64, 128) and _fa4_runs():
+        return "fa4"
+    return "best"
+
+
+@torch.compiler.assume_constant_result
+def _fa4_runs() -> bool:
+    return INSTALLED["fa4"] and torch.cuda.get_device_capability()[0] in (9, 10)
+
+
+# FlashAttention-4 as an operator, so that the compiler neither breaks at it nor looks inside: the package
+# offers an autograd function alone, and these are the two functions it calls.
+@torch.library.custom_op("lhtrain::fa4", mutates_args=())
+def _fa4(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """-> out (B, T, H, D), logsumexp (B, H, T) float32."""
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    return tuple(_flash_attn_fwd(q, k, v, causal=True, return_lse=True)[:2])
+
+
+@_fa4.register_fake
+def _(q, k, v):
+    batch, tokens, heads, _ = q.shape
+    return torch.empty_like(q), q.new_empty(batch, heads, tokens, dtype=torch.float32)
+
+
+@torch.library.custom_op("lhtrain::fa4_backward", mutates_args=())
+def _fa4_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    return tuple(_flash_attn_bwd(q, k, v, out, grad.contiguous(), lse, causal=True)[:3])
+
+
+@_fa4_backward.register_fake
+def _(grad, q, k, v, out, lse):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _fa4_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _fa4_autograd(ctx, grad, _lse):
+    return _fa4_backward(grad, *ctx.saved_tensors)
+
+
+_fa4.register_autograd(_fa4_autograd, setup_context=_fa4_context)
+
+
+@dataclass(frozen=True)
+class DenseAttention:
+    """The boundary's callable for full attention; `backend` as in `dense_attention`."""
+
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_dense_backend(self.backend)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dense_attention(q, k, v, self.backend)

@@ -1,0 +1,73 @@
+"""Which kernel runs: names, what is missing, and that all of them compute the same attention."""
+
+import pytest
+import torch
+
+from lhtrain.attention import DenseAttention, LighthouseAttention, dense, dense_attention, lighthouse
+from lhtrain.attention.dense import INSTALLED, SDPA
+
+SIZES = {"levels": 2, "pooling": 4, "budget": 128}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def qkv(device="cpu", dtype=torch.float32, heads=2, kv_heads=2, tokens=512, dim=64):
+    return [torch.randn(2, tokens, h, dim, device=device, dtype=dtype) for h in (heads, kv_heads, kv_heads)]
+
+
+def test_auto_on_a_cpu_is_plain_attention():
+    q, k, v = qkv(heads=4)
+    torch.testing.assert_close(dense_attention(q, k, v), dense_attention(q, k, v, "math"))
+
+
+@pytest.mark.parametrize("make", [DenseAttention, lambda name: LighthouseAttention(**SIZES, dense=name)])
+def test_an_unknown_dense_kernel_is_refused_at_construction(make):
+    with pytest.raises(ValueError, match="dense=fa5: must be one of auto, math, flash, cudnn, fa2, fa3, fa4"):
+        make("fa5")
+
+
+@pytest.mark.parametrize("name", ["fa2", "fa3", "fa4"])
+def test_a_missing_package_is_named_at_construction(name, monkeypatch):
+    monkeypatch.setitem(dense.INSTALLED, name, False)
+    with pytest.raises(
+        ValueError, match=f"dense={name}: needs the package flash-attn.*, which is not installed"
+    ):
+        DenseAttention(name)
+
+
+def test_a_package_without_its_device_is_refused(monkeypatch):
+    monkeypatch.setitem(dense.INSTALLED, "fa4", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="dense=fa4: needs a CUDA device"):
+        DenseAttention("fa4")
+
+
+def test_the_kernels_need_triton_and_a_device(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="backend=triton: needs a CUDA device, and the tensors are on cpu"):
+        lighthouse.lighthouse_attention(*qkv(), **SIZES, backend="triton")
+    monkeypatch.setattr(lighthouse, "HAS_TRITON", False)
+    with pytest.raises(ValueError, match="backend=triton: needs the package triton, which is not installed"):
+        lighthouse.lighthouse_attention(*qkv(), **SIZES, backend="triton")
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("name", ["auto", *SDPA, *(name for name, there in INSTALLED.items() if there)])
+def test_every_dense_kernel_agrees_with_float32(name, kv_heads):
+    """Forward and gradients, bf16 within 1e-2 of float32; long enough that auto takes its long choice."""
+    tokens = dense.FA4_FROM if name == "auto" else 1000
+    tensors = qkv("cuda", torch.bfloat16, 4, kv_heads, tokens, dim=128)
+    grad = torch.randn_like(tensors[0])
+
+    def run(attend, tensors):
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        out = attend(*leaves)
+        return out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))
+
+    def reference(q, k, v):  # repeated heads keep PyTorch off its quadratic-memory path
+        return dense_attention(q, *(x.repeat_interleave(4 // kv_heads, 2) for x in (k, v)))
+
+    want = run(reference, [x.float() for x in tensors])
+    for a, b in zip(run(DenseAttention(name), tensors), want, strict=True):
+        assert (a.float() - b).norm() / b.norm() < 1e-2

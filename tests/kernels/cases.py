@@ -1,0 +1,37 @@
+"""Inputs, the reference's answers, and the measure of error, for the kernel tests."""
+
+import torch
+from torch import Tensor
+
+from lhtrain.attention import Pyramid
+from lhtrain.attention.selection import max_pooled
+from lhtrain.kernels.selection.naive import select_places
+
+ON_GPU = torch.cuda.is_available()
+
+
+def options(pyramid: Pyramid) -> dict[str, int]:
+    return {"levels": pyramid.levels, "pooling": pyramid.pooling, "budget": pyramid.budget}
+
+
+def draw_qkv(pyramid, device, batch=1, heads=2, kv_heads=2, dim=16, dtype=torch.float32) -> list[Tensor]:
+    """Fresh q, k, v: never the same twice in a session."""
+    shapes = [(batch, pyramid.seq_len, h, dim) for h in (heads, kv_heads, kv_heads)]
+    return [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+
+
+def above(levels: list[Tensor]) -> Tensor:
+    """Scores by level -> the kernels' layout, levels 1 and up in one row."""
+    return torch.cat(levels[1:], -1)
+
+
+def random_selection(pyramid, groups, device, batch=1) -> tuple[Tensor, Tensor]:
+    """Indices and places of a selection by random scores."""
+    draws = (torch.rand(batch, groups, pyramid.seq_len, device=device) for _ in range(2))
+    return select_places(*(above(max_pooled(scores, pyramid)) for scores in draws), pyramid, True)
+
+
+def error(value: Tensor, want: Tensor) -> float:
+    """‖a − b‖ / ‖b‖; NaN where a is."""
+    value, want = value.detach().double(), want.detach().double()
+    return float((value - want).norm() / want.norm())

@@ -1,0 +1,70 @@
+"""Compile every kernel to a Hopper binary: compile_for_hopper.py L,p,R,D. Prints one line a kernel."""
+
+import re
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lhtrain.attention import Pyramid
+from lhtrain.kernels.scores.kernel import LAUNCH, score_kernel
+from lhtrain.kernels.selection.kernel import LAUNCH as SELECT_LAUNCH
+from lhtrain.kernels.selection.kernel import select_kernel
+from lhtrain.kernels.shapes import blocks
+from lhtrain.kernels.windows.kernel import (
+    ROWS_BLOCK,
+    ROWS_LAUNCH,
+    TOKENS_LAUNCH,
+    long_rows_kernel,
+    rows_from_tokens_kernel,
+    tokens_from_rows_kernel,
+)
+
+TYPES = {"p_places": "*i32", "p_indices": "*i32", "p_scratch": "*i32", "p_qk": "*fp32", "p_kq": "*fp32"}
+COUNTS = ("n_blocks", "n_tiles", "n_level")  # of no known divisor
+
+
+def compile_kernel(fn, constants, num_warps=4):
+    signature, attributes = {}, {}
+    for i, name in enumerate(fn.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        signature[name] = TYPES.get(name, "*bf16") if name.startswith("p_") else "i32"
+        if name not in COUNTS:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn, signature, constants, attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+    ptx = kernel.asm["ptx"]
+    local = len(re.findall(r"(?:ld|st)\.local", ptx))
+    wide = len(re.findall(r"(?:ld|st)\.global\.v4", ptx))
+    print(fn.__name__, "shared", kernel.metadata.shared, "16-byte accesses", wide, "local", local)
+
+
+def main(levels: int, pooling: int, group: int, dim: int) -> None:
+    pyramid = Pyramid(2**20, levels, pooling, 1024).check()
+    common = {"H": 8 * group, "G": 8, "P": pooling, "LEVELS": levels}
+    all_slots = common | {"N_SLOTS": 8 * group + 16}
+    q_slots = common | {"G": 8, "N_SLOTS": 8 * group}
+    rows = blocks(pyramid, dim, **ROWS_BLOCK) | {"CHUNK": ROWS_LAUNCH["CHUNK"]}
+    size = {"D": dim, "BLOCK_D": rows["BLOCK_D"]}
+    compile_kernel(score_kernel, common | size | {"BLOCK_T": LAUNCH["BLOCK_T"]})
+    compile_kernel(
+        select_kernel,
+        {"HEADS": group, "LEVELS": levels, "P": pooling, "COVER": True, "BLOCK": 1024},
+        num_warps=SELECT_LAUNCH["num_warps"],
+    )
+    compile_kernel(rows_from_tokens_kernel, all_slots | rows | {"SHIFTED": False})
+    compile_kernel(rows_from_tokens_kernel, q_slots | rows | {"SHIFTED": True})
+    tokens = size | {"BLOCK_T": TOKENS_LAUNCH["BLOCK_T"]}
+    compile_kernel(tokens_from_rows_kernel, all_slots | tokens | {"SHIFTED": False})
+    compile_kernel(tokens_from_rows_kernel, q_slots | tokens | {"SHIFTED": True})
+    compile_kernel(
+        long_rows_kernel,
+        {"H": 8, "G": 8, "SHIFTED": True, "BLOCK_T": 64, "D": dim, "BLOCK_D": size["BLOCK_D"]},
+    )
+
+
+if __name__ == "__main__":
+    main(*(int(x) for x in sys.argv[1].split(",")))

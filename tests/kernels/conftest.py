@@ -1,0 +1,40 @@
+"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before they are imported."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+if find_spec("triton") is None:
+    collect_ignore_glob = ["test_*.py"]  # nothing here can even be imported
+elif not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    from lhtrain.kernels.scores import kernel as scores
+    from lhtrain.kernels.windows import kernel as windows
+
+    # The interpreter takes milliseconds a program: have fewer, larger ones.
+    scores.LAUNCH["BLOCK_T"] = windows.ROWS_BLOCK["tokens"] = 512
+    windows.TOKENS_LAUNCH["BLOCK_T"] = 256
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def device():
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def poison():
+    """Uninitialised memory is NaN, or the largest integer, so that an output nobody wrote is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all() and torch.zeros(2).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)

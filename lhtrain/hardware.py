@@ -1,0 +1,67 @@
+"""Which device and precision a run computes on, and how to describe the machine."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lhtrain
+from lhtrain.conf.schema import Device, Precision
+from lhtrain.errors import RunError
+
+
+def pick_device(wanted: Device) -> torch.device:
+    """The device of the run. Raises RunError if cuda is asked for and absent."""
+    if wanted is Device.cuda and not torch.cuda.is_available():
+        raise RunError(
+            "run.device=cuda: PyTorch sees no CUDA device here; run.device=auto takes what there is"
+        )
+    return torch.device("cpu" if wanted is Device.cpu or not torch.cuda.is_available() else "cuda")
+
+
+def compute_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
+    """bfloat16 on GPUs, float32 on CPUs (bfloat16 products are many times slower there) unless told."""
+    if wanted is Precision.auto:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, wanted.value)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that tensors took on the GPU since the last reset; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def describe(device: torch.device) -> dict[str, dict[str, Any]]:
+    """Versions and hardware, for summary.json."""
+    names = ("torch", "triton", "hydra-core", "omegaconf", "numpy", "tiktoken")
+    versions: dict[str, Any] = {"lhtrain": lhtrain.__version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    hardware: dict[str, Any] = {
+        "device": device.type,
+        "cpu": _cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+        versions["cuda"] = torch.version.cuda
+    return {"versions": versions, "hardware": hardware}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

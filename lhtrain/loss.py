@@ -1,0 +1,111 @@
+"""Output projection and cross-entropy in one, a chunk of positions at a time: the logits never exist whole.
+
+M positions, C model dim, V vocabulary. At M = 98,304 and V = 128,256 the logits alone would take 25 GB in
+bfloat16. The gradient of a chunk's logits needs nothing but that chunk, so it is computed in the forward pass
+and folded at once into the gradients of the hidden states and of the weight; the backward pass only scales.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**28  # logits of a chunk: 1 GB in float32
+IGNORE = -100  # a target that does not count
+
+ChunkGrad = Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]
+
+
+def _chunk_loss(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk (m, V), and the float32 logsumexp (m,)."""
+    logits = logits.float()
+    counts = targets != IGNORE
+    lse = logits.logsumexp(-1)
+    right = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return ((lse - right + z_loss * lse.square()) * counts).sum(), lse
+
+
+def chunk_grad(logits: Tensor, targets: Tensor, z_loss: float, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk, and the gradient of the mean loss by its logits, (m, V) in their dtype."""
+    loss, lse = _chunk_loss(logits, targets, z_loss)
+    counts = (targets != IGNORE).unsqueeze(-1)
+    grad = (logits.float() - lse.unsqueeze(-1)).exp() * (1 + 2 * z_loss * lse).unsqueeze(-1)
+    grad.scatter_add_(-1, targets.clamp(min=0).unsqueeze(-1), torch.full_like(lse, -1.0).unsqueeze(-1))
+    return loss, (grad * counts / count).to(logits.dtype)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+    of_logits: ChunkGrad = chunk_grad,
+) -> Tensor:
+    """Mean cross-entropy, in nats, of the logits hidden @ weight.T.
+
+    Args:
+        hidden: (M, C), float; the products are computed in its dtype, the softmax in float32.
+        weight: (V, C), float32 or hidden's dtype; its gradient is summed over chunks in its own dtype.
+        targets: (M,) int64 below V; positions with target -100 do not count.
+        z_loss: adds z_loss * mean(logsumexp(logits)^2), which keeps logits from drifting (PaLM, section 5).
+        chunk: positions at a time; None: as many as make 2^28 logits.
+        of_logits: `chunk_grad`, or a compiled version of it.
+
+    Returns:
+        Scalar float32. Zero, with zero gradients, if no target counts.
+    """
+    rows = chunk if chunk is not None else max(1, CHUNK_ELEMENTS // weight.shape[0])
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, rows, of_logits)
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    matrix = weight.to(hidden.dtype)
+    for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
+        loss, _ = _chunk_loss(part @ matrix.T, target, z_loss)
+        total += loss
+    return total / (targets != IGNORE).sum().clamp(min=1)
+
+
+def plain_linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0
+) -> Tensor:
+    """The same by the book, all logits at once; what `linear_cross_entropy` is compared with."""
+    logits = (hidden @ weight.to(hidden.dtype).T).float()
+    count = (targets != IGNORE).sum().clamp(min=1)
+    loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    squares = logits.logsumexp(-1).square() * (targets != IGNORE)
+    return (loss + z_loss * squares.sum()) / count
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        rows: int,
+        of_logits: ChunkGrad,
+    ) -> Tensor:
+        count = (targets != IGNORE).sum().clamp(min=1)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        matrix = weight.to(hidden.dtype)
+        for part, target, grad in zip(
+            hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
+        ):
+            loss, grad_logits = of_logits(part @ matrix.T, target, z_loss, count)
+            total += loss
+            torch.mm(grad_logits, matrix, out=grad)
+            grad_weight += grad_logits.T @ part
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None, None

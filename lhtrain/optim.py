@@ -1,0 +1,18 @@
+"""AdamW over two groups of parameters."""
+
+import torch
+from torch import nn
+
+from lhtrain.conf.schema import OptimConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices (the embedding is one), none on norm gains and other vectors."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    beta1, beta2 = config.betas
+    on_gpu = named[0][1].is_cuda
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(beta1, beta2), eps=config.eps, fused=on_gpu)

@@ -1,0 +1,89 @@
+"""How far a run has come, and where each stage's time went. Saved with every checkpoint."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+PARTS = ("data", "compute", "validation", "checkpoint")
+
+
+@dataclass
+class StageRecord:
+    """What one stage did so far. Seconds are wall-clock; steps lost to a crash and done again count once."""
+
+    name: str
+    steps: int = 0
+    tokens: int = 0
+    flops: int = 0
+    peak_memory_bytes: int = 0  # of the GPU; 0 on a CPU
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("total", *PARTS), 0.0))
+    first_loss: float | None = None
+    last_loss: float | None = None
+    val_loss: float | None = None
+
+    def as_summary(self, peak_flops: float | None) -> dict[str, Any]:
+        """The stage's entry of summary.json; mfu is null where the device's peak is not known."""
+        busy = self.seconds["data"] + self.seconds["compute"]
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "wall_clock_seconds": {part: round(s, 3) for part, s in self.seconds.items()},
+            "tokens_per_second": round(self.tokens / busy, 1) if busy else None,
+            "data_wait_share": round(self.seconds["data"] / busy, 4) if busy else None,
+            "mfu": round(self.flops / busy / peak_flops, 4) if busy and peak_flops else None,
+            "peak_memory_gb": round(self.peak_memory_bytes / 1e9, 2) or None,
+            "first_loss": self.first_loss,
+            "last_loss": self.last_loss,
+            "val_loss": self.val_loss,
+        }
+
+
+@dataclass
+class Progress:
+    """Steps done, tokens read from the data, and a record for every stage begun."""
+
+    step: int = 0
+    position: int = 0  # tokens into the data, over all epochs; goes on through stage switches
+    stages: list[StageRecord] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> "Progress":
+        stages = [StageRecord(**record) for record in saved["stages"]]
+        return cls(step=saved["step"], position=saved["position"], stages=stages)
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock of all stages, as of the last `StageClock.lap`."""
+        return sum(stage.seconds["total"] for stage in self.stages)
+
+
+class StageClock:
+    """Adds the seconds of the current stage's parts, and its total, to its record."""
+
+    def __init__(self, record: StageRecord):
+        self.record = record
+        self._lap = time.perf_counter()
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.record.seconds[part] += time.perf_counter() - start
+
+    def lap(self) -> None:
+        """Bring the total up to now."""
+        now = time.perf_counter()
+        self.record.seconds["total"] += now - self._lap
+        self._lap = now

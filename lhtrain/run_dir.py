@@ -1,0 +1,65 @@
+"""The run directory: what lies where; configurations as they are saved and compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lhtrain.conf.schema import Config
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def plot(self) -> Path:
+        return self.path / "loss.png"
+
+
+def as_container(config: Config) -> dict[str, Any]:
+    """The configuration as plain dicts, enums by name."""
+    out = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    assert isinstance(out, dict)
+    return {str(key): value for key, value in out.items()}
+
+
+def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Keys that decide a run's numbers and differ between two configurations, as 'key: saved -> now'."""
+    out = []
+    for group in ("model", "lighthouse", "stages", "data", "optim", "run"):
+        for key in sorted(_flat(saved[group]).keys() | _flat(now[group]).keys()):
+            name = f"{group}.{key}"
+            if name in ("run.dir", "run.name", "run.log_every", "data.cache_dir", "data.path"):
+                continue  # the data's own fingerprint is compared instead of where it lies
+            before, after = _flat(saved[group]).get(key), _flat(now[group]).get(key)
+            if before != after:
+                out.append(f"{name}: {before} -> {after}")
+    return out
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out.update(_flat(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out

@@ -1,0 +1,65 @@
+"""How a run starts: afresh, from its own newest checkpoint, or from another run's."""
+
+from pathlib import Path
+from typing import Any
+
+from lhtrain import checkpoint
+from lhtrain.conf.schema import Config, Resume
+from lhtrain.data import Corpus
+from lhtrain.errors import RunError
+from lhtrain.progress import Progress
+from lhtrain.run_dir import RunDir, as_container, differing
+
+
+def find_resume(run_dir: RunDir, resume: Resume) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Raises:
+        RunError: the directory holds a run and nobody said to resume it.
+    """
+    done = checkpoint.complete(run_dir.checkpoints)
+    if resume is Resume.auto:
+        return done[-1] if done else None
+    if done or run_dir.metrics.exists():
+        raise RunError(
+            f"run.dir={run_dir.path} holds a run already: resume=auto goes on with it; "
+            "a new run needs another directory"
+        )
+    return None
+
+
+def resume_run(path: Path, tensors: checkpoint.Tensors, config: Config, corpus: Corpus) -> Progress:
+    """Restore everything from this run's checkpoint `path`.
+
+    Raises:
+        RunError: a faulty checkpoint, or settings or data that differ from the saved run's, each named.
+    """
+    state = checkpoint.read_state(path)
+    changed = differing(state["config"], as_container(config))
+    if state["data"] != corpus.fingerprint:
+        changed.append(f"data: content {state['data']} -> {corpus.fingerprint}")
+    if changed:
+        lines = "".join(f"\n  {line}" for line in changed)
+        raise RunError(
+            f"resume=auto: {path} was saved with other settings (saved -> now):{lines}\n"
+            f"Give the saved values, or start a new run with init_from={path}"
+        )
+    checkpoint.load(path, tensors)
+    return Progress.from_dict(state["progress"])
+
+
+def start_from(path: Path, tensors: checkpoint.Tensors, corpus: Corpus) -> tuple[Progress, str]:
+    """Begin a new run with another run's weights, optimizer state and, on the same data, position.
+
+    Returns the new run's progress, at step 0, and a note on what was taken over.
+
+    Raises:
+        RunError: a faulty checkpoint, or one of another model.
+    """
+    state: dict[str, Any] = checkpoint.read_state(path)
+    checkpoint.load(path, tensors)
+    note = f"weights and optimizer of {path}, step {state['progress']['step']}"
+    if state["data"] != corpus.fingerprint:
+        return Progress(), f"{note}; other data, read from its start"
+    position = state["progress"]["position"]
+    return Progress(position=position), f"{note}; data from token {position:,} on"

@@ -1,0 +1,127 @@
+"""Time the training steps of each stage of a configuration, in one process.
+
+The configuration is lhtrain's, the steps are the trainer's own, the tokens are random bytes. Prints a row a
+stage and the ratio of each to the dense one; --csv appends the rows to a file.
+
+    python scripts/bench/train.py --csv scripts/bench/results/train.csv model=lighthouse_530m
+"""
+
+import argparse
+import csv
+import datetime
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from lhtrain.blocks import prepare
+from lhtrain.conf.compose import compose_config
+from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.feed import batches
+from lhtrain.flops import peak_flops, rows, step_flops
+from lhtrain.hardware import compute_dtype, peak_memory, pick_device, reset_peak_memory
+from lhtrain.model import GPT
+from lhtrain.optim import build_optimizer
+from lhtrain.train import attention_of, update
+
+COLUMNS = [
+    "gpu",
+    "torch",
+    "date",
+    "model",
+    "seq_len",
+    "stage",
+    "tokens_per_second",
+    "step_seconds",
+    "mfu",
+    "peak_gb",
+]
+COLUMNS += ["parameters", "rows", "loss", "settings"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a stage")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them, compiling among them")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    config = compose_config(arguments.overrides)
+    measured = measure(config, arguments)
+    dense = [row for row in measured if row["rows"] == row["seq_len"]]
+    for row in measured:
+        speed = f"{row['tokens_per_second']:>10,.0f} tok/s  {row['step_seconds']:.3f} s/step"
+        ratio = f"{row['tokens_per_second'] / dense[-1]['tokens_per_second']:.2f}x dense" if dense else ""
+        print(f"{row['stage']:<12} {speed}  mfu {row['mfu'] or 0:.1%}  peak {row['peak_gb']:.1f} GB  {ratio}")
+    if arguments.csv:
+        append(arguments.csv, measured)
+
+
+def measure(config: Config, arguments: argparse.Namespace) -> list[dict]:
+    device = pick_device(config.run.device)
+    model = GPT(config.model, compute_dtype(config.compute.precision, device))
+    model.init_weights(config.run.seed)
+    model.to(device)
+    prepare(model, config.compute, device)
+    optimizer = build_optimizer(model, config.optim)
+    out = []
+    for name, stage in config.stages.items():
+        model.attend_with(attention_of(stage, config.lighthouse))
+        began = time.perf_counter()
+        for _ in range(arguments.warmup):
+            step(model, optimizer, config, stage, device)
+        print(f"{name}: warm after {time.perf_counter() - began:.1f} s", flush=True)
+        reset_peak_memory(device)
+        timed = [step(model, optimizer, config, stage, device) for _ in range(arguments.steps)]
+        times, losses = zip(*timed, strict=True)
+        seconds, peak = statistics.median(times), peak_flops(device)
+        flops = step_flops(config.model, stage)
+        values = [
+            torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            torch.__version__,
+            datetime.date.today().isoformat(),
+            config.model.name,
+            stage.seq_len,
+            name,
+            round(stage.batch_tokens / seconds, 1),
+            round(seconds, 4),
+            round(flops / seconds / peak, 4) if peak else None,
+            round(peak_memory(device) / 1e9, 2),
+            model.n_parameters()[0],
+            rows(stage),
+            round(losses[-1], 4),
+            " ".join(arguments.overrides),
+        ]
+        out.append(dict(zip(COLUMNS, values, strict=True)))
+    return out
+
+
+def step(model: GPT, optimizer: torch.optim.Optimizer, config: Config, stage: StageConfig, device) -> tuple:
+    """Seconds and loss of one step; the tokens are made before the clock starts."""
+    tokens = torch.randint(0, 256, (stage.batch_tokens // stage.seq_len, stage.seq_len + 1))
+    parts = batches(tokens, stage.grad_accum, eos=0, device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    loss, _ = update(model, optimizer, parts, config.optim.lr, config.optim)
+    value = loss.item()  # waits for the device
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, value
+
+
+def append(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

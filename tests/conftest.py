@@ -1,0 +1,9 @@
+"""Settings that must be made before anything imports Triton."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    # Without a GPU kernels run in Triton's interpreter, which its own library functions must know at import.
+    os.environ["TRITON_INTERPRET"] = "1"

@@ -1,0 +1,99 @@
+"""Run the real `lhtrain` command on a small text and read what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+# A model that steps in a few hundredths of a second; two stages of a sequence that the pyramid just fits.
+TINY = [
+    *("model.seq_len=2048", "model.dim=32", "model.n_layers=2", "model.ffn_dim=64", "run.device=cpu"),
+    *("run.steps=16", "run.batch_tokens=4096", "run.grad_accum=2", "eval.tokens=4096", "eval.every=6"),
+    "checkpoint.every=5",
+]
+
+
+@dataclass
+class Run:
+    """A run directory after its command ended."""
+
+    path: Path
+    status: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.path / "summary.json").read_text())
+
+    @property
+    def trace(self) -> list[tuple]:
+        """Every row but for its times: what must be equal, bit for bit, between two runs."""
+        timed = ("seconds", "step_seconds", "tokens_per_second", "mfu")
+        return [tuple(sorted((k, v) for k, v in row.items() if k not in timed)) for row in self.rows]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.path / "checkpoints").iterdir())
+
+
+class Lhtrain:
+    """The command, with its own data and cache."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        words = [f"line {i}: the {i % 7}th of {i % 11} things, said {i % 3} times\n" for i in range(6000)]
+        text = folder / "text"
+        text.mkdir()
+        for number in range(10):
+            (text / f"{number}.txt").write_text("".join(words[number::10]))
+        self.data = ["data=text", f"data.path={text}", f"data.cache_dir={folder / 'cache'}"]
+        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+
+    def start(self, name: str, *overrides: str) -> subprocess.Popen:
+        command = [
+            sys.executable,
+            "-m",
+            "lhtrain",
+            *self.data,
+            *TINY,
+            f"run.dir={self.folder / name}",
+            *overrides,
+        ]
+        if not any(override.startswith("stage=") for override in overrides):
+            command.append("stages.lighthouse.fraction=0.5")  # the switch is at the run's middle
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, **pipes)
+
+    def __call__(self, name: str, *overrides: str, status: int = 0) -> Run:
+        process = self.start(name, *overrides)
+        out, err = process.communicate()
+        assert process.returncode == status, f"status {process.returncode}, not {status}\n{out}\n{err}"
+        return Run(self.folder / name, process.returncode, out, err)
+
+    def kill_after(self, name: str, step: int, *overrides: str, with_signal: int = signal.SIGKILL) -> Run:
+        """Send the signal as soon as `step` is printed; runs of under 40 steps print every step."""
+        process = self.start(name, *overrides)
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("step") and int(line.split()[1].split("/")[0]) >= step:
+                process.send_signal(with_signal)
+                break
+        rest, err = process.communicate()
+        return Run(self.folder / name, process.returncode, "".join(lines) + rest, err)
+
+    def bare(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Just `lhtrain ARGUMENTS`."""
+        command = [sys.executable, "-m", "lhtrain", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)

@@ -1,0 +1,14 @@
+import pytest
+
+from tests.integration.command import Lhtrain
+
+
+@pytest.fixture(scope="session")
+def lhtrain(tmp_path_factory):
+    return Lhtrain(tmp_path_factory.mktemp("lhtrain"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(lhtrain):
+    """The two-stage run that others are compared with."""
+    return lhtrain("undisturbed")

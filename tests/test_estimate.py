@@ -1,0 +1,80 @@
+"""The estimate against peaks measured on a GPU, and the command."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from lhtrain.conf.compose import compose_config
+from lhtrain.estimate import estimate, main
+
+RESULTS = Path(__file__).parents[1] / "scripts" / "bench" / "results" / "train.csv"
+
+
+def measured():
+    with RESULTS.open() as file:
+        return [row for row in csv.DictReader(file) if row["gpu"] != "cpu"]
+
+
+@pytest.mark.parametrize(
+    "row", measured(), ids=lambda row: f"{row['stage']}-{row['seq_len']}-{row['peak_gb']}"
+)
+def test_within_a_tenth_of_every_measured_peak(row):
+    config = compose_config(row["settings"].split())
+    total = estimate(config, config.stages[row["stage"]]).total
+    assert total == pytest.approx(1e9 * float(row["peak_gb"]), rel=0.10)
+
+
+def peak(*overrides):
+    config = compose_config(["model=lighthouse_530m", *overrides])
+    return {name: estimate(config, stage).total for name, stage in config.stages.items()}
+
+
+def test_what_helps_in_the_order_in_which_it_helps():
+    levels = [
+        peak(*settings)["recovery"]
+        for settings in (
+            [],
+            ["compute.recompute=selective"],
+            ["compute.recompute=full", "compute.recompute_every=2"],
+            ["compute.recompute=full"],
+            ["compute.recompute=full", "compute.offload=true"],
+        )
+    ]
+    assert levels == sorted(levels, reverse=True)
+    assert len(set(levels)) == len(levels)
+
+
+def test_lighthouse_keeps_less_than_full_attention():
+    both = peak()
+    assert both["lighthouse"] < both["recovery"]
+
+
+def test_micro_batches_take_turns():
+    once = peak("run.batch_tokens=393216")
+    parts = peak("run.batch_tokens=393216", "run.grad_accum=4")
+    assert parts == peak()
+    assert once["recovery"] > 3 * parts["recovery"]
+
+
+def test_the_command_says_whether_it_fits(capsys):
+    main(["model=lighthouse_530m", "gpu=h100"])
+    out = capsys.readouterr().out
+    assert "530,117,632 parameters" in out and "of 80" in out
+    fits = next(line for line in out.splitlines() if "fits" in line)
+    assert "yes" in fits and "NO" in fits  # Lighthouse does, full attention does not
+    main(["model=lighthouse_530m", "compute.recompute=full", "gpu=24.5"])
+    assert "of 24.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gpu=h9000"], "gpu=h9000: must be one of a100, h100"),
+        (["model.dim=0"], "model.dim=0: must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Batches: the same read ahead or not, shared out by the targets that count."""
+
+import numpy as np
+import pytest
+import torch
+
+from lhtrain.conf.schema import Attention, StageConfig
+from lhtrain.data import PADDING, SequenceOrder, Split, TokenStore
+from lhtrain.data.store import TokenStoreWriter
+from lhtrain.feed import Feed, batches, validation_batches
+
+CPU = torch.device("cpu")
+EOS = 999
+
+
+@pytest.fixture(scope="module")
+def order(tmp_path_factory: pytest.TempPathFactory) -> SequenceOrder:
+    path = tmp_path_factory.mktemp("feed") / "train.bin"
+    with TokenStoreWriter(path, np.dtype("<u2")) as writer:
+        for number in range(40):
+            writer.append(np.arange(3 + 7 * number % 50))
+            writer.end_document(EOS)
+    return SequenceOrder(Split.whole(TokenStore(path)), [32, 16], seed=0)
+
+
+def stage(seq_len: int, batch_tokens: int = 128, grad_accum: int = 2) -> StageConfig:
+    return StageConfig(Attention.dense, seq_len=seq_len, batch_tokens=batch_tokens, grad_accum=grad_accum)
+
+
+def run(feed: Feed, plan: list[StageConfig]) -> tuple[list[torch.Tensor], int]:
+    position, seen = 0, []
+    for step in plan:
+        micro, position = feed.micro_batches(position, step)
+        seen += [tensor for batch in micro for tensor in (batch.tokens, batch.targets)]
+    feed.close()
+    return seen, position
+
+
+def test_reading_ahead_changes_nothing(order: SequenceOrder) -> None:
+    """Over more than an epoch, with switches of the sequence length that nobody announced."""
+    plan = [stage(16)] * 9 + [stage(32)] * 9 + [stage(16, batch_tokens=64)] * 9
+    ahead, direct = (run(Feed(order, EOS, CPU, ahead=flag), plan) for flag in (True, False))
+    assert ahead[1] == direct[1] > order.tokens_per_epoch
+    for one, two in zip(ahead[0], direct[0], strict=True):
+        assert torch.equal(one, two)
+
+
+def test_an_error_of_the_thread_reaches_the_trainer(order: SequenceOrder, monkeypatch) -> None:
+    feed = Feed(order, EOS, CPU)
+    monkeypatch.setattr(order, "read", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))
+    feed._ahead = None
+    with pytest.raises(OSError, match="disk gone"):
+        feed.micro_batches(0, stage(16))
+    feed.close()
+
+
+def test_padding_is_end_of_text_as_input_and_no_target() -> None:
+    rows = torch.tensor([[1, 2, PADDING], [3, PADDING, PADDING], [4, 5, 6], [7, 8, 9]])
+    first, second = batches(rows, 2, EOS, CPU)
+    assert first.tokens.tolist() == [[1, 2], [3, EOS]]
+    assert first.targets.tolist() == [[2, PADDING], [PADDING, PADDING]]
+    assert (first.n_targets, second.n_targets) == (1, 4)
+    assert (first.share, second.share) == (0.2, 0.8)
+
+
+def test_validation_reads_as_many_tokens_as_told(order: SequenceOrder) -> None:
+    found = list(validation_batches(order, 200, stage(16), EOS, CPU))
+    assert sum(batch.tokens.numel() for batch in found) == 192
+    assert sum(batch.n_targets for batch in found) <= 192

@@ -1,0 +1,77 @@
+"""The chunked loss against the plain one: values, gradients, masks, and that the logits never exist whole."""
+
+import pytest
+import torch
+
+from lhtrain.loss import IGNORE, linear_cross_entropy, plain_linear_cross_entropy
+
+
+def inputs(m=37, c=16, v=51, masked=0, dtype=torch.float64, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(m, c, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(v, c, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+    targets = torch.randint(0, v, (m,), generator=draw)
+    targets[torch.randperm(m, generator=draw)[:masked]] = IGNORE
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 37, 1000, None])
+@pytest.mark.parametrize("masked", [0, 9, 37])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_equals_the_plain_loss(chunk, masked, z_loss):
+    got, expected = [], []
+    for out, loss in (
+        (got, lambda *a: linear_cross_entropy(*a, z_loss, chunk)),
+        (expected, lambda *a: plain_linear_cross_entropy(*a, z_loss)),
+    ):
+        hidden, weight, targets = inputs(masked=masked, dtype=torch.float32)
+        value = loss(hidden, weight, targets)
+        (3 * value).backward()  # a gradient from above that is not one
+        out += [value, hidden.grad, weight.grad]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_those_of_its_own_value():
+    """Finite differences; the softmax is float32, hence the coarse step."""
+    hidden, weight, targets = inputs(m=6, c=4, v=7, masked=1)
+
+    def loss(hidden, weight):
+        return linear_cross_entropy(hidden, weight, targets, z_loss=0.1, chunk=4)
+
+    assert torch.autograd.gradcheck(loss, (hidden, weight), eps=1e-2, atol=2e-3, rtol=2e-3)
+
+
+def test_without_gradients_the_value_is_the_same():
+    hidden, weight, targets = inputs(masked=3, dtype=torch.float32)
+    with torch.no_grad():
+        value = linear_cross_entropy(hidden, weight, targets, z_loss=0.1, chunk=8)
+    torch.testing.assert_close(value, linear_cross_entropy(hidden, weight, targets, z_loss=0.1).detach())
+
+
+def test_low_precision_stays_close_to_float32():
+    exact = linear_cross_entropy(*inputs(m=200, v=300, dtype=torch.float32))
+    hidden, weight, targets = inputs(m=200, v=300, dtype=torch.bfloat16)
+    loss = linear_cross_entropy(hidden, weight, targets, chunk=64)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=2e-2)
+
+
+def test_no_tensor_has_the_size_of_all_logits():
+    """The largest tensor that the loss makes is a chunk of logits."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.extend(
+                x.numel() for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor)
+            )
+            return out
+
+    hidden, weight, targets = inputs(m=64, c=4, v=100, dtype=torch.float32)
+    with Sizes():
+        linear_cross_entropy(hidden, weight, targets, chunk=8).backward()
+    assert max(sizes) == 8 * 100

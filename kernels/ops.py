@@ -16,7 +16,7 @@ from lhtrain.kernels.windows import kernel as windows
 
 @torch.library.custom_op("lhtrain::gather_rows", mutates_args=())
 def gather_rows(
-    q: Tensor, k: Tensor, v: Tensor, levels: int, pooling: int, budget: int, cover_prefix: bool
+    q: Tensor, k: Tensor, v: Tensor, levels: int, pooling: int, budget: int, n_covered: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Score, select, and gather with pooling.
 
@@ -25,12 +25,12 @@ def gather_rows(
     """
     check_tokens(q, k, v, pooling)
     pyramid = Pyramid(q.shape[1], levels, pooling, budget).check()
-    indices, places = select_places(*score(q, k, pyramid), pyramid, cover_prefix)
+    indices, places = select_places(*score(q, k, pyramid), pyramid, n_covered)
     return *windows.gather(q, k, v, places, pyramid), indices, places
 
 
 @gather_rows.register_fake
-def _(q, k, v, levels, pooling, budget, cover_prefix):
+def _(q, k, v, levels, pooling, budget, n_covered):
     check_tokens(q, k, v, pooling)
     pyramid = Pyramid(q.shape[1], levels, pooling, budget)
     batch, _, n_groups, dim = k.shape

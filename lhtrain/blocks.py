@@ -16,9 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from lhtrain.conf.schema import Compile, ComputeConfig, Recompute
 from lhtrain.data.cache import cache_root
 from lhtrain.loss import chunk_grad
-from lhtrain.model import GPT, Block, Rotation, run_plainly
-
-RunBlock = Callable[[Block, Tensor, Rotation], Tensor]
+from lhtrain.model import GPT, Block, Rotation, RunBlock, run_plainly
 
 # selective: results worth their memory; all else of a block is cheap to compute again.
 KEPT = ("aten::mm", "aten::addmm", "aten::_scaled_dot_product", "lhtrain::")
@@ -26,13 +24,16 @@ KEPT = ("aten::mm", "aten::addmm", "aten::_scaled_dot_product", "lhtrain::")
 
 def prepare(model: GPT, compute: ComputeConfig, device: torch.device) -> None:
     """Have `model` run its blocks and its loss as `compute` says."""
-    model.run_block = block_runner(compute, device)
+    run = block_runner(compute, device)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        block.run = run
     if compiles(compute, device):
         model.chunk_grad = torch.compile(chunk_grad, fullgraph=True, dynamic=False)
 
 
 def block_runner(compute: ComputeConfig, device: torch.device) -> RunBlock:
-    """What `GPT.run_block` becomes under `compute`."""
+    """What `Block.run` becomes under `compute`."""
     run: RunBlock = run_plainly
     if compute.recompute is Recompute.selective:
         run = _selective

@@ -48,7 +48,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: (M, C), float; the products are computed in its dtype, the softmax in float32.
-        weight: (V, C), float32 or hidden's dtype; its gradient is summed over chunks in its own dtype.
+        weight: (V, C), float32 or hidden's dtype; its gradient is summed over chunks in float32.
         targets: (M,) int64 below V; positions with target -100 do not count.
         z_loss: adds z_loss * mean(logsumexp(logits)^2), which keeps logits from drifting (PaLM, section 5).
         chunk: positions at a time; None: as many as make 2^28 logits.
@@ -93,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         count = (targets != IGNORE).sum().clamp(min=1)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         matrix = weight.to(hidden.dtype)
         for part, target, grad in zip(
             hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
@@ -103,9 +103,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.mm(grad_logits, matrix, out=grad)
             grad_weight += grad_logits.T @ part
         ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
         return total / count
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None, None
+        grad_weight = (grad_weight * grads[0]).to(ctx.weight_dtype)
+        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight, None, None, None, None

@@ -17,12 +17,13 @@ from lhtrain.loss import ChunkGrad, chunk_grad, linear_cross_entropy
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, T, H, D), k, v (B, T, Hkv, D) -> (B, T, H, D)
 Rotation = tuple[Tensor, Tensor]  # cos, sin, each (T, D), float32
+FULL_ATTENTION = DenseAttention()
 
 
-def rotation(seq_len: int, head_dim: int, theta: float, device: torch.device) -> Rotation:
-    """Cosine and sine of the rotary embedding at positions 0 … T - 1, (T, D) each, in float32."""
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(seq_len, device=device, dtype=torch.float32), frequencies)
+def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
+    """Cosine and sine of the rotary embedding at `positions` (T,), (T, D) each, in float32."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = torch.outer(positions.float(), theta**-exponents)
     angles = torch.cat([angles, angles], -1)
     return angles.cos(), angles.sin()
 
@@ -86,19 +87,27 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
 
+        self.run: RunBlock = run_plainly
+
     def forward(self, x: Tensor, by: Rotation) -> Tensor:
+        return self.run(self, x, by)
+
+    def compute(self, x: Tensor, by: Rotation) -> Tensor:
         x = x + self.attention(self.attention_norm(x), by)
         return x + self.ffn(self.ffn_norm(x))
 
 
 def run_plainly(block: Block, x: Tensor, by: Rotation) -> Tensor:
-    return block(x, by)
+    return block.compute(x, by)
+
+
+RunBlock = Callable[[Block, Tensor, Rotation], Tensor]
 
 
 class GPT(nn.Module):
     """The decoder. Parameters are float32; activations have `dtype`.
 
-    `run_block` calls each block, `chunk_grad` is the loss of a chunk of logits: whoever trains may put
+    Each block's `run` computes it, `chunk_grad` is the loss of a chunk of logits: whoever trains may put
     recomputation or a compiler in between (`lhtrain.blocks.prepare`).
     """
 
@@ -112,52 +121,60 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.chunk_grad: ChunkGrad = chunk_grad
-        self.run_block: Callable[[Block, Tensor, Rotation], Tensor] = run_plainly
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Hidden states before the output head, (B, T, C) in `dtype`, of tokens (B, T) int64."""
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Hidden states before the output head, (B, T, C) in `dtype`, of tokens (B, T) int64.
+
+        positions: (T,), where in their sequence the tokens stand; None: 0 … T - 1.
+        """
         x = self.embedding(tokens).to(self.dtype)
-        by = rotation(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        by = rotation(positions, self.config.head_dim, self.config.rope_theta)
         for block in self.blocks:
-            assert isinstance(block, Block)
-            x = self.run_block(block, x, by)
+            x = block(x, by)
         return self.norm(x)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) in `dtype`."""
         return self.head(self.hidden(tokens))
 
-    def loss(self, tokens: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None, z_loss: float = 0.0
+    ) -> Tensor:
         """Mean cross-entropy of targets (B, T), in nats, float32; the logits never exist whole."""
         return linear_cross_entropy(
-            self.hidden(tokens).flatten(0, 1),
+            self.hidden(tokens, positions).flatten(0, 1),
             self.head.weight,
             targets.flatten(),
             z_loss,
             of_logits=self.chunk_grad,
         )
 
-    def attend_with(self, attend: Attend) -> None:
-        """Let every layer attend with `attend`, except `config.dense_layers`, which keep full attention."""
-        dense = DenseAttention()  # one object for all: a compiler would take several for different code
+    def attend_with(self, attend: Attend, dense: Attend = FULL_ATTENTION) -> None:
+        """Let every layer attend with `attend`, except `config.dense_layers`, which have `dense`.
+
+        One object of each for all layers and stages: a compiler takes several for different code.
+        """
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             block.attention.attend = dense if number in self.config.dense_layers else attend
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
+    def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
         """Normal weights of `init_std`, output projections over sqrt(2 n_layers) (GPT-2); norms at one.
 
-        Drawn on the CPU in the order of the modules, so that a seed gives the same weights on every device.
+        Drawn whole on the CPU in the order of the modules, one at a time, so that a seed gives the same
+        weights on every device and however they are sharded: put(parameter, drawn) stores each.
         """
         draw = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
-                parameter.fill_(1.0)
+                put(parameter, torch.ones(parameter.shape))
                 continue
             output = name.endswith(("attention.wo.weight", "ffn.down.weight"))
             std = self.config.init_std / (math.sqrt(2 * self.config.n_layers) if output else 1.0)
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=draw))
+            put(parameter, torch.empty(parameter.shape).normal_(0.0, std, generator=draw))
 
     def n_parameters(self) -> tuple[int, int]:
         """Number of parameters: all, and without the embedding and the output head."""

@@ -57,7 +57,7 @@ def update(
     """Forward, backward, clip, AdamW: mean loss and gradient norm before clipping, left on the device."""
     total = torch.zeros((), device=batches[0].tokens.device)
     for batch in batches:
-        loss = model.loss(batch.tokens, batch.targets, optim.z_loss) * batch.share
+        loss = model.loss(batch.tokens, batch.targets, z_loss=optim.z_loss) * batch.share
         loss.backward()
         total += loss.detach()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
@@ -192,7 +192,7 @@ class Trainer:
             self.model.attend_with(self.attention[name])
             rows = stage.batch_tokens // stage.seq_len // stage.grad_accum
             tokens = torch.zeros(rows, stage.seq_len, dtype=torch.int64, device=self.device)
-            self.model.loss(tokens, tokens, self.config.optim.z_loss).backward()
+            self.model.loss(tokens, tokens, z_loss=self.config.optim.z_loss).backward()
             with torch.no_grad():
                 self.model.loss(tokens, tokens).item()
         self.optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,8 @@ def losses_and_gradients(compute=None, run_block=run_plainly):
     model = GPT(CONFIG)
     model.init_weights(0)
     model.attend_with(LighthouseAttention(levels=2, pooling=4, budget=128))
-    model.run_block = run_block
+    for block in model.blocks:
+        block.run = run_block
     if compute:
         prepare(model, compute, CPU)
     tokens = torch.randint(0, 64, (2, 512), generator=torch.Generator().manual_seed(1))
@@ -55,7 +56,8 @@ def saved_bytes(compute):
     """Bytes that the forward pass keeps for the backward, parameters left out."""
     model = GPT(CONFIG)
     model.init_weights(0)
-    model.run_block = block_runner(compute, CPU)
+    for block in model.blocks:
+        block.run = block_runner(compute, CPU)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 

@@ -33,7 +33,7 @@ def _candidates(p_parents, is_coarsest, first, o_c, m_c, P: tl.constexpr):
 @triton.jit
 def _write_keys(
     p_keys, p_scores, head_stride, p_parents, is_coarsest, first, n_candidates,
-    HEADS: tl.constexpr, COVER: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    covered, HEADS: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Scores of the candidates as ordered integers; the maximum over a group's HEADS."""
     for start in range(0, n_candidates, BLOCK):
@@ -43,8 +43,8 @@ def _write_keys(
         key = _ordered(tl.load(p_scores + entry, mask=m_c, other=0.0))
         for i in tl.static_range(1, HEADS):
             key = tl.maximum(key, _ordered(tl.load(p_scores + i * head_stride + entry, mask=m_c, other=0.0)))
-        if COVER:  # entry 0 goes first whatever its score
-            key = tl.where(entry == 0, 0xFFFFFFFF, key).to(tl.uint32)
+        # where covered, entry 0 goes first whatever its score
+        key = tl.where((entry == 0) & covered, 0xFFFFFFFF, key).to(tl.uint32)
         tl.store(p_keys + o_c, key.to(tl.int32, bitcast=True), mask=m_c)
 
 
@@ -108,8 +108,8 @@ def select_kernel(
     p_qk, p_kq,  # (B, HEADS * G, E - N), (B, G, E - N) float32
     p_indices, p_places,  # (B, G, S), (B, G, E) int32
     p_scratch, scratch_size,  # int32, scratch_size = 2 M + (LEVELS - 1) (M + 256), M = max(C, 128 P)
-    seq_len, n_tiles, tile_size, n_selected, n_entries,
-    HEADS: tl.constexpr, LEVELS: tl.constexpr, P: tl.constexpr, COVER: tl.constexpr, BLOCK: tl.constexpr,
+    seq_len, n_tiles, tile_size, n_selected, n_entries, n_covered,
+    HEADS: tl.constexpr, LEVELS: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i_tile = tl.program_id(0) % n_tiles
     i_bg = (tl.program_id(0) // n_tiles).to(tl.int64)
@@ -152,11 +152,11 @@ def select_kernel(
         p_parents = tl.where(is_coarsest != 0, p_keys, p_expanded + level_size)
 
         _write_keys(p_keys, p_qk + offset, n_above, p_parents, is_coarsest, first, n_candidates,
-                    HEADS, COVER, P, BLOCK)  # fmt: skip
+                    i_bg < n_covered, HEADS, P, BLOCK)  # fmt: skip
         tl.debug_barrier()
         _pick(p_keys, p_taken, n_candidates, False, BLOCK)
         _write_keys(p_keys, p_kq + offset, n_above, p_parents, is_coarsest, first, n_candidates,
-                    1, False, P, BLOCK)  # fmt: skip
+                    False, 1, P, BLOCK)  # fmt: skip
         tl.debug_barrier()
         _pick(p_keys, p_taken, n_candidates, True, BLOCK)
 
@@ -202,11 +202,12 @@ def select_kernel(
         size = size // P
 
 
-def select_places(qk: Tensor, kq: Tensor, pyramid: Pyramid, cover_prefix: bool) -> tuple[Tensor, Tensor]:
+def select_places(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
     """Kept entries in attention order, and every entry's place among them.
 
     qk (B, H, E - N), kq (B, G, E - N) float32, G dividing H: scores of levels 1 and up, in the layout of
     `scores.kernel.score`; a group's qk is the maximum over its H / G heads.
+    n_covered: batch elements, from the first on, in which entry 0 of every level is always expanded.
     Returns indices (B, G, S) and places (B, G, E), int32; a place is -1 where the entry is not kept.
     """
     batch, n_groups, _ = kq.shape
@@ -220,7 +221,7 @@ def select_places(qk: Tensor, kq: Tensor, pyramid: Pyramid, cover_prefix: bool) 
     select_kernel[(n_programs,)](
         qk, kq, indices, places, scratch, scratch_size,
         pyramid.seq_len, pyramid.n_tiles, tile_size, pyramid.n_selected, pyramid.n_entries,
-        HEADS=qk.shape[1] // n_groups, LEVELS=pyramid.levels, P=pyramid.pooling, COVER=cover_prefix,
+        n_covered * n_groups, HEADS=qk.shape[1] // n_groups, LEVELS=pyramid.levels, P=pyramid.pooling,
         BLOCK=min(1024, power_of_two(most)), **LAUNCH,
     )  # fmt: skip
     return indices, places

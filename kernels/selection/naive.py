@@ -9,10 +9,10 @@ from lhtrain.attention.pyramid import Pyramid
 from lhtrain.attention.selection import in_attention_order, kept_entries
 
 
-def select_places(qk: Tensor, kq: Tensor, pyramid: Pyramid, cover_prefix: bool) -> tuple[Tensor, Tensor]:
+def select_places(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
     """qk (B, H, E - N), kq (B, G, E - N) -> indices (B, G, S), places (B, G, E) int64, -1 where not kept."""
     qk = qk.unflatten(1, (kq.shape[1], -1)).amax(2)  # a group's score: the maximum over its query heads
-    kept = kept_entries(by_level(qk, pyramid), by_level(kq, pyramid), pyramid, cover_prefix)
+    kept = kept_entries(by_level(qk, pyramid), by_level(kq, pyramid), pyramid, n_covered)
     indices = in_attention_order(kept, pyramid)
     places = torch.full((*indices.shape[:2], pyramid.n_entries), -1, device=indices.device)
     order = torch.arange(pyramid.n_selected, device=indices.device).expand_as(indices)

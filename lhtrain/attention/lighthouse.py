@@ -8,6 +8,7 @@ Source: arXiv:2605.06554. The layer has no parameters of its own, so its weights
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,19 +56,45 @@ def lighthouse_attention(
     """
     pyramid = Pyramid(q.shape[1], levels, pooling, budget).check()
     _check_names(scorer, backend)
-    n_kv_heads = k.shape[2]
-    if q.shape[2] % n_kv_heads:
-        raise ValueError(f"n_heads={q.shape[2]}: must be a multiple of n_kv_heads={n_kv_heads}")
-    if _runs_kernels(q, pooling, backend):
+    kept = gather(q, k, v, pyramid, len(q) if cover_prefix else 0, backend)
+    return scatter(dense_attention(kept.q, kept.k, kept.v, dense), kept, pyramid)
+
+
+class Kept(NamedTuple):
+    """What the layer attends to. q (B, S, H, D), k, v (B, S, G, D); indices (B, G, S) are entry numbers in
+    attention order; places (B, G, E) is their inverse, which the kernels alone have."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    indices: Tensor
+    places: Tensor | None
+
+
+def gather(q: Tensor, k: Tensor, v: Tensor, pyramid: Pyramid, n_covered: int, backend: str) -> Kept:
+    """Score, select, and gather with pooling; arguments as in `lighthouse_attention` and `select`."""
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"n_heads={q.shape[2]}: must be a multiple of n_kv_heads={k.shape[2]}")
+    sizes = pyramid.levels, pyramid.pooling, pyramid.budget
+    if _runs_kernels(q, pyramid.pooling, backend):
         from lhtrain.kernels import ops
 
-        rows_q, rows_k, rows_v, _, places = ops.gather_rows(q, k, v, levels, pooling, budget, cover_prefix)
-        rows = dense_attention(rows_q, rows_k, rows_v, dense)
-        return ops.scatter_rows(rows, places, q.shape[1], levels, pooling, budget)
+        return Kept(*ops.gather_rows(q, k, v, *sizes, n_covered))
     qk, kq = norm_scores(q, k)
-    indices = select(qk, kq, levels=levels, pooling=pooling, budget=budget, cover_prefix=cover_prefix)
+    levels, pooling, budget = sizes
+    indices = select(qk, kq, levels=levels, pooling=pooling, budget=budget, n_covered=n_covered)
     rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
-    return scatter_back(dense_attention(rows_q, rows_k, rows_v, dense), indices, pyramid)
+    return Kept(rows_q, rows_k, rows_v, indices, None)
+
+
+def scatter(rows: Tensor, kept: Kept, pyramid: Pyramid) -> Tensor:
+    """The outputs (B, S, H, D) of the kept rows to all positions, (B, N, H, D)."""
+    if kept.places is None:
+        return scatter_back(rows, kept.indices, pyramid)
+    from lhtrain.kernels import ops
+
+    sizes = pyramid.levels, pyramid.pooling, pyramid.budget
+    return ops.scatter_rows(rows, kept.places, pyramid.seq_len, *sizes)
 
 
 def _runs_kernels(q: Tensor, pooling: int, backend: str) -> bool:

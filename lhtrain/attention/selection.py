@@ -1,7 +1,7 @@
 """Which pyramid entries attention sees, and in which order (reference, plain PyTorch).
 
 B batch, H heads, N sequence length, L levels, T tiles (k / 128), C candidates of a tile, S selected rows.
-Source: arXiv:2605.06554, selection; the tie rule and `cover_prefix` are ours.
+Source: arXiv:2605.06554, selection; the tie rule and `n_covered` are ours.
 """
 
 import torch
@@ -11,16 +11,16 @@ from lhtrain.attention.pyramid import TILE, Pyramid
 
 
 def select(
-    qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, cover_prefix: bool = False
+    qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, n_covered: int = 0
 ) -> Tensor:
     """Entries a Lighthouse layer keeps, in attention order.
 
     Args:
         qk, kq: (B, H, N) scores of level 0, compared in float32; coarser levels take the window's maximum.
         levels, pooling, budget: L, p and k; `Pyramid.problems` has the rules.
-        cover_prefix: always expand entry 0 of every level, so that the first p^(L-1) - 1 positions, which
-            the published layer may leave without an output, get one. S does not change: the entry takes
-            one of the 64 places that the `qk` score fills.
+        n_covered: in so many batch elements, from the first on, always expand entry 0 of every level, so
+            that the first p^(L-1) - 1 positions, which the published layer may leave without an output, get
+            one. S does not change: the entry takes one of the 64 places that the `qk` score fills.
 
     Returns:
         (B, H, S) int64 entry numbers, level by level with level 0 first, ordered by (last position of the
@@ -32,7 +32,7 @@ def select(
     pyramid = Pyramid(qk.shape[-1], levels, pooling, budget).check()
     with torch.no_grad():
         qk_levels, kq_levels = (max_pooled(scores.float(), pyramid) for scores in (qk, kq))
-        return in_attention_order(kept_entries(qk_levels, kq_levels, pyramid, cover_prefix), pyramid)
+        return in_attention_order(kept_entries(qk_levels, kq_levels, pyramid, n_covered), pyramid)
 
 
 def max_pooled(scores: Tensor, pyramid: Pyramid) -> list[Tensor]:
@@ -43,7 +43,7 @@ def max_pooled(scores: Tensor, pyramid: Pyramid) -> list[Tensor]:
     return out
 
 
-def kept_entries(qk: list[Tensor], kq: list[Tensor], pyramid: Pyramid, cover_prefix: bool) -> list[Tensor]:
+def kept_entries(qk: list[Tensor], kq: list[Tensor], pyramid: Pyramid, n_covered: int) -> list[Tensor]:
     """Kept entries by level, finest first: (B, H, n_l) int64 indices in the level, ascending in a tile."""
     batch, heads, coarsest = qk[-1].shape
     entries = torch.arange(coarsest, device=qk[-1].device).expand(batch, heads, -1)
@@ -51,13 +51,13 @@ def kept_entries(qk: list[Tensor], kq: list[Tensor], pyramid: Pyramid, cover_pre
     kept = [entries]
     children = torch.arange(pyramid.pooling, device=entries.device)
     for level in range(pyramid.levels - 1, 0, -1):
-        expanded = choose_expanded(qk[level], kq[level], candidates, cover_prefix)  # (B, H, T, 128)
+        expanded = choose_expanded(qk[level], kq[level], candidates, n_covered)  # (B, H, T, 128)
         candidates = (expanded.unsqueeze(-1) * pyramid.pooling + children).flatten(-2)  # (B, H, T, 128 p)
         kept.append(candidates.flatten(-2))
     return kept[::-1]
 
 
-def choose_expanded(qk: Tensor, kq: Tensor, candidates: Tensor, cover_prefix: bool) -> Tensor:
+def choose_expanded(qk: Tensor, kq: Tensor, candidates: Tensor, n_covered: int) -> Tensor:
     """The 64 highest by `qk`, then the 64 highest of the others by `kq`: (B, H, T, 128), ascending.
 
     qk, kq: (B, H, n) scores of this level; candidates: (B, H, T, C) entries of it, ascending in each tile,
@@ -66,8 +66,9 @@ def choose_expanded(qk: Tensor, kq: Tensor, candidates: Tensor, cover_prefix: bo
     by_qk = qk.gather(-1, candidates.flatten(-2)).view_as(candidates)
     by_kq = kq.gather(-1, candidates.flatten(-2)).view_as(candidates)
     order = by_qk.argsort(dim=-1, descending=True, stable=True)
-    if cover_prefix:  # entry 0, where it is a candidate, goes first whatever its score
+    if n_covered:  # there entry 0, where it is a candidate, goes first whatever its score
         not_first = (candidates.gather(-1, order) != 0).int()
+        not_first[n_covered:] = 1
         order = order.gather(-1, not_first.argsort(dim=-1, stable=True))
     taken = torch.zeros_like(candidates, dtype=torch.int8).scatter_(-1, order[..., : TILE // 2], 1)
     # Order the rest by kq; sorting a second time by `taken` needs no score below every real one.

@@ -52,7 +52,7 @@ def main(levels: int, pooling: int, group: int, dim: int) -> None:
     compile_kernel(score_kernel, common | size | {"BLOCK_T": LAUNCH["BLOCK_T"]})
     compile_kernel(
         select_kernel,
-        {"HEADS": group, "LEVELS": levels, "P": pooling, "COVER": True, "BLOCK": 1024},
+        {"HEADS": group, "LEVELS": levels, "P": pooling, "BLOCK": 1024},
         num_warps=SELECT_LAUNCH["num_warps"],
     )
     compile_kernel(rows_from_tokens_kernel, all_slots | rows | {"SHIFTED": False})

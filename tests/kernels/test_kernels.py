@@ -49,18 +49,18 @@ def test_scores_are_the_window_maxima_of_the_norms(pyramid, device, poison, head
         torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("cover", [False, True])
+@pytest.mark.parametrize("covered", [0, 1])
 @pytest.mark.parametrize("kind", ["random", "ties", "signs"])
-def test_selection_is_the_references(pyramid, device, poison, kind, cover):
-    shape = (1, 3, pyramid.seq_len)
+def test_selection_is_the_references(pyramid, device, poison, kind, covered):
+    shape = (2, 2, pyramid.seq_len)
     draws = {
         "random": lambda: torch.rand(shape, device=device),
         "ties": lambda: torch.randint(0, 4, shape, device=device).float(),
         "signs": lambda: torch.randn(shape, device=device).round(decimals=1),  # with 0 and -0
     }
     scores = [cases.above(max_pooled(draws[kind](), pyramid)) for _ in range(2)]
-    indices, places = select_places(*scores, pyramid, cover)
-    want_indices, want_places = naive_selection.select_places(*scores, pyramid, cover)
+    indices, places = select_places(*scores, pyramid, covered)
+    want_indices, want_places = naive_selection.select_places(*scores, pyramid, covered)
     assert torch.equal(indices.long(), want_indices)
     assert torch.equal(places.long(), want_places)
 
@@ -70,9 +70,9 @@ def test_a_group_selects_by_the_maximum_over_its_query_heads(device, poison):
     draws = (torch.rand(2, heads, 2048, device=device) for heads in (6, 2))
     qk, kq = (cases.above(max_pooled(scores, pyramid)) for scores in draws)
     best = torch.stack([qk[:, :3].amax(1), qk[:, 3:].amax(1)], 1)
-    want = naive_selection.select_places(best, kq, pyramid, True)[0]
+    want = naive_selection.select_places(best, kq, pyramid, 2)[0]
     for which in (select_places, naive_selection.select_places):
-        assert torch.equal(which(qk, kq, pyramid, True)[0].long(), want)
+        assert torch.equal(which(qk, kq, pyramid, 2)[0].long(), want)
 
 
 def test_order_is_exact_at_four_million_tokens(device, poison):

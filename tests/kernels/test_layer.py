@@ -19,7 +19,7 @@ def run(tensors, grad, pyramid_options, backend, **options):
 def test_reproduces_the_published_layer(number, device):
     case = golden.load(number)
     q, k, v, grad = (x.to(device) for x in case.inputs)
-    indices = ops.gather_rows(q, k, v, *case.sizes.values(), False)[3]
+    indices = ops.gather_rows(q, k, v, *case.sizes.values(), 0)[3]
     assert torch.equal(indices.long().cpu(), case.indices)
     found = run((q, k, v), grad, case.sizes, "triton", cover_prefix=False, dense="math")
     for name, value in zip(("out", "dq", "dk", "dv"), found, strict=True):
@@ -69,7 +69,7 @@ def compare_for_one_selection(tensors, pyramid):
     from lhtrain.attention.lighthouse import gather_pooled, scatter_back
 
     q, k, v = tensors
-    indices = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), True)[3].long()
+    indices = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))[3].long()
     grad = torch.randn_like(q)
     found = run(tensors, grad, cases.options(pyramid), "triton")
     leaves = [x.float().requires_grad_() for x in tensors]
@@ -101,9 +101,9 @@ def test_operators_keep_pytorchs_rules(device):
         x.requires_grad_()
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(
-        ops.gather_rows, (q, k, v, *cases.options(pyramid).values(), True), test_utils=checks
+        ops.gather_rows, (q, k, v, *cases.options(pyramid).values(), len(q)), test_utils=checks
     )
-    rows, *_, places = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), True)
+    rows, *_, places = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))
     rows = rows.detach().requires_grad_()
     torch.library.opcheck(
         ops.scatter_rows, (rows, places, 512, *cases.options(pyramid).values()), test_utils=checks
@@ -137,7 +137,7 @@ def test_kernels_are_bitwise_repeatable(device):
     sizes = tuple(cases.options(pyramid).values())
 
     def everything():
-        *rows, indices, places = ops.gather_rows(q, k, v, *sizes, True)
+        *rows, indices, places = ops.gather_rows(q, k, v, *sizes, len(q))
         out = ops.scatter_rows(rows[0], places, 32768, *sizes)
         grad_rows = ops.scatter_rows_backward(out, places, 32768, *sizes)
         return *rows, indices, places, out, grad_rows, *ops.gather_rows_backward(*rows, places, 32768, *sizes)
@@ -185,7 +185,7 @@ def test_runs_at_a_million_tokens(sizes, device, poison):
 
     pyramid = Pyramid(*sizes).check()
     q, k, v = cases.draw_qkv(pyramid, device, heads=2, kv_heads=2, dim=64, dtype=torch.bfloat16)
-    rows_q, _, _, indices, places = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), True)
+    rows_q, _, _, indices, places = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))
     want_indices, want_places = select_places(*score(q, k, pyramid), pyramid, True)
     assert torch.equal(indices.long(), want_indices) and torch.equal(places.long(), want_places)
     assert cases.error(rows_q, gather_pooled(q.float(), want_indices, pyramid)) < 6e-3

@@ -102,13 +102,13 @@ def _fastest(q: Tensor) -> str:
     """The fastest kernel by shape, as measured on an H200 (kernels/NOTES.md)."""
     if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
         return "default"
-    if q.shape[1] >= FA4_FROM and q.shape[-1] in (64, 128) and _fa4_runs():
+    if q.shape[1] >= FA4_FROM and q.shape[-1] in (64, 128) and fa4_runs():
         return "fa4"
     return "best"
 
 
 @torch.compiler.assume_constant_result
-def _fa4_runs() -> bool:
+def fa4_runs() -> bool:
     return INSTALLED["fa4"] and torch.cuda.get_device_capability()[0] in (9, 10)
 
 

@@ -10,9 +10,7 @@ from torch import Tensor
 from lhtrain.attention.pyramid import TILE, Pyramid
 
 
-def select(
-    qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, n_covered: int = 0
-) -> Tensor:
+def select(qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, n_covered: int = 0) -> Tensor:
     """Entries a Lighthouse layer keeps, in attention order.
 
     Args:

@@ -1,0 +1,103 @@
+"""Attention to a part of the keys, with what is needed to merge parts and to go back through them.
+
+B batch, T queries, S keys, H query heads, Hkv key/value heads, D head dim. A part is causal (T = S, its own
+tokens) or full (all keys before all queries). `lse` is the logsumexp of the scores, (B, H, T) float32. The
+backward takes `out` and `lse` of the whole attention, not of the part.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lhtrain.attention.dense import FA4_FROM, fa4_runs
+
+KERNELS = ("naive", "cpu", "flash", "fa4")
+
+
+def block_kernel(q: Tensor) -> str:
+    """The kernel of PyTorch or of FlashAttention-4 that runs for q (B, T, H, D)."""
+    if not q.is_cuda:
+        return "cpu"
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return "naive"
+    return "fa4" if q.shape[1] >= FA4_FROM and q.shape[-1] in (64, 128) and fa4_runs() else "flash"
+
+
+def block_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: str) -> tuple[Tensor, Tensor]:
+    """out (B, T, H, D) in q's dtype, and lse, of q (B, T, H, D) and k, v (B, S, Hkv, D)."""
+    if kernel == "fa4":
+        from flash_attn.cute.interface import _flash_attn_fwd
+
+        return tuple(_flash_attn_fwd(q, k, v, causal=causal, return_lse=True)[:2])
+    if kernel == "naive":
+        return _naive_forward(q, k, v, causal)
+    q, k, v = (x.transpose(1, 2) for x in (q, _repeated(k, q), _repeated(v, q)))
+    if kernel == "cpu":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    else:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
+    return out.transpose(1, 2), lse
+
+
+def block_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, kernel: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The part's shares of the gradients of q, k and v, in their shapes."""
+    if kernel == "fa4":
+        from flash_attn.cute.interface import _flash_attn_bwd
+
+        return tuple(_flash_attn_bwd(q, k, v, out, grad, lse, causal=causal)[:3])
+    if kernel == "naive":
+        return _naive_backward(grad, q, k, v, out, lse, causal)
+    lse = lse.contiguous()
+    tensors = [x.transpose(1, 2) for x in (grad, q, _repeated(k, q), _repeated(v, q), out)]
+    if kernel == "cpu":
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grads = backward(*tensors, lse, 0.0, causal)
+    else:
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+        lengths: list[Any] = [None, None, q.shape[1], k.shape[1]]
+        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
+        grads = backward(*tensors, lse, *lengths, 0.0, causal, seed, seed[0])
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    return grad_q, _summed(grad_k, k), _summed(grad_v, k)
+
+
+def _repeated(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values, one for each query head: not every kernel takes fewer."""
+    return x if x.shape[2] == q.shape[2] else x.repeat_interleave(q.shape[2] // x.shape[2], 2)
+
+
+def _summed(grad: Tensor, of: Tensor) -> Tensor:
+    return grad if grad.shape[2] == of.shape[2] else grad.unflatten(2, (of.shape[2], -1)).sum(3)
+
+
+def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """Float32 scores (B, H, T, S)."""
+    scores = torch.einsum("bthd,bshd->bhts", q.float(), _repeated(k, q).float()) * q.shape[-1] ** -0.5
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores
+
+
+def _naive_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    scores = _scores(q, k, causal)
+    out = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), _repeated(v, q).float())
+    return out.to(q.dtype), scores.logsumexp(-1)
+
+
+def _naive_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """FlashAttention's backward (arXiv:2307.08691, algorithm 2) with all scores at once."""
+    grad, scale = grad.float(), q.shape[-1] ** -0.5
+    weights = (_scores(q, k, causal) - lse.unsqueeze(-1)).exp()
+    grad_v = torch.einsum("bhts,bthd->bshd", weights, grad)
+    grad_weights = torch.einsum("bthd,bshd->bhts", grad, _repeated(v, q).float())
+    delta = (grad * out.float()).sum(-1).transpose(1, 2).unsqueeze(-1)
+    grad_scores = weights * (grad_weights - delta) * scale
+    grad_q = torch.einsum("bhts,bshd->bthd", grad_scores, _repeated(k, q).float())
+    grad_k = torch.einsum("bhts,bthd->bshd", grad_scores, q.float())
+    return grad_q.to(q.dtype), _summed(grad_k, k).to(k.dtype), _summed(grad_v, k).to(k.dtype)

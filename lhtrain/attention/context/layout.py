@@ -1,0 +1,35 @@
+"""The load-balanced layout of a sequence over W context-parallel ranks.
+
+The sequence is cut into 2 W equal chunks; rank r has chunk r, its head, and chunk 2 W - 1 - r, its tail, one
+after the other. Under a causal mask every rank then has the same amount of work.
+"""
+
+import torch
+from torch import Tensor
+
+
+def positions(seq_len: int, rank: int, size: int) -> Tensor:
+    """Where in the sequence the tokens of `rank` stand: (seq_len / size,) int64, rising.
+
+    Raises ValueError: seq_len not a multiple of 2 size, no such rank.
+    """
+    if not 0 <= rank < size:
+        raise ValueError(f"rank={rank}: must be one of the {size} context-parallel ranks, from 0")
+    if size == 1:
+        return torch.arange(seq_len)
+    if seq_len % (2 * size):
+        raise ValueError(f"seq_len={seq_len}: must be a multiple of 2 * cp = {2 * size}")
+    chunks = torch.arange(seq_len).view(2 * size, -1)
+    return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
+
+
+def whole(parts: Tensor) -> Tensor:
+    """What all ranks have, in order: (W, B, T, ...) -> (B, W T, ...)."""
+    heads, tails = parts.unflatten(2, (2, -1)).unbind(2)
+    return torch.cat([heads, tails.flip(0)]).movedim(0, 1).flatten(1, 2)
+
+
+def shared_out(x: Tensor, size: int) -> Tensor:
+    """The inverse of `whole`: (B, W T, ...) -> (W, B, T, ...)."""
+    heads, tails = x.unflatten(1, (2 * size, -1)).movedim(1, 0).chunk(2)
+    return torch.stack([heads, tails.flip(0)], 2).flatten(2, 3)

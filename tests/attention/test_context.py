@@ -1,0 +1,135 @@
+"""Attention over context-parallel ranks against one rank's, forward and backward."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.attention.context import over_ranks, pick_method, positions
+from lhtrain.attention.context.block import block_backward, block_forward
+from lhtrain.attention.context.layout import shared_out, whole
+from tests.distributed.ranks import on_ranks
+
+HEADS, DIM, BATCH, SEQ_LEN = 4, 8, 2, 4096
+CASES = [
+    (layer, method, n_kv)
+    for layer in ("dense", "lighthouse", "uncovered")
+    for method, n_kv in (("ring", 1), ("ulysses", 4))
+]
+
+
+def layer_of(kind, size):
+    """A chunk is one tile, so that every chunk's budget is the least there is."""
+    if kind == "dense":
+        return DenseAttention()
+    return LighthouseAttention(levels=3, pooling=2, budget=256 * size, cover_prefix=kind == "lighthouse")
+
+
+def run(attend, q, k, v, grad):
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    out = attend(*leaves)
+    out.backward(grad)
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def draw(n_kv_heads):
+    torch.manual_seed(0)
+    heads = (HEADS, n_kv_heads, n_kv_heads, HEADS)
+    return [torch.randn(BATCH, SEQ_LEN, n, DIM) for n in heads]
+
+
+def differences():
+    """On a rank: each case's largest difference from one rank's result, relative to the largest value."""
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    group, here = dist.group.WORLD.group_name, positions(SEQ_LEN, rank, size)
+    out = {}
+    for case in CASES:
+        layer, method, n_kv = case
+        tensors, plain = draw(n_kv), layer_of(layer, size)
+        want = run(plain, *tensors)
+        attend = over_ranks(plain, method, True, group, rank, size)
+        got = run(attend, *(x[:, here] for x in tensors))
+        pairs = zip(got, want, strict=True)
+        out[case] = max(((a - b[:, here]).abs().max() / b.abs().max()).item() for a, b in pairs)
+    dist.destroy_process_group()
+    return out
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_result_is_that_of_one_rank(size, tmp_path):
+    by_rank = on_ranks(differences, size, folder=tmp_path)
+    assert len(by_rank) == size and all(found.keys() == set(CASES) for found in by_rank)
+    assert max(max(found.values()) for found in by_rank) < 1e-5, by_rank
+
+
+def local_selection():
+    """On a rank: with `exact` off, its two chunks; and each chunk alone, attending to all rows together."""
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    here, layer = positions(SEQ_LEN, rank, size), layer_of("lighthouse", size)
+    q, k, v, grad = draw(HEADS)
+    attend = over_ranks(layer, "ulysses", False, dist.group.WORLD.group_name, rank, size)
+    got = run(attend, *(x[:, here] for x in (q, k, v, grad)))[0]
+    want = run(layer, q, k, v, grad)[0][:, here]
+    dist.destroy_process_group()
+    chunk = SEQ_LEN // size // 2
+    same = (got - want).abs().amax((0, 2, 3)) < 1e-5
+    return [part.all().item() for part in (same[:chunk], same[chunk : chunk + 3])]
+
+
+def test_local_selection_is_one_ranks_in_the_first_chunk_alone(tmp_path):
+    (head, tail_begins), (next_begins, _) = on_ranks(local_selection, 2, folder=tmp_path)
+    assert head and not tail_begins and not next_begins
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_layout_comes_apart_and_together(size):
+    x = torch.arange(2 * 12 * size).view(2, -1)
+    parts = torch.stack([x[:, positions(12 * size, rank, size)] for rank in range(size)])
+    if size > 1:
+        assert torch.equal(whole(parts), x) and torch.equal(shared_out(x, size), parts)
+    assert torch.equal(
+        torch.cat([positions(12 * size, r, size) for r in range(size)]).sort()[0], torch.arange(12 * size)
+    )
+
+
+def test_positions_that_cannot_be_shared_are_refused():
+    with pytest.raises(ValueError, match="seq_len=10: must be a multiple of 2 \\* cp = 4"):
+        positions(10, 0, 2)
+    with pytest.raises(ValueError, match="rank=2: must be one of the 2"):
+        positions(8, 2, 2)
+
+
+def test_the_method_follows_the_heads():
+    assert pick_method("auto", 8, 4, 4) == "ulysses"
+    assert pick_method("auto", 8, 2, 4) == "ring" and pick_method("ring", 8, 8, 4) == "ring"
+    with pytest.raises(ValueError, match="n_heads=8 and n_kv_heads=2 must be multiples of cp=4"):
+        pick_method("ulysses", 8, 2, 4)
+    with pytest.raises(ValueError, match="cp_attention=zigzag: must be one of auto, ring, ulysses"):
+        pick_method("zigzag", 8, 8, 2)
+
+
+KERNELS = ["cpu", pytest.param("flash", marks=pytest.mark.gpu), pytest.param("fa4", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("n_kv", [4, 2])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_part_of_the_keys_is_the_naive_one(kernel, causal, n_kv):
+    on_gpu = kernel != "cpu"
+    if on_gpu and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.manual_seed(0)
+    device, dtype, dim = ("cuda", torch.bfloat16, 64) if on_gpu else ("cpu", torch.float32, DIM)
+    keys = 96 if causal else 160
+    q, grad = (torch.randn(2, 96, 4, dim, device=device, dtype=dtype) for _ in range(2))
+    k, v = (torch.randn(2, keys, n_kv, dim, device=device, dtype=dtype) for _ in range(2))
+    got = block_forward(q, k, v, causal, kernel)
+    want = block_forward(q, k, v, causal, "naive")
+    # As if other parts had been merged in: the backward must use the lse and the output it is given.
+    out, lse = want[0] * 0.5, want[1] + 0.7
+    got += block_backward(grad, q, k, v, out, lse, causal, kernel)
+    want += block_backward(grad, q, k, v, out, lse, causal, "naive")
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2 if on_gpu else 1e-5, atol=2e-2 if on_gpu else 1e-5)

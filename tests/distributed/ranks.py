@@ -1,0 +1,35 @@
+"""Run a function on several ranks: gloo on CPUs, NCCL where there is a GPU for each."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def on_ranks(function: Callable[..., Any], size: int, *args: Any, folder: Path) -> list[Any]:
+    """function(*args) on every rank, in processes of their own; returns what each returned, by rank.
+
+    `function` must be importable. The environment is torchrun's; what it raises fails the test.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_work, (function, size, port, str(folder), args), nprocs=size)
+    return [torch.load(folder / f"rank_{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _work(rank: int, function: Callable[..., Any], size: int, port: int, folder: str, args: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.save(function(*args), Path(folder) / f"rank_{rank}.pt")

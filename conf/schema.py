@@ -30,10 +30,11 @@ class LrSchedule(Enum):
 
 
 class Resume(Enum):
-    """`auto`: go on from the newest complete checkpoint in run.dir, or start afresh if there is none."""
+    """`auto`: go on from the newest sound checkpoint in run.dir, or start afresh if there is none."""
 
     never = "never"
     auto = "auto"
+    force = "force"  # auto, also with other settings than the saved ones
 
 
 class Device(Enum):
@@ -64,6 +65,21 @@ class Recompute(Enum):
     none = "none"
     selective = "selective"  # keeps products and attention, recomputes what is cheap
     full = "full"  # keeps the input of a block alone
+
+
+class CpAttention(Enum):
+    """How context-parallel ranks attend together."""
+
+    auto = "auto"  # ulysses where cp divides the numbers of heads, else ring
+    ring = "ring"  # keys and values travel around
+    ulysses = "ulysses"  # each rank has some heads of the whole sequence
+
+
+class Selection(Enum):
+    """What context-parallel Lighthouse layers select."""
+
+    exact = "exact"  # what one rank would
+    local = "local"  # the published way: each chunk by itself, none reaching into the next
 
 
 class LoggerKind(Enum):
@@ -107,6 +123,7 @@ class LighthouseConfig:
     scorer: Scorer = Scorer.norm
     cover_prefix: bool = True
     backend: str = "auto"
+    selection: Selection = Selection.exact  # under parallel.cp
 
 
 @dataclass
@@ -190,6 +207,27 @@ class ComputeConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """How ranks share a run; dp_replicate * dp_shard * cp is their number."""
+
+    dp_replicate: int = 1  # copies of the model
+    dp_shard: int = -1  # ranks over which a copy is sharded, besides cp; -1: all that are left
+    cp: int = 1  # ranks that share each sequence
+    cp_attention: CpAttention = CpAttention.auto
+    reduce_always: bool = False  # reduce gradients in every micro-batch: less memory, more communication
+    timeout: int = 600  # seconds that a collective may take
+
+
+@dataclass
+class GuardConfig:
+    """What is done when numbers go wrong. A step whose loss or gradient is not finite updates nothing."""
+
+    max_skips: int = 10  # such steps in a row; then back to the newest checkpoint, and past their data
+    max_rewinds: int = 3  # of a run; then it ends
+    spike: float = 6.0  # a loss so many standard deviations above the last 50 logged ones is told; 0: none
+
+
+@dataclass
 class EvalConfig:
     every: int = 50  # steps; stage ends are always evaluated
     tokens: int = 32_768  # at most; all of a smaller validation split
@@ -220,6 +258,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -115,6 +115,17 @@ class SequenceOrder:
                 row[place + skip : place + skip + count] = take(start + skip, count)
         return out
 
+    def n_targets(self, position: int, n_sequences: int, seq_len: int) -> int:
+        """How many targets of `read`'s sequences are tokens; reads none. Raises ValueError as `read` does."""
+        found = 0
+        for pool, block, offset in self._places(position, n_sequences, seq_len):
+            packing = pool.packing
+            low, high = _overlapping(packing, block, offset + 1, offset + seq_len + 1)
+            begins, lengths = packing.place[low:high], packing.length[low:high]
+            ends = np.minimum(begins + lengths, offset + seq_len + 1)
+            found += int((ends - np.maximum(begins, offset + 1)).sum())
+        return found
+
     def boundaries(self, position: int, n_sequences: int, seq_len: int) -> list[np.ndarray]:
         """For each sequence of `read`, where in its inputs a document, a part of one, or padding begins:
         rising int64 from 0, each below seq_len. Raises ValueError as `read` does."""

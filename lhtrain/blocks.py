@@ -5,7 +5,6 @@ recomputing whole blocks, and offloading, go around the compiler: they are about
 """
 
 import os
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 

@@ -1,80 +1,58 @@
-"""Checkpoints: written aside, synced, renamed when complete; verified before they are loaded.
+"""Checkpoints on disk: written aside, synced, renamed when every rank's part is there; verified before use.
 
 A checkpoint is a folder step_00000100 with
-  *.distcp, .metadata   weights, optimizer state and random-number state (PyTorch Distributed Checkpoint)
+  *.distcp, .metadata   weights and optimizer state, as tensors alone (PyTorch Distributed Checkpoint)
   state.json            progress and the filled configuration
   manifest.json         size and SHA-256 of every other file
+Nothing in it is unpickled but PyTorch's own description of tensors (`_SafeReader`).
 """
 
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from lhtrain.errors import RunError
+from lhtrain.world import World
 
-FORMAT = 1
-ASIDE = ".writing-"
+# DCP's threads say so at every save of a run of one rank; `no_dist` said it before.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
+FORMAT = 2
+ASIDE, DAMAGED = ".writing-", "damaged-"
 
-@dataclass
-class Tensors:
-    """What a checkpoint restores in place."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        return {"model": model, "optimizer": optimizer, "random": random}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-        )
+Entry = dict[str, Any]  # of a file in the manifest: bytes, sha256
 
 
-def save(folder: Path, step: int, tensors: Tensors, state: dict[str, Any], keep: int) -> Path:
-    """Write folder/step_XXXXXXXX, then delete all but the newest `keep`. Returns its path."""
-    target = folder / f"step_{step:08d}"
-    aside = folder / (ASIDE + target.name)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    with _quiet():
-        dcp.save(tensors.state(), storage_writer=dcp.FileSystemWriter(aside), no_dist=True)
-    (aside / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1))
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in sorted(aside.iterdir())
-    }
-    (aside / "manifest.json").write_text(json.dumps({"files": files}, indent=1))
-    for path in aside.iterdir():
-        _sync(path)
-    _sync(aside)
-    if target.exists():  # the same step written again after a resume
-        shutil.rmtree(target)
-    aside.rename(target)
-    _sync(folder)
-    for old in complete(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything a checkpoint restores, by name; loading fills these very tensors.
+
+    AdamW's state, which it makes at its first step, is made here as it would be then.
+    """
+    out = {}
+    for name, parameter in model.named_parameters():
+        out[f"model.{name}"] = parameter.detach()
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        out |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
+    return out
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
 
 
 def complete(folder: Path) -> list[Path]:
@@ -82,66 +60,159 @@ def complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if (path / "manifest.json").exists())
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def tidy(folder: Path) -> None:
+    """Remove what a killed run had not finished writing."""
+    for path in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def entries(folder: Path, pattern: str) -> dict[str, Entry]:
+    """Size and hash of the files that a rank wrote, for the manifest; each is synced to disk."""
+    out = {}
+    for path in sorted(folder.glob(pattern)):
+        _sync(path)
+        out[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    return out
+
+
+def publish(aside: Path, target: Path, state: dict[str, Any], files: dict[str, Entry], keep: int) -> None:
+    """Make the checkpoint in `aside` visible as `target`, then delete all but the newest `keep`."""
+    (aside / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1))
+    files = files | entries(aside, "state.json") | entries(aside, ".metadata")
+    (aside / "manifest.json").write_text(json.dumps({"files": files}, indent=1))
+    _sync(aside / "manifest.json")
+    _sync(aside)
+    if target.exists():  # the same step written again after a resume
+        shutil.rmtree(target)
+    aside.rename(target)
+    _sync(target.parent)
+    for old in complete(target.parent)[:-keep]:
+        shutil.rmtree(old)
+
+
+def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
+    """The newest sound checkpoint of `folder`, if there is any at all, and a note for each damaged one.
+
+    Damaged ones are renamed, so that they neither count among those to keep nor are met again.
+    Raises RunError: there are checkpoints, and all are damaged.
+    """
+    notes: list[str] = []
+    for path in reversed(world.on_main(lambda: complete(folder))):
+        found = fault(path, world)
+        if found is None:
+            return path, notes
+        notes.append(f"checkpoint {path.name} is damaged and was put aside: {found}")
+        world.on_main(partial(path.rename, path.parent / (DAMAGED + path.name)))
+    if notes:
+        lines = "".join(f"\n  {note}" for note in notes)
+        raise RunError(f"{folder}: no sound checkpoint is left:{lines}\nA new run needs another run.dir")
+    return None, notes
+
+
+def read_state(path: Path, world: World | None = None) -> dict[str, Any]:
     """state.json of the checkpoint `path`, after every file's size and hash was checked.
 
     Raises:
         RunError: not a checkpoint, of another format, truncated or altered; an older sound one is named.
     """
-    if fault := _fault(path):
-        older = [other for other in complete(path.parent) if other < path and _fault(other) is None]
+    if found := fault(path, world):
+        older = [other for other in complete(path.parent) if other < path and fault(other) is None]
         remedy = f"the newest sound one before it is {older[-1]}" if older else "there is no older sound one"
         if not path.name.startswith("step_") and (inside := complete(path / "checkpoints")):
             remedy = f"this is a run directory; its newest checkpoint is {inside[-1]}"
-        raise RunError(f"checkpoint {path}: {fault}; {remedy}")
+        raise RunError(f"checkpoint {path}: {found}; {remedy}")
+    return state_of(path)
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    """state.json of a checkpoint known to be sound."""
     return json.loads((path / "state.json").read_text())
 
 
-def load(path: Path, tensors: Tensors) -> None:
-    """Restore model, optimizer and random-number state from the checked checkpoint `path`.
+def load(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors` from the checked checkpoint `path`, however many ranks wrote it.
 
     Raises:
-        RunError: its tensors do not match the model's, each named with both shapes.
+        RunError: its tensors do not match, each named with both shapes; objects that no checkpoint holds.
     """
-    state = tensors.state()
-    saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    reader = _SafeReader(path)
+    saved = reader.read_metadata().state_dict_metadata
     wrong = []
-    for name, tensor in state["model"].items():
-        entry = saved.get(f"model.{name}")
+    for name, tensor in tensors.items():
+        entry = saved.get(name)
         shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else "absent"
         if shape != tuple(tensor.shape):
-            wrong.append(f"{name}: {shape} there, {tuple(tensor.shape)} in this model")
+            wrong.append(f"{name.removeprefix('model.')}: {shape} there, {tuple(tensor.shape)} in this model")
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise RunError(f"checkpoint {path} is of another model: {'; '.join(wrong[:4])}{more}")
-    if "random.cuda" not in saved:
-        state["random"].pop("cuda", None)
-    with _quiet():
-        dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
-    tensors.restore(state)
-    torch.set_rng_state(state["random"]["cpu"])
-    if "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"])
+    dcp.load(dict(tensors), storage_reader=reader, no_dist=not torch.distributed.is_initialized())
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with the checkpoint `path`, or None."""
+class _SafeReader(dcp.FileSystemReader):
+    """Reads a checkpoint without running what a forged one may hold: its description is a pickle."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _Unpickler(file).load()
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes only the classes that describe tensors."""
+
+    ALLOWED: ClassVar[dict[str, set[str]]] = {
+        "torch.distributed.checkpoint.metadata": {
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        },
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+        "torch": {"Size", "bfloat16", "device", "float16", "float32", "float64", "int32", "int64", "strided"},
+        "torch.serialization": {"_get_layout"},
+        "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in self.ALLOWED.get(module, ()):
+            raise RunError(f"checkpoint: its .metadata asks for {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)
+
+
+def fault(path: Path, world: World | None = None) -> str | None:
+    """What is wrong with the checkpoint `path`, or None. Given a `world`, its ranks share the reading."""
     if not path.is_dir():
         return "no such folder"
+    rank, size = (world.rank, world.size) if world else (0, 1)
     try:
-        manifest = json.loads((path / "manifest.json").read_text())["files"]
-        for name, entry in manifest.items():
-            file = path / name
-            if not file.exists():
-                return f"{name} is missing"
-            if file.stat().st_size != entry["bytes"]:
-                return f"{name} is truncated: {file.stat().st_size} bytes of {entry['bytes']}"
-            if _digest(file) != entry["sha256"]:
-                return f"{name} was altered: its SHA-256 is not the manifest's"
-        found = json.loads((path / "state.json").read_text()).get("format")
-    except (OSError, ValueError, KeyError, TypeError):
-        return "not a checkpoint of lhtrain (no readable manifest.json and state.json)"
-    return None if found == FORMAT else f"format {found}, this version reads {FORMAT}"
+        manifest = sorted(json.loads((path / "manifest.json").read_text())["files"].items())
+        faults = [found for item in manifest[rank::size] if (found := _file_fault(path, *item))]
+        if not faults:
+            version = json.loads((path / "state.json").read_text()).get("format")
+            faults = [] if version == FORMAT else [f"format {version}, this version reads {FORMAT}"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        faults = ["not a checkpoint of lhtrain (no readable manifest.json and state.json)"]
+    everyones = world.gather(faults) if world else [faults]
+    return next((found for of_rank in everyones for found in of_rank), None)
+
+
+def _file_fault(path: Path, name: str, entry: Entry) -> str | None:
+    file = path / name
+    if not file.exists():
+        return f"{name} is missing"
+    if file.stat().st_size != entry["bytes"]:
+        return f"{name} is truncated: {file.stat().st_size} bytes of {entry['bytes']}"
+    return (
+        None if _digest(file) == entry["sha256"] else f"{name} was altered: its SHA-256 is not the manifest's"
+    )
 
 
 def _digest(path: Path) -> str:
@@ -155,11 +226,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """DCP warns that it works without a process group; that is what `no_dist` says."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

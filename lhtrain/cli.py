@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -51,14 +52,19 @@ def train(arguments: Arguments) -> None:
     """`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then hand over to Hydra."""
     from lhtrain.conf.compose import check_overrides
     from lhtrain.conf.problems import ConfigError
+    from lhtrain.errors import RunError
+    from lhtrain.world import find_ranks
 
     # argparse takes flags before or after the overrides, not among them, where a sweep's -m often ends up
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     try:
         for overrides in _jobs(arguments):
             check_overrides(overrides)
-    except ConfigError as error:
+        rank = find_ranks().rank
+    except (ConfigError, RunError) as error:
         fail(str(error))
+    if rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
+        arguments += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
     sys.argv[1:] = arguments
     _hydra_main()
 
@@ -107,16 +113,29 @@ def _hydra_main(config: DictConfig) -> None:
     from lhtrain.data import DataError
     from lhtrain.errors import RunError
     from lhtrain.train import run
+    from lhtrain.world import lost_contact, record_failure
 
     try:
         run(config)
     except (ConfigError, DataError, RunError) as error:
+        record_failure(error)
         fail(str(error), status=1)
     except torch.OutOfMemoryError as error:
+        record_failure(error)
         fail(f"{str(error).split('. ')[0]}.\n{OUT_OF_MEMORY}", status=1)
+    except Exception as error:
+        record_failure(error)
+        if lost_contact(error):
+            fail(f"lost contact with another rank, whose error is the one to look at ({error})", status=1)
+        raise
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
-    """End the program with `message` on stderr; status 2 says that the arguments are at fault."""
-    print(f"lhtrain: {message}", file=sys.stderr)
+    """End the program with `message` on stderr; status 2 says that the arguments are at fault.
+
+    Of several ranks all find the arguments at fault, and the first says so.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0 or status != 2:
+        print(f"lhtrain: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
     sys.exit(status)

@@ -9,31 +9,52 @@ from torch import Tensor
 
 from lhtrain.conf.schema import StageConfig
 from lhtrain.data import PADDING, SequenceOrder
+from lhtrain.parallel import Share
+
+ALONE = Share()
 
 
 class Batch(NamedTuple):
-    """A micro-batch. tokens and targets (B, T) int64; targets are PADDING, -100, where there is none.
+    """A micro-batch, as one rank has it. tokens and targets (B, T) int64; targets are PADDING, -100, where
+    there is none. positions: (T,), where in their sequences the tokens stand; None: 0 … T - 1.
 
-    share: of the step's targets that count, those that are in this micro-batch; n_targets: their number.
+    share: of the targets of the step, over all ranks, those that are in this micro-batch; n_targets: their
+    number.
     """
 
     tokens: Tensor
     targets: Tensor
+    positions: Tensor | None
     share: float
+    n_targets: int
+
+
+class Read(NamedTuple):
+    """This rank's rows (B, T + 1) of a step, and the number of targets that all ranks' rows have."""
+
+    rows: Tensor
     n_targets: int
 
 
 class Feed:
     """The micro-batches of a training step, read ahead on a thread while the step before computes.
 
-    order: where the sequences come from. eos: what stands where a sequence has no token.
-    What is read does not depend on whether it was read ahead: `order` is a pure function of the position.
+    order: where the sequences come from. eos: what stands where a sequence has no token. share: what of a
+    step this rank has. What is read does not depend on whether it was read ahead: `order` is a pure function
+    of the position.
     """
 
-    def __init__(self, order: SequenceOrder, eos: int, device: torch.device, ahead: bool = True) -> None:
-        self.order, self.eos, self.device = order, eos, device
+    def __init__(
+        self,
+        order: SequenceOrder,
+        eos: int,
+        device: torch.device,
+        share: Share = ALONE,
+        ahead: bool = True,
+    ) -> None:
+        self.order, self.eos, self.device, self.share = order, eos, device, share
         self._pool = ThreadPoolExecutor(1, "data") if ahead else None
-        self._ahead: tuple[tuple[int, int, int], Future[Tensor]] | None = None
+        self._ahead: tuple[tuple[int, int, int], Future[Read]] | None = None
 
     def micro_batches(self, position: int, stage: StageConfig) -> tuple[list[Batch], int]:
         """The micro-batches of the step that starts at `position`, and the position after it.
@@ -43,46 +64,67 @@ class Feed:
         position = self.order.align(position, stage.seq_len)
         wanted = (position, stage.batch_tokens // stage.seq_len, stage.seq_len)
         if self._ahead is not None and self._ahead[0] == wanted:
-            rows = self._ahead[1].result()
+            read = self._ahead[1].result()
         else:  # the first step of a run or of a stage
-            rows = self._read(*wanted)
+            read = self._read(*wanted)
         position += stage.batch_tokens
         if self._pool is not None:
             following = (position, *wanted[1:])
             self._ahead = (following, self._pool.submit(self._read, *following))
-        return batches(rows, stage.grad_accum, self.eos, self.device), position
+        return batches(read, stage.grad_accum, self.eos, self.device, self.share), position
 
     def close(self) -> None:
         """End the thread."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _read(self, position: int, n_sequences: int, seq_len: int) -> Tensor:
-        rows = torch.from_numpy(self.order.read(position, n_sequences, seq_len))
-        return rows.pin_memory() if self.device.type == "cuda" else rows
+    def _read(self, position: int, n_sequences: int, seq_len: int) -> Read:
+        mine = self.share.rows(n_sequences)
+        rows = torch.from_numpy(self.order.read(position + mine.start * seq_len, len(mine), seq_len))
+        total = self.order.n_targets(position, n_sequences, seq_len)
+        return Read(rows.pin_memory() if self.device.type == "cuda" else rows, total)
 
 
 def validation_batches(
-    order: SequenceOrder, tokens: int, stage: StageConfig, eos: int, device: torch.device
+    order: SequenceOrder,
+    tokens: int,
+    stage: StageConfig,
+    eos: int,
+    device: torch.device,
+    share: Share = ALONE,
 ) -> Iterator[Batch]:
-    """The first `tokens` of a validation split, one sequence of the longest stage or more, by micro-batch."""
+    """The first `tokens` of a validation split, one sequence of the longest stage or more, by micro-batch.
+
+    Every data-parallel rank gets as many micro-batches: one without targets where no sequence is left for it.
+    """
     longest = order.block_len
     n_sequences = max(min(tokens, order.tokens_per_epoch) // longest, 1) * longest // stage.seq_len
-    at_once = stage.batch_tokens // stage.seq_len // stage.grad_accum
-    for start in range(0, n_sequences, at_once):
-        count = min(at_once, n_sequences - start)
-        rows = torch.from_numpy(order.read(start * stage.seq_len, count, stage.seq_len))
-        yield from batches(rows, 1, eos, device)
+    at_once = stage.batch_tokens // stage.seq_len // stage.grad_accum // share.dp_size
+    for start in range(0, n_sequences, at_once * share.dp_size):
+        first = start + share.dp_rank * at_once
+        count = min(at_once, n_sequences - first)
+        if count > 0:
+            rows = order.read(first * stage.seq_len, count, stage.seq_len)
+        else:
+            rows = order.read(0, 1, stage.seq_len)
+            rows[:, 1:] = PADDING
+        n_targets = int((rows[:, 1:] != PADDING).sum())
+        yield from batches(Read(torch.from_numpy(rows), n_targets), 1, eos, device, share)
 
 
-def batches(rows: Tensor, count: int, eos: int, device: torch.device) -> list[Batch]:
-    """Sequences (B, T + 1) -> `count` micro-batches on `device`, the inputs without PADDING."""
+def batches(read: Read, count: int, eos: int, device: torch.device, share: Share = ALONE) -> list[Batch]:
+    """Sequences -> `count` micro-batches on `device`, the inputs without PADDING."""
     out = []
-    total = max(int((rows[:, 1:] != PADDING).sum()), 1)
+    rows, positions = read.rows, None
+    if share.cp_size > 1:
+        here = share.positions(rows.shape[1] - 1)
+        positions = here.to(device, non_blocking=True)
     for part in rows.chunk(count):
-        n_targets = int((part[:, 1:] != PADDING).sum())
-        part = part.to(device, non_blocking=True)
         tokens, targets = part[:, :-1], part[:, 1:]
+        if share.cp_size > 1:
+            tokens, targets = tokens[:, here], targets[:, here]
+        n_targets = int((targets != PADDING).sum())
+        tokens, targets = (x.to(device, non_blocking=True) for x in (tokens, targets))
         tokens = torch.where(tokens == PADDING, eos, tokens)
-        out.append(Batch(tokens, targets, n_targets / total, n_targets))
+        out.append(Batch(tokens, targets, positions, n_targets / max(read.n_targets, 1), n_targets))
     return out

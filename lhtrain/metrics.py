@@ -1,4 +1,4 @@
-"""metrics.jsonl: one row a logged step, one for every validation, switch and recovery."""
+"""metrics.jsonl: one row a logged step, one for every validation, switch, recovery and fault."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ Row = dict[str, Any]
 
 
 class MetricsFile:
-    """Rows on disk, in order. `kind`: train, validation, switch or recovered; `step`: the steps done."""
+    """Rows on disk, in order. `kind`: train, validation, switch, recovered, skipped, spike or rewound;
+    `step`: the steps done."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -20,6 +21,7 @@ class MetricsFile:
 
         The kept rows are written aside and renamed, so that a kill here loses nothing.
         """
+        self.close()
         self.rows = [row for row in read(self.path) if row["step"] <= keep_until] if keep_until else []
         aside = self.path.with_suffix(".tmp")
         aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))

@@ -118,9 +118,13 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.n_layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.head = Linear(config.dim, config.vocab_size)
-        if config.tie_embeddings:
-            self.head.weight = self.embedding.weight
+        self.tie()
         self.chunk_grad: ChunkGrad = chunk_grad
+
+    def tie(self) -> None:
+        """Make the output head's weight the embedding's, where the configuration says so."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embedding.weight
 
     def hidden(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Hidden states before the output head, (B, T, C) in `dtype`, of tokens (B, T) int64.

@@ -1,11 +1,13 @@
 """Everything a run says: metrics.jsonl, terminal, logger; at its end summary.json, loss.png and a table."""
 
+from signal import Signals
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from lhtrain import summary
 from lhtrain.conf.schema import Config
+from lhtrain.guard import Skip
 from lhtrain.logger import open_logger
 from lhtrain.metrics import MetricsFile, Row
 from lhtrain.plot import plot_loss
@@ -37,9 +39,7 @@ class Reporter:
         self.dir.path.mkdir(parents=True, exist_ok=True)
         self.dir.config.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
         self.metrics.open(keep_until=self.progress.step)
-        self.watch = SwitchWatch()
-        for row in self.metrics.rows:
-            self.watch.take(row)
+        self._watch()
         self.logger = open_logger(self.config.logger, self.config.run.name, self.dir.path, settings)
         self.terminal.__enter__()
         return self
@@ -85,11 +85,37 @@ class Reporter:
             f"validation loss of the same weights {before.val_loss:.4f} -> {val_loss:.4f}"
         )
 
-    def finish(self) -> dict[str, Any]:
-        """Write summary.json and loss.png, print the table; returns the summary."""
+    def skipped(self, skip: Skip) -> None:
+        """A step updated nothing: its loss or its gradient was not finite."""
+        self._row("skipped", step=skip.step, position=skip.position, end=skip.end)
+        self.say(
+            f"skipped   step {skip.step}: loss or gradient not finite, nothing was updated; "
+            f"its batch is the data's tokens {skip.position:,} to {skip.end:,}"
+        )
+
+    def spike(self, loss: float, deviations: float) -> None:
+        self._row("spike", loss=loss, deviations=deviations)
+        self.say(f"spike     step {self.progress.step}: loss {loss:.4f}, {deviations:.1f} deviations above")
+
+    def rewound(self, progress: Progress, left: int, skipped_to: int) -> None:
+        """The run went back from step `left` to an older `progress`, and reads on from `skipped_to`."""
+        self.progress, read_to = progress, progress.position
+        self.metrics.open(keep_until=progress.step)
+        self._watch()
+        self._row("rewound", left=left, position=read_to, end=skipped_to)
+        self.say(
+            f"rewound   from step {left} to {progress.step}; "
+            f"the data's tokens {read_to:,} to {skipped_to:,} are left out"
+        )
+
+    def finish(self, signal: int) -> dict[str, Any]:
+        """Write summary.json and loss.png, print the table; returns the summary.
+
+        signal: what ended the run, 0 if nothing did.
+        """
         rows = self.metrics.rows
         finished = self.progress.step == self.config.run.steps
-        about = {"name": self.config.run.name, **self.about}
+        about = {"name": self.config.run.name, "signal": signal, **self.about}
         result = summary.summarize(self.progress, rows, finished, self.peak_flops, about)
         summary.write(result, self.dir.summary)
         plot_loss(rows, self.dir.plot, self.config.run.name)
@@ -98,14 +124,24 @@ class Reporter:
         self.say(summary.table(result))
         for line in summary.switch_lines(result):
             self.say(line)
+        if signal and not finished:
+            self.say(
+                f"{Signals(signal).name}: stopped after step {self.progress.step}; "
+                f"the same command with run.dir={self.dir.path} resume=auto goes on"
+            )
         return result
+
+    def _watch(self) -> None:
+        self.watch = SwitchWatch()
+        for row in self.metrics.rows:
+            self.watch.take(row)
 
     def _row(self, kind: str, **values: Any) -> Row:
         progress = self.progress
         row = {
             "kind": kind,
             "step": progress.step,
-            "stage": progress.stages[-1].name,
+            "stage": progress.stages[-1].name if progress.stages else None,
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 3),
             **values,
@@ -113,3 +149,34 @@ class Reporter:
         self.metrics.write(row)
         self.logger.log(row)
         return row
+
+
+class Silent:
+    """What ranks other than the first report with: nothing. The interface is Reporter's."""
+
+    def __init__(self, config: Config, run_dir: RunDir, progress: Progress, *_: Any):
+        self.config, self.progress = config, progress
+        self.about: dict[str, Any] = {}
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def say(self, what: object) -> None: ...
+
+    def train_step(self, *_: float) -> None: ...
+
+    def validation(self) -> None: ...
+
+    def switch(self, val_loss: float) -> None: ...
+
+    def skipped(self, skip: Skip) -> None: ...
+
+    def spike(self, loss: float, deviations: float) -> None: ...
+
+    def rewound(self, progress: Progress, left: int, skipped_to: int) -> None:
+        self.progress = progress
+
+    def finish(self, signal: int) -> dict[str, Any]:
+        return {"finished": self.progress.step == self.config.run.steps, "signal": signal}

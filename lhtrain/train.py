@@ -4,7 +4,6 @@ A step is data -> forward and backward -> clip -> AdamW. What differs between st
 length, learning rate) is looked up in the schedule; weights, optimizer state and data position go on.
 """
 
-import math
 import sys
 import time
 from bisect import bisect_right
@@ -14,33 +13,38 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
-from torch import Tensor, nn
 
 from lhtrain import checkpoint, start
 from lhtrain.attention import DenseAttention, LighthouseAttention, Pyramid
 from lhtrain.blocks import compiles, prepare
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
-from lhtrain.conf.schema import Attention, Config, LighthouseConfig, OptimConfig, StageConfig
+from lhtrain.conf.schema import Attention, Config, LighthouseConfig, StageConfig
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.errors import RunError
-from lhtrain.feed import Batch, Feed, validation_batches
+from lhtrain.feed import Feed, validation_batches
 from lhtrain.flops import peak_flops, step_flops
+from lhtrain.guard import Guard
 from lhtrain.hardware import compute_dtype, describe, peak_memory, pick_device, reset_peak_memory
 from lhtrain.interrupt import Interrupt
-from lhtrain.model import GPT, Attend
+from lhtrain.model import FULL_ATTENTION, GPT
 from lhtrain.optim import build_optimizer
+from lhtrain.parallel import Parallel
 from lhtrain.progress import Progress, StageClock, StageRecord
-from lhtrain.reporter import Reporter
+from lhtrain.reporter import Reporter, Silent
 from lhtrain.run_dir import RunDir, as_container
+from lhtrain.saver import Saver
 from lhtrain.schedule import Place, Schedule
+from lhtrain.step import Measured, update
+from lhtrain.world import World, close
 
 
-def attention_of(stage: StageConfig, lighthouse: LighthouseConfig) -> Attend:
+def attention_of(stage: StageConfig, lighthouse: LighthouseConfig) -> DenseAttention | LighthouseAttention:
     """What the layers of a stage attend with."""
     if stage.attention is Attention.dense:
-        return DenseAttention()
+        return FULL_ATTENTION
     return LighthouseAttention(
         levels=stage.levels,
         pooling=stage.pooling,
@@ -51,113 +55,150 @@ def attention_of(stage: StageConfig, lighthouse: LighthouseConfig) -> Attend:
     )
 
 
-def update(
-    model: GPT, optimizer: torch.optim.Optimizer, batches: list[Batch], lr: float, optim: OptimConfig
-) -> tuple[Tensor, Tensor]:
-    """Forward, backward, clip, AdamW: mean loss and gradient norm before clipping, left on the device."""
-    total = torch.zeros((), device=batches[0].tokens.device)
-    for batch in batches:
-        loss = model.loss(batch.tokens, batch.targets, z_loss=optim.z_loss) * batch.share
-        loss.backward()
-        total += loss.detach()
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total, grad_norm
-
-
 class Trainer:
-    """One run of a filled, valid configuration; everything it leaves is in `run_dir`.
+    """One rank of a run of a filled, valid configuration; everything the run leaves is in `run_dir`.
 
     Raises:
         RunError, DataError: at construction or in `run`, with what to do about it.
     """
 
-    def __init__(self, config: Config, run_dir: Path):
-        self.config, self.dir = config, RunDir(run_dir)
-        resume_from = start.find_resume(self.dir, config.resume)
-        self.device = pick_device(config.run.device)
+    def __init__(self, config: Config, run_dir: Path, world: World):
+        self.config, self.dir, self.world, self.device = config, RunDir(run_dir), world, world.device
+        resume_from, self.notes = start.find_resume(self.dir, config.resume, world)
         self.dtype = compute_dtype(config.compute.precision, self.device)
         self.schedule = Schedule.of(config)
-        self.corpus = open_corpus(**asdict(config.data))
-        lengths = {stage.seq_len for stage in config.stages.values()}
-        parts, long_fraction = self.corpus.parts, config.data.long_fraction
-        train_order = SequenceOrder(parts["train"], lengths, config.run.seed, long_fraction)
-        self.feed = Feed(train_order, self.corpus.tokenizer.eos, self.device)
-        self.val_order = SequenceOrder(parts["val"], lengths, seed=0)
-        self.model = GPT(config.model, self.dtype)
-        self.model.init_weights(config.run.seed)
-        self.model.to(self.device)
-        prepare(self.model, config.compute, self.device)
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.tensors = checkpoint.Tensors(self.model, self.optimizer)
-        self.progress, self.start_note = Progress(), "a fresh start"
-        if resume_from is not None:
-            self.progress = start.resume_run(resume_from, self.tensors, config, self.corpus)
-            self.start_note = f"going on from {resume_from.name}"
-        elif config.init_from is not None:
-            self.progress, self.start_note = start.start_from(
-                Path(config.init_from), self.tensors, self.corpus
-            )
+        self.parallel = Parallel(config.parallel, config.model, config.lighthouse.selection, world)
+        self._open_data()
+        self._build_model()
+        self.saver = Saver(self.dir.checkpoints, config.checkpoint.keep, world)
+        self.guard = Guard(config.guard)
+        self.progress = self._start(resume_from)
         # One object a stage: a compiler takes another object for other code.
         self.attention = {
-            name: attention_of(stage, config.lighthouse) for name, stage in config.stages.items()
+            name: self.parallel.attention(attention_of(stage, config.lighthouse))
+            for name, stage in config.stages.items()
         }
+        self.full_attention = self.parallel.attention(FULL_ATTENTION)
         self.entered: int | None = None  # index of the stage that the model is set up for
+
+    def _open_data(self) -> None:
+        config = self.config
+        with self.world.first_of_each_machine():
+            self.corpus = open_corpus(**asdict(config.data))
+        lengths = {stage.seq_len for stage in config.stages.values()}
+        parts = self.corpus.parts
+        order = SequenceOrder(parts["train"], lengths, config.run.seed, config.data.long_fraction)
+        self.feed = Feed(order, self.corpus.tokenizer.eos, self.device, self.parallel.share)
+        self.val_order = SequenceOrder(parts["val"], lengths, seed=0)
+
+    def _build_model(self) -> None:
+        with torch.device("meta"):
+            self.model = GPT(self.config.model, self.dtype)
+        prepare(self.model, self.config.compute, self.device)
+        self.parallel.build(self.model, self.config.run.seed)
+        self.optimizer = build_optimizer(self.model, self.config.optim)
+        self.tensors = checkpoint.tensors_of(self.model, self.optimizer)
+
+    def _start(self, resume_from: Path | None) -> Progress:
+        config, note = self.config, "a fresh start"
+        progress = Progress()
+        if resume_from is not None:
+            progress = start.resume_run(resume_from, self.tensors, config, self.corpus)
+            note = f"going on from {resume_from.name}"
+        elif config.init_from is not None:
+            source = Path(config.init_from)
+            progress, note = start.start_from(source, self.tensors, self.corpus, self.world)
+        self.start_note = note
+        return progress
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the run, or to a signal; returns the content of summary.json."""
         about = describe(self.device) | {"data": self.corpus.fingerprint, **self._parameters()}
+        about |= {"ranks": self.world.size}
         peak = peak_flops(self.device)
+        reporter = Reporter if self.world.is_main else Silent
         with (
-            Reporter(self.config, self.dir, self.progress, peak, about) as self.report,
+            reporter(self.config, self.dir, self.progress, peak, about) as self.report,
             Interrupt() as interrupt,
         ):
+            self.saver.say = self.report.say
             self._greet()
             self.report.about["compile_seconds"] = self._warm_up()
-            while self.progress.step < self.schedule.steps and interrupt.requested is None:
+            signal = self.world.largest(interrupt.requested or 0)
+            while self.progress.step < self.schedule.steps and not signal:
                 place = self.schedule.lookup(self.progress.step)
                 stage = self._enter(place)
                 self._step(place, stage)
-                ends = self.progress.step in self.schedule.ends
-                if ends or self.progress.step % self.config.eval.every == 0:
-                    self._validate(stage)
-                if ends or self.progress.step % self.config.checkpoint.every == 0 or interrupt.requested:
-                    self._save()
-            result = self.report.finish()
-            if interrupt.requested and not result["finished"]:
-                self.report.say(
-                    f"{interrupt.requested.name}: stopped after step {self.progress.step}; "
-                    f"the same command with run.dir={self.dir.path} resume=auto goes on"
-                )
+                if self.guard.must_rewind:
+                    self._rewind()
+                    continue
+                signal = self.world.largest(interrupt.requested or 0)
+                self._after_step(stage, signal)
+            self.saver.finish()
+            self.report.about["checkpoints"] = self.saver.saved.as_summary()
+            result = self.report.finish(signal)
         self.feed.close()
-        return result | {"signal": interrupt.requested}
+        return result
+
+    def _after_step(self, stage: StageConfig, signal: int) -> None:
+        """Validate and save where it is time to."""
+        step, ends = self.progress.step, self.progress.step in self.schedule.ends
+        if ends or step % self.config.eval.every == 0:
+            self._validate(stage)
+        if ends or step % self.config.checkpoint.every == 0 or signal:
+            self._save()
 
     def _step(self, place: Place, stage: StageConfig) -> None:
         """One optimizer step: data, update, log."""
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self.progress.position
         with self.clock.measure("data"):
-            batches, self.progress.position = self.feed.micro_batches(self.progress.position, stage)
+            batches, self.progress.position = self.feed.micro_batches(before, stage)
         with self.clock.measure("compute"):
-            measured = update(self.model, self.optimizer, batches, place.lr, self.config.optim)
+            optim = self.config.optim
+            measured = update(self.model, self.optimizer, batches, place.lr, optim, self.parallel)
             self.progress.step += 1
+            self.guard.take(self.progress.step, before, self.progress.position, measured.skipped)
             first_or_last = place.step_in_stage == 0 or self.progress.step in self.schedule.ends
             logged = first_or_last or self.progress.step % self.config.run.log_every == 0
-            if logged:  # the one place where a step waits for the device
-                loss, grad_norm = (value.item() for value in measured)
+            skips = self.guard.look() if logged else []  # the one place where a step waits for the device
         self.record.steps += 1
         self.record.tokens += stage.batch_tokens
         self.record.flops += self.flops
         self.record.peak_memory_bytes = max(self.record.peak_memory_bytes, peak_memory(self.device))
         self.clock.lap()
-        if logged:
-            self._check_finite(loss, grad_norm)
-            self.record.first_loss = loss if self.record.first_loss is None else self.record.first_loss
-            self.record.last_loss = loss
-            seconds = time.perf_counter() - began
-            self.report.train_step(place.lr, grad_norm, stage.batch_tokens, self.flops, seconds)
+        for skip in skips:
+            self.report.skipped(skip)
+        if logged and not measured.skipped.item():
+            self._log(measured, place, stage, time.perf_counter() - began)
+
+    def _log(self, measured: Measured, place: Place, stage: StageConfig, seconds: float) -> None:
+        loss = measured.loss.item()
+        self.record.first_loss = loss if self.record.first_loss is None else self.record.first_loss
+        self.record.last_loss = loss
+        self.report.train_step(place.lr, measured.grad_norm.item(), stage.batch_tokens, self.flops, seconds)
+        if spike := self.guard.spike(loss):
+            self.report.spike(loss, spike)
+
+    def _rewind(self) -> None:
+        """Too many steps in a row updated nothing: back to the newest checkpoint, past the data they read."""
+        n_skips = self.guard.in_a_row
+        self.guard.rewound()
+        steps = f"{n_skips} steps in a row, up to step {self.progress.step},"
+        what = f"{steps} had a loss or gradient that was not finite"
+        advice = "a lower optim.lr or a longer warm-up may help"
+        if self.guard.rewinds > self.config.guard.max_rewinds:
+            times = self.config.guard.max_rewinds
+            raise RunError(f"{what}, after guard.max_rewinds={times} rewinds; {advice}")
+        self.saver.wait()
+        path, _ = checkpoint.newest_sound(self.dir.checkpoints, self.world)
+        if path is None:
+            raise RunError(f"{what}, and there is no checkpoint to go back to; {advice}")
+        position, left = self.progress.position, self.progress.step
+        self.progress = Progress.from_dict(checkpoint.state_of(path)["progress"])
+        checkpoint.load(path, self.tensors)
+        self.report.rewound(self.progress, left, skipped_to=position)
+        self.progress.position = position
+        self.entered = None
 
     def _enter(self, place: Place) -> StageConfig:
         """Make the stage of `place` the current one; before its first step, report what the switch costs."""
@@ -166,8 +207,8 @@ class Trainer:
         if self.entered == place.stage:
             return stage
         self.entered = place.stage
-        self.model.attend_with(self.attention[name])
-        self.flops = step_flops(self.config.model, stage)
+        self.model.attend_with(self.attention[name], self.full_attention)
+        self.flops = step_flops(self.config.model, stage) // self.world.size
         reset_peak_memory(self.device)
         begins = place.step_in_stage == 0
         if begins:
@@ -187,14 +228,17 @@ class Trainer:
             return 0.0
         began = time.perf_counter()
         first = bisect_right(self.schedule.ends, self.progress.step)
+        share = self.parallel.share
         for name in self.schedule.names[first:]:
             stage = self.config.stages[name]
-            self.model.attend_with(self.attention[name])
-            rows = stage.batch_tokens // stage.seq_len // stage.grad_accum
-            tokens = torch.zeros(rows, stage.seq_len, dtype=torch.int64, device=self.device)
-            self.model.loss(tokens, tokens, z_loss=self.config.optim.z_loss).backward()
+            self.model.attend_with(self.attention[name], self.full_attention)
+            rows = stage.batch_tokens // stage.seq_len // stage.grad_accum // share.dp_size
+            here = share.positions(stage.seq_len).to(self.device)
+            tokens = torch.zeros(rows, len(here), dtype=torch.int64, device=self.device)
+            positions = here if share.cp_size > 1 else None
+            self.model.loss(tokens, tokens, positions, z_loss=self.config.optim.z_loss).backward()
             with torch.no_grad():
-                self.model.loss(tokens, tokens).item()
+                self.model.loss(tokens, tokens, positions).item()
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
         self.report.say(f"compile   {seconds:.1f} s, outside the stages' clocks")
@@ -209,13 +253,19 @@ class Trainer:
     @torch.no_grad()
     def _validation_loss(self, stage: StageConfig) -> float:
         """Mean loss over the validation tokens, with the attention of the current stage."""
-        total, count = torch.zeros((), device=self.device), 0
+        sums = torch.zeros(2, device=self.device)  # of the losses, and of the targets
         for batch in validation_batches(
-            self.val_order, self.config.eval.tokens, stage, self.corpus.tokenizer.eos, self.device
+            self.val_order,
+            self.config.eval.tokens,
+            stage,
+            self.corpus.tokenizer.eos,
+            self.device,
+            self.parallel.share,
         ):
-            total += self.model.loss(batch.tokens, batch.targets) * batch.n_targets
-            count += batch.n_targets
-        return total.item() / count
+            loss = self.model.loss(batch.tokens, batch.targets, batch.positions)
+            sums += torch.stack([loss * batch.n_targets, loss.new_tensor(batch.n_targets)])
+        loss, count = self.world.mean(sums).tolist()
+        return loss / count
 
     def _save(self) -> None:
         state = {
@@ -224,17 +274,8 @@ class Trainer:
             "data": self.corpus.fingerprint,
         }
         with self.clock.measure("checkpoint"):
-            checkpoint.save(
-                self.dir.checkpoints, self.progress.step, self.tensors, state, self.config.checkpoint.keep
-            )
+            self.saver.save(self.progress.step, self.tensors, state)
         self.clock.lap()
-
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise RunError(
-                f"step {self.progress.step}: loss={loss}, grad_norm={grad_norm}: must be finite. The weights "
-                f"are spoilt, the checkpoints are not; a lower optim.lr or a longer warm-up may help"
-            )
 
     def _parameters(self) -> dict[str, int]:
         total, inner = self.model.n_parameters()
@@ -251,7 +292,10 @@ class Trainer:
         )
         train, val = (self.corpus.n_tokens(split) for split in ("train", "val"))
         say(f"data      {train:,} tokens to train on, {val:,} to validate")
-        say(f"device    {hardware.get('gpu', hardware['cpu'])}, {str(self.dtype).removeprefix('torch.')}")
+        device = hardware.get("gpu", hardware["cpu"])
+        say(f"device    {self.world.size} x {device}, {str(self.dtype).removeprefix('torch.')}")
+        for note in self.notes:
+            say(f"warning   {note}")
         for name, stage in self.config.stages.items():
             what = f"{stage.attention.value} attention, seq_len {stage.seq_len:,}"
             if stage.attention is Attention.lighthouse:
@@ -263,15 +307,18 @@ class Trainer:
 def run(composed: DictConfig) -> None:
     """Hydra's task: train one composed configuration. Exits with 128 + n after signal n."""
     config = build(composed)
-    config.run.dir = HydraConfig.get().runtime.output_dir
+    world = World.start(pick_device(config.run.device), config.parallel.timeout)
+    config.run.dir = world.on_main(lambda: HydraConfig.get().runtime.output_dir)
     config = filled(config)
     run_dir = Path(config.run.dir)
     try:
-        trainer = Trainer(config, run_dir)
+        trainer = Trainer(config, run_dir, world)
     except Exception:
-        if not any(run_dir.iterdir()):  # Hydra made it, and nothing came of the run
+        if world.is_main and not any(run_dir.iterdir()):  # Hydra made it, and nothing came of the run
             run_dir.rmdir()
         raise
     result = trainer.run()
+    if not HydraConfig.get().mode == RunMode.MULTIRUN:
+        close()
     if result["signal"] and not result["finished"]:
         sys.exit(128 + result["signal"])

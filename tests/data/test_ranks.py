@@ -1,11 +1,10 @@
 """Shares of ranks: together they are the whole, and nothing twice."""
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lhtrain.data.ranks import context_rank_slice, data_rank_rows
+from lhtrain.data.ranks import data_rank_rows
 
 
 @given(st.integers(1, 8), st.integers(1, 5))
@@ -14,19 +13,9 @@ def test_data_ranks_share_the_rows(size: int, share: int) -> None:
     assert rows == list(range(size * share))
 
 
-@given(st.integers(1, 8), st.integers(1, 5))
-def test_context_ranks_share_the_sequence(size: int, share: int) -> None:
-    rows = np.arange(3 * (size * share + 1)).reshape(3, -1)
-    parts = [context_rank_slice(rows, rank, size) for rank in range(size)]
-    np.testing.assert_array_equal(np.concatenate([part[:, :-1] for part in parts], axis=1), rows[:, :-1])
-    np.testing.assert_array_equal(np.concatenate([part[:, 1:] for part in parts], axis=1), rows[:, 1:])
-
-
 def test_unequal_shares_and_unknown_ranks_are_refused() -> None:
     with pytest.raises(ValueError, match="n_sequences=5: must be a multiple of the 2 data-parallel ranks"):
         data_rank_rows(5, 0, 2)
-    with pytest.raises(ValueError, match="seq_len=6: must be a multiple of the 4 context-parallel ranks"):
-        context_rank_slice(np.zeros((1, 7)), 0, 4)
     for rank in (-1, 2):
         with pytest.raises(ValueError, match=f"rank={rank}: must be one of the 2 ranks"):
             data_rank_rows(4, rank, 2)

@@ -1,10 +1,10 @@
 """Lighthouse Attention on the tokens of one context-parallel rank.
 
-A rank has two chunks of the sequence (`layout.py`). Pooling, scoring and selection stay inside a chunk, with
-its share k / 2W of the budget: the layer selects tile by tile, and a chunk is a whole number of tiles, so that
-the chunks' kept rows, one after the other, are the rows that one rank alone would keep. They are attended to
-by all ranks together. Two things cross a chunk's border, and `exact` does them: the outputs of a chunk's last
-entries reach into the next chunk, and only the sequence's first chunk needs its prefix covered.
+A rank has two chunks of the sequence (`layout.py`). Pooling, scoring and selection stay inside a chunk,
+with its share k / 2W of the budget: the layer selects tile by tile, and a chunk is a whole number of tiles,
+so that the chunks' kept rows, one after the other, are the rows that one rank alone would keep. They are
+attended to by all ranks together. Two things cross a chunk's border, and `exact` does them: the outputs of a
+chunk's last entries reach into the next chunk, and only the sequence's first chunk needs its prefix covered.
 
 B batch, T = 2 c tokens of a rank, c tokens of a chunk, H query heads, G key/value heads, D head dim, S rows.
 Source: arXiv:2605.06554, context parallelism, which does without `exact`.

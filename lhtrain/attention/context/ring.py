@@ -1,8 +1,8 @@
 """Keys and values travel from rank to rank while each rank attends to those it has.
 
 B batch, T tokens of a rank, H query heads, Hkv key/value heads, D head dim. In the load-balanced layout
-(`layout.py`) a rank's queries attend, causally, to its own keys; of an earlier rank's keys, all queries to its
-head; of a later rank's keys, the queries of the tail to all. So every step but the first costs the same.
+(`layout.py`) a rank's queries attend, causally, to its own keys; of an earlier rank's keys, all queries to
+its head; of a later rank's keys, the queries of the tail to all. So every step but the first costs the same.
 Source: Ring Attention, arXiv:2310.01889; the layout: Striped and zigzag variants, Llama 3 (arXiv:2407.21783,
 section 3.3.2).
 """
@@ -76,22 +76,21 @@ def _ring_backward(
     members = group_of(group)
     rank, size, kernel = dist.get_rank(members), dist.get_world_size(members), block_kernel(q)
     travelling, grads = torch.stack([k, v]), torch.zeros(2, *k.shape, device=k.device, dtype=torch.float32)
+    gradients_arrive: Callable[[], Tensor] | None = None
     grad, grad_q = grad.contiguous(), torch.zeros_like(q, dtype=torch.float32)
     for step in range(size):
         arrives = _pass_on(travelling, members) if step + 1 < size else None
         queries, keys, causal = _parts(rank, (rank - step) % size, q.shape[1])
         part_k, part_v = travelling[:, :, keys].unbind()
-        part = block_backward(
-            grad[:, queries], q[:, queries], part_k, part_v, out[:, queries], lse[:, :, queries], causal, kernel
-        )  # fmt: skip
+        of_queries = (grad[:, queries], q[:, queries], part_k, part_v, out[:, queries], lse[:, :, queries])
+        part = block_backward(*of_queries, causal, kernel)
         grad_q[:, queries] += part[0]
-        if step > 0:
-            grads = gradients_arrive()
+        grads = gradients_arrive() if gradients_arrive else grads
         grads[0, :, keys] += part[1]
         grads[1, :, keys] += part[2]
         gradients_arrive = _pass_on(grads, members)
         travelling = arrives() if arrives else travelling
-    grads = gradients_arrive()
+    grads = gradients_arrive() if gradients_arrive else grads
     # copies: an operator's results must not share memory
     return grad_q.to(q.dtype), grads[0].to(k.dtype, copy=True), grads[1].to(v.dtype, copy=True)
 

@@ -1,0 +1,116 @@
+"""How the model is shared among ranks: the mesh, sharded weights, context-parallel attention.
+
+The mesh is dp_replicate x dp_shard x cp, ranks numbered in that order, so that the ranks that share a
+sequence are neighbours. Weights, gradients and optimizer state are sharded over dp_shard x cp and replicated
+over dp_replicate (FSDP2, or HSDP where both are above one). Other dimensions would be added here alone.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.attention.context import over_ranks, pick_method, positions
+from lhtrain.conf.schema import ModelConfig, ParallelConfig, Selection
+from lhtrain.data.ranks import data_rank_rows
+from lhtrain.model import GPT, Attend
+from lhtrain.world import World
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of a step's sequences one rank has: some of the rows, and of each a slice."""
+
+    dp_rank: int = 0
+    dp_size: int = 1
+    cp_rank: int = 0
+    cp_size: int = 1
+
+    def rows(self, n_sequences: int) -> range:
+        return data_rank_rows(n_sequences, self.dp_rank, self.dp_size)
+
+    def positions(self, seq_len: int) -> Tensor:
+        """(seq_len / cp_size,) int64, rising."""
+        return positions(seq_len, self.cp_rank, self.cp_size)
+
+
+def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
+    """dp_replicate, dp_shard, cp, with what -1 stands for.
+
+    Raises ValueError: sizes whose product is not the number of ranks.
+    """
+    given = config.dp_replicate, config.dp_shard, config.cp
+    known = config.dp_replicate * config.cp
+    shard = n_ranks // known if config.dp_shard == -1 else config.dp_shard
+    if known * shard != n_ranks:
+        names = "parallel.dp_replicate={}, dp_shard={}, cp={}".format(*given)
+        launch = "torchrun starts several: torchrun --nproc-per-node=N -m lhtrain …" if n_ranks == 1 else ""
+        raise ValueError(
+            f"{names}: their product must be the number of ranks, {n_ranks}. {launch}".strip(". ")
+        )
+    return config.dp_replicate, shard, config.cp
+
+
+class Parallel:
+    """This rank's place in the mesh, and what follows from it."""
+
+    def __init__(self, config: ParallelConfig, model: ModelConfig, selection: Selection, world: World):
+        self.world, self.config = world, config
+        replicate, shard, cp = mesh_sizes(config, world.size)
+        self.share = Share(world.rank // cp, world.size // cp, world.rank % cp, cp)
+        self.exact = selection is Selection.exact
+        self.method = pick_method(config.cp_attention.value, model.n_heads, model.n_kv_heads, cp)
+        self.mesh: DeviceMesh | None = None
+        self.cp_group = ""
+        if world.together:
+            kind = world.device.type
+            mesh = init_device_mesh(kind, (replicate, shard * cp), mesh_dim_names=("replicate", "shard"))
+            self.mesh = mesh if replicate > 1 else mesh["shard"]
+        if cp > 1:
+            mesh = init_device_mesh(kind, (replicate * shard, cp), mesh_dim_names=("dp", "cp"))
+            self.cp_group = mesh["cp"].get_group().group_name
+
+    def attention(self, attend: DenseAttention | LighthouseAttention) -> Attend:
+        """What this rank attends with in place of `attend`."""
+        if self.share.cp_size == 1:
+            return attend
+        return over_ranks(
+            attend, self.method, self.exact, self.cp_group, self.share.cp_rank, self.share.cp_size
+        )
+
+    def build(self, model: GPT, seed: int) -> None:
+        """Shard a `model` made on the meta device and give it its initial weights, the same on any mesh."""
+        if self.mesh is not None:
+            policy = MixedPrecisionPolicy(param_dtype=model.dtype, reduce_dtype=torch.float32)
+            for block in model.blocks:
+                fully_shard(block, mesh=self.mesh, mp_policy=policy)
+            fully_shard(model, mesh=self.mesh, mp_policy=policy)
+            register_fsdp_forward_method(model, "loss")
+        model.to_empty(device=self.world.device)
+        model.tie()  # new storage is new parameters
+        model.init_weights(seed, put=_put)
+
+    def accumulates(self, model: nn.Module, last: bool) -> None:
+        """Whether the next backward pass is the step's `last`: gradients are reduced in that one alone."""
+        if isinstance(model, FSDPModule) and not self.config.reduce_always:
+            model.set_requires_gradient_sync(last)
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Clip the gradients, sharded or not; returns their norm before, over all ranks, a plain scalar."""
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _put(parameter: Tensor, drawn: Tensor) -> None:
+    """Store a whole tensor, which every rank has, in a parameter that may be sharded."""
+    if not isinstance(parameter, DTensor):
+        parameter.copy_(drawn)
+        return
+    mine = distribute_tensor(drawn, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.to_local().copy_(mine.to_local())

@@ -1,0 +1,118 @@
+"""Whole runs on several ranks against the same run on one: losses, gradient norms, validation, weights."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lhtrain import checkpoint
+from lhtrain.conf.compose import compose_config
+from lhtrain.conf.fill import filled
+from lhtrain.model import GPT
+from lhtrain.optim import build_optimizer
+from lhtrain.train import Trainer
+from lhtrain.world import World
+from tests.distributed.ranks import on_ranks
+
+TOLERANCE = 2e-4  # relative, after 20 steps of AdamW in float32, whose first steps amplify rounding
+# 2 W = 8 chunks of one tile each, which is the least budget for cp=4; the switch is at the middle.
+TINY = [
+    *("model.seq_len=2048", "model.dim=32", "model.n_layers=2", "model.n_heads=4", "model.ffn_dim=64"),
+    *("lighthouse.levels=2", "lighthouse.pooling=2", "lighthouse.budget=1024", "model.dense_layers=[0]"),
+    *("run.steps=20", "run.batch_tokens=8192", "stages.lighthouse.fraction=0.5", "run.device=cpu"),
+    *("eval.tokens=2048", "eval.every=100", "checkpoint.every=100"),
+]
+JOBS = {
+    2: {
+        "fsdp": ["parallel.dp_shard=2", "run.grad_accum=2"],
+        "replicas": ["parallel.dp_replicate=2", "model.tie_embeddings=true"],
+        "ring": ["parallel.cp=2", "parallel.cp_attention=ring", "run.grad_accum=4"],
+        "ulysses": ["parallel.cp=2", "parallel.reduce_always=true", "run.grad_accum=2"],
+    },
+    4: {
+        "fsdp": ["parallel.dp_shard=4"],
+        "hsdp": ["parallel.dp_replicate=2", "run.grad_accum=1"],
+        "fsdp_ring": ["parallel.cp=2", "parallel.cp_attention=ring", "model.n_kv_heads=1"],
+        "hsdp_ulysses": ["parallel.dp_replicate=2", "parallel.cp=2"],
+        "ulysses": ["parallel.cp=4", "run.grad_accum=2"],
+    },
+}
+
+
+def config_of(folder, name, overrides):
+    data = ["data=text", f"data.path={folder / 'text'}", f"data.cache_dir={folder / 'cache'}"]
+    return filled(compose_config([*data, *TINY, f"run.dir={folder / name}", "run.name=t", *overrides]))
+
+
+def train(folder, jobs):
+    """On a rank: every job, one after the other."""
+    world = World.start(torch.device("cpu"))
+    for name, overrides in jobs.items():
+        run_dir = folder / f"{name}_{world.size}"
+        Trainer(config_of(folder, run_dir.name, overrides), run_dir, world).run()
+
+
+def own(overrides):
+    """The overrides that change what is trained, not how it is shared."""
+    return tuple(o for o in overrides if not o.startswith(("parallel.", "run.grad_accum")))
+
+
+def rows(path):
+    kept = ("kind", "step", "stage", "tokens", "lr")
+    numbers = ("loss", "grad_norm", "val_loss", "val_loss_before", "val_loss_after")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [[row.get(key) for key in kept] for row in lines], [
+        row[key] for row in lines for key in numbers if key in row
+    ]
+
+
+def weights(folder, path, overrides):
+    config = config_of(folder, "unused", overrides)
+    model = GPT(config.model)
+    tensors = checkpoint.tensors_of(model, build_optimizer(model, config.optim))
+    checkpoint.load(path / "checkpoints" / "step_00000020", tensors)
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "text").mkdir()
+    words = [f"line {i}: the {i % 7}th of {i % 11} things, said {i % 3} times\n" for i in range(6000)]
+    for number in range(10):
+        (folder / "text" / f"{number}.txt").write_text("".join(words[number::10]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """The run of one rank for each set of settings that some job trains with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
+    kinds = {own(overrides) for jobs in JOBS.values() for overrides in jobs.values()}
+    paths = {kind: folder / f"alone_{number}" for number, kind in enumerate(sorted(kinds))}
+    world = World.start(torch.device("cpu"))
+    for kind, path in paths.items():
+        Trainer(config_of(folder, path.name, list(kind)), path, world).run()
+    return paths
+
+
+@pytest.mark.parametrize("size", JOBS)
+def test_twenty_steps_are_those_of_one_rank(folder, alone, size, tmp_path):
+    """Across the stage switch: what is trained does not depend on how it is shared."""
+    on_ranks(train, size, folder, JOBS[size], folder=tmp_path)
+    for name, overrides in JOBS[size].items():
+        one, path = alone[own(overrides)], folder / f"{name}_{size}"
+        (labels, numbers), (want_labels, want) = rows(path), rows(one)
+        assert labels == want_labels, name
+        torch.testing.assert_close(
+            torch.tensor(numbers), torch.tensor(want), rtol=TOLERANCE, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        got, expected = weights(folder, path, overrides), weights(folder, one, overrides)
+        for key, tensor in got.items():
+            error = (tensor - expected[key]).abs().max() / expected[key].abs().max()
+            assert error < 1e-2, f"{name}: {key} {error}"
+        summary = json.loads((path / "summary.json").read_text())
+        assert summary["ranks"] == size and summary["tokens"] == 20 * 8192

@@ -18,8 +18,8 @@ from lhtrain.conf.schema import Config, DataConfig
 from lhtrain.conf.validate import data_problems, validate
 
 
-def check_overrides(overrides: list[str], config_name: str = "config") -> None:
-    """Compose and validate without running anything.
+def check_overrides(overrides: list[str], config_name: str = "config", n_ranks: int | None = None) -> None:
+    """Compose and validate without running anything; n_ranks: those that would run it, if that is known.
 
     Raises:
         ConfigError: with every unknown key or group, wrong type and broken rule among `overrides`.
@@ -27,7 +27,7 @@ def check_overrides(overrides: list[str], config_name: str = "config") -> None:
     with _hydra():
         config, problems = _composed(overrides, config_name)
         if config is not None:
-            problems += _problems_of(config)
+            problems += _problems_of(config, n_ranks)
     if problems:
         raise ConfigError(problems)
 
@@ -69,9 +69,9 @@ def compose_config(overrides: list[str]) -> Config:
         return filled(build(compose("config", overrides=overrides)))
 
 
-def build(config: DictConfig) -> Config:
+def build(config: DictConfig, n_ranks: int | None = None) -> Config:
     """The typed configuration. Raises ConfigError if a rule is broken."""
-    if problems := _problems_of(config):
+    if problems := _problems_of(config, n_ranks):
         raise ConfigError(problems)
     return _typed(config)
 
@@ -82,11 +82,11 @@ def _typed(config: DictConfig) -> Config:
     return out
 
 
-def _problems_of(config: DictConfig) -> list[Problem]:
+def _problems_of(config: DictConfig, n_ranks: int | None) -> list[Problem]:
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             return [Problem(key, "???", "needs a value") for key in missing]
-        return validate(_typed(config))
+        return validate(_typed(config), n_ranks)
     except OmegaConfBaseException as error:  # an interpolation that does not resolve, or to a wrong type
         return [Problem(str(getattr(error, "full_key", "?")), "?", _first_line(error))]
 

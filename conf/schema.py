@@ -228,6 +228,18 @@ class GuardConfig:
 
 
 @dataclass
+class WatchdogConfig:
+    """Seconds that a rank may spend in one phase; then it writes its stacks to run.dir/stalls and ends with
+    status 75, on which `lhtrain slurm` and others start it again. null: for ever."""
+
+    start: float | None = 3600.0  # meeting the other ranks, reading data, loading a checkpoint
+    compile: float | None = 3600.0
+    step: float | None = 1800.0
+    validation: float | None = 3600.0
+    save: float | None = 1800.0  # until training goes on; and the last one, until it is written
+
+
+@dataclass
 class EvalConfig:
     every: int = 50  # steps; stage ends are always evaluated
     tokens: int = 32_768  # at most; all of a smaller validation split
@@ -260,6 +272,7 @@ class Config:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

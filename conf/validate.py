@@ -7,14 +7,16 @@ from typing import Any
 
 from lhtrain.attention.pyramid import Pyramid
 from lhtrain.conf.fill import stage_steps
+from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Attention, Config, DataConfig, LoggerKind, Recompute, StageConfig
 
 
-def validate(config: Config) -> list[Problem]:
-    """Every rule that `config` breaks; an empty list means that it can run."""
+def validate(config: Config, n_ranks: int | None = None) -> list[Problem]:
+    """Every rule that `config` breaks; an empty list means that it can run, on `n_ranks` where given."""
     parts = (_ranges, _model, _stages, _data, _start)
-    return [problem for part in parts for problem in part(config)]
+    problems = [problem for part in parts for problem in part(config)]
+    return problems + list(parallel_problems(config, n_ranks))
 
 
 def _ranges(config: Config) -> Iterator[Problem]:
@@ -37,6 +39,10 @@ def _ranges(config: Config) -> Iterator[Problem]:
         "eval.tokens": config.eval.tokens,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
+        "guard.max_skips": config.guard.max_skips,
+        "parallel.dp_replicate": config.parallel.dp_replicate,
+        "parallel.cp": config.parallel.cp,
+        "parallel.timeout": config.parallel.timeout,
     }
     for key, number in at_least_one.items():
         if number < 1:
@@ -52,6 +58,13 @@ def _ranges(config: Config) -> Iterator[Problem]:
     for key, real in positive.items():
         if not (real > 0 and math.isfinite(real)):
             yield Problem(key, real, "must be greater than 0 and finite")
+    for phase, seconds in vars(config.watchdog).items():
+        if seconds is not None and not seconds > 0:
+            yield Problem(f"watchdog.{phase}", seconds, "must be greater than 0, or null")
+    if not config.guard.spike >= 0:
+        yield Problem("guard.spike", config.guard.spike, "must be at least 0")
+    if config.guard.max_rewinds < 0:
+        yield Problem("guard.max_rewinds", config.guard.max_rewinds, "must be at least 0")
     for key, real in {"optim.weight_decay": optim.weight_decay, "optim.z_loss": optim.z_loss}.items():
         if not (real >= 0 and math.isfinite(real)):
             yield Problem(key, real, "must be at least 0 and finite")

@@ -58,12 +58,12 @@ def train(arguments: Arguments) -> None:
     # argparse takes flags before or after the overrides, not among them, where a sweep's -m often ends up
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     try:
+        ranks = find_ranks()
         for overrides in _jobs(arguments):
-            check_overrides(overrides)
-        rank = find_ranks().rank
+            check_overrides(overrides, n_ranks=ranks.size)
     except (ConfigError, RunError) as error:
         fail(str(error))
-    if rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
+    if ranks.rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
         arguments += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
     sys.argv[1:] = arguments
     _hydra_main()

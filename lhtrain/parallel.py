@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.attention.context import over_ranks, pick_method, positions
+from lhtrain.conf.parallel import mesh_sizes
 from lhtrain.conf.schema import ModelConfig, ParallelConfig, Selection
 from lhtrain.data.ranks import data_rank_rows
 from lhtrain.model import GPT, Attend
@@ -37,23 +38,6 @@ class Share:
     def positions(self, seq_len: int) -> Tensor:
         """(seq_len / cp_size,) int64, rising."""
         return positions(seq_len, self.cp_rank, self.cp_size)
-
-
-def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
-    """dp_replicate, dp_shard, cp, with what -1 stands for.
-
-    Raises ValueError: sizes whose product is not the number of ranks.
-    """
-    given = config.dp_replicate, config.dp_shard, config.cp
-    known = config.dp_replicate * config.cp
-    shard = n_ranks // known if config.dp_shard == -1 else config.dp_shard
-    if known * shard != n_ranks:
-        names = "parallel.dp_replicate={}, dp_shard={}, cp={}".format(*given)
-        launch = "torchrun starts several: torchrun --nproc-per-node=N -m lhtrain …" if n_ranks == 1 else ""
-        raise ValueError(
-            f"{names}: their product must be the number of ranks, {n_ranks}. {launch}".strip(". ")
-        )
-    return config.dp_replicate, shard, config.cp
 
 
 class Parallel:

@@ -4,6 +4,7 @@ A step is data -> forward and backward -> clip -> AdamW. What differs between st
 length, learning rate) is looked up in the schedule; weights, optimizer state and data position go on.
 """
 
+import shutil
 import sys
 import time
 from bisect import bisect_right
@@ -38,7 +39,8 @@ from lhtrain.run_dir import RunDir, as_container
 from lhtrain.saver import Saver
 from lhtrain.schedule import Place, Schedule
 from lhtrain.step import Measured, update
-from lhtrain.world import World, close
+from lhtrain.watchdog import Watchdog
+from lhtrain.world import World, close, find_ranks
 
 
 def attention_of(stage: StageConfig, lighthouse: LighthouseConfig) -> DenseAttention | LighthouseAttention:
@@ -62,8 +64,9 @@ class Trainer:
         RunError, DataError: at construction or in `run`, with what to do about it.
     """
 
-    def __init__(self, config: Config, run_dir: Path, world: World):
+    def __init__(self, config: Config, run_dir: Path, world: World, watchdog: Watchdog):
         self.config, self.dir, self.world, self.device = config, RunDir(run_dir), world, world.device
+        self.watchdog = watchdog
         resume_from, self.notes = start.find_resume(self.dir, config.resume, world)
         self.dtype = compute_dtype(config.compute.precision, self.device)
         self.schedule = Schedule.of(config)
@@ -123,18 +126,21 @@ class Trainer:
         ):
             self.saver.say = self.report.say
             self._greet()
-            self.report.about["compile_seconds"] = self._warm_up()
+            with self.watchdog.phase("compile"):
+                self.report.about["compile_seconds"] = self._warm_up()
             signal = self.world.largest(interrupt.requested or 0)
             while self.progress.step < self.schedule.steps and not signal:
                 place = self.schedule.lookup(self.progress.step)
                 stage = self._enter(place)
-                self._step(place, stage)
+                with self.watchdog.phase("step"):
+                    self._step(place, stage)
                 if self.guard.must_rewind:
                     self._rewind()
                     continue
                 signal = self.world.largest(interrupt.requested or 0)
                 self._after_step(stage, signal)
-            self.saver.finish()
+            with self.watchdog.phase("save"):
+                self.saver.finish()
             self.report.about["checkpoints"] = self.saver.saved.as_summary()
             result = self.report.finish(signal)
         self.feed.close()
@@ -157,6 +163,7 @@ class Trainer:
             optim = self.config.optim
             measured = update(self.model, self.optimizer, batches, place.lr, optim, self.parallel)
             self.progress.step += 1
+            self.watchdog.step = self.progress.step
             self.guard.take(self.progress.step, before, self.progress.position, measured.skipped)
             first_or_last = place.step_in_stage == 0 or self.progress.step in self.schedule.ends
             logged = first_or_last or self.progress.step % self.config.run.log_every == 0
@@ -250,9 +257,12 @@ class Trainer:
         self.clock.lap()
         self.report.validation()
 
-    @torch.no_grad()
     def _validation_loss(self, stage: StageConfig) -> float:
         """Mean loss over the validation tokens, with the attention of the current stage."""
+        with self.watchdog.phase("validation"), torch.no_grad():
+            return self._validated(stage)
+
+    def _validated(self, stage: StageConfig) -> float:
         sums = torch.zeros(2, device=self.device)  # of the losses, and of the targets
         for batch in validation_batches(
             self.val_order,
@@ -273,7 +283,7 @@ class Trainer:
             "config": as_container(self.config),
             "data": self.corpus.fingerprint,
         }
-        with self.clock.measure("checkpoint"):
+        with self.clock.measure("checkpoint"), self.watchdog.phase("save"):
             self.saver.save(self.progress.step, self.tensors, state)
         self.clock.lap()
 
@@ -304,21 +314,29 @@ class Trainer:
             say(f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens, {what}")
 
 
+def _remove_empty(run_dir: Path) -> None:
+    """Remove the directory that Hydra made, if nothing came of the run."""
+    shutil.rmtree(run_dir / "ranks", ignore_errors=True)
+    if run_dir.is_dir() and not any(run_dir.iterdir()):
+        run_dir.rmdir()
+
+
 def run(composed: DictConfig) -> None:
     """Hydra's task: train one composed configuration. Exits with 128 + n after signal n."""
-    config = build(composed)
+    config = build(composed, find_ranks().size)
     world = World.start(pick_device(config.run.device), config.parallel.timeout)
     config.run.dir = world.on_main(lambda: HydraConfig.get().runtime.output_dir)
     config = filled(config)
     run_dir = Path(config.run.dir)
-    try:
-        trainer = Trainer(config, run_dir, world)
-    except Exception:
-        if world.is_main and not any(run_dir.iterdir()):  # Hydra made it, and nothing came of the run
-            run_dir.rmdir()
-        raise
-    result = trainer.run()
-    if not HydraConfig.get().mode == RunMode.MULTIRUN:
+    with Watchdog(config.watchdog, run_dir, world.rank) as watchdog:
+        try:
+            trainer = Trainer(config, run_dir, world, watchdog)
+        except Exception:
+            if world.is_main:
+                _remove_empty(run_dir)
+            raise
+        result = trainer.run()
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
         close()
     if result["signal"] and not result["finished"]:
         sys.exit(128 + result["signal"])

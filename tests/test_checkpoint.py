@@ -1,7 +1,11 @@
 """Checkpoints: exact round trip, faults named, retention."""
 
+import errno
 import json
+import os
+import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +15,21 @@ from lhtrain.conf.schema import ModelConfig, OptimConfig
 from lhtrain.errors import RunError
 from lhtrain.model import GPT
 from lhtrain.optim import build_optimizer
+from lhtrain.saver import Saver
+from lhtrain.world import Ranks, World
 
+ALONE = World(Ranks(), torch.device("cpu"))
 SIZES = {"n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 32, "tie_embeddings": True}
 
 
-def tensors(seed=0, dim=16):
-    model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, dim=dim, **SIZES))
-    model.init_weights(seed)
-    return checkpoint.Tensors(model, build_optimizer(model, OptimConfig()))
+class Trained:
+    """A model, its optimizer and their tensors by name."""
+
+    def __init__(self, seed=0, dim=16):
+        self.model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, dim=dim, **SIZES))
+        self.model.init_weights(seed)
+        self.optimizer = build_optimizer(self.model, OptimConfig())
+        self.tensors = checkpoint.tensors_of(self.model, self.optimizer)
 
 
 def train(what, steps, seed):
@@ -36,30 +47,42 @@ def train(what, steps, seed):
 
 
 def saved(folder, steps=(1,), keep=9, what=None):
-    what = what or tensors()
-    return [checkpoint.save(folder, step, what, {"progress": {"step": step}}, keep) for step in steps]
+    what = what or Trained()
+    saver = Saver(folder, keep, ALONE)
+    for step in steps:
+        saver.save(step, what.tensors, {"progress": {"step": step}})
+    saver.finish()
+    return [checkpoint.folder_of(folder, step) for step in steps]
 
 
 def test_training_goes_on_bit_for_bit(tmp_path):
-    one = tensors()
+    one = Trained()
     train(one, 3, seed=1)
-    torch.manual_seed(7)
     (path,) = saved(tmp_path, what=one)
-    expected, noise = train(one, 4, seed=2), torch.rand(3)
-    other = tensors(seed=5)
+    expected = train(one, 4, seed=2)
+    other = Trained(seed=5)
     train(other, 1, seed=3)
     assert checkpoint.read_state(path)["progress"] == {"step": 1}
-    checkpoint.load(path, other)
-    assert torch.equal(torch.rand(3), noise)
+    checkpoint.load(path, other.tensors)
     assert train(other, 4, seed=2) == expected
     assert other.model.head.weight is other.model.embedding.weight
 
 
-def test_a_save_leaves_the_running_model_as_it_was(tmp_path):
-    one, two = tensors(), tensors()
+def test_training_goes_on_while_it_is_written(tmp_path):
+    """What is saved is the state at the call, and the running model is as it was."""
+    one, two = Trained(), Trained()
     train(one, 2, seed=1), train(two, 2, seed=1)
-    saved(tmp_path, what=one)
+    saver = Saver(tmp_path, 9, ALONE)
+    saver.save(1, one.tensors, {})
     assert train(one, 3, seed=2) == train(two, 3, seed=2)
+    saver.finish()
+    assert saver.saved.count == 1 and saver.saved.bytes > 0 and saver.saved.write_seconds > 0
+    three = Trained(seed=9)
+    checkpoint.load(checkpoint.folder_of(tmp_path, 1), three.tensors)
+    fresh = Trained()
+    train(fresh, 2, seed=1)
+    for name, tensor in fresh.tensors.items():
+        assert torch.equal(tensor, three.tensors[name]), name
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -73,6 +96,50 @@ def test_an_unfinished_one_does_not_count(tmp_path):
     shutil.copytree(path, tmp_path / "step_00000003")
     (tmp_path / "step_00000003" / "manifest.json").unlink()
     assert checkpoint.complete(tmp_path) == [path]
+    Saver(tmp_path, 9, ALONE)
+    assert not (tmp_path / ".writing-step_00000002").exists()
+
+
+def test_a_failed_save_is_told_and_the_older_one_stays(tmp_path, monkeypatch):
+    (path,) = saved(tmp_path)
+    told, saver, what = [], Saver(tmp_path, 1, ALONE), Trained()
+    saver.say = told.append
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(checkpoint, "publish", lambda *_: (_ for _ in ()).throw(full))
+    saver.save(2, what.tensors, {})
+    saver.wait()
+    assert "No space left on device; the older ones are untouched" in told[0]
+    assert checkpoint.complete(tmp_path) == [path] and checkpoint.fault(path) is None
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(RunError, match=f"the last checkpoint was not written: .*; the newest one is {path}"):
+        saver.finish()
+    assert saver.saved.failed == 1
+
+
+def test_the_newest_sound_one_is_found_and_damaged_ones_put_aside(tmp_path):
+    sound, cut, flipped = saved(tmp_path, steps=(1, 2, 3))
+    truncate(cut), flip(flipped)
+    found, notes = checkpoint.newest_sound(tmp_path, ALONE)
+    assert found == sound and checkpoint.complete(tmp_path) == [sound]
+    assert "step_00000003 is damaged and was put aside: __0_0.distcp was altered" in notes[0]
+    assert "step_00000002 is damaged and was put aside: __0_0.distcp is truncated" in notes[1]
+    truncate(sound)
+    with pytest.raises(RunError, match="no sound checkpoint is left"):
+        checkpoint.newest_sound(tmp_path, ALONE)
+
+
+class Forged:
+    def __reduce__(self):
+        return os.system, ("touch forged",)
+
+
+def test_a_forged_checkpoint_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (path,) = saved(tmp_path / "run")
+    (path / ".metadata").write_bytes(pickle.dumps(Forged()))
+    with pytest.raises(RunError, match=r"its .metadata asks for posix.system, which no checkpoint needs"):
+        checkpoint.load(path, Trained().tensors)
+    assert not Path("forged").exists()
 
 
 def truncate(path):
@@ -88,7 +155,7 @@ def flip(path):
 
 
 def other_format(path):
-    state = (path / "state.json").read_text().replace('"format": 1', '"format": 9')
+    state = (path / "state.json").read_text().replace('"format": 2', '"format": 9')
     (path / "state.json").write_text(state)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["state.json"]["sha256"] = checkpoint._digest(path / "state.json")
@@ -102,7 +169,7 @@ def other_format(path):
         (flip, "__0_0.distcp was altered"),
         (lambda path: (path / ".metadata").unlink(), ".metadata is missing"),
         (lambda path: (path / "manifest.json").write_text("{"), "not a checkpoint of lhtrain"),
-        (other_format, "format 9, this version reads 1"),
+        (other_format, "format 9, this version reads 2"),
         (lambda path: shutil.rmtree(path), "no such folder"),
     ],
 )
@@ -130,4 +197,4 @@ def test_another_models_checkpoint_names_the_tensors(tmp_path):
     with pytest.raises(
         RunError, match=r"embedding.weight: \(32, 16\) there, \(32, 24\) in this model.* more"
     ):
-        checkpoint.load(path, tensors(dim=24))
+        checkpoint.load(path, Trained(dim=24).tensors)

@@ -7,7 +7,8 @@ import torch
 from lhtrain.conf.schema import Attention, StageConfig
 from lhtrain.data import PADDING, SequenceOrder, Split, TokenStore
 from lhtrain.data.store import TokenStoreWriter
-from lhtrain.feed import Feed, batches, validation_batches
+from lhtrain.feed import Feed, Read, batches, validation_batches
+from lhtrain.parallel import Share
 
 CPU = torch.device("cpu")
 EOS = 999
@@ -56,7 +57,7 @@ def test_an_error_of_the_thread_reaches_the_trainer(order: SequenceOrder, monkey
 
 def test_padding_is_end_of_text_as_input_and_no_target() -> None:
     rows = torch.tensor([[1, 2, PADDING], [3, PADDING, PADDING], [4, 5, 6], [7, 8, 9]])
-    first, second = batches(rows, 2, EOS, CPU)
+    first, second = batches(Read(rows, 5), 2, EOS, CPU)
     assert first.tokens.tolist() == [[1, 2], [3, EOS]]
     assert first.targets.tolist() == [[2, PADDING], [PADDING, PADDING]]
     assert (first.n_targets, second.n_targets) == (1, 4)
@@ -67,3 +68,32 @@ def test_validation_reads_as_many_tokens_as_told(order: SequenceOrder) -> None:
     found = list(validation_batches(order, 200, stage(16), EOS, CPU))
     assert sum(batch.tokens.numel() for batch in found) == 192
     assert sum(batch.n_targets for batch in found) <= 192
+
+
+@pytest.mark.parametrize(("dp_size", "cp_size"), [(4, 1), (1, 2), (2, 4)])
+def test_ranks_have_the_step_among_them(order: SequenceOrder, dp_size: int, cp_size: int) -> None:
+    """Every token and target once, the shares adding up to the whole; the position is everyone's."""
+    whole, after = Feed(order, EOS, CPU, ahead=False).micro_batches(32, stage(32, grad_accum=1))
+    wanted = sorted(zip(whole[0].tokens.flatten().tolist(), whole[0].targets.flatten().tolist(), strict=True))
+    found, share = [], 0.0
+    for rank in range(dp_size * cp_size):
+        part = Share(rank // cp_size, dp_size, rank % cp_size, cp_size)
+        (batch,), position = Feed(order, EOS, CPU, part, ahead=False).micro_batches(
+            32, stage(32, grad_accum=1)
+        )
+        found += zip(batch.tokens.flatten().tolist(), batch.targets.flatten().tolist(), strict=True)
+        share += batch.share
+        assert position == after
+        if cp_size > 1:
+            assert torch.equal(batch.positions, part.positions(32))
+    assert sorted(found) == wanted and share == pytest.approx(1)
+
+
+def test_validation_gives_every_rank_as_many_batches(order: SequenceOrder) -> None:
+    """Three sequences among two ranks: the last has one without targets."""
+    parts = [Share(rank, 2) for rank in range(2)]
+    plan = stage(32, batch_tokens=64, grad_accum=1)
+    found = [list(validation_batches(order, 96, plan, EOS, CPU, part)) for part in parts]
+    assert [len(part) for part in found] == [2, 2] and found[1][-1].n_targets == 0
+    alone = list(validation_batches(order, 96, plan, EOS, CPU))
+    assert sum(b.n_targets for part in found for b in part) == sum(b.n_targets for b in alone)

@@ -91,6 +91,20 @@ def test_the_error_says_how_many_and_that_nothing_started():
         (["data.val_fraction=1"], "data.val_fraction=1.0: must be above 0 and below 1"),
         (["lighthouse.backend=cuda9"], "lighthouse.backend=cuda9: must be one of"),
         (["lighthouse.scorer=nrom"], "lighthouse.scorer=nrom: must be one of norm"),
+        (["parallel.cp=0"], "parallel.cp=0: must be at least 1"),
+        (["parallel.dp_shard=0"], "parallel.dp_shard=0: must be at least 1, or -1 for all that are left"),
+        (["parallel.cp=4", "parallel.cp_attention=ulysses"], "parallel.cp=4 must divide model.n_heads=2"),
+        (["parallel.dp_shard=2"], "seq_len * grad_accum * data-parallel ranks = 4096 * 2"),
+        (["parallel.cp=3"], "seq_len=4096: must be a multiple of 2 * parallel.cp = 6"),
+        (
+            ["parallel.cp=2"],
+            "budget=128: each of the 2 * parallel.cp = 4 chunks of a sequence must have whole",
+        ),
+        (
+            ["parallel.cp=2", "model.seq_len=32768", "lighthouse.budget=768"],
+            "must have whole tiles of it; nearest: 512 or 1024",
+        ),
+        (["guard.max_skips=0"], "guard.max_skips=0: must be at least 1"),
         (["logger=wandb", "logger.mode=off"], "logger.mode=off: must be one of offline, online, disabled"),
     ],
 )
@@ -100,3 +114,19 @@ def test_rules_name_the_key_and_the_value(overrides, expected):
 
 def test_a_value_at_fault_in_two_places_is_named_once():
     assert problems("model.seq_len=0", "run.batch_tokens=4096") == ["model.seq_len=0: must be at least 1"]
+
+
+def test_the_mesh_is_compared_with_the_ranks():
+    def said(n_ranks, *overrides):
+        try:
+            check_overrides([*overrides], n_ranks=n_ranks)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    assert "dp_shard * cp=2 * -1 * 1: their product must be the number of ranks, 1" in said(
+        1, "parallel.dp_replicate=2"
+    )
+    assert "torchrun --nproc-per-node=N" in said(1, "parallel.dp_shard=2", "run.batch_tokens=8192")
+    assert said(2, "parallel.dp_shard=2", "run.batch_tokens=8192") == said(1) == ""
+    assert "data-parallel ranks = 4096 * 4" in said(4, "run.batch_tokens=8192")

@@ -116,6 +116,7 @@ def test_a_part_of_a_read_is_the_read_of_the_part(folder: Path, made, data) -> N
     high = data.draw(st.integers(low, n_sequences))
     whole = order.read(first * seq_len, n_sequences, seq_len)
     assert whole.shape == (n_sequences, seq_len + 1) and whole.dtype == np.int64
+    assert order.n_targets(first * seq_len, n_sequences, seq_len) == (whole[:, 1:] != PADDING).sum()
     # A fresh object, so nothing remembered from the first read can help.
     part = SequenceOrder(split, seq_lens, seed).read((first + low) * seq_len, high - low, seq_len)
     np.testing.assert_array_equal(part, whole[low:high])

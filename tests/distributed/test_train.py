@@ -13,6 +13,7 @@ from lhtrain.conf.fill import filled
 from lhtrain.model import GPT
 from lhtrain.optim import build_optimizer
 from lhtrain.train import Trainer
+from lhtrain.watchdog import Watchdog
 from lhtrain.world import World
 from tests.distributed.ranks import on_ranks
 
@@ -46,12 +47,16 @@ def config_of(folder, name, overrides):
     return filled(compose_config([*data, *TINY, f"run.dir={folder / name}", "run.name=t", *overrides]))
 
 
+def run(config, run_dir, world):
+    Trainer(config, run_dir, world, Watchdog(config.watchdog, run_dir, world.rank)).run()
+
+
 def train(folder, jobs):
     """On a rank: every job, one after the other."""
     world = World.start(torch.device("cpu"))
     for name, overrides in jobs.items():
         run_dir = folder / f"{name}_{world.size}"
-        Trainer(config_of(folder, run_dir.name, overrides), run_dir, world).run()
+        run(config_of(folder, run_dir.name, overrides), run_dir, world)
 
 
 def own(overrides):
@@ -95,7 +100,7 @@ def alone(folder):
     paths = {kind: folder / f"alone_{number}" for number, kind in enumerate(sorted(kinds))}
     world = World.start(torch.device("cpu"))
     for kind, path in paths.items():
-        Trainer(config_of(folder, path.name, list(kind)), path, world).run()
+        run(config_of(folder, path.name, list(kind)), path, world)
     return paths
 
 
@@ -108,7 +113,11 @@ def test_twenty_steps_are_those_of_one_rank(folder, alone, size, tmp_path):
         (labels, numbers), (want_labels, want) = rows(path), rows(one)
         assert labels == want_labels, name
         torch.testing.assert_close(
-            torch.tensor(numbers), torch.tensor(want), rtol=TOLERANCE, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+            torch.tensor(numbers),
+            torch.tensor(want),
+            rtol=TOLERANCE,
+            atol=0,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
         got, expected = weights(folder, path, overrides), weights(folder, one, overrides)
         for key, tensor in got.items():

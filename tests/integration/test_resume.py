@@ -65,11 +65,18 @@ def test_other_settings_are_refused_and_named(lhtrain):
     assert "log_every" not in refused.err and "init_from=" in refused.err
 
 
-def test_a_truncated_checkpoint_is_refused_and_the_older_named(lhtrain):
+def test_a_truncated_checkpoint_is_put_aside_for_the_one_before(lhtrain, undisturbed):
     run = lhtrain("truncated", "checkpoint.every=8")
-    newest = run.path / "checkpoints" / "step_00000016"
-    file = newest / "__0_0.distcp"
+    file = run.path / "checkpoints" / "step_00000016" / "__0_0.distcp"
     file.write_bytes(file.read_bytes()[:-10])
-    refused = lhtrain("truncated", "resume=auto", "checkpoint.every=8", status=1)
-    assert f"checkpoint {newest}: __0_0.distcp is truncated" in refused.err
-    assert "the newest sound one before it is" in refused.err and "step_00000008" in refused.err
+    resumed = lhtrain("truncated", "resume=auto", "checkpoint.every=8")
+    assert "checkpoint step_00000016 is damaged and was put aside: __0_0.distcp is truncated" in resumed.out
+    assert "going on from step_00000008" in resumed.out
+    assert resumed.trace == undisturbed.trace
+    assert resumed.checkpoints == ["damaged-step_00000016", "step_00000008", "step_00000016"]
+
+
+def test_other_settings_when_told_so(lhtrain):
+    lhtrain.kill_after("forced", 6)
+    forced = lhtrain("forced", "resume=force", "optim.lr=1e-4")
+    assert forced.rows[-2]["lr"] < 1e-4 and forced.summary["finished"]

@@ -130,15 +130,15 @@ class Trainer:
                 self.report.about["compile_seconds"] = self._warm_up()
             signal = self.world.largest(interrupt.requested or 0)
             while self.progress.step < self.schedule.steps and not signal:
-                place = self.schedule.lookup(self.progress.step)
-                stage = self._enter(place)
                 with self.watchdog.phase("step"):
+                    place = self.schedule.lookup(self.progress.step)
+                    stage = self._enter(place)
                     self._step(place, stage)
-                if self.guard.must_rewind:
-                    self._rewind()
-                    continue
-                signal = self.world.largest(interrupt.requested or 0)
-                self._after_step(stage, signal)
+                    if self.guard.must_rewind:
+                        self._rewind()
+                        continue
+                    signal = self.world.largest(interrupt.requested or 0)
+                    self._after_step(stage, signal)
             with self.watchdog.phase("save"):
                 self.saver.finish()
             self.report.about["checkpoints"] = self.saver.saved.as_summary()

@@ -7,12 +7,13 @@ furthest behind is the one that the others wait for.
 import faulthandler
 import json
 import os
+import platform
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lhtrain.conf.schema import WatchdogConfig
@@ -23,12 +24,14 @@ BEAT = 5.0  # seconds between looks
 
 @dataclass(frozen=True)
 class Doing:
-    """What a rank is at. since: seconds since the epoch."""
+    """What a rank is at. since: seconds since the epoch; host and pid: where it runs."""
 
     rank: int
     step: int
     phase: str
     since: float
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
 
 
 class Watchdog:

@@ -163,9 +163,5 @@ def record_failure(error: Exception) -> None:
 
 def _record_flights() -> None:
     """Have NCCL keep its last collectives, and write them out when one takes too long."""
-    for name, value in (
-        ("TORCH_FR_BUFFER_SIZE", "2000"),
-        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),  # the same, before torch 2.12
-        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
-    ):
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")

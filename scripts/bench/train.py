@@ -4,6 +4,8 @@ The configuration is lhtrain's, the steps are the trainer's own, the tokens are 
 stage and the ratio of each to the dense one; --csv appends the rows to a file.
 
     python scripts/bench/train.py --csv scripts/bench/results/train.csv model=lighthouse_530m
+    torchrun --nproc-per-node=2 scripts/bench/train.py --csv scripts/bench/results/multi_gpu.csv \\
+        model=lighthouse_530m parallel.cp=2
 """
 
 import argparse
@@ -18,12 +20,15 @@ import torch
 from lhtrain.blocks import prepare
 from lhtrain.conf.compose import compose_config
 from lhtrain.conf.schema import Config, StageConfig
-from lhtrain.feed import batches
+from lhtrain.feed import Read, batches
 from lhtrain.flops import peak_flops, rows, step_flops
 from lhtrain.hardware import compute_dtype, peak_memory, pick_device, reset_peak_memory
-from lhtrain.model import GPT
+from lhtrain.model import FULL_ATTENTION, GPT
 from lhtrain.optim import build_optimizer
-from lhtrain.train import attention_of, update
+from lhtrain.parallel import Parallel
+from lhtrain.step import update
+from lhtrain.train import attention_of
+from lhtrain.world import World, close
 
 COLUMNS = [
     "gpu",
@@ -37,7 +42,7 @@ COLUMNS = [
     "mfu",
     "peak_gb",
 ]
-COLUMNS += ["parameters", "rows", "loss", "settings"]
+COLUMNS += ["parameters", "rows", "loss", "ranks", "settings"]
 
 
 def main() -> None:
@@ -50,7 +55,14 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     config = compose_config(arguments.overrides)
-    measured = measure(config, arguments)
+    world = World.start(pick_device(config.run.device), config.parallel.timeout)
+    measured = measure(config, arguments, world)
+    close()
+    if world.is_main:
+        report(measured, arguments)
+
+
+def report(measured: list[dict], arguments: argparse.Namespace) -> None:
     dense = [row for row in measured if row["rows"] == row["seq_len"]]
     for row in measured:
         speed = f"{row['tokens_per_second']:>10,.0f} tok/s  {row['step_seconds']:.3f} s/step"
@@ -60,25 +72,27 @@ def main() -> None:
         append(arguments.csv, measured)
 
 
-def measure(config: Config, arguments: argparse.Namespace) -> list[dict]:
-    device = pick_device(config.run.device)
-    model = GPT(config.model, compute_dtype(config.compute.precision, device))
-    model.init_weights(config.run.seed)
-    model.to(device)
+def measure(config: Config, arguments: argparse.Namespace, world: World) -> list[dict]:
+    device = world.device
+    parallel = Parallel(config.parallel, config.model, config.lighthouse.selection, world)
+    with torch.device("meta"):
+        model = GPT(config.model, compute_dtype(config.compute.precision, device))
     prepare(model, config.compute, device)
+    parallel.build(model, config.run.seed)
     optimizer = build_optimizer(model, config.optim)
+    full_attention = parallel.attention(FULL_ATTENTION)
     out = []
     for name, stage in config.stages.items():
-        model.attend_with(attention_of(stage, config.lighthouse))
+        model.attend_with(parallel.attention(attention_of(stage, config.lighthouse)), full_attention)
         began = time.perf_counter()
         for _ in range(arguments.warmup):
-            step(model, optimizer, config, stage, device)
+            step(model, optimizer, config, stage, parallel)
         print(f"{name}: warm after {time.perf_counter() - began:.1f} s", flush=True)
         reset_peak_memory(device)
-        timed = [step(model, optimizer, config, stage, device) for _ in range(arguments.steps)]
+        timed = [step(model, optimizer, config, stage, parallel) for _ in range(arguments.steps)]
         times, losses = zip(*timed, strict=True)
         seconds, peak = statistics.median(times), peak_flops(device)
-        flops = step_flops(config.model, stage)
+        flops = step_flops(config.model, stage) / world.size
         values = [
             torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             torch.__version__,
@@ -93,21 +107,26 @@ def measure(config: Config, arguments: argparse.Namespace) -> list[dict]:
             model.n_parameters()[0],
             rows(stage),
             round(losses[-1], 4),
+            world.size,
             " ".join(arguments.overrides),
         ]
         out.append(dict(zip(COLUMNS, values, strict=True)))
     return out
 
 
-def step(model: GPT, optimizer: torch.optim.Optimizer, config: Config, stage: StageConfig, device) -> tuple:
+def step(
+    model: GPT, optimizer: torch.optim.Optimizer, config: Config, stage: StageConfig, parallel: Parallel
+) -> tuple:
     """Seconds and loss of one step; the tokens are made before the clock starts."""
-    tokens = torch.randint(0, 256, (stage.batch_tokens // stage.seq_len, stage.seq_len + 1))
-    parts = batches(tokens, stage.grad_accum, eos=0, device=device)
+    device, share = parallel.world.device, parallel.share
+    mine = share.rows(stage.batch_tokens // stage.seq_len)
+    tokens = torch.randint(0, 256, (len(mine), stage.seq_len + 1))
+    parts = batches(Read(tokens, stage.batch_tokens), stage.grad_accum, eos=0, device=device, share=share)
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    loss, _ = update(model, optimizer, parts, config.optim.lr, config.optim)
-    value = loss.item()  # waits for the device
+    measured = update(model, optimizer, parts, config.optim.lr, config.optim, parallel)
+    value = measured.loss.item()  # waits for the device
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began, value

@@ -22,7 +22,7 @@ TOLERANCE = 2e-4  # relative, after 20 steps of AdamW in float32, whose first st
 TINY = [
     *("model.seq_len=2048", "model.dim=32", "model.n_layers=2", "model.n_heads=4", "model.ffn_dim=64"),
     *("lighthouse.levels=2", "lighthouse.pooling=2", "lighthouse.budget=1024", "model.dense_layers=[0]"),
-    *("run.steps=20", "run.batch_tokens=8192", "stages.lighthouse.fraction=0.5", "run.device=cpu"),
+    *("run.steps=20", "run.batch_tokens=8192", "run.device=cpu"),
     *("eval.tokens=2048", "eval.every=100", "checkpoint.every=100"),
 ]
 JOBS = {
@@ -44,6 +44,8 @@ JOBS = {
 
 def config_of(folder, name, overrides):
     data = ["data=text", f"data.path={folder / 'text'}", f"data.cache_dir={folder / 'cache'}"]
+    if "stage=dense" not in overrides:
+        data.append("stages.lighthouse.fraction=0.5")
     return filled(compose_config([*data, *TINY, f"run.dir={folder / name}", "run.name=t", *overrides]))
 
 
@@ -125,3 +127,60 @@ def test_twenty_steps_are_those_of_one_rank(folder, alone, size, tmp_path):
             assert error < 1e-2, f"{name}: {key} {error}"
         summary = json.loads((path / "summary.json").read_text())
         assert summary["ranks"] == size and summary["tokens"] == 20 * 8192
+
+
+class Poisoned(Trainer):
+    """On the last rank the batches at the positions `POISON` have a loss that is not a number."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        read = self.feed.micro_batches
+
+        def poisoned(position, stage):
+            batches, after = read(position, stage)
+            if position in self.poison and self.world.rank == self.world.size - 1:
+                batches = [batch._replace(share=float("nan")) for batch in batches]
+            return batches, after
+
+        self.feed.micro_batches = poisoned
+
+
+def train_poisoned(folder, name, poison, overrides):
+    """On a rank: a run of 8 steps of dense attention."""
+    Poisoned.poison = poison
+    world, run_dir = World.start(torch.device("cpu")), folder / name
+    config = config_of(folder, name, ["stage=dense", "run.steps=8", *overrides])
+    Poisoned(config, run_dir, world, Watchdog(config.watchdog, run_dir, world.rank)).run()
+
+
+def labelled(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [(row["kind"], row["step"]) for row in lines if row["kind"] != "validation"], lines
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(folder, tmp_path):
+    step = 8192
+    on_ranks(train_poisoned, 2, folder, "poisoned", {3 * step}, [], folder=tmp_path)
+    labels, lines = labelled(folder / "poisoned")
+    want = [("train", n) for n in range(1, 9)]
+    want[3] = ("skipped", 4)
+    assert labels == want
+    skipped = next(row for row in lines if row["kind"] == "skipped")
+    assert (skipped["position"], skipped["end"]) == (3 * step, 4 * step)
+    assert all(torch.tensor(row["loss"]).isfinite() for row in lines if row["kind"] == "train")
+
+
+def test_too_many_in_a_row_go_back_and_past_their_data(folder):
+    step, overrides = 8192, ["guard.max_skips=2", "checkpoint.every=2"]
+    train_poisoned(folder, "rewound", {4 * step, 5 * step}, overrides)
+    labels, lines = labelled(folder / "rewound")
+    # Steps 5 and 6 are left out. Step 6 is not saved; back at step 4, data from 6 steps in is read.
+    assert labels == [
+        *(("train", n) for n in (1, 2, 3, 4)),
+        ("rewound", 4),
+        *(("train", n) for n in (5, 6, 7, 8)),
+    ]
+    rewound = next(row for row in lines if row["kind"] == "rewound")
+    assert (rewound["left"], rewound["position"], rewound["end"]) == (6, 4 * step, 6 * step)
+    state = checkpoint.read_state(folder / "rewound" / "checkpoints" / "step_00000008")
+    assert state["progress"]["position"] == 10 * step

@@ -2,9 +2,11 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +62,15 @@ class Lhtrain:
         self.data = ["data=text", f"data.path={text}", f"data.cache_dir={folder / 'cache'}"]
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
 
-    def start(self, name: str, *overrides: str) -> subprocess.Popen:
+    def start(
+        self, name: str, *overrides: str, ranks: int = 1, file_limit: int | None = None
+    ) -> subprocess.Popen:
+        """ranks: of this machine, by torchrun. file_limit: bytes beyond which writing to a file fails."""
+        launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
+        launch += ["--rdzv-endpoint=localhost:0"]
         command = [
             sys.executable,
+            *(launch if ranks > 1 else ()),
             "-m",
             "lhtrain",
             *self.data,
@@ -73,25 +81,47 @@ class Lhtrain:
         if not any(override.startswith("stage=") for override in overrides):
             command.append("stages.lighthouse.fraction=0.5")  # the switch is at the run's middle
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment, **pipes)
+        limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit,) * 2)) if file_limit else None
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, preexec_fn=limit, **pipes)
 
-    def __call__(self, name: str, *overrides: str, status: int = 0) -> Run:
-        process = self.start(name, *overrides)
+    def __call__(
+        self, name: str, *overrides: str, status: int = 0, ranks: int = 1, file_limit: int | None = None
+    ) -> Run:
+        process = self.start(name, *overrides, ranks=ranks, file_limit=file_limit)
         out, err = process.communicate()
         assert process.returncode == status, f"status {process.returncode}, not {status}\n{out}\n{err}"
         return Run(self.folder / name, process.returncode, out, err)
 
-    def kill_after(self, name: str, step: int, *overrides: str, with_signal: int = signal.SIGKILL) -> Run:
-        """Send the signal as soon as `step` is printed; runs of under 40 steps print every step."""
-        process = self.start(name, *overrides)
+    def kill_after(
+        self,
+        name: str,
+        step: int,
+        *overrides: str,
+        with_signal: int = signal.SIGKILL,
+        ranks: int = 1,
+        victims: Sequence[int] = (),
+    ) -> Run:
+        """Send the signal as soon as `step` is printed; runs of under 40 steps print every step.
+
+        Of several ranks the `victims` get it, or, if none are named, all of them and what started them.
+        """
+        process = self.start(name, *overrides, ranks=ranks)
         lines = []
         for line in process.stdout:
             lines.append(line)
             if line.startswith("step") and int(line.split()[1].split("/")[0]) >= step:
-                process.send_signal(with_signal)
+                if ranks > 1:
+                    for rank in victims or range(ranks):
+                        os.kill(self.pid(name, rank), with_signal)
+                if not victims:
+                    process.send_signal(with_signal)
                 break
         rest, err = process.communicate()
         return Run(self.folder / name, process.returncode, "".join(lines) + rest, err)
+
+    def pid(self, name: str, rank: int) -> int:
+        """The process of a rank, by what its watchdog wrote."""
+        return json.loads((self.folder / name / "ranks" / f"{rank}.json").read_text())["pid"]
 
     def bare(self, *arguments: str) -> subprocess.CompletedProcess:
         """Just `lhtrain ARGUMENTS`."""

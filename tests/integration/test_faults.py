@@ -1,0 +1,32 @@
+"""What may go wrong on one machine: the disk, the numbers."""
+
+import json
+
+
+def test_a_disk_that_refuses_a_checkpoint_costs_only_that(lhtrain, undisturbed):
+    """A limit on the size of files stands for the full disk: it refuses the shards, which are larger."""
+    lhtrain.kill_after("disk", 8, "checkpoint.every=4")
+    before = list((lhtrain.folder / "disk" / "checkpoints").glob("step_*"))
+    assert before
+    full = lhtrain("disk", "resume=auto", "checkpoint.every=4", status=1, file_limit=200_000)
+    assert "warning   a checkpoint was not written: " in full.out and "older ones are untouched" in full.out
+    assert "the last checkpoint was not written" in full.err and "Traceback" not in full.err
+    assert [row["step"] for row in full.rows if row["kind"] == "train"][-1] == 16, "the run went on"
+    assert sorted(path.name for path in before)[-1] in full.checkpoints
+    resumed = lhtrain("disk", "resume=auto", "checkpoint.every=4")
+    assert resumed.trace == undisturbed.trace
+
+
+def test_numbers_that_stay_wrong_end_the_run_at_its_checkpoint(lhtrain):
+    """A learning rate that spoils the weights at once: later steps are left out, then the run goes back."""
+    lhtrain("spoilt", "stage=dense", "run.steps=4", "checkpoint.every=2")
+    settings = ("resume=force", "stage=dense", "run.steps=12", "optim.lr=1e30", "optim.clip_norm=1e30")
+    limits = ("guard.max_skips=2", "guard.max_rewinds=1", "checkpoint.every=100")
+    ended = lhtrain("spoilt", *settings, *limits, status=1)
+    assert "2 steps in a row" in ended.err and "after guard.max_rewinds=1 rewinds" in ended.err
+    assert "Traceback" not in ended.err
+    kinds = [row["kind"] for row in ended.rows]
+    assert kinds.count("rewound") == 1 and kinds.count("skipped") == 2
+    rewound = next(row for row in ended.rows if row["kind"] == "rewound")
+    assert rewound["step"] == 4 and rewound["end"] > rewound["position"]
+    assert json.dumps(ended.rows, allow_nan=False)

@@ -1,0 +1,93 @@
+"""The real command under torchrun: killed, hung, resumed by other numbers of ranks."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+SHARED = ("run.grad_accum=1", "checkpoint.every=2")  # two sequences a step: one for each of two ranks
+CP = (*SHARED, "parallel.cp=2", "lighthouse.budget=512", "lighthouse.pooling=2")
+
+
+def losses(run):
+    """All of them, in order. Not the gradient norms: another order of summation rounds otherwise, a score
+    just above another falls just below it, and a layer selects another entry."""
+    return torch.tensor([row[key] for row in run.rows for key in ("loss", "val_loss") if key in row])
+
+
+def assert_same_losses(run, other):
+    torch.testing.assert_close(losses(run), losses(other), rtol=5e-4, atol=0)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(lhtrain):
+    return lhtrain("two_ranks", *SHARED, ranks=2)
+
+
+def test_two_ranks_train_what_one_does(undisturbed, two_ranks):
+    assert_same_losses(two_ranks, undisturbed)
+    assert two_ranks.summary["ranks"] == 2
+    assert two_ranks.out.count("step      1/16") == 1, "ranks other than the first are silent"
+
+
+def test_a_killed_rank_ends_the_run_and_the_same_mesh_resumes_bit_for_bit(lhtrain, two_ranks):
+    killed = lhtrain.kill_after("rank_killed", 7, *SHARED, ranks=2, victims=[1])
+    assert killed.status not in (0, -signal.SIGKILL), "torchrun must end with the rank, of itself"
+    assert "Traceback" not in killed.err.split("ChildFailedError")[0]
+    resumed = lhtrain("rank_killed", *SHARED, "resume=auto", ranks=2)
+    assert "going on from step_" in resumed.out
+    assert resumed.trace == two_ranks.trace
+
+
+def test_other_meshes_go_on_with_the_run(lhtrain):
+    """FSDP on 2, then context parallel on 2, then 1; each but the last killed."""
+    same = [o for o in CP if not o.startswith("parallel")]
+    alone = lhtrain("meshes_alone", *same)
+    lhtrain.kill_after("meshes", 6, *same, ranks=2)
+    lhtrain.kill_after("meshes", 11, *CP, "resume=auto", ranks=2)
+    resumed = lhtrain("meshes", *same, "resume=auto")
+    assert "going on from step_" in resumed.out
+    assert_same_losses(resumed, alone)
+
+
+def test_a_signal_to_one_rank_stops_all_in_order(lhtrain, two_ranks):
+    stopped = lhtrain.kill_after("rank_told", 3, *SHARED, ranks=2, victims=[1], with_signal=signal.SIGINT)
+    assert "SIGINT: stopped after step" in stopped.out
+    assert not stopped.summary["finished"] and stopped.summary["signal"] == signal.SIGINT
+    newest = stopped.checkpoints[-1]
+    assert newest == f"step_{stopped.summary['steps']:08d}"
+    assert lhtrain("rank_told", *SHARED, "resume=auto", ranks=2).trace == two_ranks.trace
+
+
+def test_a_hung_rank_is_named_and_the_run_ends(lhtrain):
+    name, limits = "hung", ("watchdog.step=6", "run.steps=400", "checkpoint.every=400")
+    process = lhtrain.start(name, *SHARED, *limits, ranks=2)
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    victim = lhtrain.pid(name, 1)
+    os.kill(victim, signal.SIGSTOP)
+    for line in process.stderr:
+        if "more than watchdog" in line:
+            break
+    os.kill(victim, signal.SIGCONT)  # or torchrun would wait half a minute for it to end
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "lhtrain: rank 0 spent" in line and "in phase step" in line and "it waits for rank 1" in line
+    assert (
+        "Trainer" in (lhtrain.folder / name / "stalls" / "rank_0.txt").read_text()
+        or "_step" in (lhtrain.folder / name / "stalls" / "rank_0.txt").read_text()
+    )
+
+
+def test_a_mesh_that_does_not_fit_is_said_once(lhtrain):
+    refused = lhtrain("misfit", "parallel.dp_shard=3", ranks=2, status=1)
+    assert refused.err.count("their product must be the number of ranks, 2") == 1
+    assert not (lhtrain.folder / "misfit").exists()
+
+
+def test_each_rank_leaves_where_it_is(two_ranks):
+    doing = [json.loads((two_ranks.path / "ranks" / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [entry["rank"] for entry in doing] == [0, 1] and len({entry["pid"] for entry in doing}) == 2

@@ -126,7 +126,7 @@ def _hydra_main(config: DictConfig) -> None:
     except Exception as error:
         record_failure(error)
         if lost_contact(error):
-            fail(f"lost contact with another rank, whose error is the one to look at ({error})", status=1)
+            fail("lost contact with another rank, whose error is the one to look at", status=1)
         raise
 
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lhtrain import checkpoint
 from lhtrain.errors import RunError
 from lhtrain.world import World
+
+FAILURES = (Exception, CheckpointException)  # DCP's is a BaseException
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Saver:
                 process_group=self._of_tensors,
                 no_dist=not self.world.together,
             )
-        except Exception as error:  # whatever the disk or DCP raise: the run is worth more than this save
+        except FAILURES as error:  # the run is worth more than this save
             self._took(_reason(error))
         else:
             assert isinstance(written, Future)
@@ -107,7 +110,7 @@ class Saver:
         try:
             written.result()
             files = checkpoint.entries(aside, f"__{self.world.rank}_*.distcp")
-        except Exception as error:
+        except FAILURES as error:
             failure = _reason(error)
         parts = self.world.gather((files, failure), self._of_files)
         failure = next((found for _, found in parts if found), None)

@@ -1,0 +1,118 @@
+"""Kill a run again and again at random moments, resume it, and compare it with one that was left alone.
+
+    python scripts/soak.py --kills 20              one rank
+    python scripts/soak.py --kills 20 --ranks 2    one of two ranks, or both, at each kill
+
+Saves at every step, so that kills fall into steps, saves, renames and the stage switch alike. The run must end
+with the same rows of metrics.jsonl, bit for bit. Prints where each kill fell and how many steps it cost.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+TINY = [
+    *("model.seq_len=2048", "model.dim=32", "model.n_layers=2", "model.ffn_dim=64", "run.device=cpu"),
+    *("run.steps=60", "run.batch_tokens=4096", "eval.tokens=4096", "eval.every=20", "checkpoint.every=1"),
+    *("stages.lighthouse.fraction=0.5", "run.name=soak"),
+]
+TIMED = ("seconds", "step_seconds", "tokens_per_second", "mfu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory(prefix="lhtrain-soak-") as name:
+        folder = Path(name)
+        start(folder, "alone", arguments.ranks).wait()
+        fell: Counter[str] = Counter()
+        lost = 0
+        for number in range(1, arguments.kills + 1):
+            where, cost = kill(folder, arguments.ranks, draw)
+            fell[where] += 1
+            lost += cost
+            print(f"kill {number:>3}: in {where}, {cost} steps to do again", flush=True)
+        start(folder, "soaked", arguments.ranks).wait()
+        if rows(folder / "soaked") != rows(folder / "alone"):
+            sys.exit("the soaked run differs from the one that was left alone")
+    print(f"equal, bit for bit, after {arguments.kills} kills: {dict(fell)}; {lost} steps done again")
+
+
+def start(folder: Path, name: str, ranks: int) -> subprocess.Popen:
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
+    launch += ["--rdzv-endpoint=localhost:0"]
+    command = [sys.executable, *(launch if ranks > 1 else ()), "-m", "lhtrain", *TINY]
+    command += [f"run.grad_accum={2 // ranks}", f"run.dir={folder / name}", "resume=auto"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    log = (folder / f"{name}.log").open("a")
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def kill(folder: Path, ranks: int, draw: random.Random) -> tuple[str, int]:
+    """One start and one kill; returns what went on then, and the steps done beyond the newest checkpoint.
+
+    The moment is drawn from the start on: while the run starts, or some time after its first new step.
+    """
+    run = folder / "soaked"
+    process = start(folder, "soaked", ranks)
+    before = seen(run)
+    if draw.random() < 0.85:
+        while seen(run) == before and process.poll() is None:
+            time.sleep(0.005)
+    time.sleep(draw.uniform(0, 0.8))
+    pids = [json.loads(path.read_text())["pid"] for path in (run / "ranks").glob("[0-9]*.json")]
+    victims = draw.sample(pids, draw.randint(1, len(pids))) if ranks > 1 and len(pids) == ranks else []
+    for pid in victims:
+        end(pid)
+    if len(victims) in (0, ranks):
+        process.kill()
+        for pid in pids if ranks > 1 else []:
+            end(pid)
+    process.wait()
+    writing = any((run / "checkpoints").glob(".writing-*"))
+    done, saved = seen(run), newest(run)
+    if done == before:
+        return "start", 0
+    return ("save" if writing else "step") + (" after the switch" if done > 30 else ""), max(done - saved, 0)
+
+
+def end(pid: int) -> None:
+    try:
+        if b"lhtrain" in Path(f"/proc/{pid}/cmdline").read_bytes():  # not another process by now
+            os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, FileNotFoundError):
+        pass
+
+
+def rows(run: Path) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMED} for line in lines]
+
+
+def seen(run: Path) -> int:
+    """The last step of which metrics.jsonl has a whole row."""
+    path = run / "metrics.jsonl"
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(whole[-1])["step"] if whole else 0
+
+
+def newest(run: Path) -> int:
+    return max((int(path.name.split("_")[1]) for path in (run / "checkpoints").glob("step_*")), default=0)
+
+
+if __name__ == "__main__":
+    main()

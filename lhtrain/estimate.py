@@ -37,11 +37,16 @@ class Memory:
 
 
 def estimate(config: Config, stage: StageConfig) -> Memory:
-    """Peak memory of `stage`; `config` is filled. For bfloat16 compute and compiled blocks."""
-    model, compute = config.model, config.compute
+    """Peak memory of `stage` on each GPU; `config` is filled. For bfloat16 compute and compiled blocks.
+
+    Sharded, a rank has its share of weights, gradients and optimizer state, its sequences or slices of them,
+    and whole only the blocks at work: one in use and one on its way, and the gradients of one.
+    """
+    model, compute, parallel = config.model, config.compute, config.parallel
     inner, embeddings = _parameters(model)
-    total = inner + embeddings
+    shards = max(parallel.dp_shard, 1) * parallel.cp
     tokens = stage.batch_tokens // stage.grad_accum
+    tokens //= max(parallel.dp_shard, 1) * parallel.dp_replicate * parallel.cp
     kept, work, recomputed_blocks = 0, 0, 0
     for layer in range(model.n_layers):
         dense = stage.attention is Attention.dense or layer in model.dense_layers
@@ -60,9 +65,12 @@ def estimate(config: Config, stage: StageConfig) -> Memory:
             kept += whole
     loss = _loss(model, tokens)
     casts = 2 * inner * (model.n_layers - recomputed_blocks) // model.n_layers
+    if shards > 1 or parallel.dp_replicate > 1:  # the root's, gathered all along, and two blocks'
+        casts = 2 * embeddings + 2 * (2 * inner // model.n_layers) + 4 * inner // model.n_layers
     # Without whole blocks to recompute the peak is at the end of the forward pass, in the loss.
     block, loss = (work, 0) if work > loss else (0, loss)
-    return Memory(4 * total, 4 * total, 8 * total, casts, kept, block, loss)
+    state = 4 * (inner + embeddings) // shards
+    return Memory(state, state, 2 * state, casts, kept, block, loss)
 
 
 def _parameters(model: ModelConfig) -> tuple[int, int]:
@@ -110,7 +118,8 @@ def main(arguments: list[str]) -> None:
     console = Console()
     total = sum(_parameters(config.model))
     console.print(
-        f"{config.model.name}: {total:,} parameters; peak memory in GB, of {capacity:g}", highlight=False
+        f"{config.model.name}: {total:,} parameters; peak memory of a GPU in GB, of {capacity:g}",
+        highlight=False,
     )
     console.print(table(config, capacity), highlight=False)
 

@@ -3,8 +3,8 @@
     python scripts/soak.py --kills 20              one rank
     python scripts/soak.py --kills 20 --ranks 2    one of two ranks, or both, at each kill
 
-Saves at every step, so that kills fall into steps, saves, renames and the stage switch alike. The run must end
-with the same rows of metrics.jsonl, bit for bit. Prints where each kill fell and how many steps it cost.
+Saves at every step, so that kills fall into steps, saves, renames and the stage switch alike. The run must
+end with the same rows of metrics.jsonl, bit for bit. Prints where each kill fell and how many steps it cost.
 """
 
 import argparse

@@ -1,17 +1,22 @@
 # make train   set everything up and run the main job          make train ARGS="run.steps=400 model=gpt_130m"
 # make test    set everything up and run the tests             make test ARGS="tests/attention -x"
+# make test-multigpu   the tests of several ranks, on the machine's GPUs
 # make lint    ruff and mypy
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: train test lint clean
+.PHONY: train test test-multigpu lint clean
 train: $(VENV)/.run-ready
 	$(BIN)/lhtrain $(ARGS)
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest $(ARGS)
+
+test-multigpu: $(VENV)/.dev-ready
+	@$(BIN)/python -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(n < 2 and f"needs two GPUs; there are {n}")'
+	LHTRAIN_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/distributed tests/attention/test_context.py $(ARGS)
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

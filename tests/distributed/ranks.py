@@ -1,4 +1,4 @@
-"""Run a function on several ranks: gloo on CPUs, NCCL where there is a GPU for each."""
+"""Run a function on several ranks: gloo on CPUs, or NCCL on GPUs under `make test-multigpu`."""
 
 import os
 import socket
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
+DEVICE = os.environ.get("LHTRAIN_TEST_DEVICE", "cpu")
 
 
 def on_ranks(function: Callable[..., Any], size: int, *args: Any, folder: Path) -> list[Any]:

@@ -11,12 +11,14 @@ from omegaconf import DictConfig
 
 import lhtrain
 import lhtrain.conf  # registers the schema and the resolvers
+from lhtrain import interrupt
 
 # Further commands: name -> "module:function", called with the remaining arguments.
 COMMANDS: dict[str, str] = {
     "train": "lhtrain.cli:train",
     "data": "lhtrain.data.command:main",
     "estimate": "lhtrain.estimate:main",
+    "slurm": "lhtrain.slurm.command:main",
 }
 
 Arguments = list[str]
@@ -49,6 +51,7 @@ def main() -> None:
 
 def train(arguments: Arguments) -> None:
     """`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then hand over to Hydra."""
+    interrupt.watch()  # before the seconds that imports take
     from lhtrain.conf.compose import check_overrides
     from lhtrain.conf.problems import ConfigError
 

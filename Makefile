@@ -1,17 +1,24 @@
 # make train   set everything up and run the main job          make train ARGS="run.steps=400 model=gpt_130m"
 # make test    set everything up and run the tests             make test ARGS="tests/attention -x"
+# make test-slurm   install SLURM where it is missing (Debian, root), start a cluster of two nodes here, run its tests
 # make lint    ruff and mypy
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: train test lint clean
+.PHONY: train test test-slurm lint clean
 train: $(VENV)/.run-ready
 	$(BIN)/lhtrain $(ARGS)
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slurm: $(VENV)/.dev-ready
+	scripts/slurm/local_cluster.sh install
+	scripts/slurm/local_cluster.sh start
+	SLURM_CONF=$$(scripts/slurm/local_cluster.sh conf) $(BIN)/python -m pytest tests/slurm -m slurm $(ARGS); \
+		status=$$?; scripts/slurm/local_cluster.sh stop; exit $$status
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,9 @@ class SlurmRun:
         self.until(
             "requeue", lambda: self.state == "PENDING" and int(self.fields.get("Restarts", 0)) == times
         )
+        # SLURM refuses to launch a job in the second in which it was requeued.
+        moment = datetime.fromisoformat(self.fields["SubmitTime"])
+        self.until("second after", lambda: datetime.now() - moment > timedelta(seconds=1.5))
         slurm("scontrol", "update", f"JobId={self.job}", "StartTime=now")
 
     def until_over(self, state: str) -> None:

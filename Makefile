@@ -15,6 +15,7 @@ test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slurm: $(VENV)/.dev-ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[slurm]'
 	scripts/slurm/local_cluster.sh install
 	scripts/slurm/local_cluster.sh start
 	SLURM_CONF=$$(scripts/slurm/local_cluster.sh conf) $(BIN)/python -m pytest tests/slurm -m slurm $(ARGS); \

@@ -10,6 +10,7 @@ import time
 from types import FrameType
 
 FROM_SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
+OF_SUBMITIT = signal.SIGUSR2  # in a sweep's jobs; its handler requeues at once, so that ours must save before
 SAME_PRESS = 1.0  # seconds: a terminal sends Ctrl-C to launcher and ranks, and the launcher passes it on
 
 # Signals belong to the process, and so does one that came before there was a loop to stop.
@@ -44,7 +45,10 @@ class Interrupt:
         self._owner = os.getpid()
 
     def __enter__(self) -> "Interrupt":
-        self._before = {number: signal.signal(number, self._take) for number in self.SIGNALS}
+        signals: tuple[signal.Signals, ...] = self.SIGNALS
+        if signal.getsignal(OF_SUBMITIT) is not signal.SIG_DFL:
+            signals = (*signals, OF_SUBMITIT)
+        self._before = {number: signal.signal(number, self._take) for number in signals}
         if self.requested is None and _early:
             self.requested = _early[0]
         return self
@@ -52,6 +56,8 @@ class Interrupt:
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.requested is OF_SUBMITIT:
+            signal.raise_signal(self.requested)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if _is_of_child(self._owner, number):

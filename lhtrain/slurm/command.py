@@ -75,7 +75,7 @@ def _submit(arguments: list[str]) -> None:
         arguments = arguments[:at] + arguments[at + 2 :]
     for argument in arguments:
         if argument in ("-m", "--multirun"):
-            fail("-m: a sweep goes through Hydra's launcher: lhtrain -m hydra/launcher=lhtrain_slurm ...")
+            fail("-m: a sweep goes through Hydra's launcher: lhtrain -m hydra/launcher=lhtrain_slurm …")
         if argument.startswith("-") and argument != "--dry-run":
             fail(f"{argument}: no such option of lhtrain slurm submit (there is: --dry-run, --config-dir)")
     job, config = prepare([argument for argument in arguments if argument != "--dry-run"], config_dir)

@@ -1,13 +1,14 @@
 # make train   set everything up and run the main job          make train ARGS="run.steps=400 model=gpt_130m"
 # make test    set everything up and run the tests             make test ARGS="tests/attention -x"
 # make test-multigpu   the tests of several ranks, on the machine's GPUs
+# make test-slurm   install SLURM where it is missing (Debian, root), start a cluster of two nodes here, run its tests
 # make lint    ruff and mypy
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: train test test-multigpu lint clean
+.PHONY: train test test-multigpu test-slurm lint clean
 train: $(VENV)/.run-ready
 	$(BIN)/lhtrain $(ARGS)
 
@@ -17,6 +18,13 @@ test: $(VENV)/.dev-ready
 test-multigpu: $(VENV)/.dev-ready
 	@$(BIN)/python -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(n < 2 and f"needs two GPUs; there are {n}")'
 	LHTRAIN_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/distributed tests/attention/test_context.py $(ARGS)
+
+test-slurm: $(VENV)/.dev-ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[slurm]'
+	scripts/slurm/local_cluster.sh install
+	scripts/slurm/local_cluster.sh start
+	SLURM_CONF=$$(scripts/slurm/local_cluster.sh conf) $(BIN)/python -m pytest tests/slurm -m slurm $(ARGS); \
+		status=$$?; scripts/slurm/local_cluster.sh stop; exit $$status
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

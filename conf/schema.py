@@ -82,6 +82,13 @@ class Selection(Enum):
     local = "local"  # the published way: each chunk by itself, none reaching into the next
 
 
+class Launch(Enum):
+    """How a SLURM job starts its ranks."""
+
+    torchrun = "torchrun"  # one task a node; torchrun starts its ranks, which meet by its rendezvous
+    srun = "srun"  # one task a rank
+
+
 class LoggerKind(Enum):
     none = "none"
     wandb = "wandb"
@@ -262,6 +269,35 @@ class LoggerConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """The job that `lhtrain slurm submit` asks SLURM for; null: the partition's own default.
+
+    No key here decides what is trained: a run may go on with other ones.
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 0  # and as many ranks; 0: one rank a node, on its CPUs
+    cpus_per_task: int = 1  # of a node with launch=torchrun, of a rank with launch=srun
+    memory: str | None = None  # of a node, such as 200G; "0" is all of it
+    time: str | None = (
+        None  # limit of a job, as SLURM writes it: 90, 24:00:00, 2-00:00:00; the run may take longer
+    )
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclusive: bool = False
+    launch: Launch = Launch.torchrun
+    signal_seconds: int = 300  # before its limit a job saves and requeues: at least a step and a save
+    max_restarts: int = 3  # after attempts that crashed or made no step; submitting again counts afresh
+    setup: list[str] = field(default_factory=list)  # lines of bash before the ranks start: modules, variables
+    python: str | None = None  # interpreter on the nodes; null: the one that submits
+    module: str = "lhtrain"  # what a rank runs, as python -m MODULE OVERRIDES
+    srun_args: list[str] = field(default_factory=list)  # further options of srun
+    extra_args: list[str] = field(default_factory=list)  # further options of sbatch, a line of #SBATCH each
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     lighthouse: LighthouseConfig = field(default_factory=LighthouseConfig)
@@ -276,5 +312,6 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     resume: Resume = Resume.never
     init_from: str | None = None  # a checkpoint folder: its weights, optimizer state and data position

@@ -10,11 +10,12 @@ from lhtrain.conf.fill import stage_steps
 from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Attention, Config, DataConfig, LoggerKind, Recompute, StageConfig
+from lhtrain.conf.slurm import cluster_problems
 
 
 def validate(config: Config, n_ranks: int | None = None) -> list[Problem]:
     """Every rule that `config` breaks; an empty list means that it can run, on `n_ranks` where given."""
-    parts = (_ranges, _model, _stages, _data, _start)
+    parts = (_ranges, _model, _stages, _data, _start, cluster_problems)
     problems = [problem for part in parts for problem in part(config)]
     return problems + list(parallel_problems(config, n_ranks))
 

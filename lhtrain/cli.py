@@ -12,12 +12,14 @@ from omegaconf import DictConfig
 
 import lhtrain
 import lhtrain.conf  # registers the schema and the resolvers
+from lhtrain import interrupt
 
 # Further commands: name -> "module:function", called with the remaining arguments.
 COMMANDS: dict[str, str] = {
     "train": "lhtrain.cli:train",
     "data": "lhtrain.data.command:main",
     "estimate": "lhtrain.estimate:main",
+    "slurm": "lhtrain.slurm.command:main",
 }
 
 Arguments = list[str]
@@ -50,6 +52,7 @@ def main() -> None:
 
 def train(arguments: Arguments) -> None:
     """`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then hand over to Hydra."""
+    interrupt.watch()  # before the seconds that imports take
     from lhtrain.conf.compose import check_overrides
     from lhtrain.conf.problems import ConfigError
     from lhtrain.errors import RunError
@@ -135,7 +138,8 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
     Of several ranks all find the arguments at fault, and the first says so.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    of_slurm = os.environ.get("SLURM_PROCID", "0") if "SLURM_STEP_ID" in os.environ else "0"
+    rank = int(os.environ.get("RANK", of_slurm))
     if rank == 0 or status != 2:
         print(f"lhtrain: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
     sys.exit(status)

@@ -4,6 +4,7 @@ import pytest
 
 from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.problems import ConfigError
+from lhtrain.conf.slurm import slurm_seconds
 
 MODELS = ("gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "llama3_8b", "lighthouse_530m")
 STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum")
@@ -22,7 +23,7 @@ def test_every_model_fits_every_stage(model, stage):
 
 
 @pytest.mark.parametrize(
-    "override", ["experiment=paper_98k", "experiment=smoke", "optim=paper", "logger=wandb"]
+    "override", ["experiment=paper_98k", "experiment=smoke", "optim=paper", "logger=wandb", "cluster=gpu8"]
 )
 def test_the_other_groups_compose(override):
     check_overrides([override])
@@ -105,6 +106,17 @@ def test_the_error_says_how_many_and_that_nothing_started():
             "must have whole tiles of it; nearest: 512 or 1024",
         ),
         (["guard.max_skips=0"], "guard.max_skips=0: must be at least 1"),
+        (["cluster.nodes=0"], "cluster.nodes=0: must be at least 1"),
+        (["cluster.gpus_per_node=-1"], "cluster.gpus_per_node=-1: must be at least 0"),
+        (["cluster.launch=mpirun"], "cluster.launch=mpirun: must be one of torchrun, srun"),
+        (["cluster.time=1h"], "cluster.time=1h: must be MINUTES, HOURS:MINUTES:SECONDS or DAYS-"),
+        (["cluster.time=5"], "cluster.time=5: must be longer than cluster.signal_seconds=300"),
+        (["cluster.signal_seconds=70000"], "cluster.signal_seconds=70000: must be at most SLURM's 65535"),
+        (["cluster.memory=lots"], "cluster.memory=lots: must be a number with K, M, G or T, or 0 for all"),
+        (["cluster.module=a/b.py"], "cluster.module=a/b.py: must be the dotted name of a Python module"),
+        (["cluster.partition='a\nb'"], "cluster.partition='a\\nb': must be printable, on one line"),
+        (["cluster.extra_args=['qos=x']"], "cluster.extra_args='qos=x': each must be one option"),
+        (["cluster.srun_args=['--x\n--y']"], "cluster.srun_args='--x\\n--y': each must be one option"),
         (["logger=wandb", "logger.mode=off"], "logger.mode=off: must be one of offline, online, disabled"),
     ],
 )
@@ -130,3 +142,21 @@ def test_the_mesh_is_compared_with_the_ranks():
     assert "torchrun --nproc-per-node=N" in said(1, "parallel.dp_shard=2", "run.batch_tokens=8192")
     assert said(2, "parallel.dp_shard=2", "run.batch_tokens=8192") == said(1) == ""
     assert "data-parallel ranks = 4096 * 4" in said(4, "run.batch_tokens=8192")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("1:30:00", 5400),
+        ("2-0", 172800),
+        ("1-2:30", 95400),
+        ("1-2:30:05", 95405),
+        ("", None),
+        ("1d", None),
+        ("1:2:3:4", None),
+    ],
+)
+def test_slurms_time_limits(text, seconds):
+    assert slurm_seconds(text) == seconds

@@ -1,0 +1,65 @@
+"""Which values fit together in a SLURM job."""
+
+import re
+from collections.abc import Iterator
+
+from lhtrain.conf.problems import Problem
+from lhtrain.conf.schema import Config
+
+# SLURM's own notations, from the manual of sbatch; minutes, or hours:minutes:seconds, or days before either.
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
+_MEMORY = re.compile(r"\d+[KMGT]?")
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def cluster_problems(config: Config) -> Iterator[Problem]:
+    """Rules on the job; what names the site's own things (partition, account) only SLURM can check."""
+    cluster = config.cluster
+    least = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "signal_seconds": 0, "max_restarts": 0}
+    for key, bound in least.items():
+        if (number := getattr(cluster, key)) < bound:
+            yield Problem(f"cluster.{key}", number, f"must be at least {bound}")
+    if cluster.signal_seconds > 65535:
+        yield Problem("cluster.signal_seconds", cluster.signal_seconds, "must be at most SLURM's 65535")
+    if cluster.time is not None:
+        seconds = slurm_seconds(cluster.time)
+        if seconds is None:
+            rule = "must be MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, in quotes"
+            yield Problem("cluster.time", cluster.time, rule)
+        elif seconds <= cluster.signal_seconds:
+            rule = f"must be longer than cluster.signal_seconds={cluster.signal_seconds}"
+            yield Problem("cluster.time", cluster.time, rule)
+    if cluster.memory is not None and not _MEMORY.fullmatch(cluster.memory):
+        yield Problem("cluster.memory", cluster.memory, "must be a number with K, M, G or T, or 0 for all")
+    if not _MODULE.fullmatch(cluster.module):
+        yield Problem("cluster.module", cluster.module, "must be the dotted name of a Python module")
+    for key in ("partition", "account", "qos", "constraint", "python"):
+        text = getattr(cluster, key)
+        if text is not None and (not text.strip() or not text.isprintable()):
+            yield Problem(
+                f"cluster.{key}", repr(text), "must be printable, on one line and not empty, or null"
+            )
+    for key in ("srun_args", "extra_args"):
+        for text in getattr(cluster, key):
+            if not text.startswith("-") or not text.isprintable():
+                yield Problem(
+                    f"cluster.{key}", repr(text), "each must be one option, on one line: --KEY=VALUE"
+                )
+
+
+def slurm_seconds(text: str) -> int | None:
+    """Seconds of a time limit as SLURM writes it, or None if it is none.
+
+    M, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
+    """
+    if not (match := _TIME.fullmatch(text)):
+        return None
+    numbers = [int(match[name]) for name in ("first", "second", "third") if match[name] is not None]
+    if match["days"] is not None:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+        return int(match["days"]) * 86400 + hours * 3600 + minutes * 60 + seconds
+    if len(numbers) < 3:
+        minutes, seconds = (*numbers, 0)[:2]
+        return minutes * 60 + seconds
+    hours, minutes, seconds = numbers
+    return hours * 3600 + minutes * 60 + seconds

@@ -1,0 +1,102 @@
+"""What the job's script asks at the start and the end of every attempt: is there anything to do, what next.
+
+The answer comes from the run directory and not from the exit status alone: torchrun ends with 1 whatever its
+ranks ended with.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from lhtrain.slurm.folder import Attempts, SlurmFolder
+
+CONFIGURATION_ERROR = 2  # what `lhtrain` ends with when its arguments are at fault
+SIGNALS = (128 + 2, 128 + 10, 128 + 15)  # INT, USR1, TERM
+
+
+class By(Enum):
+    """Who ended an attempt; the values are what the script says."""
+
+    ranks = "ranks"  # they ended, whatever the reason
+    slurm = "slurm"  # the whole job was cancelled, preempted or requeued
+    limit = "limit"  # … because its time was over; the script requeued it then
+
+
+class Next(Enum):
+    """What the script does; the values are what it reads."""
+
+    run = "run"
+    finished = "finished"
+    requeue = "requeue"
+    stop = "stop"
+    leave = "leave"  # decided already, by SLURM or at the time limit
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended."""
+
+    status: int  # of srun: the largest of its tasks
+    by: By
+    finished: bool  # summary.json says so
+    orderly: bool  # summary.json was written in this attempt
+    saved: bool  # there is a later checkpoint than at its beginning
+
+
+def begin(run_dir: Path, job: str, max_restarts: int) -> tuple[Next, str]:
+    """Whether an attempt of job number `job` is to run, and why not; noted in the run directory."""
+    folder = SlurmFolder(run_dir)
+    if folder.finished():
+        return Next.finished, "finished already"
+    attempts = folder.read_attempts()
+    if attempts.job != job:
+        attempts = Attempts(job)
+    killed = attempts.count > 0 and not attempts.outcome  # before its end could be noted
+    if killed and folder.saved_step() <= attempts.step:
+        attempts.restarts += 1
+    attempts.outcome = ""
+    answer = Next.run
+    if attempts.restarts > max_restarts:
+        answer = Next.stop
+        attempts.outcome = f"stopped: cluster.max_restarts={max_restarts} is used up"
+    attempts.count += 1
+    attempts.step, attempts.summary = folder.saved_step(), folder.summary_time()
+    folder.write_attempts(attempts)
+    folder.job.write_text(f"{job}\n")
+    return answer, attempts.outcome
+
+
+def end(run_dir: Path, status: int, by: By, max_restarts: int) -> tuple[Next, str]:
+    """What to do after an attempt that ended with `status`, and why; noted in the run directory."""
+    folder = SlurmFolder(run_dir)
+    attempts = folder.read_attempts()
+    ended = End(
+        status=status,
+        by=by,
+        finished=folder.finished(),
+        orderly=folder.summary_time() != attempts.summary,
+        saved=folder.saved_step() > attempts.step,
+    )
+    answer, counts, attempts.outcome = decide(ended, attempts.restarts, max_restarts)
+    attempts.restarts += counts
+    folder.write_attempts(attempts)
+    return answer, attempts.outcome
+
+
+def decide(ended: End, restarts: int, max_restarts: int) -> tuple[Next, bool, str]:
+    """The answer, whether it counts as a restart, and the reason in words."""
+    if ended.finished:
+        return Next.finished, False, "finished"
+    if ended.by is By.slurm:
+        return Next.leave, False, "cancelled, preempted or requeued"
+    if ended.by is By.limit:
+        return Next.leave, not ended.saved, "ran into the time limit, requeued"
+    if ended.status == CONFIGURATION_ERROR and not ended.orderly:
+        return Next.stop, False, "stopped: the configuration is at fault"
+    signalled = ended.orderly or ended.status in SIGNALS  # an orderly end before the run's is a signal's
+    if signalled and ended.saved:
+        return Next.requeue, False, "saved after a signal, requeued"
+    what = "ended by a signal before a step was done" if signalled else f"crashed with status {ended.status}"
+    if restarts >= max_restarts:
+        return Next.stop, False, f"stopped: {what}, and cluster.max_restarts={max_restarts} is used up"
+    return Next.requeue, True, f"{what}, restart {restarts + 1} of {max_restarts}"

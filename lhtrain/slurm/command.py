@@ -1,0 +1,129 @@
+"""`lhtrain slurm …`: submit a run, list runs; and what a job's script asks."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lhtrain.errors import RunError
+
+HELP = """lhtrain slurm: runs as SLURM jobs that save, requeue and go on by themselves.
+
+Usage: lhtrain slurm submit [--dry-run] [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]
+       lhtrain slurm status [FOLDER ...]
+
+submit takes the settings of training, and cluster.*: what to ask SLURM for. It writes the script, the
+configuration with every value and the code's version into the folder slurm of the run directory, and calls
+sbatch; --dry-run prints the script and writes nothing. Again with its run.dir=DIR, a run goes on.
+status lists the runs in the folders (default: runs), their jobs, and how far they are.
+
+Examples
+  lhtrain slurm submit stage=two_stage model=gpt_1b cluster=gpu8 cluster.nodes=4 --dry-run
+  lhtrain slurm submit cluster.partition=gpu cluster.gpus_per_node=1 cluster.time=4:00:00 run.dir=runs/mine
+  lhtrain slurm status runs
+
+Keys most often set
+  cluster.nodes=2  cluster.gpus_per_node=8  cluster.cpus_per_task=64  cluster.memory=0  cluster.time=24:00:00
+  cluster.partition=NAME  cluster.account=NAME  cluster.qos=NAME  cluster.exclusive=true
+  cluster.launch=torchrun        one task a node; srun: one task a GPU
+  cluster.signal_seconds=300     how long before the time limit the run saves and requeues
+  cluster.max_restarts=3         attempts that may crash or make no step before the job gives up
+  cluster.setup=['module load cuda']     lines of bash before everything else
+  cluster.extra_args=['--mail-type=FAIL']
+
+All keys and their meaning: lhtrain/conf/schema.py, ClusterConfig."""
+
+
+def main(arguments: list[str]) -> None:
+    """`lhtrain slurm ARGUMENTS`. Ends the program: status 2 for wrong arguments, 1 where SLURM refuses."""
+    from lhtrain.cli import fail
+    from lhtrain.conf.problems import ConfigError
+
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "submit": _submit,
+        "status": _status,
+        "begin": _begin,
+        "end": _end,
+    }
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(HELP)
+        return
+    command, *rest = arguments
+    if command not in commands:
+        fail(f"no command slurm {command!r} (there is: submit, status); try lhtrain slurm --help")
+    try:
+        commands[command](rest)
+    except ConfigError as error:
+        fail(str(error))
+    except RunError as error:
+        fail(str(error), status=1)
+
+
+def _submit(arguments: list[str]) -> None:
+    from lhtrain.cli import fail
+    from lhtrain.slurm.script import render
+    from lhtrain.slurm.submit import prepare, submit
+
+    config_dir = None
+    if "--config-dir" in arguments:
+        at = arguments.index("--config-dir")
+        if at + 1 == len(arguments):
+            fail("--config-dir: needs a folder")
+        config_dir = arguments[at + 1]
+        arguments = arguments[:at] + arguments[at + 2 :]
+    for argument in arguments:
+        if argument in ("-m", "--multirun"):
+            fail("-m: a sweep goes through Hydra's launcher: lhtrain -m hydra/launcher=lhtrain_slurm …")
+        if argument.startswith("-") and argument != "--dry-run":
+            fail(f"{argument}: no such option of lhtrain slurm submit (there is: --dry-run, --config-dir)")
+    job, config = prepare([argument for argument in arguments if argument != "--dry-run"], config_dir)
+    if "--dry-run" in arguments:
+        print(render(job), end="")
+        return
+    number = submit(job, config)
+    run_dir = shlex.quote(str(job.run_dir))
+    print(f"job {number} in {run_dir}\nlhtrain slurm status {run_dir} says how far it is")
+
+
+def _status(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from lhtrain.slurm.status import statuses, table
+
+    folders = [Path(argument).expanduser() for argument in arguments or ["runs"]]
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise RunError(
+            f"no such folder: {', '.join(missing)}; lhtrain slurm status FOLDER says where runs are"
+        )
+    runs = statuses(folders)
+    if not runs:
+        print(f"no runs in {', '.join(map(str, folders))}")
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # what reads it cuts lines itself
+    console.print(table(runs), highlight=False)
+
+
+def _begin(arguments: list[str]) -> None:
+    from lhtrain.slurm.attempt import begin
+
+    run_dir, max_restarts = arguments
+    answer, why = begin(Path(run_dir), os.environ["SLURM_JOB_ID"], int(max_restarts))
+    _answer(answer.value, why or "an attempt begins")
+
+
+def _end(arguments: list[str]) -> None:
+    from lhtrain.slurm.attempt import By, end
+
+    run_dir, status, by, max_restarts = arguments
+    answer, why = end(Path(run_dir), int(status), By(by), int(max_restarts))
+    _answer(answer.value, why)
+
+
+def _answer(word: str, why: str) -> None:
+    """The word for the script, the reason for its output."""
+    print(f"lhtrain slurm {time.strftime('%Y-%m-%d %H:%M:%S')}: {why}", file=sys.stderr, flush=True)
+    print(word)

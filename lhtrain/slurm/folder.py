@@ -1,0 +1,115 @@
+"""What lies where in a run directory: everything of SLURM is in its folder `slurm`."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lhtrain import metrics
+from lhtrain.run_dir import RunDir
+
+
+@dataclass
+class Attempts:
+    """What the job's attempts did so far; one begins whenever SLURM starts the script."""
+
+    job: str = ""
+    count: int = 0
+    restarts: int = 0  # of those, because the one before crashed or made no step
+    step: int = 0  # of the newest checkpoint when the latest began
+    summary: int = 0  # modification time of summary.json then, 0 without one
+    outcome: str = ""  # how the latest ended; empty while it runs
+
+
+@dataclass(frozen=True)
+class SlurmFolder:
+    run_dir: Path
+
+    @property
+    def path(self) -> Path:
+        return self.run_dir / "slurm"
+
+    @property
+    def script(self) -> Path:
+        return self.path / "job.sh"
+
+    @property
+    def config(self) -> Path:
+        """The configuration as it was submitted; the trainer writes its own beside the metrics."""
+        return self.path / "config.yaml"
+
+    @property
+    def version(self) -> Path:
+        return self.path / "version.json"
+
+    @property
+    def job(self) -> Path:
+        """The number of the job that was submitted last, or that began last."""
+        return self.path / "job"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts.json"
+
+    def read_job(self) -> str:
+        """The number of the run's latest job; empty without one."""
+        return self.job.read_text().strip() if self.job.exists() else ""
+
+    def read_attempts(self) -> Attempts:
+        """None so far where the file is not there, or not readable."""
+        try:
+            return Attempts(**json.loads(self.attempts.read_text()))
+        except (OSError, ValueError, TypeError):
+            return Attempts()
+
+    def write_attempts(self, attempts: Attempts) -> None:
+        write_aside(self.attempts, asdict(attempts))
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json; empty where there is none."""
+        try:
+            return json.loads(RunDir(self.run_dir).summary.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def summary_time(self) -> int:
+        """When summary.json was written, in nanoseconds; 0 without one."""
+        path = RunDir(self.run_dir).summary
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    def saved_step(self) -> int:
+        """The step of the newest checkpoint, 0 without one."""
+        found = (
+            re.fullmatch(r"step_(\d+)", path.name) for path in RunDir(self.run_dir).checkpoints.glob("*")
+        )
+        return max((int(match[1]) for match in found if match), default=0)
+
+    def train_rows(self, size: int = 65536) -> list[metrics.Row]:
+        """The newest rows of training steps: the whole ones among the last `size` bytes of metrics.jsonl."""
+        path = RunDir(self.run_dir).metrics
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - size))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+        rows = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # cut by where reading began, or torn by a kill
+            if isinstance(row, dict) and row.get("kind") == "train":
+                rows.append(row)
+        return rows
+
+    def finished(self) -> bool:
+        return self.summary().get("finished") is True
+
+
+def write_aside(path: Path, content: Any) -> None:
+    """JSON, written aside and renamed: a reader never sees half of it."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(path)

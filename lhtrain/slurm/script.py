@@ -1,0 +1,177 @@
+"""The sbatch script of a run, as text. What goes into it is quoted for bash; directives for sbatch."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lhtrain.conf.schema import ClusterConfig, Launch
+from lhtrain.slurm import quote
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to run, where."""
+
+    name: str
+    run_dir: Path  # absolute
+    work_dir: Path  # absolute: relative paths among the overrides are meant from here
+    cluster: ClusterConfig
+    overrides: list[str]  # of the run, without run.dir and resume
+    python: str
+    version: str  # of the code, in words
+
+
+def render(job: Job) -> str:
+    """The script: its request to SLURM, the command, and what follows its end."""
+    cluster = job.cluster
+    ranks = max(cluster.gpus_per_node, 1)
+    parts = [
+        _head(job),
+        *(f"#SBATCH {option}" for option in _options(job, ranks)),
+        "",
+        f"run_dir={_sh(job.run_dir)}",
+        f"python={_sh(job.python)}",
+        f"max_restarts={cluster.max_restarts}",
+        f"cd -- {_sh(job.work_dir)} || exit 1",
+        *_setup(cluster.setup),
+        BEGIN,
+        "overrides=(",
+        *(
+            f"  {_sh(override)}"
+            for override in (*job.overrides, f"run.dir={quote.override(str(job.run_dir))}")
+        ),
+        "  resume=auto  # from the newest checkpoint, afresh if there is none",
+        ")",
+        _launch(cluster, ranks),
+        END,
+    ]
+    return "\n".join(parts)
+
+
+def _sh(text: object) -> str:
+    return shlex.quote(str(text))
+
+
+def _head(job: Job) -> str:
+    return (
+        "#!/bin/bash\n"
+        f"# Rendered by lhtrain slurm submit from {job.version!a}.\n"
+        "# Beside this file: config.yaml, the configuration with every value; version.json, the code's\n"
+        "# version; attempts.json, what the job did so far; NUMBER.out, what job NUMBER printed.\n"
+        "# To submit it by hand, from this folder: sbatch job.sh"
+    )
+
+
+def _options(job: Job, ranks: int) -> Iterator[str]:
+    cluster = job.cluster
+    yield f"--job-name={quote.job_name(job.name)}"
+    yield f"--nodes={cluster.nodes}"
+    yield f"--ntasks-per-node={ranks if cluster.launch is Launch.srun else 1}"
+    yield f"--cpus-per-task={cluster.cpus_per_task}"
+    if cluster.gpus_per_node:
+        yield f"--gres=gpu:{cluster.gpus_per_node}"
+    for option, value in {
+        "mem": cluster.memory,
+        "time": cluster.time,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+    }.items():
+        if value is not None:
+            yield f"--{option}={quote.directive(value)}"
+    if cluster.exclusive:
+        yield "--exclusive"
+    yield f"--signal=USR1@{cluster.signal_seconds}  # to the ranks, so long before the time limit"
+    yield "--requeue"
+    yield "--output=%j.out"
+    yield "--open-mode=append  # one file for all attempts"
+    yield from (quote.directive(option) for option in cluster.extra_args)
+
+
+def _setup(lines: list[str]) -> list[str]:
+    return ["", "# cluster.setup", *lines] if lines else []
+
+
+BEGIN = """
+# Finished already: nothing to do, however often it is submitted.
+case $("$python" -m lhtrain slurm begin "$run_dir" "$max_restarts") in
+run) ;;
+finished) exit 0 ;;
+*) exit 1 ;;
+esac
+"""
+
+RANK_BY_RANK = """
+export MASTER_ADDR MASTER_PORT
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+run=("$python" -m @MODULE@ "${overrides[@]}")
+"""
+BY_TORCHRUN = """
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000))
+export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT  # TERM is for the ranks, which save first
+run=("$python" -m torch.distributed.run --nnodes=@NODES@ --nproc-per-node=@RANKS@ --max-restarts=0
+  --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+  -m @MODULE@ "${overrides[@]}")
+"""
+ALONE = """
+run=("$python" -m @MODULE@ "${overrides[@]}")
+"""
+
+STEP = """
+# Every process of a step gets USR1 and TERM: torchrun has to outlive them, the ranks have their own handlers.
+# After a signal no rank ends with 0, and one ends first: the others get time to end too (--wait).
+step() {
+  exec srun --ntasks=@TASKS@ --ntasks-per-node=@TASKS_PER_NODE@ --cpus-per-task=@CPUS@ \\
+    --kill-on-bad-exit=0 --wait=120@SRUN_ARGS@ \\
+    bash -c 'trap "" USR1 TERM; exec "$@"' rank "${run[@]}"
+}"""
+
+
+def _launch(cluster: ClusterConfig, ranks: int) -> str:
+    by_rank = cluster.launch is Launch.srun
+    by_torchrun = ALONE if cluster.nodes * ranks == 1 else BY_TORCHRUN
+    how = RANK_BY_RANK if by_rank else by_torchrun
+    per_node = ranks if by_rank else 1
+    values = {
+        "MODULE": cluster.module,
+        "NODES": cluster.nodes,
+        "RANKS": ranks,
+        "TASKS": cluster.nodes * per_node,
+        "TASKS_PER_NODE": per_node,
+        "CPUS": cluster.cpus_per_task,
+        "SRUN_ARGS": "".join(f" {_sh(argument)}" for argument in cluster.srun_args),
+    }
+    text = how + STEP
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", str(value))
+    return text
+
+
+END = """
+# TERM comes to this shell when SLURM ends the job, not when a signal is sent to its ranks alone.
+by=ranks
+by_slurm() {
+  [ "$by" = ranks ] || return  # it comes twice
+  by=slurm
+  [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ] || return
+  by=limit
+  scontrol requeue "$SLURM_JOB_ID"  # at once: saving may take until the job is killed
+}
+trap by_slurm TERM
+
+# A trap runs only between commands: the step runs beside this shell, which waits.
+step &
+step=$!
+trap 'kill -s USR1 "$step"' USR1
+while wait "$step"; status=$?; kill -0 "$step" 2>/dev/null; do :; done
+
+case $("$python" -m lhtrain slurm end "$run_dir" "$status" "$by" "$max_restarts") in
+finished) exit 0 ;;
+requeue) scontrol requeue "$SLURM_JOB_ID" && exit 0 ;;
+esac
+exit "$((status ? status : 1))"
+"""

@@ -1,0 +1,131 @@
+"""`lhtrain slurm status`: the runs under some folders, with what their files and the queue say."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from lhtrain.run_dir import RunDir
+from lhtrain.slurm.folder import SlurmFolder
+from lhtrain.slurm.queue import Queued, queued
+
+RECENT = 50  # logged steps that the speed is taken from
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run; None: not known."""
+
+    path: Path
+    state: str  # of the run: finished, RUNNING (or another state of its job), or how its last attempt ended
+    job: str
+    step: int
+    steps: int | None
+    stage: str | None
+    loss: float | None
+    restarts: int
+    run_left: float | None  # seconds to the end of the run at its recent speed
+    job_left: str | None  # of the job's time limit, as SLURM writes it
+
+
+def find_runs(folders: list[Path]) -> list[Path]:
+    """Run directories in `folders`, or these themselves, oldest name first; sweeps lie one level deeper."""
+    return [run for folder in folders for run in _runs_in(folder, depth=2)]
+
+
+def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
+    if SlurmFolder(folder).config.exists() or RunDir(folder).metrics.exists():
+        yield folder
+    elif depth and folder.is_dir():
+        for inner in sorted(folder.iterdir()):
+            if inner.is_dir():
+                yield from _runs_in(inner, depth - 1)
+
+
+def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
+    """What the files of the run in `path` and the queue say about it."""
+    folder = SlurmFolder(path)
+    summary, attempts, rows = folder.summary(), folder.read_attempts(), folder.train_rows()
+    row: dict[str, Any] = rows[-1] if rows else {}
+    number = folder.read_job()
+    job = (jobs or {}).get(number)
+    finished = summary.get("finished") is True
+    if finished:
+        state = "finished"
+    elif job:
+        state = job.state if job.state != "PENDING" else f"PENDING {job.reason}"
+    else:
+        state = attempts.outcome or ("unknown: no SLURM here" if number and jobs is None else "not running")
+    steps, step = _total_steps(folder), int(row.get("step", 0))
+    seconds = sorted(row["step_seconds"] for row in rows[-RECENT:] if row.get("step_seconds"))
+    left = (steps - step) * seconds[len(seconds) // 2] if steps and seconds and not finished else None
+    return RunStatus(
+        path=path,
+        state=state,
+        job=number,
+        step=step,
+        steps=steps,
+        stage=row.get("stage"),
+        loss=row.get("loss"),
+        restarts=attempts.restarts,
+        run_left=left,
+        job_left=job.left if job else None,
+    )
+
+
+def _total_steps(folder: SlurmFolder) -> int | None:
+    for path in (folder.config, RunDir(folder.run_dir).config):
+        try:
+            return int(yaml.safe_load(path.read_text())["run"]["steps"])
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            continue
+    return None
+
+
+def table(runs: list[RunStatus]) -> Table:
+    """A row a run."""
+    out = Table("run", "state", "job", box=None, pad_edge=False)
+    for column in ("step", "stage", "loss", "restarts", "run left", "job left"):
+        out.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    common = _common_folder([run.path for run in runs])
+    for run in runs:
+        out.add_row(
+            _printable(os.path.relpath(run.path, common)),
+            _printable(run.state),
+            run.job or "-",
+            f"{run.step:,}/{run.steps:,}" if run.steps else f"{run.step:,}",
+            run.stage or "-",
+            "-" if run.loss is None else f"{run.loss:.4f}",
+            str(run.restarts),
+            _duration(run.run_left),
+            run.job_left or "-",
+        )
+    return out
+
+
+def _common_folder(paths: list[Path]) -> str:
+    """Where the runs lie; their names are said from here."""
+    return os.path.commonpath([path.absolute().parent for path in paths])
+
+
+def _printable(text: str) -> str:
+    """Without what would break the table or drive the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("[", r"\[")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    days, rest = divmod(int(seconds), 86400)
+    clock = f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days}-{clock}" if days else clock
+
+
+def statuses(folders: list[Path]) -> list[RunStatus]:
+    """Every run in `folders`; the queue is asked once."""
+    jobs = queued()
+    return [status_of(path, jobs) for path in find_runs(folders)]

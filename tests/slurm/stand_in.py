@@ -1,0 +1,57 @@
+"""A trainer in a second: `cluster.module` names it in tests of what SLURM does around a run.
+
+Each rank takes the overrides, shows how it was started, and behaves as STAND_IN says.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from lhtrain.interrupt import Interrupt
+
+
+def main() -> None:
+    overrides = OverridesParser.create().parse_overrides(sys.argv[1:])
+    run_dir = Path(next(str(given.value()) for given in overrides if given.key_or_group == "run.dir"))
+    behaviour = os.environ["STAND_IN"]
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0"))
+    with Interrupt() as interrupt:
+        print(f"rank {rank} on {socket.gethostname()}: {behaviour}", flush=True)
+        if behaviour == "wait":
+            while interrupt.requested is None:
+                time.sleep(0.05)
+    if behaviour == "crash":
+        sys.exit(1)
+    if behaviour == "meet":
+        meet()
+    if rank == 0:
+        step = 1 + len(list(run_dir.glob("checkpoints/step_*")))
+        (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+        aside = run_dir / "summary.tmp"
+        aside.write_text(json.dumps({"finished": interrupt.requested is None}))
+        aside.replace(run_dir / "summary.json")
+    if interrupt.requested:
+        sys.exit(128 + interrupt.requested)
+
+
+def meet() -> None:
+    """All ranks add up their numbers."""
+    import torch
+    import torch.distributed as dist
+
+    if "RANK" not in os.environ:
+        os.environ["RANK"], os.environ["WORLD_SIZE"] = os.environ["SLURM_PROCID"], os.environ["SLURM_NTASKS"]
+    dist.init_process_group("gloo")
+    total = torch.tensor([dist.get_rank() + 1])
+    dist.all_reduce(total)
+    print(f"rank {dist.get_rank()} of {dist.get_world_size()}: sum {total.item()}", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What follows an attempt, from what it left in the run directory."""
+
+import json
+import os
+
+import pytest
+
+from lhtrain.slurm.attempt import By, End, Next, begin, decide, end
+from lhtrain.slurm.folder import SlurmFolder
+
+CRASH = End(status=1, by=By.ranks, finished=False, orderly=False, saved=False)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / "slurm").mkdir()
+    return tmp_path
+
+
+def save(run_dir, step):
+    (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+
+
+def summarize(run_dir, finished=False):
+    before = SlurmFolder(run_dir).summary_time()
+    (run_dir / "summary.json").write_text(json.dumps({"finished": finished}))
+    os.utime(run_dir / "summary.json", ns=(before + 10**9, before + 10**9))
+
+
+def restarts(run_dir):
+    return SlurmFolder(run_dir).read_attempts().restarts
+
+
+@pytest.mark.parametrize("status", [0, 1, 138, 143])
+def test_a_finished_run_does_not_requeue(run_dir, status):
+    assert begin(run_dir, "7", 3)[0] is Next.run
+    summarize(run_dir, finished=True)
+    assert end(run_dir, status, By.ranks, 3) == (Next.finished, "finished")
+    assert begin(run_dir, "7", 3)[0] is Next.finished
+
+
+@pytest.mark.parametrize("status", [1, 138, 143])  # torchrun's, a rank's after USR1 and after TERM
+def test_a_signal_that_saved_requeues_without_counting(run_dir, status):
+    for step in range(1, 6):
+        assert begin(run_dir, "7", 1)[0] is Next.run
+        save(run_dir, step)
+        summarize(run_dir)
+        assert end(run_dir, status, By.ranks, 1)[0] is Next.requeue
+    assert restarts(run_dir) == 0 and SlurmFolder(run_dir).read_attempts().count == 5
+
+
+def test_crashes_are_limited_also_where_they_saved(run_dir):
+    answers = []
+    for step in range(1, 5):
+        assert begin(run_dir, "7", 2)[0] is Next.run
+        save(run_dir, step)
+        answers.append(end(run_dir, 1, By.ranks, 2))
+    assert [answer for answer, _ in answers[:3]] == [Next.requeue, Next.requeue, Next.stop]
+    assert answers[0][1] == "crashed with status 1, restart 1 of 2"
+    assert "cluster.max_restarts=2 is used up" in answers[2][1]
+
+
+def test_an_old_summary_does_not_make_a_crash_orderly(run_dir):
+    summarize(run_dir)
+    begin(run_dir, "7", 3)
+    save(run_dir, 5)
+    assert end(run_dir, 1, By.ranks, 3)[1].startswith("crashed with status 1")
+
+
+def test_signals_before_the_first_step_are_limited(run_dir):
+    """A time limit shorter than the start would go round for ever."""
+    for _ in range(2):
+        begin(run_dir, "7", 2)
+        summarize(run_dir)
+        answer, why = end(run_dir, 138, By.ranks, 2)
+        assert answer is Next.requeue and "before a step was done" in why
+    begin(run_dir, "7", 2)
+    assert end(run_dir, 138, By.ranks, 2)[0] is Next.stop
+
+
+def test_attempts_that_were_killed_are_limited(run_dir):
+    assert [begin(run_dir, "7", 2)[0] for _ in range(4)] == [Next.run, Next.run, Next.run, Next.stop]
+
+
+def test_a_killed_attempt_that_saved_does_not_count(run_dir):
+    begin(run_dir, "7", 0)
+    save(run_dir, 5)
+    assert begin(run_dir, "7", 0)[0] is Next.run
+
+
+def test_submitting_again_counts_afresh(run_dir):
+    begin(run_dir, "7", 1)
+    end(run_dir, 1, By.ranks, 1)
+    assert restarts(run_dir) == 1
+    begin(run_dir, "8", 1)
+    assert restarts(run_dir) == 0 and SlurmFolder(run_dir).read_job() == "8"
+
+
+def test_what_slurm_decided_stays():
+    assert decide(End(143, By.slurm, False, True, True), 0, 3)[:2] == (Next.leave, False)
+    assert decide(End(143, By.limit, False, True, True), 0, 3)[:2] == (Next.leave, False)
+    assert decide(End(143, By.limit, False, False, False), 0, 3)[:2] == (Next.leave, True)
+
+
+def test_a_configuration_error_stops():
+    assert decide(End(2, By.ranks, False, False, False), 0, 3)[0] is Next.stop
+    assert decide(CRASH, 0, 3)[0] is Next.requeue
+
+
+def test_unreadable_files_are_none(run_dir):
+    folder = SlurmFolder(run_dir)
+    folder.attempts.write_text("{")
+    (run_dir / "summary.json").write_text("")
+    assert begin(run_dir, "7", 3)[0] is Next.run

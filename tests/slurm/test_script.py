@@ -1,0 +1,201 @@
+"""The script as text: what it asks for, and that no value can break out of its quotes."""
+
+import os
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lhtrain.conf.compose import compose_config
+from lhtrain.conf.problems import ConfigError
+from lhtrain.conf.schema import ClusterConfig, Launch
+from lhtrain.slurm import quote
+from lhtrain.slurm.script import Job, render
+from lhtrain.slurm.submit import prepare
+
+HOSTILE = [
+    "two words",
+    "it's",
+    'a "quote"',
+    "$(touch x)",
+    "`touch x`",
+    "${HOME}",
+    "a;touch x",
+    "line\ntouch x",
+    "-rf",
+    "back\\slash",
+    "back\\'slash",
+    "trailing\\",
+    "#comment",
+    "*",
+    "ünïcode",
+    "=,[]{}:",
+]
+
+
+def job(**changes):
+    standard = Job(
+        name="gpt",
+        run_dir=Path("/runs/one"),
+        work_dir=Path("/work"),
+        cluster=ClusterConfig(),
+        overrides=["stage=two_stage"],
+        python="/usr/bin/python3",
+        version="lhtrain 1",
+    )
+    return replace(standard, **changes)
+
+
+def directives(script):
+    return [line for line in script.splitlines() if line.startswith("#SBATCH")]
+
+
+def arrays_of(script, tmp_path):
+    """What bash makes of the script's variables, up to its first command."""
+    script = script.replace("cd -- ", "work_dir=")
+    begins = script.index("# Finished already")
+    overrides = script[script.index("overrides=(") : script.index("\n)\n", script.index("overrides=(")) + 3]
+    text = script[:begins].replace(" || exit 1", "") + overrides
+    text += 'printf "%s\\0" "$run_dir" "$python" "$work_dir" "${overrides[@]}"'
+    done = subprocess.run(["bash", "-c", text], capture_output=True, cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir()), "a value was executed"
+    return done.stdout.decode().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_every_path_and_override_comes_out_of_bash_as_it_went_in(text, tmp_path):
+    run_dir, work_dir, python = Path("/runs") / text, Path("/work") / text, f"/bin/{text}"
+    overrides = [f"run.name={text}", text]
+    script = render(
+        job(name=text, run_dir=run_dir, work_dir=work_dir, python=python, overrides=overrides, version=text)
+    )
+    found = arrays_of(script, tmp_path)
+    assert found[:3] == [str(run_dir), python, str(work_dir)]
+    assert found[3:5] == overrides and found[-1] == "resume=auto"
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for line in directives(script):
+        assert shlex.split(line, comments=False)[1].startswith("--")
+
+
+@pytest.mark.parametrize("text", [text for text in HOSTILE if "${" not in text])
+def test_hydra_reads_the_run_directory_back(text):
+    config = compose_config(
+        [f"run.dir={quote.override('/runs/' + text)}", f"run.name={quote.override(text)}"]
+    )
+    assert config.run.dir == f"/runs/{text}" and config.run.name == text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_job_name_is_one_word_without_dashes_in_front(text):
+    name = quote.job_name(text)
+    assert name and not name.startswith("-") and shlex.split(name) == [name] and name.isprintable()
+
+
+def test_the_request_to_slurm():
+    cluster = ClusterConfig(
+        nodes=2,
+        gpus_per_node=8,
+        cpus_per_task=64,
+        memory="0",
+        time="24:00:00",
+        partition="gpu",
+        account="a b",
+        constraint="a100&nvlink",
+        exclusive=True,
+        signal_seconds=120,
+        extra_args=["--mail-type=FAIL", "--comment=two words"],
+    )
+    found = [
+        line.removeprefix("#SBATCH ").split("  #")[0] for line in directives(render(job(cluster=cluster)))
+    ]
+    assert found == [
+        "--job-name=gpt",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=64",
+        "--gres=gpu:8",
+        "--mem=0",
+        "--time=24:00:00",
+        "--partition=gpu",
+        '--account="a b"',
+        '--constraint="a100&nvlink"',
+        "--exclusive",
+        "--signal=USR1@120",
+        "--requeue",
+        "--output=%j.out",
+        "--open-mode=append",
+        "--mail-type=FAIL",
+        '"--comment=two words"',
+    ]
+
+
+def test_torchrun_is_one_task_a_node_and_srun_one_a_rank():
+    cluster = ClusterConfig(nodes=2, gpus_per_node=8)
+    by_torchrun = render(job(cluster=cluster))
+    assert "--ntasks=2 --ntasks-per-node=1" in by_torchrun
+    assert "torch.distributed.run --nnodes=2 --nproc-per-node=8" in by_torchrun
+    by_srun = render(job(cluster=replace(cluster, launch=Launch.srun)))
+    assert "--ntasks=16 --ntasks-per-node=8" in by_srun and "MASTER_PORT" in by_srun
+    assert "torch.distributed.run" not in by_srun
+    alone = render(job(cluster=ClusterConfig(gpus_per_node=1)))
+    assert "torch.distributed.run" not in alone and "--ntasks=1" in alone
+
+
+def test_what_the_script_says_itself_is_not_taken_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rendered, config = prepare(["run.dir=mine", "resume=never", "run.steps=40"])
+    assert rendered.overrides == ["run.steps=40"]
+    assert rendered.run_dir == tmp_path / "mine" and config.run.steps == 40
+    assert f"run.dir={tmp_path}/mine" in render(rendered).replace("'", "")
+
+
+def test_a_folder_of_own_settings_goes_with_the_job(tmp_path):
+    stage = tmp_path / "my own" / "stage"
+    stage.mkdir(parents=True)
+    (stage / "mine.yaml").write_text("# @package stages\nall: {attention: dense}\n")
+    rendered, config = prepare(["stage=mine"], config_dir=str(tmp_path / "my own"))
+    assert list(config.stages) == ["all"]
+    assert list(compose_config(rendered.overrides).stages) == ["all"]
+
+
+@pytest.mark.parametrize("name", ["a%j", "a\\\\b", "\\${HOME}"])
+def test_a_run_directory_that_slurm_or_hydra_would_change_is_refused(name):
+    with pytest.raises(ConfigError, match="a job's must not hold"):
+        prepare([f"run.dir='{name}'"])
+
+
+def test_dry_run_prints_the_script_and_writes_nothing(tmp_path):
+    from tests.slurm.cluster import command
+
+    done = command("submit", "--dry-run", "cluster=gpu8", "cluster.nodes=4", "run.dir=mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n") and "#SBATCH --nodes=4" in done.stdout
+    assert f"run_dir={tmp_path}/mine" in done.stdout
+    assert not (tmp_path / "mine").exists()
+
+
+def test_without_sbatch_the_error_names_dry_run(tmp_path):
+    from tests.slurm.cluster import command
+
+    nowhere = os.environ | {"PATH": str(tmp_path)}
+    done = command("submit", "run.dir=mine", cwd=tmp_path, env=nowhere)
+    assert done.returncode == 1 and "there is no sbatch" in done.stderr and "--dry-run" in done.stderr
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["submit", "cluster.nodez=2"], "cluster.nodez=2: no such key; did you mean cluster.nodes?"),
+        (["submit", "-m", "optim.lr=1,2"], "a sweep goes through Hydra's launcher"),
+        (["submit", "--dryrun"], "--dryrun: no such option"),
+        (["sumbit"], "no command slurm 'sumbit' (there is: submit, status)"),
+    ],
+)
+def test_wrong_arguments(arguments, expected, tmp_path):
+    from tests.slurm.cluster import command
+
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and expected in done.stderr

@@ -20,7 +20,7 @@ sbatch; --dry-run prints the script and writes nothing. Again with its run.dir=D
 status lists the runs in the folders (default: runs), their jobs, and how far they are.
 
 Examples
-  lhtrain slurm submit stage=two_stage model=gpt_1b cluster=gpu8 cluster.nodes=4 --dry-run
+  lhtrain slurm submit model=gpt_1b run.batch_tokens=2097152 cluster=gpu8 cluster.nodes=4 --dry-run
   lhtrain slurm submit cluster.partition=gpu cluster.gpus_per_node=1 cluster.time=4:00:00 run.dir=runs/mine
   lhtrain slurm status runs
 

@@ -102,7 +102,7 @@ def test_the_error_says_how_many_and_that_nothing_started():
             "budget=128: each of the 2 * parallel.cp = 4 chunks of a sequence must have whole",
         ),
         (
-            ["parallel.cp=2", "model.seq_len=32768", "lighthouse.budget=768"],
+            ["parallel.cp=2", "model.seq_len=32768", "lighthouse.budget=256"],
             "must have whole tiles of it; nearest: 512 or 1024",
         ),
         (["guard.max_skips=0"], "guard.max_skips=0: must be at least 1"),

@@ -169,7 +169,10 @@ def test_a_run_directory_that_slurm_or_hydra_would_change_is_refused(name):
 def test_dry_run_prints_the_script_and_writes_nothing(tmp_path):
     from tests.slurm.cluster import command
 
-    done = command("submit", "--dry-run", "cluster=gpu8", "cluster.nodes=4", "run.dir=mine", cwd=tmp_path)
+    settings = ("cluster=gpu8", "cluster.nodes=4", "run.dir=mine", "run.batch_tokens=131072")
+    refused = command("submit", "--dry-run", *settings[:-1], cwd=tmp_path)
+    assert refused.returncode == 2 and "data-parallel ranks = 4096 * 32" in refused.stderr
+    done = command("submit", "--dry-run", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#!/bin/bash\n") and "#SBATCH --nodes=4" in done.stdout
     assert f"run_dir={tmp_path}/mine" in done.stdout

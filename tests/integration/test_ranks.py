@@ -61,7 +61,7 @@ def test_a_signal_to_one_rank_stops_all_in_order(lhtrain, two_ranks):
 
 
 def test_a_hung_rank_is_named_and_the_run_ends(lhtrain):
-    name, limits = "hung", ("watchdog.step=6", "run.steps=400", "checkpoint.every=400")
+    name, limits = "hung", ("watchdog.step=10", "run.steps=400", "checkpoint.every=400")
     process = lhtrain.start(name, *SHARED, *limits, ranks=2)
     for line in process.stdout:
         if line.startswith("step"):

@@ -9,6 +9,7 @@ from tests.slurm.cluster import command, slurm
 
 pytestmark = pytest.mark.slurm
 
+TWO_NODES = ("cluster.nodes=2", "run.batch_tokens=8192")  # a sequence for each
 STEPS = "run.steps=60"  # long enough to be hit
 
 
@@ -99,7 +100,7 @@ def test_crashes_restart_until_the_limit(stand_in):
 
 @pytest.mark.parametrize("launch", ["torchrun", "srun"])
 def test_two_nodes_meet(stand_in, launch):
-    run = stand_in("meet").submit(f"meet_{launch}", "cluster.nodes=2", f"cluster.launch={launch}")
+    run = stand_in("meet").submit(f"meet_{launch}", *TWO_NODES, f"cluster.launch={launch}")
     run.until_over("COMPLETED")
     for rank in (0, 1):
         assert f"rank {rank} of 2: sum 3" in run.out
@@ -108,7 +109,7 @@ def test_two_nodes_meet(stand_in, launch):
 
 def test_a_signal_on_two_nodes_under_torchrun(stand_in):
     """torchrun outlives the signal and ends with 1; the ranks' summary says what that was."""
-    run = stand_in("wait").submit("two_signalled", "cluster.nodes=2")
+    run = stand_in("wait").submit("two_signalled", *TWO_NODES)
     run.until("both ranks", lambda: run.out.count(": wait") == 2)
     slurm("scancel", "-s", "USR1", run.job)
     run.until_requeued(1)

@@ -5,16 +5,9 @@ import json
 import pytest
 
 from tests.integration.command import Run
-from tests.slurm.cluster import command, slurm
+from tests.slurm.cluster import STEPS, command, slurm
 
 pytestmark = pytest.mark.slurm
-
-STEPS = "run.steps=60"  # long enough to be hit
-
-
-@pytest.fixture(scope="module")
-def undisturbed(trainer, lhtrain):
-    return lhtrain("undisturbed", STEPS)
 
 
 def trace(run):

@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: train test test-multigpu test-slurm lint clean
@@ -13,7 +14,7 @@ train: $(VENV)/.run-ready
 	$(BIN)/lhtrain $(ARGS)
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-multigpu: $(VENV)/.dev-ready
 	@$(BIN)/python -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(n < 2 and f"needs two GPUs; there are {n}")'

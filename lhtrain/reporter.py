@@ -121,7 +121,8 @@ class Reporter:
         plot_loss(rows, self.dir.plot, self.config.run.name)
         self.logger.finish(result)
         self.terminal.close()
-        self.say(summary.table(result))
+        if result["stages"]:
+            self.say(summary.table(result))
         for line in summary.switch_lines(result):
             self.say(line)
         if signal and not finished:

@@ -42,13 +42,16 @@ def as_container(config: Config) -> dict[str, Any]:
 
 
 def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys that decide a run's numbers and differ between two configurations, as 'key: saved -> now'."""
+    """Keys that decide a run's numbers, beyond rounding, and differ between two configurations, as 'key: saved -> now'."""
     out = []
     for group in ("model", "lighthouse", "stages", "data", "optim", "run"):
         for key in sorted(_flat(saved[group]).keys() | _flat(now[group]).keys()):
             name = f"{group}.{key}"
-            if name in ("run.dir", "run.name", "run.log_every", "data.cache_dir", "data.path"):
-                continue  # the data's own fingerprint is compared instead of where it lies
+            # The data's own fingerprint is compared instead of where it lies; micro-batches follow the ranks.
+            if name in ("run.dir", "run.name", "run.log_every", "run.device", "data.cache_dir", "data.path"):
+                continue
+            if name.endswith("grad_accum"):
+                continue
             before, after = _flat(saved[group]).get(key), _flat(now[group]).get(key)
             if before != after:
                 out.append(f"{name}: {before} -> {after}")

@@ -151,8 +151,18 @@ class Trainer:
         step, ends = self.progress.step, self.progress.step in self.schedule.ends
         if ends or step % self.config.eval.every == 0:
             self._validate(stage)
-        if ends or step % self.config.checkpoint.every == 0 or signal:
+        due = ends or step % self.config.checkpoint.every == 0
+        if signal or step == self.schedule.steps or (due and self._is_sound()):
             self._save()
+
+    def _is_sound(self) -> bool:
+        """Did the last step update something? A checkpoint to go back to must not hold spoilt weights."""
+        self._look()
+        return self.guard.in_a_row == 0
+
+    def _look(self) -> None:
+        for skip in self.guard.look():
+            self.report.skipped(skip)
 
     def _step(self, place: Place, stage: StageConfig) -> None:
         """One optimizer step: data, update, log."""
@@ -167,16 +177,17 @@ class Trainer:
             self.guard.take(self.progress.step, before, self.progress.position, measured.skipped)
             first_or_last = place.step_in_stage == 0 or self.progress.step in self.schedule.ends
             logged = first_or_last or self.progress.step % self.config.run.log_every == 0
-            skips = self.guard.look() if logged else []  # the one place where a step waits for the device
+            if logged:
+                measured.skipped.item()  # the one place where a step waits for the device
         self.record.steps += 1
         self.record.tokens += stage.batch_tokens
         self.record.flops += self.flops
         self.record.peak_memory_bytes = max(self.record.peak_memory_bytes, peak_memory(self.device))
         self.clock.lap()
-        for skip in skips:
-            self.report.skipped(skip)
-        if logged and not measured.skipped.item():
-            self._log(measured, place, stage, time.perf_counter() - began)
+        if logged:
+            self._look()
+            if self.guard.in_a_row == 0:
+                self._log(measured, place, stage, time.perf_counter() - began)
 
     def _log(self, measured: Measured, place: Place, stage: StageConfig, seconds: float) -> None:
         loss = measured.loss.item()
@@ -263,7 +274,8 @@ class Trainer:
             return self._validated(stage)
 
     def _validated(self, stage: StageConfig) -> float:
-        sums = torch.zeros(2, device=self.device)  # of the losses, and of the targets
+        # Of the losses, and of the targets, which float32 could not count.
+        sums = torch.zeros(2, device=self.device, dtype=torch.float64)
         for batch in validation_batches(
             self.val_order,
             self.config.eval.tokens,
@@ -273,7 +285,7 @@ class Trainer:
             self.parallel.share,
         ):
             loss = self.model.loss(batch.tokens, batch.targets, batch.positions)
-            sums += torch.stack([loss * batch.n_targets, loss.new_tensor(batch.n_targets)])
+            sums += sums.new_tensor([loss.item() * batch.n_targets, batch.n_targets])
         loss, count = self.world.mean(sums).tolist()
         return loss / count
 

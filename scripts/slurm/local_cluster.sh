@@ -15,7 +15,11 @@ export SLURM_CONF=$base/etc/slurm.conf
 host=$(hostname -s)
 
 install() {
-  command -v slurmctld slurmd munged sbatch >/dev/null && return
+  local missing=false
+  for program in slurmctld slurmd munged sbatch; do
+    command -v "$program" >/dev/null || missing=true
+  done
+  $missing || return 0
   apt-get update -q
   # Installing must not start the distribution's own daemons: they would take the ports.
   DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -q -y --no-install-recommends \

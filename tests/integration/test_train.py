@@ -69,7 +69,7 @@ def test_the_switch_is_recorded(undisturbed):
 
 def test_the_run_directory_is_complete(undisturbed):
     names = {path.name for path in undisturbed.path.iterdir()}
-    assert names == {"checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "summary.json"}
+    assert names == {"checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "ranks", "summary.json"}
     config = yaml.safe_load((undisturbed.path / "config.yaml").read_text())
     assert config["stages"]["lighthouse"]["budget"] == 128 and config["stages"]["recovery"]["steps"] == 8
     assert config["model"]["vocab_size"] == 320
@@ -173,7 +173,7 @@ def test_help_is_for_newcomers(lhtrain):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["frobnicate"], 2, "no command 'frobnicate' (there is: data, estimate, train)"),
+        (["frobnicate"], 2, "no command 'frobnicate' (there is: data, estimate, slurm, train)"),
         (["optim.lr=1,2"], 2, "optim.lr=1,2: several values need a sweep; add -m"),
         (["model.n_layer=3", "nonsense=1"], 2, "2 problems in the configuration"),
         (["data=text", "data.path=/no/such/place"], 1, "data.path='/no/such/place'"),
@@ -210,7 +210,9 @@ def test_a_directory_with_a_run_is_not_overwritten(lhtrain, undisturbed):
 
 def test_a_diverging_run_stops_and_says_so(lhtrain):
     run = lhtrain("diverging", "optim.lr=1e30", "optim.warmup_fraction=0", status=1)
-    assert "must be finite" in run.err and "optim.lr" in run.err
+    assert "10 steps in a row, up to step 11, had a loss or gradient that was not finite" in run.err
+    assert "there is no checkpoint to go back to; a lower optim.lr" in run.err and "Traceback" not in run.err
+    assert not list((run.path / "checkpoints").glob("step_*")), "none of weights that may be spoilt"
 
 
 def test_the_readme_names_what_there_is():

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+STEPS = "run.steps=60"  # of the trainer's runs: long enough to be hit
 
 
 def command(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.integration.command import TINY, Lhtrain
-from tests.slurm.cluster import ROOT, Cluster, reason_to_skip, slurm
+from tests.slurm.cluster import ROOT, STEPS, Cluster, reason_to_skip, slurm
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,12 @@ def trainer(local_slurm, lhtrain):
     """Jobs of the real trainer, on the same data as `lhtrain`'s runs."""
     settings = ["stages.lighthouse.fraction=0.5", "cluster.setup=['export OMP_NUM_THREADS=1']"]
     return Cluster(lhtrain.folder, *lhtrain.data, *TINY, *settings)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(local_slurm, lhtrain):
+    """The run that others are compared with; no job."""
+    return lhtrain("undisturbed", STEPS)
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,11 @@ import json
 import pytest
 
 from tests.integration.command import Run
-from tests.slurm.cluster import command, slurm
+from tests.slurm.cluster import STEPS, command, slurm
 
 pytestmark = pytest.mark.slurm
 
 TWO_NODES = ("cluster.nodes=2", "run.batch_tokens=8192")  # a sequence for each
-STEPS = "run.steps=60"  # long enough to be hit
-
-
-@pytest.fixture(scope="module")
-def undisturbed(trainer, lhtrain):
-    return lhtrain("undisturbed", STEPS)
 
 
 def trace(run):

@@ -8,21 +8,20 @@ import pytest
 
 from lhtrain.slurm.folder import SlurmFolder
 from tests.integration.command import Run
-from tests.slurm.cluster import ROOT, slurm
+from tests.slurm.cluster import ROOT, STEPS, slurm
 
 pytestmark = pytest.mark.slurm
 
 
-def test_a_job_array_that_is_signalled(trainer, lhtrain):
+def test_a_job_array_that_is_signalled(trainer, lhtrain, undisturbed):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs pip install 'lhtrain[slurm]'")
     own = [text for text in trainer.settings if not text.startswith("cluster.")]
-    own += ["run.steps=60", "checkpoint.every=1000"]
+    own += [STEPS, "checkpoint.every=1000"]
     launcher = [
         "hydra/launcher=lhtrain_slurm",
         "hydra.launcher.cpus_per_task=1",
         "hydra.launcher.timeout_min=30",
     ]
-    undisturbed = lhtrain("alone", "run.steps=60", "optim.lr=2e-3", "checkpoint.every=1000")
     sweep = subprocess.Popen(
         [
             sys.executable,

@@ -127,9 +127,9 @@ def _hydra_main(config: DictConfig) -> None:
         record_failure(error)
         fail(f"{str(error).split('. ')[0]}.\n{OUT_OF_MEMORY}", status=1)
     except Exception as error:
-        record_failure(error)
         if lost_contact(error):
             fail("lost contact with another rank, whose error is the one to look at", status=1)
+        record_failure(error)
         raise
 
 

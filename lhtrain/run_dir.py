@@ -42,7 +42,10 @@ def as_container(config: Config) -> dict[str, Any]:
 
 
 def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys that decide a run's numbers, beyond rounding, and differ between two configurations, as 'key: saved -> now'."""
+    """Keys that decide a run's numbers, beyond rounding, and differ between two configurations.
+
+    Each as 'key: saved -> now'.
+    """
     out = []
     for group in ("model", "lighthouse", "stages", "data", "optim", "run"):
         for key in sorted(_flat(saved[group]).keys() | _flat(now[group]).keys()):

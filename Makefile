@@ -9,7 +9,7 @@ ARGS ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: train test test-multigpu test-slurm lint clean
+.PHONY: train test test-multigpu slurm-cluster test-slurm lint clean
 train: $(VENV)/.run-ready
 	$(BIN)/lhtrain $(ARGS)
 
@@ -20,10 +20,12 @@ test-multigpu: $(VENV)/.dev-ready
 	@$(BIN)/python -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(n < 2 and f"needs two GPUs; there are {n}")'
 	LHTRAIN_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/distributed tests/attention/test_context.py $(ARGS)
 
-test-slurm: $(VENV)/.dev-ready
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[slurm]'
+slurm-cluster:
 	scripts/slurm/local_cluster.sh install
 	scripts/slurm/local_cluster.sh start
+
+test-slurm: $(VENV)/.dev-ready slurm-cluster
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[slurm]'
 	SLURM_CONF=$$(scripts/slurm/local_cluster.sh conf) $(BIN)/python -m pytest tests/slurm -m slurm $(ARGS); \
 		status=$$?; scripts/slurm/local_cluster.sh stop; exit $$status
 

@@ -223,6 +223,7 @@ class ParallelConfig:
     cp_attention: CpAttention = CpAttention.auto
     reduce_always: bool = False  # reduce gradients in every micro-batch: less memory, more communication
     timeout: int = 600  # seconds that a collective may take
+    compare_every: int = 100  # steps; ranks slower than the others are then named
 
 
 @dataclass

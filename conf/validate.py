@@ -44,6 +44,7 @@ def _ranges(config: Config) -> Iterator[Problem]:
         "parallel.dp_replicate": config.parallel.dp_replicate,
         "parallel.cp": config.parallel.cp,
         "parallel.timeout": config.parallel.timeout,
+        "parallel.compare_every": config.parallel.compare_every,
     }
     for key, number in at_least_one.items():
         if number < 1:

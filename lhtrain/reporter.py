@@ -97,6 +97,10 @@ class Reporter:
         self._row("spike", loss=loss, deviations=deviations)
         self.say(f"spike     step {self.progress.step}: loss {loss:.4f}, {deviations:.1f} deviations above")
 
+    def behind(self, line: str) -> None:
+        """A rank is slower than the others."""
+        self.say(f"slow      step {self.progress.step}: {line}")
+
     def rewound(self, progress: Progress, left: int, skipped_to: int) -> None:
         """The run went back from step `left` to an older `progress`, and reads on from `skipped_to`."""
         self.progress, read_to = progress, progress.position
@@ -175,6 +179,8 @@ class Silent:
     def skipped(self, skip: Skip) -> None: ...
 
     def spike(self, loss: float, deviations: float) -> None: ...
+
+    def behind(self, line: str) -> None: ...
 
     def rewound(self, progress: Progress, left: int, skipped_to: int) -> None:
         self.progress = progress

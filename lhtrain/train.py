@@ -24,6 +24,7 @@ from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
 from lhtrain.conf.schema import Attention, Config, LighthouseConfig, StageConfig
 from lhtrain.data import SequenceOrder, open_corpus
+from lhtrain.drift import Drift
 from lhtrain.errors import RunError
 from lhtrain.feed import Feed, validation_batches
 from lhtrain.flops import peak_flops, step_flops
@@ -75,6 +76,7 @@ class Trainer:
         self._build_model()
         self.saver = Saver(self.dir.checkpoints, config.checkpoint.keep, world)
         self.guard = Guard(config.guard)
+        self.drift, self.waited = Drift(world), 0.0
         self.progress = self._start(resume_from)
         # One object a stage: a compiler takes another object for other code.
         self.attention = {
@@ -152,6 +154,10 @@ class Trainer:
         if ends or step % self.config.eval.every == 0:
             self._validate(stage)
         due = ends or step % self.config.checkpoint.every == 0
+        if step % self.config.parallel.compare_every == 0:
+            waited, self.waited = self.record.seconds["data"] - self.waited, self.record.seconds["data"]
+            for line in self.drift.compare(max(waited, 0.0) / self.config.parallel.compare_every):
+                self.report.behind(line)
         if signal or step == self.schedule.steps or (due and self._is_sound()):
             self._save()
 

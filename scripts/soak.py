@@ -21,9 +21,10 @@ from pathlib import Path
 
 TINY = [
     *("model.seq_len=2048", "model.dim=32", "model.n_layers=2", "model.ffn_dim=64", "run.device=cpu"),
-    *("run.steps=60", "run.batch_tokens=4096", "eval.tokens=4096", "eval.every=20", "checkpoint.every=1"),
+    *("run.batch_tokens=4096", "eval.tokens=4096", "eval.every=20", "checkpoint.every=1"),
     *("stages.lighthouse.fraction=0.5", "run.name=soak"),
 ]
+STEPS = 20  # of the run, for each kill
 TIMED = ("seconds", "step_seconds", "tokens_per_second", "mfu")
 
 
@@ -36,39 +37,47 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
+    steps = STEPS * arguments.kills
     with tempfile.TemporaryDirectory(prefix="lhtrain-soak-") as name:
         folder = Path(name)
-        start(folder, "alone", arguments.ranks).wait()
+        start(folder, "alone", arguments.ranks, steps).wait()
         fell: Counter[str] = Counter()
         lost = 0
         for number in range(1, arguments.kills + 1):
-            where, cost = kill(folder, arguments.ranks, draw)
+            where, cost = kill(folder, arguments.ranks, steps, draw)
             fell[where] += 1
             lost += cost
             print(f"kill {number:>3}: in {where}, {cost} steps to do again", flush=True)
-        start(folder, "soaked", arguments.ranks).wait()
+        if newest(folder / "soaked") == steps:
+            sys.exit("the run ended before the last kill: nothing is shown")
+        start(folder, "soaked", arguments.ranks, steps).wait()
         if rows(folder / "soaked") != rows(folder / "alone"):
             sys.exit("the soaked run differs from the one that was left alone")
     print(f"equal, bit for bit, after {arguments.kills} kills: {dict(fell)}; {lost} steps done again")
 
 
-def start(folder: Path, name: str, ranks: int) -> subprocess.Popen:
+def start(folder: Path, name: str, ranks: int, steps: int) -> subprocess.Popen:
     launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
     launch += ["--rdzv-endpoint=localhost:0"]
     command = [sys.executable, *(launch if ranks > 1 else ()), "-m", "lhtrain", *TINY]
-    command += [f"run.grad_accum={2 // ranks}", f"run.dir={folder / name}", "resume=auto"]
+    command += [
+        f"run.grad_accum={2 // ranks}",
+        f"run.dir={folder / name}",
+        "resume=auto",
+        f"run.steps={steps}",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = (folder / f"{name}.log").open("a")
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def kill(folder: Path, ranks: int, draw: random.Random) -> tuple[str, int]:
+def kill(folder: Path, ranks: int, steps: int, draw: random.Random) -> tuple[str, int]:
     """One start and one kill; returns what went on then, and the steps done beyond the newest checkpoint.
 
     The moment is drawn from the start on: while the run starts, or some time after its first new step.
     """
     run = folder / "soaked"
-    process = start(folder, "soaked", ranks)
+    process = start(folder, "soaked", ranks, steps)
     before = seen(run)
     if draw.random() < 0.85:
         while seen(run) <= before and process.poll() is None:
@@ -87,7 +96,9 @@ def kill(folder: Path, ranks: int, draw: random.Random) -> tuple[str, int]:
     done, saved = seen(run), newest(run)
     if done <= before:
         return "start", 0
-    return ("save" if writing else "step") + (" after the switch" if done > 30 else ""), max(done - saved, 0)
+    return ("save" if writing else "step") + (" after the switch" if done > steps / 2 else ""), max(
+        done - saved, 0
+    )
 
 
 def end(pid: int) -> None:

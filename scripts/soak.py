@@ -83,14 +83,13 @@ def kill(folder: Path, ranks: int, steps: int, draw: random.Random) -> tuple[str
         while seen(run) <= before and process.poll() is None:
             time.sleep(0.005)
     time.sleep(draw.uniform(0, 0.8))
-    pids = [json.loads(path.read_text())["pid"] for path in (run / "ranks").glob("[0-9]*.json")]
-    victims = draw.sample(pids, draw.randint(1, len(pids))) if ranks > 1 and len(pids) == ranks else []
+    workers = children(process.pid) if ranks > 1 else []
+    victims = draw.sample(workers, draw.randint(1, len(workers))) if len(workers) == ranks else []
+    if len(victims) in (0, ranks):  # all, and what started them
+        process.kill()
+        victims = workers
     for pid in victims:
         end(pid)
-    if len(victims) in (0, ranks):
-        process.kill()
-        for pid in pids if ranks > 1 else []:
-            end(pid)
     process.wait()
     writing = any((run / "checkpoints").glob(".writing-*"))
     done, saved = seen(run), newest(run)
@@ -101,11 +100,23 @@ def kill(folder: Path, ranks: int, steps: int, draw: random.Random) -> tuple[str
     )
 
 
+def children(parent: int) -> list[int]:
+    """The processes that `parent` started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            of = int(path.read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if of == parent:
+            found.append(int(path.parent.name))
+    return found
+
+
 def end(pid: int) -> None:
     try:
-        if b"lhtrain" in Path(f"/proc/{pid}/cmdline").read_bytes():  # not another process by now
-            os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
         pass
 
 

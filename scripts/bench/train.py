@@ -13,6 +13,8 @@ import csv
 import datetime
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,7 +44,7 @@ COLUMNS = [
     "mfu",
     "peak_gb",
 ]
-COLUMNS += ["parameters", "rows", "loss", "ranks", "settings"]
+COLUMNS += ["parameters", "rows", "loss", "ranks", "communication", "settings"]
 
 
 def main() -> None:
@@ -108,6 +110,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             rows(stage),
             round(losses[-1], 4),
             world.size,
+            communication(partial(step, model, optimizer, config, stage, parallel), world),
             " ".join(arguments.overrides),
         ]
         out.append(dict(zip(COLUMNS, values, strict=True)))
@@ -130,6 +133,18 @@ def step(
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began, value
+
+
+def communication(one_step: Callable[[], object], world: World) -> float | None:
+    """The share of a step in which NCCL's kernels run, overlapped or not; None without several GPUs."""
+    if not world.together or world.device.type != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        began = time.perf_counter()
+        one_step()
+        seconds = time.perf_counter() - began
+    kernels = (event for event in profile.key_averages() if "nccl" in event.key.lower())
+    return round(sum(event.self_device_time_total for event in kernels) / 1e6 / seconds, 4)
 
 
 def append(path: Path, rows: list[dict]) -> None:

@@ -37,6 +37,7 @@ from lhtrain.parallel import Parallel
 from lhtrain.progress import Progress, StageClock, StageRecord
 from lhtrain.reporter import Reporter, Silent
 from lhtrain.run_dir import RunDir, as_container
+from lhtrain.run_lock import RunLock
 from lhtrain.saver import Saver
 from lhtrain.schedule import Place, Schedule
 from lhtrain.step import Measured, update
@@ -335,6 +336,7 @@ class Trainer:
 def _remove_empty(run_dir: Path) -> None:
     """Remove the directory that Hydra made, if nothing came of the run."""
     shutil.rmtree(run_dir / "ranks", ignore_errors=True)
+    (run_dir / ".lock").unlink(missing_ok=True)
     if run_dir.is_dir() and not any(run_dir.iterdir()):
         run_dir.rmdir()
 
@@ -346,7 +348,9 @@ def run(composed: DictConfig) -> None:
     config.run.dir = world.on_main(lambda: HydraConfig.get().runtime.output_dir)
     config = filled(config)
     run_dir = Path(config.run.dir)
+    lock = RunLock(run_dir)
     with Watchdog(config.watchdog, run_dir, world.rank) as watchdog:
+        world.on_main(lock.take)
         try:
             trainer = Trainer(config, run_dir, world, watchdog)
         except Exception:
@@ -354,6 +358,7 @@ def run(composed: DictConfig) -> None:
                 _remove_empty(run_dir)
             raise
         result = trainer.run()
+    lock.release()
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         close()
     if result["signal"] and not result["finished"]:

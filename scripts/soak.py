@@ -8,6 +8,7 @@ end with the same rows of metrics.jsonl, bit for bit. Prints where each kill fel
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -114,10 +115,8 @@ def children(parent: int) -> list[int]:
 
 
 def end(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def rows(run: Path) -> list[dict]:

@@ -1,0 +1,32 @@
+"""One run at a time in a directory."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lhtrain.errors import RunError
+from lhtrain.run_lock import RunLock
+
+HOLD = "from lhtrain.run_lock import RunLock; from pathlib import Path; import sys\n"
+HOLD += "lock = RunLock(Path(sys.argv[1])); lock.take(); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=f'is in use by .*"pid": {holder.pid}'):
+            RunLock(tmp_path, patience=0).take()
+        holder.kill()
+    RunLock(tmp_path, patience=10).take()
+
+
+def test_released_it_can_be_taken_again(tmp_path):
+    first = RunLock(tmp_path, patience=0)
+    first.take()
+    assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    first.release()
+    RunLock(tmp_path, patience=0).take()

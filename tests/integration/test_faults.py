@@ -1,6 +1,7 @@
 """What may go wrong on one machine: the disk, the numbers."""
 
 import json
+import os
 
 
 def test_a_disk_that_refuses_a_checkpoint_costs_only_that(lhtrain, undisturbed):
@@ -30,3 +31,21 @@ def test_numbers_that_stay_wrong_end_the_run_at_its_checkpoint(lhtrain):
     rewound = next(row for row in ended.rows if row["kind"] == "rewound")
     assert rewound["step"] == 4 and rewound["end"] > rewound["position"]
     assert json.dumps(ended.rows, allow_nan=False)
+
+
+def test_files_follow_the_umask_and_hold_no_secrets(lhtrain, monkeypatch):
+    secrets = {"WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HF_TOKEN": "hf_notforanyoneselseseyes"}
+    monkeypatch.setattr(lhtrain, "environment", lhtrain.environment | secrets)
+    before = os.umask(0o027)
+    try:
+        run = lhtrain("private", "logger=wandb", "run.steps=4", "checkpoint.every=2")
+    finally:
+        os.umask(before)
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        assert not any(secret.encode() in content for secret in secrets.values()), path
+        if "wandb" not in path.relative_to(run.path).parts:
+            assert path.stat().st_mode & 0o777 == 0o640, f"{path}: {path.stat().st_mode:o}"
+    assert not any(secret in run.out + run.err for secret in secrets.values())

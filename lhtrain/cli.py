@@ -24,12 +24,6 @@ COMMANDS: dict[str, str] = {
 
 Arguments = list[str]
 
-OUT_OF_MEMORY = """The GPU's memory does not hold this run. What helps, from the cheapest on:
-  run.grad_accum=…              smaller micro-batches, where a step has several sequences
-  compute.recompute=selective   computes what is cheap again instead of keeping it; then =full
-  compute.offload=true          with compute.recompute=full: what is kept waits in host memory
-  model.seq_len=…, a smaller model"""
-
 
 def main() -> None:
     """Entry point of the console script and of `python -m lhtrain`."""
@@ -125,12 +119,25 @@ def _hydra_main(config: DictConfig) -> None:
         fail(str(error), status=1)
     except torch.OutOfMemoryError as error:
         record_failure(error)
-        fail(f"{str(error).split('. ')[0]}.\n{OUT_OF_MEMORY}", status=1)
+        fail(out_of_memory(error, config), status=1)
     except Exception as error:
         if lost_contact(error):
             fail("lost contact with another rank, whose error is the one to look at", status=1)
         record_failure(error)
         raise
+
+
+def out_of_memory(error: Exception, composed: DictConfig) -> str:
+    """What to say when the GPU's memory does not hold a run: the estimate, and what helps by how much."""
+    import torch
+
+    from lhtrain.advice import advice
+    from lhtrain.conf.compose import build
+    from lhtrain.conf.fill import filled
+
+    capacity = torch.cuda.mem_get_info()[1] / 1e9
+    lines = advice(filled(build(composed)), capacity)
+    return "\n".join([f"{str(error).split('. ')[0]}.", *lines])
 
 
 def fail(message: str, status: int = 2) -> NoReturn:

@@ -122,6 +122,10 @@ def main(arguments: list[str]) -> None:
         highlight=False,
     )
     console.print(table(config, capacity), highlight=False)
+    if any(estimate(config, stage).total >= capacity * 1e9 for stage in config.stages.values()):
+        from lhtrain.advice import advice
+
+        print(*advice(config, capacity), sep="\n")
 
 
 def table(config: Config, capacity: float) -> Table:

@@ -63,8 +63,10 @@ def test_the_command_says_whether_it_fits(capsys):
     assert "530,117,632 parameters" in out and "of 80" in out
     fits = next(line for line in out.splitlines() if "fits" in line)
     assert "yes" in fits and "NO" in fits  # Lighthouse does, full attention does not
-    main(["model=lighthouse_530m", "compute.recompute=full", "gpu=24.5"])
-    assert "of 24.5" in capsys.readouterr().out
+    assert "compute.recompute=full" in out and "What helps" in out
+    main(["model=lighthouse_530m", "compute.recompute=full", "gpu=94.5"])
+    out = capsys.readouterr().out
+    assert "of 94.5" in out and "What helps" not in out
 
 
 @pytest.mark.parametrize(

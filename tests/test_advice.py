@@ -1,0 +1,27 @@
+"""What to change when memory runs out, with the estimates."""
+
+from lhtrain.advice import advice
+from lhtrain.conf.compose import compose_config
+
+
+def test_each_choice_with_its_peak_and_whether_it_fits():
+    lines = advice(compose_config(["model=lighthouse_530m"]), 80)
+    assert lines[0].startswith("Estimated peak: lighthouse 7") and "the GPU has 80 GB" in lines[0]
+    by_choice = {line.split("  ")[1].strip(): line for line in lines[1:-1]}
+    assert list(by_choice) == [
+        "compute.recompute=selective",
+        "compute.recompute=full",
+        "compute.recompute=full compute.offload=true",
+    ]
+    assert by_choice["compute.recompute=full"].endswith(": fits")
+    small = advice(compose_config(["model=lighthouse_530m"]), 8)
+    assert all(line.endswith(": does not fit") for line in small[1:-1])
+
+
+def test_only_what_is_left_to_do():
+    settings = ["model=lighthouse_530m", "run.batch_tokens=393216", "compute.recompute=full"]
+    lines = advice(compose_config(settings), 40)
+    assert lines[1].split()[0] == "run.grad_accum=2"
+    assert [line.split("  ")[1].strip() for line in lines[2:-1]] == [
+        "compute.recompute=full compute.offload=true"
+    ]

@@ -207,6 +207,7 @@ class ComputeConfig:
     """How a step is computed; none of it changes what is computed, beyond rounding."""
 
     precision: Precision = Precision.auto
+    float8: bool = False  # the blocks' products, through torchao; Hopper and later
     compile: Compile = Compile.auto
     recompute: Recompute = Recompute.none
     recompute_every: int = 1  # every n-th block, from the first on

@@ -9,13 +9,15 @@ from lhtrain.attention.pyramid import Pyramid
 from lhtrain.conf.fill import stage_steps
 from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Attention, Config, DataConfig, LoggerKind, Recompute, StageConfig
+from lhtrain.conf.schema import Attention, Config, DataConfig, LoggerKind, Precision, Recompute, StageConfig
 from lhtrain.conf.slurm import cluster_problems
+
+FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products
 
 
 def validate(config: Config, n_ranks: int | None = None) -> list[Problem]:
     """Every rule that `config` breaks; an empty list means that it can run, on `n_ranks` where given."""
-    parts = (_ranges, _model, _stages, _data, _start, cluster_problems)
+    parts = (_ranges, _model, _stages, _compute, _data, _start, cluster_problems)
     problems = [problem for part in parts for problem in part(config)]
     return problems + list(parallel_problems(config, n_ranks))
 
@@ -99,6 +101,24 @@ def _model(config: Config) -> Iterator[Problem]:
         if not -model.n_layers <= layer < model.n_layers:
             rule = f"{layer} is no layer: model.n_layers={model.n_layers}"
             yield Problem("model.dense_layers", model.dense_layers, rule)
+
+
+def _compute(config: Config) -> Iterator[Problem]:
+    compute, model = config.compute, config.model
+    if compute.offload and compute.recompute is not Recompute.full:
+        yield Problem("compute.offload", True, "needs compute.recompute=full: it moves what that keeps")
+    if not compute.float8:
+        return
+    if importlib.util.find_spec("torchao") is None:
+        yield Problem("compute.float8", True, "needs the package: pip install 'lhtrain[float8]'")
+    if compute.precision is Precision.float32:
+        yield Problem("compute.float8", True, "needs compute.precision=bfloat16, or auto on a GPU")
+    sizes = {"model.dim": model.dim, "model.ffn_dim": model.ffn_dim}
+    sizes |= {"model.n_heads * head_dim": model.n_heads * model.head_dim}
+    sizes |= {"model.n_kv_heads * head_dim": model.n_kv_heads * model.head_dim}
+    for key, size in sizes.items():
+        if size % FLOAT8_MULTIPLE:
+            yield Problem(key, size, f"must be a multiple of {FLOAT8_MULTIPLE} for compute.float8=true")
 
 
 def _stages(config: Config) -> Iterator[Problem]:
@@ -212,7 +232,5 @@ def _start(config: Config) -> Iterator[Problem]:
         yield Problem(
             "lighthouse.backend", config.lighthouse.backend, f"must be one of {', '.join(BACKENDS)}"
         )
-    if config.compute.offload and config.compute.recompute is not Recompute.full:
-        yield Problem("compute.offload", True, "needs compute.recompute=full: it moves what that keeps")
     if config.logger.kind is LoggerKind.wandb and importlib.util.find_spec("wandb") is None:
         yield Problem("logger.kind", "wandb", "needs the package: pip install 'lhtrain[wandb]'")

@@ -18,11 +18,18 @@ from lhtrain.loss import chunk_grad
 from lhtrain.model import GPT, Block, Rotation, RunBlock, run_plainly
 
 # selective: results worth their memory; all else of a block is cheap to compute again.
-KEPT = ("aten::mm", "aten::addmm", "aten::_scaled_dot_product", "lhtrain::")
+KEPT = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::_scaled_dot_product", "lhtrain::")
 
 
 def prepare(model: GPT, compute: ComputeConfig, device: torch.device) -> None:
-    """Have `model` run its blocks and its loss as `compute` says."""
+    """Have `model` run its blocks and its loss as `compute` says.
+
+    Raises RunError: compute.float8 on a device without it.
+    """
+    if compute.float8:
+        from lhtrain.float8 import use_float8
+
+        use_float8(model, device)
     run = block_runner(compute, device)
     for block in model.blocks:
         assert isinstance(block, Block)

@@ -32,8 +32,19 @@ def chunk_grad(logits: Tensor, targets: Tensor, z_loss: float, count: Tensor) ->
     loss, lse = _chunk_loss(logits, targets, z_loss)
     counts = (targets != IGNORE).unsqueeze(-1)
     grad = (logits.float() - lse.unsqueeze(-1)).exp() * (1 + 2 * z_loss * lse).unsqueeze(-1)
-    grad.scatter_add_(-1, targets.clamp(min=0).unsqueeze(-1), torch.full_like(lse, -1.0).unsqueeze(-1))
-    return loss, (grad * counts / count).to(logits.dtype)
+    # Compared, not scattered: the compiler makes one pass of it, without a float32 chunk in memory.
+    right = torch.arange(logits.shape[-1], device=logits.device) == targets.unsqueeze(-1)
+    return loss, ((grad - right.float()) * counts / count).to(logits.dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, total float32; the product is summed up in float32 whatever the dtype of a and b."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:  # only CUDA has products with another dtype than their factors
+        total += a @ b
 
 
 def linear_cross_entropy(
@@ -101,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss, grad_logits = of_logits(part @ matrix.T, target, z_loss, count)
             total += loss
             torch.mm(grad_logits, matrix, out=grad)
-            grad_weight += grad_logits.T @ part
+            _add_product(grad_weight, grad_logits.T, part)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total / count

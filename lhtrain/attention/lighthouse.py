@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
 from lhtrain.attention.pyramid import Pyramid
-from lhtrain.attention.selection import select
+from lhtrain.attention.selection import select_covered
 
 SCORERS = ("norm",)
 BACKENDS = ("auto", "reference", "triton")
@@ -72,7 +72,7 @@ class Kept(NamedTuple):
 
 
 def gather(q: Tensor, k: Tensor, v: Tensor, pyramid: Pyramid, n_covered: int, backend: str) -> Kept:
-    """Score, select, and gather with pooling; arguments as in `lighthouse_attention` and `select`."""
+    """Score, select, and gather with pooling; arguments as in `lighthouse_attention` and `select_covered`."""
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"n_heads={q.shape[2]}: must be a multiple of n_kv_heads={k.shape[2]}")
     sizes = pyramid.levels, pyramid.pooling, pyramid.budget
@@ -81,8 +81,7 @@ def gather(q: Tensor, k: Tensor, v: Tensor, pyramid: Pyramid, n_covered: int, ba
 
         return Kept(*ops.gather_rows(q, k, v, *sizes, n_covered))
     qk, kq = norm_scores(q, k)
-    levels, pooling, budget = sizes
-    indices = select(qk, kq, levels=levels, pooling=pooling, budget=budget, n_covered=n_covered)
+    indices = select_covered(qk, kq, pyramid, n_covered)
     rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
     return Kept(rows_q, rows_k, rows_v, indices, None)
 

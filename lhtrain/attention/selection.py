@@ -1,7 +1,7 @@
 """Which pyramid entries attention sees, and in which order (reference, plain PyTorch).
 
 B batch, H heads, N sequence length, L levels, T tiles (k / 128), C candidates of a tile, S selected rows.
-Source: arXiv:2605.06554, selection; the tie rule and `n_covered` are ours.
+Source: arXiv:2605.06554, selection; the tie rule and `cover_prefix` are ours.
 """
 
 import torch
@@ -10,15 +10,17 @@ from torch import Tensor
 from lhtrain.attention.pyramid import TILE, Pyramid
 
 
-def select(qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, n_covered: int = 0) -> Tensor:
+def select(
+    qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, cover_prefix: bool = False
+) -> Tensor:
     """Entries a Lighthouse layer keeps, in attention order.
 
     Args:
         qk, kq: (B, H, N) scores of level 0, compared in float32; coarser levels take the window's maximum.
         levels, pooling, budget: L, p and k; `Pyramid.problems` has the rules.
-        n_covered: in so many batch elements, from the first on, always expand entry 0 of every level, so
-            that the first p^(L-1) - 1 positions, which the published layer may leave without an output, get
-            one. S does not change: the entry takes one of the 64 places that the `qk` score fills.
+        cover_prefix: always expand entry 0 of every level, so that the first p^(L-1) - 1 positions, which the
+            published layer may leave without an output, get one. S does not change: the entry takes one of
+            the 64 places that the `qk` score fills.
 
     Returns:
         (B, H, S) int64 entry numbers, level by level with level 0 first, ordered by (last position of the
@@ -28,6 +30,11 @@ def select(qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, n_
         ValueError: the sizes do not fit together.
     """
     pyramid = Pyramid(qk.shape[-1], levels, pooling, budget).check()
+    return select_covered(qk, kq, pyramid, len(qk) if cover_prefix else 0)
+
+
+def select_covered(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> Tensor:
+    """`select`, with the prefix covered in the first `n_covered` batch elements alone."""
     with torch.no_grad():
         qk_levels, kq_levels = (max_pooled(scores.float(), pyramid) for scores in (qk, kq))
         return in_attention_order(kept_entries(qk_levels, kq_levels, pyramid, n_covered), pyramid)

@@ -64,7 +64,7 @@ def last_positions(indices, pyramid):
 @given(pyramids(), st.integers(0, 99), st.booleans())
 def test_selection_has_s_distinct_entries_in_post_order(pyramid, seed, cover_prefix):
     q, k, _ = draw_qkv(pyramid, seed)
-    indices = select(*norm_scores(q, k), **sizes(pyramid), n_covered=len(q) * cover_prefix)
+    indices = select(*norm_scores(q, k), **sizes(pyramid), cover_prefix=cover_prefix)
     window = pyramid.pooling ** (pyramid.levels - 1)
     rows = pyramid.seq_len // window + (pyramid.levels - 1) * pyramid.pooling * pyramid.budget
     assert indices.shape == (1, 2, rows) and indices.dtype == torch.int64
@@ -115,7 +115,7 @@ def test_every_position_gets_an_output(pyramid, seed, cover_prefix):
 @given(pyramids(), st.integers(0, 99), st.integers(0, 10**6))
 def test_no_value_leaks_backwards_for_a_fixed_selection(pyramid, seed, where):
     q, k, v = draw_qkv(pyramid, seed)
-    indices = select(*norm_scores(q, k), **sizes(pyramid), n_covered=len(q))
+    indices = select(*norm_scores(q, k), **sizes(pyramid), cover_prefix=True)
 
     def layer(*qkv):
         return scatter_back(

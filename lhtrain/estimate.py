@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lhtrain.conf.schema import Attention, Config, ModelConfig, Recompute, StageConfig
 from lhtrain.flops import rows
-from lhtrain.loss import CHUNK_ELEMENTS
+from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
 USE = "lhtrain estimate [gpu=h100|GB] [GROUP=NAME ...] [KEY=VALUE ...]: settings as for training"
@@ -93,7 +93,7 @@ def _kept_by_block(model: ModelConfig, n: int, s: int) -> int:
 
 def _loss(model: ModelConfig, n: int) -> int:
     """Bytes while the loss is computed: a chunk's logits and their gradient, those of hidden and weight."""
-    chunk = min(n, max(1, CHUNK_ELEMENTS // model.vocab_size)) * model.vocab_size
+    chunk = min(n, chunk_rows(model.vocab_size)) * model.vocab_size
     return 2 * 2 * chunk + 2 * 2 * n * model.dim + (4 + 2) * model.vocab_size * model.dim
 
 

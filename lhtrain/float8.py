@@ -1,5 +1,7 @@
-"""The blocks' products in float8 (e4m3, gradients e5m2), through torchao: weights, activations and gradients are
-scaled as whole tensors and cast as they are used. Weights stay float32, everything between products bfloat16.
+"""The blocks' products in float8 (e4m3, gradients e5m2), through torchao.
+
+Weights, activations and gradients are scaled as whole tensors and cast as they are used. Weights stay
+float32, and everything between the products bfloat16.
 """
 
 import torch
@@ -18,12 +20,10 @@ def use_float8(model: GPT, device: torch.device, emulate: bool = False) -> None:
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    if not emulate:
-        if device.type != "cuda" or torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-            raise RunError(
-                f"compute.float8=true: needs a GPU of compute capability 8.9 or higher, not {name}"
-            )
+    on_gpu = device.type == "cuda"
+    if not emulate and not (on_gpu and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY):
+        name = torch.cuda.get_device_name(device) if on_gpu else device.type
+        raise RunError(f"compute.float8=true: needs a GPU of compute capability 8.9 or higher, not {name}")
     convert_to_float8_training(
         model.blocks,
         config=Float8LinearConfig(emulate=emulate),

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**28  # logits of a chunk: 1 GB in float32
+CHUNK_ELEMENTS = 2**28  # logits of a chunk, at most: 1 GB in float32
+CHUNK_MULTIPLE = 256  # positions, where a chunk has as many: whole tiles of the products
 IGNORE = -100  # a target that does not count
 
 ChunkGrad = Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]
@@ -47,6 +48,12 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
+def chunk_rows(vocab_size: int) -> int:
+    """Positions of a chunk."""
+    most = max(1, CHUNK_ELEMENTS // vocab_size)
+    return most if most < CHUNK_MULTIPLE else most - most % CHUNK_MULTIPLE
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -62,13 +69,13 @@ def linear_cross_entropy(
         weight: (V, C), float32 or hidden's dtype; its gradient is summed over chunks in float32.
         targets: (M,) int64 below V; positions with target -100 do not count.
         z_loss: adds z_loss * mean(logsumexp(logits)^2), which keeps logits from drifting (PaLM, section 5).
-        chunk: positions at a time; None: as many as make 2^28 logits.
+        chunk: positions at a time; None: as many as make at most 2^28 logits.
         of_logits: `chunk_grad`, or a compiled version of it.
 
     Returns:
         Scalar float32. Zero, with zero gradients, if no target counts.
     """
-    rows = chunk if chunk is not None else max(1, CHUNK_ELEMENTS // weight.shape[0])
+    rows = chunk or chunk_rows(weight.shape[0])
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, rows, of_logits)
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)

@@ -43,7 +43,7 @@ def test_gradients_differ_by_the_rounding_of_float8_and_no_more():
 
 
 def test_a_device_without_float8_is_named():
-    with pytest.raises(RunError, match="compute.float8=true: needs a GPU of compute capability 8.9"):
+    with pytest.raises(RunError, match=r"compute.float8=true: needs a GPU of compute capability 8\.9"):
         use_float8(GPT(CONFIG), CPU)
 
 

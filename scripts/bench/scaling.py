@@ -17,17 +17,12 @@ import tempfile
 from pathlib import Path
 
 PAPER = ["model=lighthouse_530m"]
-LONG = [
-    *PAPER,
-    "lighthouse.levels=4",
-    "lighthouse.budget=4096",
-    "model.dense_layers=[]",
-    "compute.recompute=full",
-]
-RUNS = {  # name -> settings; SEQ_LEN * GPUs tokens a step for fsdp, SEQ_LEN for cp
-    "fsdp_98k": (98_304, [*PAPER, "stage=two_stage"]),
-    "cp_262k": (262_144, [*LONG, "stage=two_stage"]),
-    "cp_1m": (1_048_576, [*LONG, "stage=lighthouse"]),  # a dense step takes minutes
+LONG = ["lighthouse.levels=4", "lighthouse.budget=4096", "model.dense_layers=[]", "compute.recompute=full"]
+RUNS = {  # name -> sequence length and settings; a step has a sequence for each GPU for fsdp, one for cp
+    "fsdp_98k": (98_304, [*PAPER, "stage=two_stage", "compute.recompute=selective"]),
+    "cp_196k": (196_608, [*PAPER, "stage=two_stage", "compute.recompute=full"]),
+    "cp_262k": (262_144, [*PAPER, *LONG, "stage=two_stage"]),
+    "cp_1m": (1_048_576, [*PAPER, *LONG, "compute.offload=true", "stage=lighthouse"]),  # dense takes minutes
 }
 SMALL = ["model.dim=32", "model.n_layers=2", "model.ffn_dim=64", "model.n_heads=4", "run.device=cpu"]
 SMALL += ["lighthouse.levels=2", "lighthouse.pooling=2", "lighthouse.budget=512"]
@@ -77,8 +72,9 @@ def scale(
             each = float(row["tokens_per_second"]) / number
             alone.setdefault(row["stage"], each)
             efficiency = f"{each / alone[row['stage']]:.1%} of {gpus[0]}"
-            said = f"{each:>10,.0f} tok/s each, {efficiency:>12}  communication {row['communication'] or '-'}"
-            print(f"{name} on {number}, {row['stage']:<11} {said}  peak {row['peak_gb']} GB", flush=True)
+            said = f"{each:>10,.0f} tok/s each, {efficiency:>12}, peak {row['peak_gb']} GB"
+            nccl = f"communication {row['communication'] or '-'}, exposed {row['exposed'] or '-'}"
+            print(f"{name} on {number}, {row['stage']:<11} {said}; {nccl}", flush=True)
 
 
 def measure(settings: list[str], number: int, arguments: argparse.Namespace) -> list[dict[str, str]]:

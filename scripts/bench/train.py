@@ -1,7 +1,9 @@
 """Time the training steps of each stage of a configuration, in one process.
 
 The configuration is lhtrain's, the steps are the trainer's own, the tokens are random bytes. Prints a row a
-stage and the ratio of each to the dense one; --csv appends the rows to a file.
+stage and the ratio of each to the dense one; --csv appends the rows to a file. of_matmul is the share of what
+a large product reaches on the same device just before; communication the share of a step in which NCCL's
+kernels run, exposed the share in which nothing else does.
 
     python scripts/bench/train.py --csv scripts/bench/results/train.csv model=lighthouse_530m
     torchrun --nproc-per-node=2 scripts/bench/train.py --csv scripts/bench/results/multi_gpu.csv \\
@@ -13,12 +15,13 @@ import csv
 import datetime
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from spans import communication, kernel_spans, print_kernels
 
+from lhtrain.attention.dense import fa4_runs
 from lhtrain.blocks import prepare
 from lhtrain.conf.compose import compose_config
 from lhtrain.conf.schema import Config, StageConfig
@@ -44,7 +47,17 @@ COLUMNS = [
     "mfu",
     "peak_gb",
 ]
-COLUMNS += ["parameters", "rows", "loss", "ranks", "communication", "settings"]
+COLUMNS += [
+    "of_matmul",
+    "attention",
+    "parameters",
+    "rows",
+    "loss",
+    "ranks",
+    "communication",
+    "exposed",
+    "settings",
+]
 
 
 def main() -> None:
@@ -54,6 +67,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps a stage")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them, compiling among them")
     parser.add_argument("--csv", type=Path)
+    parser.add_argument(
+        "--kernels", type=int, default=0, help="print so many kernels of a step, longest first"
+    )
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     config = compose_config(arguments.overrides)
@@ -69,7 +85,8 @@ def report(measured: list[dict], arguments: argparse.Namespace) -> None:
     for row in measured:
         speed = f"{row['tokens_per_second']:>10,.0f} tok/s  {row['step_seconds']:.3f} s/step"
         ratio = f"{row['tokens_per_second'] / dense[-1]['tokens_per_second']:.2f}x dense" if dense else ""
-        print(f"{row['stage']:<12} {speed}  mfu {row['mfu'] or 0:.1%}  peak {row['peak_gb']:.1f} GB  {ratio}")
+        share = f"mfu {row['mfu'] or 0:.1%}, {row['of_matmul'] or 0:.1%} of matmul"
+        print(f"{row['stage']:<12} {speed}  {share}  peak {row['peak_gb']:.1f} GB  {ratio}")
     if arguments.csv:
         append(arguments.csv, measured)
 
@@ -83,7 +100,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
     parallel.build(model, config.run.seed)
     optimizer = build_optimizer(model, config.optim)
     full_attention = parallel.attention(FULL_ATTENTION)
-    out = []
+    ceiling, out = matmul_ceiling(device), []
     for name, stage in config.stages.items():
         model.attend_with(parallel.attention(attention_of(stage, config.lighthouse)), full_attention)
         began = time.perf_counter()
@@ -93,8 +110,12 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
         reset_peak_memory(device)
         timed = [step(model, optimizer, config, stage, parallel) for _ in range(arguments.steps)]
         times, losses = zip(*timed, strict=True)
-        seconds, peak = statistics.median(times), peak_flops(device)
+        seconds, sheet = statistics.median(times), peak_flops(device)
+        peak = peak_memory(device) / 1e9
         flops = step_flops(config.model, stage) / world.size
+        spans = kernel_spans(partial(step, model, optimizer, config, stage, parallel), device)
+        if world.is_main and arguments.kernels:
+            print_kernels(spans, arguments.kernels)
         values = [
             torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             torch.__version__,
@@ -104,13 +125,15 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             name,
             round(stage.batch_tokens / seconds, 1),
             round(seconds, 4),
-            round(flops / seconds / peak, 4) if peak else None,
-            round(peak_memory(device) / 1e9, 2),
+            round(flops / seconds / sheet, 4) if sheet else None,
+            round(peak, 2),
+            round(flops / seconds / ceiling, 4) if ceiling else None,
+            "fa4" if fa4_runs() else "cudnn" if ceiling else "cpu",
             model.n_parameters()[0],
             rows(stage),
             round(losses[-1], 4),
             world.size,
-            communication(partial(step, model, optimizer, config, stage, parallel), world),
+            *(communication(spans) if world.together else (None, None)),
             " ".join(arguments.overrides),
         ]
         out.append(dict(zip(COLUMNS, values, strict=True)))
@@ -135,16 +158,20 @@ def step(
     return time.perf_counter() - began, value
 
 
-def communication(one_step: Callable[[], object], world: World) -> float | None:
-    """The share of a step in which NCCL's kernels run, overlapped or not; None without several GPUs."""
-    if not world.together or world.device.type != "cuda":
+def matmul_ceiling(device: torch.device) -> float | None:
+    """FLOP/s of a large bfloat16 product of random matrices; None on a CPU."""
+    if device.type != "cuda":
         return None
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        began = time.perf_counter()
-        one_step()
-        seconds = time.perf_counter() - began
-    kernels = (event for event in profile.key_averages() if "nccl" in event.key.lower())
-    return round(sum(event.self_device_time_total for event in kernels) / 1e6 / seconds, 4)
+    a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(20):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        _ = a @ b
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return 2 * 8192**3 / statistics.median(times)
 
 
 def append(path: Path, rows: list[dict]) -> None:

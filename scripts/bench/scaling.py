@@ -36,14 +36,14 @@ def main() -> None:
     parser.add_argument(
         "--gpus", help="numbers of GPUs, such as 1,2,4,8; default: the powers of two there are"
     )
-    parser.add_argument("--only", default="", help="runs whose name begins so")
+    parser.add_argument("--only", default="", help="runs whose names begin so, such as fsdp,cp_1m")
     parser.add_argument("--steps", default="3")
     parser.add_argument("--warmup", default="2")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     for name, (seq_len, settings) in (TINY if arguments.tiny else RUNS).items():
-        if name.startswith(arguments.only):
+        if name.startswith(tuple(arguments.only.split(","))):
             scale(name, seq_len, settings, numbers(arguments), arguments)
 
 

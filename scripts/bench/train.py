@@ -113,7 +113,8 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
         seconds, sheet = statistics.median(times), peak_flops(device)
         peak = peak_memory(device) / 1e9
         flops = step_flops(config.model, stage) / world.size
-        spans = kernel_spans(partial(step, model, optimizer, config, stage, parallel), device)
+        looked_at = partial(step, model, optimizer, config, stage, parallel)
+        spans = kernel_spans(looked_at, device) if arguments.kernels or world.together else []
         if world.is_main and arguments.kernels:
             print_kernels(spans, arguments.kernels)
         values = [

@@ -20,7 +20,7 @@ PAPER = ["model=lighthouse_530m"]
 LONG = ["lighthouse.levels=4", "lighthouse.budget=4096", "model.dense_layers=[]", "compute.recompute=full"]
 RUNS = {  # name -> sequence length and settings; a step has a sequence for each GPU for fsdp, one for cp
     "fsdp_98k": (98_304, [*PAPER, "stage=two_stage", "compute.recompute=selective"]),
-    "cp_196k": (196_608, [*PAPER, "stage=two_stage", "compute.recompute=full"]),
+    "cp_196k": (196_608, [*PAPER, "lighthouse.budget=4096", "stage=two_stage", "compute.recompute=full"]),
     "cp_262k": (262_144, [*PAPER, *LONG, "stage=two_stage"]),
     "cp_1m": (1_048_576, [*PAPER, *LONG, "compute.offload=true", "stage=lighthouse"]),  # dense takes minutes
 }

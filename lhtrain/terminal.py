@@ -1,6 +1,7 @@
 """What a run prints: a live line on a terminal, plain lines in a file or pipe."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -45,7 +46,8 @@ class Terminal:
         self._bar.stop()
 
     def print(self, what: object) -> None:
-        self.console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+        with suppress(OSError):  # a full disk where the output goes must not end the run
+            self.console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
 
     def step(self, row: dict[str, Any]) -> None:
         """Show a logged training step."""

@@ -32,9 +32,7 @@ def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, C
         ConfigError: as for training, and for what a job cannot take.
     """
     if config_dir is not None:
-        # Hydra's own way to say it in an override.
-        address = quote.override(f"file://{Path(config_dir).expanduser().absolute()}")
-        overrides = [f"hydra.searchpath=[{address}]", *overrides]
+        overrides = [quote.search_path(config_dir), *overrides]
     config = compose_config(overrides)
     n_ranks = config.cluster.nodes * max(config.cluster.gpus_per_node, 1)
     if misfits := list(parallel_problems(config, n_ranks)):

@@ -50,6 +50,9 @@ def main() -> None:
         getattr(importlib.import_module(module), function)(arguments)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
+    except BrokenPipeError:  # lhtrain … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        sys.exit(1)
 
 
 def train(arguments: Arguments) -> None:

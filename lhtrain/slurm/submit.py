@@ -14,7 +14,7 @@ from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.schema import Config
 from lhtrain.errors import RunError
-from lhtrain.run_dir import as_container
+from lhtrain.run_dir import as_container, unwritable
 from lhtrain.slurm import quote
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
@@ -68,6 +68,8 @@ def submit(job: Job, config: Config) -> str:
     folder = SlurmFolder(job.run_dir)
     if folder.finished():
         raise RunError(f"run.dir={job.run_dir} is finished; a new run needs another directory")
+    if problem := unwritable(job.run_dir):
+        raise RunError(f"run.dir={job.run_dir}: {problem}")
     number = folder.read_job()
     if other := (queued() or {}).get(number):
         raise RunError(

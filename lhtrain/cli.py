@@ -155,6 +155,8 @@ def in_words(error: Exception, config: DictConfig) -> str | None:
         return out_of_memory(error, config)
     if lost_contact(error):
         return "lost contact with another rank, whose error is the one to look at"
+    if isinstance(error, torch.distributed.DistStoreError):
+        return f"the ranks did not meet within parallel.timeout={config.parallel.timeout} s: {error}"
     if isinstance(error, OSError) and error.errno in DISK:
         return str(error)
     return None

@@ -20,7 +20,6 @@ class MetricsFile:
         self.rows: list[Row] = []
         self._file: BinaryIO | None = None
         self._waiting = b""
-        self._refused = False
 
     def open(self, keep_until: int) -> None:
         """Start writing after the rows of the first `keep_until` steps; later ones, and a torn last line, go.
@@ -38,17 +37,15 @@ class MetricsFile:
     def write(self, row: Row) -> None:
         assert self._file is not None, "open() first"
         self.rows.append(row)
+        first = not self._waiting
         self._waiting += json.dumps(row).encode() + b"\n"
         try:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
-            self._refused = False
         except OSError as error:
-            if not self._refused:
-                self.say(
-                    f"warning   {self.path.name} was not written: {error}; its rows wait until there is room"
-                )
-            self._refused = True
+            if first:
+                said = f"{self.path.name} was not written: {error}"
+                self.say(f"warning   {said}; its rows wait until there is room")
 
     def close(self) -> None:
         if self._file is not None:

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -17,8 +18,11 @@ from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.schema import Config, DataConfig
 from lhtrain.conf.validate import data_problems, validate
 
+# What Hydra raises where overrides do not fit; ValueError: a group's choice that it reads as a number.
+MISFITS = (HydraException, OmegaConfBaseException, ValueError)
 
-def check_overrides(overrides: list[str], config_name: str = "config", n_ranks: int | None = None) -> None:
+
+def check_overrides(overrides: list[str], config_name: str = "config", n_ranks: int | None = None) -> Config:
     """Compose and validate without running anything; n_ranks: those that would run it, if that is known.
 
     Raises:
@@ -28,8 +32,9 @@ def check_overrides(overrides: list[str], config_name: str = "config", n_ranks: 
         config, problems = _composed(overrides, config_name)
         if config is not None:
             problems += _problems_of(config, n_ranks)
-    if problems:
-        raise ConfigError(problems)
+        if problems or config is None:
+            raise ConfigError(problems)
+        return _typed(config)
 
 
 def data_config(overrides: list[str]) -> DataConfig:
@@ -57,16 +62,14 @@ def _composed(overrides: list[str], config_name: str) -> tuple[DictConfig | None
     """What the overrides make, without those that are problems."""
     try:
         return compose(config_name, overrides=overrides), []
-    except (HydraException, OmegaConfBaseException):
+    except MISFITS:
         problems, config = _one_by_one(overrides, config_name)
         return config, problems
 
 
 def compose_config(overrides: list[str]) -> Config:
     """The filled configuration of `overrides`, for commands that do not train. Raises ConfigError."""
-    check_overrides(overrides)
-    with _hydra():
-        return filled(build(compose("config", overrides=overrides)))
+    return filled(check_overrides(overrides))
 
 
 def build(config: DictConfig, n_ranks: int | None = None) -> Config:
@@ -83,6 +86,8 @@ def _typed(config: DictConfig) -> Config:
 
 
 def _problems_of(config: DictConfig, n_ranks: int | None) -> list[Problem]:
+    if unknown := list(_unknown(config)):
+        return [_no_such_key(key, value, config) for key, value in unknown]
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             return [Problem(key, "???", "needs a value") for key in missing]
@@ -99,13 +104,18 @@ def _one_by_one(overrides: list[str], config_name: str) -> tuple[list[Problem], 
     config = None
     try:
         defaults = compose(config_name)
-    except (HydraException, OmegaConfBaseException) as error:
+    except MISFITS as error:
         return [Problem("config", config_name, _first_line(error))], None
-    for override in sorted(overrides, key=lambda text: text.split("=")[0] not in groups):
+
+    def order(override: str) -> tuple[bool, bool]:
+        """First where else to look for files, then groups, which bring the keys."""
+        return not override.startswith("hydra.searchpath="), override.split("=")[0] not in groups
+
+    for override in sorted(overrides, key=order):
         try:
             config = compose(config_name, overrides=[*accepted, override])
             accepted.append(override)
-        except (HydraException, OmegaConfBaseException) as error:
+        except MISFITS as error:
             problems.append(_explain(override, error, config or defaults))
     return problems, config or defaults
 
@@ -117,10 +127,30 @@ def _explain(override: str, error: Exception, config: DictConfig) -> Problem:
     if "Could not find" in said:  # a group's option
         options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
         return Problem(key, value, f"must be one of {', '.join(options)}")
+    if "Config group override must be" in said:
+        options = GlobalHydra.instance().config_loader().get_group_options(key)
+        return Problem(key, value, f"must be one of {', '.join(options)}")
     if re.search(r"not in struct|Could not override|No match in the defaults|not in '", said):
-        close = difflib.get_close_matches(key, list(_keys(OmegaConf.to_container(config))), n=1, cutoff=0.6)
-        return Problem(key, value, "no such key" + (f"; did you mean {close[0]}?" if close else ""))
+        return _no_such_key(key, value, config)
     return Problem(key, value or "", _type_rule(said))
+
+
+def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
+    keys = [known for known in _keys(OmegaConf.to_container(config)) if known != key]
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    return Problem(key, value, "no such key" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def _unknown(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Keys that the schema does not have: Hydra lets + and files of one's own add them."""
+    kind = OmegaConf.get_type(config)
+    known = {field.name for field in fields(kind)} if is_dataclass(kind) else set(config)
+    for key, child in config.items_ex(resolve=False):
+        name = f"{prefix}{key!s}"
+        if key not in known:
+            yield name, child
+        elif isinstance(child, DictConfig):
+            yield from _unknown(child, f"{name}.")
 
 
 def _type_rule(said: str) -> str:

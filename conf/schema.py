@@ -241,7 +241,7 @@ class WatchdogConfig:
     """Seconds that a rank may spend in one phase; then it writes its stacks to run.dir/stalls and ends with
     status 75, on which `lhtrain slurm` and others start it again. null: for ever."""
 
-    start: float | None = 3600.0  # meeting the other ranks, reading data, loading a checkpoint
+    start: float | None = 3600.0  # reading data, loading a checkpoint; to meet ranks have parallel.timeout
     compile: float | None = 3600.0
     step: float | None = 1800.0
     validation: float | None = 3600.0

@@ -80,6 +80,8 @@ def _ranges(config: Config) -> Iterator[Problem]:
     for key, fraction in fractions.items():
         if not 0 <= fraction <= 1:
             yield Problem(key, fraction, "must be between 0 and 1")
+    if len(optim.betas) != 2:
+        yield Problem("optim.betas", list(optim.betas), "must be two numbers")
     if not all(0 <= beta < 1 for beta in optim.betas):
         yield Problem("optim.betas", list(optim.betas), "each must be at least 0 and below 1")
     if optim.warmup_fraction + optim.decay_fraction > 1 and optim.schedule.value == "wsd":

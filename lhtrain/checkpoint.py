@@ -116,12 +116,18 @@ def read_state(path: Path, world: World | None = None) -> dict[str, Any]:
         RunError: not a checkpoint, of another format, truncated or altered; an older sound one is named.
     """
     if found := fault(path, world):
-        older = [other for other in complete(path.parent) if other < path and fault(other) is None]
-        remedy = f"the newest sound one before it is {older[-1]}" if older else "there is no older sound one"
-        if not path.name.startswith("step_") and (inside := complete(path / "checkpoints")):
-            remedy = f"this is a run directory; its newest checkpoint is {inside[-1]}"
-        raise RunError(f"checkpoint {path}: {found}; {remedy}")
+        raise RunError(f"checkpoint {path}: {found}; {_instead_of(path)}")
     return state_of(path)
+
+
+def _instead_of(path: Path) -> str:
+    """What to take where `path` is no sound checkpoint."""
+    if path.name.startswith("step_"):
+        older = [other for other in complete(path.parent) if other < path and fault(other) is None]
+        return f"the newest sound one before it is {older[-1]}" if older else "there is no older sound one"
+    if inside := complete(path / "checkpoints") or complete(path):
+        return f"the newest checkpoint in this folder is {inside[-1]}"
+    return "a checkpoint is a folder such as RUN/checkpoints/step_00000100"
 
 
 def state_of(path: Path) -> dict[str, Any]:

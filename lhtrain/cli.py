@@ -1,13 +1,18 @@
 """The program `lhtrain`: training by default, other commands by a first word without `=`."""
 
+import errno
 import importlib
 import itertools
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import lhtrain
@@ -23,6 +28,9 @@ COMMANDS: dict[str, str] = {
 }
 
 Arguments = list[str]
+
+# Full, read-only or forbidden: faults of a disk that are nobody's bug.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def main() -> None:
@@ -42,22 +50,31 @@ def main() -> None:
         getattr(importlib.import_module(module), function)(arguments)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
+    except BrokenPipeError:  # lhtrain … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        sys.exit(1)
 
 
 def train(arguments: Arguments) -> None:
     """`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then hand over to Hydra."""
     interrupt.watch()  # before the seconds that imports take
+    from hydra._internal.utils import get_args_parser
+
     from lhtrain.conf.compose import check_overrides
-    from lhtrain.conf.problems import ConfigError
+    from lhtrain.conf.problems import ConfigError, Problem
     from lhtrain.errors import RunError
+    from lhtrain.run_dir import unwritable
     from lhtrain.world import find_ranks
 
     # argparse takes flags before or after the overrides, not among them, where a sweep's -m often ends up
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     try:
         ranks = find_ranks()
-        for overrides in _jobs(arguments):
-            check_overrides(overrides, n_ranks=ranks.size)
+        parsed = get_args_parser().parse_args(arguments)
+        for overrides in _jobs(parsed):
+            config = check_overrides(overrides, n_ranks=ranks.size)
+            if parsed.cfg is None and (problem := unwritable(Path(config.run.dir))):
+                raise ConfigError([Problem("run.dir", config.run.dir, problem)])
     except (ConfigError, RunError) as error:
         fail(str(error))
     if ranks.rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
@@ -66,24 +83,26 @@ def train(arguments: Arguments) -> None:
     _hydra_main()
 
 
-def _jobs(arguments: Arguments) -> Iterator[list[str]]:
-    """The overrides of every job the arguments ask for; none where no job would run (--help, --cfg …)."""
-    from hydra._internal.utils import get_args_parser
+def _jobs(parsed: Namespace) -> Iterator[list[str]]:
+    """The overrides of every job the arguments ask for; none where there would be none (--help, --info …)."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from hydra.errors import OverrideParseException
 
-    parsed = get_args_parser().parse_args(arguments)
+    from lhtrain.slurm.quote import search_path
+
     if parsed.help or parsed.hydra_help or parsed.info or parsed.shell_completion:
         return
-    if parsed.config_name or parsed.config_path or parsed.config_dir:
-        return  # the user's own files, which only Hydra's search path knows; `run` validates what comes out
+    if parsed.config_name or parsed.config_path:
+        return  # another program than ours; `run` validates what comes out
     try:
         overrides = OverridesParser.create().parse_overrides(parsed.overrides)
-    except HydraException as error:
-        fail(str(error))
-    choices: list[list[str]] = []
+    except OverrideParseException as error:
+        why = str(error).splitlines()[0]
+        fail(f"{error.override}: {why}; special characters need quotes in quotes: 'KEY=\"VALUE\"'")
+    choices: list[list[str]] = [[search_path(parsed.config_dir)]] if parsed.config_dir else []
     for override in overrides:
-        if override.get_key_element().lstrip("+~").split(".")[0].split("/")[0] == "hydra":
+        key = override.get_key_element().lstrip("+~")
+        if key.split(".")[0].split("/")[0] == "hydra" and key != "hydra.searchpath":
             continue  # Hydra's own
         if parsed.multirun and override.is_discrete_sweep():
             choices.append(list(_values(override)))
@@ -104,27 +123,43 @@ def _values(override: Any) -> Iterator[str]:
 
 @hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")
 def _hydra_main(config: DictConfig) -> None:
-    import torch
-
-    from lhtrain.conf.problems import ConfigError
-    from lhtrain.data import DataError
-    from lhtrain.errors import RunError
     from lhtrain.train import run
     from lhtrain.world import lost_contact, record_failure
 
     try:
         run(config)
-    except (ConfigError, DataError, RunError) as error:
-        record_failure(error)
-        fail(str(error), status=1)
-    except torch.OutOfMemoryError as error:
-        record_failure(error)
-        fail(out_of_memory(error, config), status=1)
     except Exception as error:
-        if lost_contact(error):
-            fail("lost contact with another rank, whose error is the one to look at", status=1)
-        record_failure(error)
-        raise
+        if not lost_contact(error):
+            record_failure(error)
+        message = in_words(error, config)
+        if message is None:
+            raise
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"lhtrain: {HydraConfig.get().runtime.output_dir}: {message}", file=sys.stderr)
+            raise error.with_traceback(None) from None  # which ends this run, not the sweep
+        fail(message, status=1)
+
+
+def in_words(error: Exception, config: DictConfig) -> str | None:
+    """What to say of an error that is not the program's own fault; None of others: they need a traceback."""
+    import torch
+
+    from lhtrain.conf.problems import ConfigError
+    from lhtrain.data import DataError
+    from lhtrain.errors import RunError
+    from lhtrain.world import lost_contact
+
+    if isinstance(error, ConfigError | DataError | RunError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return out_of_memory(error, config)
+    if lost_contact(error):
+        return "lost contact with another rank, whose error is the one to look at"
+    if isinstance(error, torch.distributed.DistStoreError):
+        return f"the ranks did not meet within parallel.timeout={config.parallel.timeout} s: {error}"
+    if isinstance(error, OSError) and error.errno in DISK:
+        return str(error)
+    return None
 
 
 def out_of_memory(error: Exception, composed: DictConfig) -> str:

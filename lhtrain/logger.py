@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lhtrain.conf.schema import LoggerConfig, LoggerKind
+from lhtrain.conf.schema import LoggerConfig, LoggerKind, LoggerMode
+from lhtrain.errors import RunError
+from lhtrain.metrics import KINDS
 
 
 class Logger:
@@ -24,22 +26,26 @@ class WandbLogger(Logger):
 
         id_file = run_dir / "wandb_id.txt"
         known = id_file.read_text().strip() if id_file.exists() else None
-        self._run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=config.group,
-            tags=config.tags,
-            name=name,
-            mode=config.mode.value,
-            dir=run_dir,
-            config=settings,
-            id=known,
-            resume="allow" if known and config.mode == "online" else None,
-        )
+        try:
+            self._run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=config.group,
+                tags=config.tags,
+                name=name,
+                mode=config.mode.value,
+                dir=run_dir,
+                config=settings,
+                id=known,
+                resume="allow" if known and config.mode is LoggerMode.online else None,
+            )
+        except wandb.Error as error:  # no account, no network
+            what = f"logger.mode={config.mode.value}: {error}"
+            raise RunError(f"{what} logger.mode=offline needs no account") from error
         id_file.write_text(self._run.id + "\n")
         # Our own step is the axis: wandb's counter starts anew when an offline run is resumed.
         self._run.define_metric("step")
-        for kind in ("train", "validation", "switch", "recovered"):
+        for kind in KINDS:
             self._run.define_metric(f"{kind}/*", step_metric="step")
 
     def log(self, row: dict[str, Any]) -> None:

@@ -31,16 +31,16 @@ class Reporter:
         self.config, self.dir, self.progress = config, run_dir, progress
         self.peak_flops, self.about = peak_flops, about
         self.terminal = Terminal(config.run.steps, progress.step)
-        self.metrics = MetricsFile(run_dir.metrics)
+        self.metrics = MetricsFile(run_dir.metrics, self.terminal.print)
         self.say = self.terminal.print
 
     def __enter__(self) -> "Reporter":
         settings = as_container(self.config)
         self.dir.path.mkdir(parents=True, exist_ok=True)
         self.dir.config.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
+        self.logger = open_logger(self.config.logger, self.config.run.name, self.dir.path, settings)
         self.metrics.open(keep_until=self.progress.step)
         self._watch()
-        self.logger = open_logger(self.config.logger, self.config.run.name, self.dir.path, settings)
         self.terminal.__enter__()
         return self
 
@@ -65,9 +65,8 @@ class Reporter:
         if back := self.watch.take(row):
             steps = back["steps_to_recover"]
             self._row("recovered", steps=steps, loss_before=back["loss_before"])
-            self.say(
-                f"recovered the training loss before the switch, {back['loss_before']:.4f}, in {steps} steps"
-            )
+            level = f"the training loss before the switch, {back['loss_before']:.4f}"
+            self.say(f"recovered {level}, in {summary.counted(steps, 'step')}")
 
     def validation(self) -> None:
         """The current stage's validation loss."""

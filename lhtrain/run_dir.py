@@ -1,5 +1,6 @@
 """The run directory: what lies where; configurations as they are saved and compared."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ class RunDir:
     @property
     def plot(self) -> Path:
         return self.path / "loss.png"
+
+
+def unwritable(path: Path) -> str | None:
+    """The rule that `path`, which need not exist yet, breaks where a run cannot write into it."""
+    nearest = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return None
+    return f"{nearest} must be a folder that can be written"
 
 
 def as_container(config: Config) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """One run at a time in a run directory: two would write over each other."""
 
 import fcntl
-import json
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import TextIO
 
 from lhtrain.errors import RunError
+
+PATIENCE = 60.0  # seconds: what was killed may take as long to go
 
 
 class RunLock:
@@ -17,22 +19,27 @@ class RunLock:
     On a file system without locks there is none.
     """
 
-    def __init__(self, run_dir: Path, patience: float = 60.0):
+    def __init__(self, run_dir: Path, patience: float = PATIENCE):
         self.path, self.patience = run_dir / ".lock", patience
         self._file: TextIO | None = None
 
     def take(self) -> None:
-        """Raises RunError, with who has it, after `patience` seconds: what was killed may take time to go."""
+        """Raises RunError, with who has it, after `patience` seconds."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("a+")
         ends = time.monotonic() + self.patience
+        told = False
         while not self._locked(file):
+            holder = self.path.read_text().strip() or "another process"
+            used = f"run.dir={self.path.parent} is in use by {holder}"
             if time.monotonic() > ends:
-                holder = self.path.read_text().strip() or "another process"
-                raise RunError(f"run.dir={self.path.parent} is in use by {holder}; a new run needs another")
+                raise RunError(f"{used}; a new run needs another")
+            if not told:
+                print(f"lhtrain: {used}; waiting for {self.patience:g} s", file=sys.stderr, flush=True)
+                told = True
             time.sleep(0.2)
         file.truncate(0)
-        file.write(json.dumps({"host": platform.node(), "pid": os.getpid()}) + "\n")
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         self._file = file
 

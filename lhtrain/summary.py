@@ -76,13 +76,17 @@ def switch_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
     for switch in summary["switches"]:
         steps = switch["steps_to_recover"]
-        back = "not back before the run's end" if steps is None else f"back after {steps} steps"
+        back = "not back before the run's end" if steps is None else f"back after {counted(steps, 'step')}"
         lines.append(
             f"{switch['from']} -> {switch['to']} at step {switch['step']}: training loss "
             f"{switch['loss_before']:.4f} -> {switch['loss_after']:.4f}, {back}; validation "
             f"{switch['val_loss_before']:.4f} -> {switch['val_loss_after']:.4f}"
         )
     return lines
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,6 +1,7 @@
 """What a run prints: a live line on a terminal, plain lines in a file or pipe."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -11,14 +12,21 @@ LINES = 20  # plain lines over a whole run, at least
 SECONDS = 30.0  # and one at least this often
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Who reads is gone, as tee is after a Ctrl-C: the run goes on, or saves and leaves, in silence."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Terminal:
     """Use as a context manager around the run; `steps` is the run's length, `done` the steps already done."""
 
     def __init__(self, steps: int, done: int = 0):
-        console = Console()
+        console = _Console()
         self.live = console.is_terminal
         # A pipe has no width: wide enough for the longest line.
-        self.console = console if self.live else Console(width=140)
+        self.console = console if self.live else _Console(width=140)
         self.steps, self._last, self._every = steps, time.monotonic(), max(1, steps // LINES)
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -45,7 +53,8 @@ class Terminal:
         self._bar.stop()
 
     def print(self, what: object) -> None:
-        self.console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+        with suppress(OSError):  # a full disk where the output goes must not end the run
+            self.console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
 
     def step(self, row: dict[str, Any]) -> None:
         """Show a logged training step."""

@@ -22,7 +22,7 @@ from lhtrain.attention import DenseAttention, LighthouseAttention, Pyramid
 from lhtrain.blocks import compiles, prepare
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
-from lhtrain.conf.schema import Attention, Config, LighthouseConfig, StageConfig
+from lhtrain.conf.schema import Attention, Config, LighthouseConfig, Resume, StageConfig
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.drift import Drift
 from lhtrain.errors import RunError
@@ -37,7 +37,7 @@ from lhtrain.parallel import Parallel
 from lhtrain.progress import Progress, StageClock, StageRecord
 from lhtrain.reporter import Reporter, Silent
 from lhtrain.run_dir import RunDir, as_container
-from lhtrain.run_lock import RunLock
+from lhtrain.run_lock import PATIENCE, RunLock
 from lhtrain.saver import Saver
 from lhtrain.schedule import Place, Schedule
 from lhtrain.step import Measured, update
@@ -348,7 +348,8 @@ def run(composed: DictConfig) -> None:
     config.run.dir = world.on_main(lambda: HydraConfig.get().runtime.output_dir)
     config = filled(config)
     run_dir = Path(config.run.dir)
-    lock = RunLock(run_dir)
+    # A new run finds out at once that the place is taken; one that goes on may wait for its predecessor.
+    lock = RunLock(run_dir, patience=0 if config.resume is Resume.never else PATIENCE)
     with Watchdog(config.watchdog, run_dir, world.rank) as watchdog:
         world.on_main(lock.take)
         try:

@@ -82,15 +82,15 @@ class Watchdog:
             pass
 
     def _end(self, doing: Doing) -> None:
-        waited = time.time() - doing.since
-        print(
-            f"lhtrain: rank {doing.rank} spent {waited:.0f} s in phase {doing.phase} of step {doing.step}, "
-            f"more than watchdog.{doing.phase}={self.limits[doing.phase]:g}; {behind(self.folder, doing)}. "
-            f"Stacks: {self.folder / 'stalls'}",
-            file=sys.stderr,
-            flush=True,
-        )
-        try:
+        waited = f"{time.time() - doing.since:.0f} s"
+        try:  # whatever a full disk refuses, the end comes
+            print(
+                f"lhtrain: rank {doing.rank} spent {waited} in phase {doing.phase} of step {doing.step}, "
+                f"more than watchdog.{doing.phase}={self.limits[doing.phase]:g}; "
+                f"{behind(self.folder, doing)}. Stacks: {self.folder / 'stalls'}",
+                file=sys.stderr,
+                flush=True,
+            )
             (self.folder / "stalls").mkdir(exist_ok=True)
             with (self.folder / "stalls" / f"rank_{doing.rank}.txt").open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)

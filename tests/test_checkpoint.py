@@ -188,8 +188,9 @@ def test_a_fault_is_named_and_so_is_the_older_sound_one(tmp_path, damage, messag
 
 def test_a_run_directory_given_for_a_checkpoint(tmp_path):
     (path,) = saved(tmp_path / "checkpoints")
-    with pytest.raises(RunError, match=f"this is a run directory; its newest checkpoint is {path}"):
-        checkpoint.read_state(tmp_path)
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(RunError, match=f"the newest checkpoint in this folder is {path}"):
+            checkpoint.read_state(folder)
 
 
 def test_another_models_checkpoint_names_the_tensors(tmp_path):

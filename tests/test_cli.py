@@ -1,9 +1,11 @@
 """What the program says when a run ends badly."""
 
+import errno
+
 import torch
 from omegaconf import OmegaConf
 
-from lhtrain.cli import out_of_memory
+from lhtrain.cli import in_words, out_of_memory
 from lhtrain.conf.compose import compose_config
 
 
@@ -14,3 +16,16 @@ def test_out_of_memory_says_what_helps(monkeypatch):
     said = out_of_memory(error, composed).splitlines()
     assert said[0] == "CUDA out of memory." and "the GPU has 80 GB" in said[1]
     assert any("compute.recompute=full " in line and line.endswith("fits") for line in said)
+
+
+def test_ranks_that_do_not_come_are_said():
+    composed = OmegaConf.create({"parallel": {"timeout": 3}})
+    error = torch.distributed.DistStoreError("Timed out; 1/2 clients joined.")
+    assert in_words(error, composed) == "the ranks did not meet within parallel.timeout=3 s: " + str(error)
+
+
+def test_faults_of_the_disk_are_said_and_bugs_leave_their_traceback():
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/a/summary.tmp")
+    assert in_words(full, OmegaConf.create()) == str(full)
+    assert in_words(OSError(errno.EBADF, "Bad file descriptor"), OmegaConf.create()) is None
+    assert in_words(ZeroDivisionError(), OmegaConf.create()) is None

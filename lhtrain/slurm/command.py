@@ -102,8 +102,8 @@ def _status(arguments: list[str]) -> None:
         print(f"no runs in {', '.join(map(str, folders))}")
         return
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # what reads it cuts lines itself
+    # What reads a pipe cuts lines itself; so does a terminal in which the runs' names would find no room.
+    console = Console(width=max(console.width, 110) if console.is_terminal else 200)
     console.print(table(runs), highlight=False)
 
 

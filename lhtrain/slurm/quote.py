@@ -1,6 +1,9 @@
 """Text written so that SLURM or Hydra reads it back unchanged; for bash there is shlex.quote."""
 
 import re
+from pathlib import Path
+
+from lhtrain.conf.problems import ConfigError, Problem
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+~\-]+")
 
@@ -21,6 +24,13 @@ def override(text: str) -> str:
         return text
     quoted = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
     return "'" + re.sub(r"(\\+)$", lambda match: match[1] * 2, quoted) + "'"
+
+
+def search_path(folder: str) -> str:
+    """The override by which Hydra looks for files in `folder` too. Raises ConfigError if there is none."""
+    if not Path(folder).expanduser().is_dir():
+        raise ConfigError([Problem("--config-dir", folder, "no such folder")])
+    return f"hydra.searchpath=[{override(f'file://{Path(folder).expanduser().absolute()}')}]"
 
 
 def job_name(text: str) -> str:

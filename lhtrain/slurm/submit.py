@@ -14,7 +14,7 @@ from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.schema import Config
 from lhtrain.errors import RunError
-from lhtrain.run_dir import as_container
+from lhtrain.run_dir import as_container, unwritable
 from lhtrain.slurm import quote
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
@@ -32,9 +32,7 @@ def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, C
         ConfigError: as for training, and for what a job cannot take.
     """
     if config_dir is not None:
-        # Hydra's own way to say it in an override.
-        address = quote.override(f"file://{Path(config_dir).expanduser().absolute()}")
-        overrides = [f"hydra.searchpath=[{address}]", *overrides]
+        overrides = [quote.search_path(config_dir), *overrides]
     config = compose_config(overrides)
     n_ranks = config.cluster.nodes * max(config.cluster.gpus_per_node, 1)
     if misfits := list(parallel_problems(config, n_ranks)):
@@ -70,6 +68,8 @@ def submit(job: Job, config: Config) -> str:
     folder = SlurmFolder(job.run_dir)
     if folder.finished():
         raise RunError(f"run.dir={job.run_dir} is finished; a new run needs another directory")
+    if problem := unwritable(job.run_dir):
+        raise RunError(f"run.dir={job.run_dir}: {problem}")
     number = folder.read_job()
     if other := (queued() or {}).get(number):
         raise RunError(

@@ -5,6 +5,7 @@ import pytest
 from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.slurm import slurm_seconds
+from lhtrain.slurm.quote import search_path
 
 MODELS = ("gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "llama3_8b", "lighthouse_530m")
 STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum")
@@ -37,10 +38,12 @@ def test_one_error_lists_every_problem():
         "model=gpt_9b",
         "foo=1",
         "run.device=tpu",
+        "stage=2",
     )
     assert sorted(found) == sorted(
         [
             f"model=gpt_9b: must be one of {', '.join(sorted(MODELS))}",
+            f"stage=2: must be one of {', '.join(sorted(STAGES))}",
             "model.n_layer=12: no such key; did you mean model.n_layers?",
             "optim.lr=fast: must be of type float",
             "foo=1: no such key",
@@ -48,6 +51,25 @@ def test_one_error_lists_every_problem():
             "stages.lighthouse.budget=100: must be a positive multiple of 128",
         ]
     )
+
+
+def test_a_key_that_is_forced_in_is_as_unknown():
+    assert problems("+foo=1", "+optim.lrr=1", "+stages.recovery.lr_scael=2") == [
+        "stages.recovery.lr_scael=2: no such key; did you mean stages.recovery.lr_scale?",
+        "optim.lrr=1: no such key; did you mean optim.lr?",
+        "foo=1: no such key",
+    ]
+
+
+def test_own_files_are_checked_like_the_others(tmp_path):
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "mine.yaml").write_text("# @package stages\nall: {attention: dense}\n")
+    own = search_path(str(tmp_path))
+    assert list(check_overrides([own, "stage=mine"]).stages) == ["all"]
+    assert problems("stage=mine", "model.n_layer=3", own, "optim.lr=fast") == [
+        "model.n_layer=3: no such key; did you mean model.n_layers?",
+        "optim.lr=fast: must be of type float",
+    ]
 
 
 def test_the_error_says_how_many_and_that_nothing_started():
@@ -86,6 +108,7 @@ def test_the_error_says_how_many_and_that_nothing_started():
         (["optim.lr=-1"], "optim.lr=-1.0: must be greater than 0"),
         (["optim.lr=inf"], "optim.lr=inf: must be greater than 0 and finite"),
         (["optim.warmup_fraction=0.9"], "with optim.warmup_fraction=0.9 it must not exceed 1"),
+        (["optim.betas=[0.9]"], "optim.betas=[0.9]: must be two numbers"),
         (["optim.betas=[0.9,1.0]"], "optim.betas=[0.9, 1.0]: each must be at least 0 and below 1"),
         (["data=text"], "data.path=null: data.source=text needs a file or folder"),
         (["data.tokenizer=gpt9"], "data.tokenizer=gpt9: must be one of bytes, gpt2"),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -62,10 +61,8 @@ class Lhtrain:
         self.data = ["data=text", f"data.path={text}", f"data.cache_dir={folder / 'cache'}"]
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
 
-    def start(
-        self, name: str, *overrides: str, ranks: int = 1, file_limit: int | None = None
-    ) -> subprocess.Popen:
-        """ranks: of this machine, by torchrun. file_limit: bytes beyond which writing to a file fails."""
+    def start(self, name: str, *overrides: str, ranks: int = 1) -> subprocess.Popen:
+        """ranks: of this machine, by torchrun."""
         launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
         launch += ["--rdzv-endpoint=localhost:0"]
         command = [
@@ -81,13 +78,10 @@ class Lhtrain:
         if not any(override.startswith("stage=") for override in overrides):
             command.append("stages.lighthouse.fraction=0.5")  # the switch is at the run's middle
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit,) * 2)) if file_limit else None
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment, preexec_fn=limit, **pipes)
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, **pipes)
 
-    def __call__(
-        self, name: str, *overrides: str, status: int = 0, ranks: int = 1, file_limit: int | None = None
-    ) -> Run:
-        process = self.start(name, *overrides, ranks=ranks, file_limit=file_limit)
+    def __call__(self, name: str, *overrides: str, status: int = 0, ranks: int = 1) -> Run:
+        process = self.start(name, *overrides, ranks=ranks)
         out, err = process.communicate()
         assert process.returncode == status, f"status {process.returncode}, not {status}\n{out}\n{err}"
         return Run(self.folder / name, process.returncode, out, err)

@@ -2,20 +2,25 @@
 
 import json
 import os
+import resource
 
 
-def test_a_disk_that_refuses_a_checkpoint_costs_only_that(lhtrain, undisturbed):
-    """A limit on the size of files stands for the full disk: it refuses the shards, which are larger."""
-    lhtrain.kill_after("disk", 8, "checkpoint.every=4")
-    before = list((lhtrain.folder / "disk" / "checkpoints").glob("step_*"))
-    assert before
-    full = lhtrain("disk", "resume=auto", "checkpoint.every=4", status=1, file_limit=200_000)
-    assert "warning   a checkpoint was not written: " in full.out and "older ones are untouched" in full.out
-    assert "the last checkpoint was not written" in full.err and "Traceback" not in full.err
-    assert [row["step"] for row in full.rows if row["kind"] == "train"][-1] == 16, "the run went on"
-    assert sorted(path.name for path in before)[-1] in full.checkpoints
+def test_a_full_disk_costs_only_what_it_refuses(lhtrain, undisturbed):
+    """A limit on the size of files, set in mid-run, stands for it: it refuses checkpoints and rows alike."""
+    full = lhtrain.start("disk", "checkpoint.every=4")
+    printed = []
+    for line in full.stdout:
+        printed.append(line)
+        if line.startswith("step      9/"):
+            resource.prlimit(full.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    out, err = "".join(printed), full.stderr.read()
+    assert full.wait() == 1 and "Traceback" not in err
+    assert "warning   a checkpoint was not written: " in out and "older ones are untouched" in out
+    assert out.count("warning   metrics.jsonl was not written: ") == 1
+    assert "step     16/16" in out, "the run went on"
+    assert "the last checkpoint was not written: " in err and "the newest one is " in err
     resumed = lhtrain("disk", "resume=auto", "checkpoint.every=4")
-    assert resumed.trace == undisturbed.trace
+    assert "going on from step_" in resumed.out and resumed.trace == undisturbed.trace
 
 
 def test_numbers_that_stay_wrong_end_the_run_at_its_checkpoint(lhtrain):

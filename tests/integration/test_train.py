@@ -129,7 +129,7 @@ def test_recovery_starts_from_a_lighthouse_checkpoint(lhtrain, undisturbed):
     assert loss["b"][0] == loss["c"][8]
     assert "data from token 32,768 on" in second.out
     other = lhtrain("no_such", f"init_from={first.path}", status=1)
-    assert f"this is a run directory; its newest checkpoint is {source}" in other.err
+    assert f"the newest checkpoint in this folder is {source}" in other.err
     wrong = lhtrain("wrong_model", f"init_from={source}", "model.dim=64", status=1)
     assert "is of another model: embedding.weight: (320, 32) there, (320, 64) in this model" in wrong.err
 
@@ -141,6 +141,13 @@ def test_a_sweep_runs_every_combination(lhtrain):
     assert [yaml.safe_load(path.read_text())["optim"]["lr"] for path in configs] == [1e-3, 2e-3], done.out
     assert all((path.parent / "summary.json").exists() for path in configs)
     assert yaml.safe_load(configs[0].read_text())["run"]["dir"] == str(configs[0].parent)
+
+
+def test_a_run_that_fails_does_not_end_its_sweep(lhtrain):
+    swept = lhtrain("half_sweep", "-m", "run.steps=2", "init_from=/no/such,null", status=1)
+    folder = lhtrain.folder / "half_sweep_sweep"
+    assert f"lhtrain: {folder / '0'}: checkpoint /no/such: no such folder" in swept.err
+    assert (folder / "1" / "summary.json").exists()
 
 
 def test_a_sweep_with_one_bad_combination_starts_nothing(lhtrain):
@@ -178,7 +185,10 @@ def test_help_is_for_newcomers(lhtrain):
         (["model.n_layer=3", "nonsense=1"], 2, "2 problems in the configuration"),
         (["data=text", "data.path=/no/such/place"], 1, "data.path='/no/such/place'"),
         (["run.device=cuda"], 1, "run.device=cuda: PyTorch sees no CUDA device here"),
-        (["resume=auto", "init_from=/no/such"], 1, "checkpoint /no/such: no such folder"),
+        (["resume=auto", "init_from=/no/such"], 1, "checkpoint /no/such: no such folder; a checkpoint is"),
+        (["data.path=a=b"], 2, "data.path=a=b: mismatched input '='"),
+        (["--config-dir", "/no/such", "run.steps=1"], 2, "--config-dir=/no/such: no such folder"),
+        (["run.dir=/dev/null/x"], 2, "run.dir=/dev/null/x: /dev/null must be a folder that can be written"),
     ],
 )
 def test_mistakes_end_with_one_message(lhtrain, arguments, status, message):
@@ -186,11 +196,8 @@ def test_mistakes_end_with_one_message(lhtrain, arguments, status, message):
 
     if "run.device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    done = (
-        lhtrain.bare(*arguments, f"run.dir={lhtrain.folder / 'mistake'}")
-        if "=" in arguments[0]
-        else lhtrain.bare(*arguments)
-    )
+    place = [f"run.dir={lhtrain.folder / 'mistake'}"] if "=" in arguments[0] else []
+    done = lhtrain.bare(*place, *arguments)
     assert done.returncode == status
     assert message in done.stderr and "Traceback" not in done.stderr
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from lhtrain.conf.compose import compose_config
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import ClusterConfig, Launch
+from lhtrain.errors import RunError
 from lhtrain.slurm import quote
 from lhtrain.slurm.script import Job, render
-from lhtrain.slurm.submit import prepare
+from lhtrain.slurm.submit import prepare, submit
 
 HOSTILE = [
     "two words",
@@ -186,6 +188,12 @@ def test_without_sbatch_the_error_names_dry_run(tmp_path):
     done = command("submit", "run.dir=mine", cwd=tmp_path, env=nowhere)
     assert done.returncode == 1 and "there is no sbatch" in done.stderr and "--dry-run" in done.stderr
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: "sbatch")
+    with pytest.raises(RunError, match=r"run.dir=/dev/null/x: /dev/null must be a folder that"):
+        submit(*prepare(["run.dir=/dev/null/x"]))
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,12 @@ def test_the_command_lists_runs_where_there_is_no_slurm(tmp_path):
     assert "mine" in done.stdout and "finished" in done.stdout and "3/100" in done.stdout
 
 
+def test_names_are_there_in_a_narrow_terminal(tmp_path):
+    make_run(tmp_path / "runs" / "a_name_of_some_length", step=3)
+    terminal = os.environ | {"PATH": "/nonexistent", "FORCE_COLOR": "1", "COLUMNS": "60"}
+    assert "a_name_of_some_length" in command("status", cwd=tmp_path, env=terminal).stdout
+
+
 @pytest.mark.parametrize("arguments", [[], ["elsewhere"]])
 def test_no_such_folder(tmp_path, arguments):
     done = command("status", *arguments, cwd=tmp_path)

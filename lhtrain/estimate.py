@@ -2,7 +2,8 @@
 
 Counts what a step holds at its peak: the state (weights, gradients, optimizer), what the forward pass keeps
 for the backward, and the largest piece of work in flight. Activations are 2 bytes an element. What a compiled
-block keeps was read off measured peaks (scripts/bench/results/train.csv); a test holds it to them.
+block keeps, and how many inputs wait for their copies, was read off measured peaks (scripts/bench/results,
+train.csv and multi_gpu.csv); a test holds the estimate to all of them.
 N tokens of a micro-batch, C model dim, F SwiGLU dim, S rows that attention sees.
 """
 
@@ -16,6 +17,9 @@ from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
+# Inputs of offloaded blocks that are still, or again, on the GPU: copies lag behind the blocks, the more so
+# where GPUs share a host.
+LAGGING, LAGGING_SHARED = 6, 12
 USE = "lhtrain estimate [gpu=h100|GB] [GROUP=NAME ...] [KEY=VALUE ...]: settings as for training"
 
 
@@ -26,7 +30,7 @@ class Memory:
     weights: int  # float32
     gradients: int  # float32
     optimizer: int  # AdamW's two moments, float32
-    casts: int  # the weights of the blocks in bfloat16
+    casts: int  # the weights of the blocks in bfloat16; sharded, what is whole of weights and gradients
     activations: int  # kept from the forward pass
     block: int  # work of the block whose backward is being computed, where that is the peak
     loss: int  # a chunk of logits, and the gradients that the loss has computed already
@@ -48,14 +52,18 @@ def estimate(config: Config, stage: StageConfig) -> Memory:
     tokens = stage.batch_tokens // stage.grad_accum
     tokens //= max(parallel.dp_shard, 1) * parallel.dp_replicate * parallel.cp
     kept, work, recomputed_blocks = 0, 0, 0
+    sharded = shards > 1 or parallel.dp_replicate > 1
+    block_input = 2 * tokens * model.dim
     for layer in range(model.n_layers):
         dense = stage.attention is Attention.dense or layer in model.dense_layers
-        whole = _kept_by_block(model, tokens, tokens if dense else rows(stage) * tokens // stage.seq_len)
+        seen = tokens if dense else rows(stage) * tokens // stage.seq_len
+        whole = _kept_by_block(model, tokens, seen)
         recomputed = layer % compute.recompute_every == 0
         if compute.recompute is Recompute.full and recomputed:
-            kept += 0 if compute.offload else 2 * tokens * model.dim
-            # What the block keeps, computed again; the gradients of the SwiGLU's three results; its output's.
-            work = max(work, whole + 2 * tokens * (3 * model.ffn_dim + model.dim))
+            kept += 0 if compute.offload else block_input
+            # What the block keeps, computed again, less its input, counted above; and attention's float32
+            # sums of the queries' gradients.
+            work = max(work, whole - block_input + 4 * seen * model.n_heads * model.head_dim)
             recomputed_blocks += 1
         elif compute.recompute is Recompute.selective and recomputed:
             kept += whole - 2 * tokens * (
@@ -63,10 +71,12 @@ def estimate(config: Config, stage: StageConfig) -> Memory:
             )  # norms' and the gated product's results
         else:
             kept += whole
+    if compute.offload:
+        kept += (LAGGING_SHARED if sharded else LAGGING) * block_input
     loss = _loss(model, tokens)
     casts = 2 * inner * (model.n_layers - recomputed_blocks) // model.n_layers
-    if shards > 1 or parallel.dp_replicate > 1:  # the root's, gathered all along, and two blocks'
-        casts = 2 * embeddings + 2 * (2 * inner // model.n_layers) + 4 * inner // model.n_layers
+    if sharded:  # the root's, gathered all along, and its gradients, reduced last; two blocks'
+        casts = (2 + 4) * embeddings + 2 * (2 * inner // model.n_layers) + 4 * inner // model.n_layers
     # Without whole blocks to recompute the peak is at the end of the forward pass, in the loss.
     block, loss = (work, 0) if work > loss else (0, loss)
     state = 4 * (inner + embeddings) // shards

@@ -8,19 +8,23 @@ import pytest
 from lhtrain.conf.compose import compose_config
 from lhtrain.estimate import estimate, main
 
-RESULTS = Path(__file__).parents[1] / "scripts" / "bench" / "results" / "train.csv"
+RESULTS = Path(__file__).parents[1] / "scripts" / "bench" / "results"
 
 
 def measured():
-    with RESULTS.open() as file:
-        return [row for row in csv.DictReader(file) if row["gpu"] != "cpu"]
+    rows = []
+    for name in ("train.csv", "multi_gpu.csv"):
+        with (RESULTS / name).open() as file:
+            rows += csv.DictReader(file)
+    return rows
 
 
 @pytest.mark.parametrize(
-    "row", measured(), ids=lambda row: f"{row['stage']}-{row['seq_len']}-{row['peak_gb']}"
+    "row", measured(), ids=lambda row: f"{row['stage']}-{row['seq_len']}-{row['ranks']}-{row['peak_gb']}"
 )
 def test_within_a_tenth_of_every_measured_peak(row):
     config = compose_config(row["settings"].split())
+    config.parallel.dp_shard = int(row["ranks"]) // config.parallel.cp
     total = estimate(config, config.stages[row["stage"]]).total
     assert total == pytest.approx(1e9 * float(row["peak_gb"]), rel=0.10)
 

@@ -181,7 +181,9 @@ def _tokenize(
     """Write the shard and meta.json into `folder`, a piece of text in memory at a time."""
     started, n_bytes = time.monotonic(), sum(document.size for document in documents)
     with (
-        TokenStoreWriter(folder / SHARD_NAME, tokenizer.dtype, tokenizer.fingerprint) as writer,
+        TokenStoreWriter(
+            folder / SHARD_NAME, tokenizer.dtype, tokenizer.fingerprint, tokenizer.escaped
+        ) as writer,
         progress_bar("tokenizing", n_bytes, progress) as advance,
     ):
         for document in documents:

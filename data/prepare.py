@@ -115,7 +115,8 @@ def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]
 
 
 def _is_finished(folder: Path, number: int, tokenizer: Tokenizer) -> bool:
-    """Whether shard `number` is there, whole as far as its header and size tell; a damaged one is removed."""
+    """Whether shard `number` is there, whole as far as its header and size tell; a damaged one is removed.
+    One of another width, which earlier versions wrote, is not finished: a folder's shards are of one kind."""
     path = folder / shard_name(number)
     try:
         header = read_header(path)
@@ -125,7 +126,8 @@ def _is_finished(folder: Path, number: int, tokenizer: Tokenizer) -> bool:
         log.warning("writing the damaged shard again: %s", damage)
         path.unlink()
         return False
-    return header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
+    same = header.itemsize == tokenizer.dtype.itemsize
+    return same and header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
 
 
 def _write_shards(

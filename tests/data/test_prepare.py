@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lhtrain.data import plan, shard
+from lhtrain.data import ByteTokenizer, open_corpus, plan, shard
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare import prepare
 from lhtrain.data.recipe import Recipe
@@ -111,6 +112,24 @@ def test_verify_names_the_damaged_shard(texts, tmp_path, damage):
     damage(tmp_path / "00001.bin")
     (fault,) = verify(tmp_path)[1]
     assert "00001.bin" in fault
+
+
+def test_shards_of_the_width_of_earlier_versions_are_read_and_prepared_again(texts, tmp_path, monkeypatch):
+    """A folder's shards are all of one kind, also where one is stopped and goes on with another version."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(ByteTokenizer, "dtype", np.dtype("u2"))
+        earlier.setattr(ByteTokenizer, "escaped", None)
+        prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    old = open_corpus("prepared", path=str(tmp_path / "out"))
+    (tmp_path / "out/meta.json").unlink()
+    (tmp_path / "out/00002.bin").unlink()
+    prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    new = open_corpus("prepared", path=str(tmp_path / "out"))
+    assert old.train.stores[0].dtype == np.uint16 and new.fingerprint == old.fingerprint
+    assert {store.dtype for store in new.train.stores} == {np.dtype("u1")}
+    for corpus in (old, new):
+        assert corpus.train.document(0)[-1] == 256
+    np.testing.assert_array_equal(old.train.document(0), new.train.document(0))
 
 
 def test_a_folder_of_other_settings_is_refused(texts, tmp_path):

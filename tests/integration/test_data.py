@@ -64,6 +64,13 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
     [
         (["data", "nonsense"], 2, "no command data 'nonsense' (there is: prepare, verify, inspect)"),
         (["data", "prepare", "data=files", "data.column=3x", "data.foo=1"], 2, "data.foo=1: no such key"),
+        (
+            ["data", "prepare", "data=text", "data.path=.", "data.column=body", "data.split=test"],
+            2,
+            "data.column=body: does not go with data=text, only files, hf",
+        ),
+        (["data", "prepare", "data=text", "data.path=/no/such"], 1, "data.path='/no/such': must exist"),
+        (["data=stdlib", "data.max_tokens=5000"], 1, "must be prepared first: `lhtrain data prepare`"),
         (["data", "verify", "/no/such"], 1, "/no/such"),
         (["data=prepared", "data.path=/no/such"], 2, "'/no/such/meta.json' must exist"),
         (

@@ -2,6 +2,9 @@
 
 import errno
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 
 from lhtrain.data import ByteTokenizer, open_corpus, plan, shard
 from lhtrain.data.errors import DataError
-from lhtrain.data.prepare import prepare
+from lhtrain.data.prepare import _Stopped, _work, prepare
 from lhtrain.data.recipe import Recipe
 from lhtrain.data.verify import verify
 
@@ -86,6 +89,42 @@ def test_killed_and_resumed_is_as_if_undisturbed(texts, tmp_path, document):
     assert contents(out) == contents(tmp_path / "whole")
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
     assert not list(out.glob(".*.bin.*"))
+
+
+ORPHAN = """
+import multiprocessing, os, signal, sys
+from concurrent.futures import ProcessPoolExecutor
+from lhtrain.data import prepare
+from lhtrain.data.recipe import Recipe
+
+context = multiprocessing.get_context("spawn")
+arguments = (Recipe(source="stdlib"), context.Array("q", 3))
+pool = ProcessPoolExecutor(1, context, prepare._start_worker, arguments)
+print(pool.submit(os.getpid).result(), flush=True)
+signal.pause()
+"""
+
+
+def test_workers_end_with_prepare():
+    """kill -9 of the parent: the worker, which shares its stdout, would keep it open for ever."""
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        try:
+            assert parent.communicate(timeout=60)[0] == ""
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            raise
+
+
+def test_a_worker_that_is_told_to_stop_leaves_nothing(texts, tmp_path, monkeypatch):
+    counts, tokenizer = multiprocessing.Array("q", [0, 0, 1]), ByteTokenizer()
+    worker = {"recipe": recipe(texts), "counts": counts, "tokenizer": tokenizer}
+    monkeypatch.setattr("lhtrain.data.prepare._worker", worker)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(_Stopped):
+        _work(tmp_path / "out", 0, plan.make_plan(recipe(texts))[0])
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("limit", [{"max_documents": 5}, {"max_tokens": 10_000}])

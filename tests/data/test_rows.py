@@ -61,6 +61,16 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
     assert texts == [row["text"] for row in ROWS if row["text"]] and left_out == 60
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_progress_adds_up_to_the_source(tmp_path, name):
+    write(tmp_path / name)
+    units, told = list(row_units([str(tmp_path / name)])), []
+    for unit in units:
+        list(read_rows(unit.items[0], "text", Filters([]), told.append))
+    assert sum(told) == pytest.approx(sum(unit.size for unit in units), rel=0.25)
+    assert len(told) >= 5  # also within the file, which may be one row group
+
+
 @pytest.mark.parametrize("unit_bytes", [97, 1000, 5000])
 def test_parts_of_a_file_hold_each_line_once(tmp_path, monkeypatch, unit_bytes):
     for module in (plan, rows):

@@ -96,7 +96,8 @@ def _verify(arguments: list[str]) -> int:
             print(fault, file=sys.stderr)
         faulty += len(faults)
         shards = _counted(len(manifest.shards), "shard")
-        state = f"{len(faults)} of {shards} damaged" if faults else "sound"
+        remedy = "remove what is damaged, and the same `lhtrain data prepare` writes it again"
+        state = f"{len(faults)} of {shards} damaged: {remedy}" if faults else "sound"
         print(f"{folder}: {_contents(manifest)}, {state}")
     return 1 if faulty else 0
 
@@ -130,4 +131,6 @@ def _folders(arguments: list[str]) -> list[Path]:
 
     if not arguments:
         fail("needs the folder of prepared shards, data.out of lhtrain data prepare; try lhtrain data --help")
+    if option := next((argument for argument in arguments if argument.startswith("-")), None):
+        fail(f"{option}: no such option; try lhtrain data --help")
     return [Path(argument.removeprefix("data.path=")).expanduser() for argument in arguments]

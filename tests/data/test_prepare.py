@@ -153,6 +153,15 @@ def test_verify_names_the_damaged_shard(texts, tmp_path, damage):
     assert "00001.bin" in fault
 
 
+def test_a_removed_shard_is_written_again(texts, tmp_path):
+    """The remedy for a damaged one."""
+    manifest, before = prepare(recipe(texts), tmp_path, workers=1, progress=False), contents(tmp_path)
+    (tmp_path / "00001.bin").unlink()
+    kept = (tmp_path / "00000.bin").stat().st_mtime_ns
+    assert prepare(recipe(texts), tmp_path, workers=1, progress=False) == manifest
+    assert contents(tmp_path) == before and (tmp_path / "00000.bin").stat().st_mtime_ns == kept
+
+
 def test_shards_of_the_width_of_earlier_versions_are_read_and_prepared_again(texts, tmp_path, monkeypatch):
     """A folder's shards are all of one kind, also where one is stopped and goes on with another version."""
     with monkeypatch.context() as earlier:

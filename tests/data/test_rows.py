@@ -14,6 +14,7 @@ from lhtrain.data import plan, rows
 from lhtrain.data.documents import Skip
 from lhtrain.data.errors import DataError
 from lhtrain.data.filters import Filters
+from lhtrain.data.recipe import Recipe
 from lhtrain.data.rows import read_rows, row_units
 
 ROWS = [
@@ -114,6 +115,13 @@ def test_a_truncated_file_is_an_error(tmp_path, name):
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="must be"):
         documents(tmp_path / name)
+
+
+def test_a_folder_without_rows_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    recipe = Recipe(source="files", path=str(tmp_path))
+    with pytest.raises(DataError, match=r"must hold at least one file to read \(JSON lines, plain or"):
+        plan.make_plan(recipe)
 
 
 def test_a_file_of_another_kind_given_by_name_is_refused(tmp_path):

@@ -188,6 +188,8 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
 
     if data.source not in SOURCES:
         yield Problem("data.source", data.source, f"must be one of {', '.join(SOURCES)}")
+    else:
+        yield from _without_effect(data)
     if data.source in ("text", "code", "files", "prepared") and data.path in (None, "", []):
         what = "the folder" if data.source == "prepared" else "a file or folder"
         yield Problem("data.path", data.path, f"data.source={data.source} needs {what}: data.path=PATH")
@@ -211,6 +213,25 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
             yield Problem("data.filters", text, problem)
     if data.source == "mix":
         yield from _mix(data.mix)
+
+
+def _without_effect(data: DataConfig) -> Iterator[Problem]:
+    """Keys that are set although nothing reads them for this source."""
+    from lhtrain.data.recipe import PREPARABLE
+
+    rows, hub, unset = ("files", "hf"), ("hf",), DataConfig()
+    readers: dict[str, tuple[str, ...]] = {
+        "path": ("text", "code", "files", "prepared"),
+        **dict.fromkeys(("name", "subset", "split", "revision", "streaming"), hub),
+        **dict.fromkeys(("column", "filters"), rows),
+        **dict.fromkeys(("max_documents", "max_tokens", "bos", "out"), PREPARABLE),
+        "mix": ("mix",),
+    }
+    for key, sources in readers.items():
+        value = getattr(data, key)
+        if data.source not in sources and value != getattr(unset, key):
+            rule = f"does not go with data={data.source}, only {', '.join(sources)}"
+            yield Problem(f"data.{key}", value, rule)
 
 
 def _mix(mix: Any) -> Iterator[Problem]:

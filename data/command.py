@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from lhtrain.data.errors import DataError
+from lhtrain.data.manifest import Manifest
 from lhtrain.data.recipe import Recipe
 
 HELP = """lhtrain data: turn texts into token shards, once, for training to read.
@@ -30,7 +31,7 @@ Sources
   hf      a dataset of the Hugging Face hub
 
 Keys most often set
-  data.out=FOLDER        where the shards go; else the cache, where training with the same keys finds them
+  data.out=FOLDER        where the shards go; else a folder of the cache, whose name is printed
   data.tokenizer=bytes   or gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, or a tokenizer.json
   data.max_tokens=N      and data.max_documents=N: stop there;  data.workers=N processes
   data.column=text       where the text is;  data.filters: ["COLUMN >= VALUE", "chars > 200"]
@@ -79,8 +80,8 @@ def _prepare(arguments: list[str]) -> int:
     seconds = time.monotonic() - began
     left_out = "".join(f", {count:,} skipped ({why})" for why, count in manifest.skipped.items())
     print(
-        f"{manifest.tokens:,} tokens in {manifest.documents:,} documents{left_out}, {len(manifest.shards)} "
-        f"shards, in {seconds:.1f} s\n{folder}\ntrain on it: lhtrain data=prepared data.path={folder}"
+        f"{_contents(manifest)}{left_out}, {_counted(len(manifest.shards), 'shard')}, in {seconds:.1f} s\n"
+        f"{folder}\ntrain on it: lhtrain data=prepared data.path={folder}"
     )
     return 0
 
@@ -94,8 +95,10 @@ def _verify(arguments: list[str]) -> int:
         for fault in faults:
             print(fault, file=sys.stderr)
         faulty += len(faults)
-        state = f"{len(faults)} of {len(manifest.shards)} shards damaged" if faults else "sound"
-        print(f"{folder}: {manifest.tokens:,} tokens in {manifest.documents:,} documents, {state}")
+        shards = _counted(len(manifest.shards), "shard")
+        remedy = "remove what is damaged, and the same `lhtrain data prepare` writes it again"
+        state = f"{len(faults)} of {shards} damaged: {remedy}" if faults else "sound"
+        print(f"{folder}: {_contents(manifest)}, {state}")
     return 1 if faulty else 0
 
 
@@ -115,9 +118,19 @@ def _inspect(arguments: list[str]) -> int:
     return 0
 
 
+def _contents(manifest: Manifest) -> str:
+    return f"{_counted(manifest.tokens, 'token')} in {_counted(manifest.documents, 'document')}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def _folders(arguments: list[str]) -> list[Path]:
     from lhtrain.cli import fail
 
     if not arguments:
         fail("needs the folder of prepared shards, data.out of lhtrain data prepare; try lhtrain data --help")
+    if option := next((argument for argument in arguments if argument.startswith("-")), None):
+        fail(f"{option}: no such option; try lhtrain data --help")
     return [Path(argument.removeprefix("data.path=")).expanduser() for argument in arguments]

@@ -66,7 +66,7 @@ def open_corpus(
     **recipe: Any,
 ) -> Corpus:
     """Open a corpus. Texts (`AUTOMATIC` sources) are tokenized now if their content has not been seen before;
-    everything else must have been prepared by `lhtrain data prepare`.
+    everything else, and texts up to a limit, must have been prepared by `lhtrain data prepare`.
 
     Args:
         source: "stdlib", the running Python's standard library; "text", local files and folders; "prepared",
@@ -89,7 +89,8 @@ def open_corpus(
     if source == "prepared":
         return _prepared(Path(str(path)).expanduser(), val_fraction)
     wanted = Recipe(source=source, path=path, tokenizer=tokenizer, **recipe)
-    if out is not None or source not in AUTOMATIC:
+    limited = wanted.max_documents is not None or wanted.max_tokens is not None
+    if out is not None or limited or source not in AUTOMATIC:
         folder = wanted.folder(out, cache_dir)
         if not (folder / "meta.json").is_file():
             rule = "must be prepared first: `lhtrain data prepare` with the same data settings"
@@ -181,7 +182,9 @@ def _tokenize(
     """Write the shard and meta.json into `folder`, a piece of text in memory at a time."""
     started, n_bytes = time.monotonic(), sum(document.size for document in documents)
     with (
-        TokenStoreWriter(folder / SHARD_NAME, tokenizer.dtype, tokenizer.fingerprint) as writer,
+        TokenStoreWriter(
+            folder / SHARD_NAME, tokenizer.dtype, tokenizer.fingerprint, tokenizer.escaped
+        ) as writer,
         progress_bar("tokenizing", n_bytes, progress) as advance,
     ):
         for document in documents:

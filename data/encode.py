@@ -3,8 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
-
 from lhtrain.data.pieces import pieces
 from lhtrain.data.store import TokenStoreWriter
 from lhtrain.data.tokenizer import Tokenizer
@@ -32,7 +30,7 @@ def write_document(
             yield chunk
 
     if tokenizer.bos is not None:
-        writer.append(np.array([tokenizer.bos]))
+        writer.append_special(tokenizer.bos)
     for piece in pieces(hashed()) if tokenizer.merges else hashed():
         writer.append(tokenizer.encode(piece))
         advance(len(piece))

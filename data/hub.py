@@ -34,7 +34,10 @@ def hub_units(recipe: Recipe) -> list[Unit]:
 def read_hub(
     unit: Unit, column: str, filters: Filters, advance: Callable[[int], object]
 ) -> Iterator[Text | Skip]:
-    """The documents of a unit. Raises DataError as `load` does, and where the network fails half-way."""
+    """The documents of a unit; `advance` is called with the length of their texts.
+
+    Raises DataError as `load` does, and where the network fails half-way.
+    """
     dataset, [item] = load(**unit.options), unit.items  # type: ignore[arg-type]
     rows: Any
     if unit.options["streaming"]:
@@ -44,6 +47,7 @@ def read_hub(
     try:
         for number, row in enumerate(rows):
             yield document_of(f"{item.name} file {item.start} row {number}", row, column, filters)
+            advance(len(row[column] or ""))
     except DataError:
         raise
     except Exception as error:  # fsspec, httpx, huggingface_hub and pyarrow each have their own

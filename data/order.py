@@ -17,6 +17,7 @@ from lhtrain.data.mix import Mix
 from lhtrain.data.pack import Packing, pack
 from lhtrain.data.permutation import permutation
 from lhtrain.data.split import Split
+from lhtrain.data.store import ESCAPE
 
 PADDING = -100  # in a sequence: no token. As a target, what torch's losses ignore
 
@@ -113,6 +114,8 @@ class SequenceOrder:
                 skip = max(-place, 0)  # what the sequence before has
                 count = min(length - skip, seq_len + 1 - place - skip)
                 row[place + skip : place + skip + count] = take(start + skip, count)
+            if pool.split.escaped:
+                row[row == ESCAPE] = pool.split.escaped
         return out
 
     def n_targets(self, position: int, n_sequences: int, seq_len: int) -> int:

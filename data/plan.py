@@ -52,7 +52,8 @@ def make_plan(recipe: Recipe) -> list[Unit]:
 
         units = hub_units(recipe)
     if not units:
-        raise DataError(f"data.path={recipe.path!r}: must hold at least one file to read")
+        kinds = " (JSON lines, plain or compressed, parquet or arrow)" if recipe.source == "files" else ""
+        raise DataError(f"data.path={recipe.path!r}: must hold at least one file to read{kinds}")
     return units
 
 

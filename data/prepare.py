@@ -11,8 +11,9 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ def _prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer, workers: int, p
             return manifest
         (folder / "meta.json").unlink()
     todo = [i for i in range(len(units)) if i not in finished]
-    with Meter(sum(units[i].size for i in todo), progress) as meter:
+    left = None if recipe.max_tokens is None else max(recipe.max_tokens - _tokens(folder, finished), 1)
+    with Meter(sum(units[i].size for i in todo), left, progress) as meter:
         _write_shards(folder, recipe, units, finished, min(workers, max(len(todo), 1)), meter)
     shards = _counted(folder, recipe, len(units))
     _save_tokenizer(folder, tokenizer)
@@ -115,7 +117,8 @@ def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]
 
 
 def _is_finished(folder: Path, number: int, tokenizer: Tokenizer) -> bool:
-    """Whether shard `number` is there, whole as far as its header and size tell; a damaged one is removed."""
+    """Whether shard `number` is there, whole as far as its header and size tell; a damaged one is removed.
+    One of another width, which earlier versions wrote, is not finished: a folder's shards are of one kind."""
     path = folder / shard_name(number)
     try:
         header = read_header(path)
@@ -125,7 +128,8 @@ def _is_finished(folder: Path, number: int, tokenizer: Tokenizer) -> bool:
         log.warning("writing the damaged shard again: %s", damage)
         path.unlink()
         return False
-    return header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
+    same = header.itemsize == tokenizer.dtype.itemsize
+    return same and header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
 
 
 def _write_shards(
@@ -141,25 +145,31 @@ def _write_shards(
             _work(folder, number, units[number], meter.advance)
         return
     context = multiprocessing.get_context("spawn")
-    counts = context.Array("q", 2)
+    counts = context.Array("q", 3)  # bytes of source, tokens, whether to stop
     pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, counts))
-    running: set[Future[None]] = set()
+    running: dict[Future[None], int] = {}
     try:
         while waiting or running:
+            if _enough(folder, recipe, min([*running.values(), *waiting[:1]])):
+                return  # what still runs would be left out
             while waiting and len(running) < workers and not _enough(folder, recipe, waiting[0]):
                 number = waiting.pop(0)
-                running.add(pool.submit(_work, folder, number, units[number]))
-            if not running:
-                return
-            done, running = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
-            meter.show(*counts[:])
+                running[pool.submit(_work, folder, number, units[number])] = number
+            done, _ = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
+            meter.show(*counts[:2])
             for future in done:
+                del running[future]
                 future.result()
     except BrokenProcessPool as error:
         rule = "a worker process was killed, perhaps for lack of memory: try fewer data.workers; "
         raise DataError(f"data.workers={workers}: {rule}finished shards stay") from error
     finally:
+        counts[2] = True
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Stopped(Exception):
+    """Nobody waits for this shard any more."""
 
 
 _worker: dict[str, Any] = {}
@@ -168,6 +178,17 @@ _worker: dict[str, Any] = {}
 def _start_worker(recipe: Recipe, counts: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker.update(recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos))
+    if counts is not None:  # a process of its own
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Where prepare is killed, its workers would finish their shards, beside those of the next prepare, and
+    then wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(folder: Path, number: int, unit: Unit, advance: Any = None) -> None:
@@ -176,6 +197,8 @@ def _work(folder: Path, number: int, unit: Unit, advance: Any = None) -> None:
         with counts.get_lock():
             counts[0] += n_bytes
             counts[1] += n_tokens
+        if counts[2]:
+            raise _Stopped
 
     path = folder / shard_name(number)
     with _disk_errors(folder):
@@ -217,6 +240,11 @@ def _counted(folder: Path, recipe: Recipe, n_units: int) -> list[Shard]:
         shards.append(Shard(store.path.name, count, int(store.offsets[count]), store.header.crc))
         documents, tokens = documents + count, tokens + shards[-1].tokens
     return shards
+
+
+def _tokens(folder: Path, numbers: Iterable[int]) -> int:
+    """Tokens of these shards together, which are there."""
+    return sum(read_header(folder / shard_name(number)).n_tokens for number in numbers)
 
 
 def _skipped(folder: Path, n_shards: int) -> Counter[str]:

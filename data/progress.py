@@ -1,5 +1,6 @@
 """Progress where someone watches, in a bar; elsewhere in a few plain lines, or nothing."""
 
+import datetime
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,17 +41,20 @@ def progress_bar(title: str, total_bytes: int, show: bool) -> Iterator[Callable[
 
 
 class Meter:
-    """Bytes of source read and tokens written, with tokens/s and, where the size is known, the time left."""
+    """How far preparing is, with tokens/s and, where the end is known, the time left.
 
-    def __init__(self, total_bytes: int, show: bool) -> None:
-        self.total, self.n_bytes, self.n_tokens = total_bytes, 0, 0
+    total_bytes: of source, 0 where nobody knows. max_tokens: where it stops before the source's end, if
+    anywhere. The end is known if either is.
+    """
+
+    def __init__(self, total_bytes: int, max_tokens: int | None, show: bool) -> None:
+        self.total_bytes, self.max_tokens = total_bytes, max_tokens
+        self.n_bytes = self.n_tokens = 0
         self._began = self._said = time.monotonic()
         self._plain, self._bar = show and not watched(), None
         if show and watched():
-            columns = (DownloadColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
-            left = TimeRemainingColumn(compact=True)
-            console = Console(stderr=True)
-            self._bar = Progress(TextColumn("preparing"), BarColumn(), *columns, left, console=console)
+            columns = (BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
+            self._bar = Progress(TextColumn("preparing"), *columns, console=Console(stderr=True))
 
     def advance(self, n_bytes: int, n_tokens: int) -> None:
         """So much more was done."""
@@ -60,27 +64,31 @@ class Meter:
         """So much was done in all."""
         self.n_bytes, self.n_tokens = n_bytes, n_tokens
         if self._bar is not None:
-            self._bar.update(self._task, completed=n_bytes, rate=self._rate())
+            self._bar.update(self._task, completed=self._share(), said=self.line())
         elif self._plain and time.monotonic() - self._said >= PLAIN_SECONDS:
             self._said = time.monotonic()
             print(f"preparing: {self.line()}", file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """One sentence on how far it is."""
-        done = f"{self.n_tokens:,} tokens, {self._rate()}"
-        if not self.total or not self.n_bytes:
-            return done
-        left = (time.monotonic() - self._began) * max(self.total / self.n_bytes - 1, 0)
-        return f"{done}, {min(self.n_bytes / self.total, 1):.0%} of the source, {left:.0f} s left"
-
-    def _rate(self) -> str:
+        """How far it is, in words."""
         seconds = max(time.monotonic() - self._began, 1e-9)
-        return f"{self.n_tokens / seconds / 1e6:.2f} M tokens/s"
+        done = f"{self.n_tokens:,} tokens, {self.n_tokens / seconds / 1e6:.2f} M tokens/s"
+        if not (share := self._share()):
+            return done
+        left = datetime.timedelta(seconds=round(seconds / share - seconds))
+        return f"{done}, {share:.0%} done, {left} left"
+
+    def _share(self) -> float:
+        """Of the way to the end, as far as it is known; at most 1."""
+        of_source = self.n_bytes / self.total_bytes if self.total_bytes else 0.0
+        of_tokens = self.n_tokens / self.max_tokens if self.max_tokens else 0.0
+        return min(max(of_source, of_tokens), 1.0)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task("preparing", total=self.total or None, rate="")
+            known = 1.0 if self.total_bytes or self.max_tokens else None
+            self._task = self._bar.add_task("preparing", total=known, said="")
         return self
 
     def __exit__(

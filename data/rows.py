@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import lzma
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -193,12 +192,12 @@ def _parquet_rows(
     there = set(file.schema_arrow.names)
     columns = sorted({column, *filters.columns} & there) if column in there else None
     for group in range(item.start, item.stop):
-        number = 0
+        number, about = 0, file.metadata.row_group(group)
         for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
             for row in batch.to_pylist():
                 yield f"{item.path!r} row group {group} row {number}", row
                 number += 1
-        advance(file.metadata.row_group(group).total_byte_size)
+            advance(about.total_byte_size * batch.num_rows // about.num_rows)
 
 
 def _arrow_rows(item: Item, advance: Callable[[int], object]) -> Iterator[tuple[str, Row]]:
@@ -207,10 +206,11 @@ def _arrow_rows(item: Item, advance: Callable[[int], object]) -> Iterator[tuple[
     with pyarrow.memory_map(item.path) as source:
         for table in _arrow_batches(pyarrow, ipc, source, item.path):
             for start in range(0, table.num_rows, BATCH_ROWS):
-                for row in table.slice(start, BATCH_ROWS).to_pylist():
+                part = table.slice(start, BATCH_ROWS)
+                for row in part.to_pylist():
                     yield f"{item.path!r} row {number}", row
                     number += 1
-    advance(os.path.getsize(item.path))
+                advance(part.nbytes)  # near enough to those of the file, unless it is compressed
 
 
 def _arrow_batches(pyarrow: Any, ipc: Any, source: Any, path: str) -> Iterator[Any]:

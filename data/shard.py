@@ -44,7 +44,7 @@ def write_shard(
         told = writer.n_tokens
 
     try:
-        with TokenStoreWriter(aside, tokenizer.dtype, tokenizer.fingerprint) as writer:
+        with TokenStoreWriter(aside, tokenizer.dtype, tokenizer.fingerprint, tokenizer.escaped) as writer:
             for document in documents_of(unit, recipe, progressed):
                 if isinstance(document, Skip):
                     skipped[document.reason] += 1

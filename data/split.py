@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lhtrain.data.errors import DataError
-from lhtrain.data.store import TokenStore
+from lhtrain.data.store import TokenStore, unescaped
 
 SPLITS = ("train", "val")
 
@@ -23,6 +23,7 @@ class Split:
         self.name, self.stores, self.starts, self.lengths = name, list(stores), starts, lengths
         self.bases = np.cumsum([0, *(store.n_tokens for store in self.stores)])
         self.n_documents, self.n_tokens = len(lengths), int(lengths.sum())
+        self.escaped = self.stores[0].header.escaped if self.stores else 0  # all are of one tokenizer
         # slicing a memmap costs ten times slicing an array
         self._tokens = [store.tokens.view(np.ndarray) for store in self.stores]
 
@@ -31,18 +32,15 @@ class Split:
         """Every document of `stores`."""
         return cls(name, stores, *_documents(stores))
 
-    @property
-    def dtype(self) -> np.dtype:
-        return self.stores[0].dtype
-
     def document(self, index: int) -> np.ndarray:
-        """Tokens of document `index`: a read-only view, no copy."""
+        """Tokens of document `index`: a read-only view, a copy where one is escaped."""
         if not 0 <= index < self.n_documents:
             raise IndexError(f"document {index}: the {self.name} split has {self.n_documents}")
-        return self.tokens(int(self.starts[index]), int(self.lengths[index]))
+        return unescaped(self.tokens(int(self.starts[index]), int(self.lengths[index])), self.escaped)
 
     def tokens(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens of one document from `start`, a place in the stores laid end to end: a view."""
+        """`length` tokens of one document from `start`, a place in the stores laid end to end: a view, as
+        stored, with ESCAPE for the token `escaped`, unless that is 0."""
         if len(self.stores) == 1:
             return self._tokens[0][start : start + length]
         number = int(np.searchsorted(self.bases, start, side="right")) - 1

@@ -14,15 +14,17 @@ from lhtrain.data.errors import DamagedStore
 FORMAT_VERSION = 2
 MAGIC = b"LHTOKENS"
 # magic, format version, bytes a token, tokens, documents, bytes of text, crc32 of the rest of the file,
-# the tokenizer's hash, crc32 of these fields, unused
+# the tokenizer's hash, crc32 of these fields, the escaped token
 HEADER = struct.Struct("<8sIIQQQI12sII")
 DTYPES: dict[int, np.dtype] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+ESCAPE = 255  # stored in one byte for a token that does not fit; UTF-8 has no such byte
 ALIGNMENT = 8  # of the document hashes and offsets
 CHUNK_BYTES = 1 << 22
 
 
 class Header(NamedTuple):
-    """What the first 64 bytes say. tokenizer: the first 12 bytes of its hash."""
+    """What the first 64 bytes say. tokenizer: the first 12 bytes of its hash. escaped: the token that is
+    stored as ESCAPE, 0 for none."""
 
     itemsize: int
     n_tokens: int
@@ -30,17 +32,18 @@ class Header(NamedTuple):
     text_bytes: int
     crc: int
     tokenizer: bytes
+    escaped: int
 
     def pack(self) -> bytes:
         fields = (self.itemsize, self.n_tokens, self.n_documents, self.text_bytes, self.crc, self.tokenizer)
-        unsigned = HEADER.pack(MAGIC, FORMAT_VERSION, *fields, 0, 0)
-        return HEADER.pack(MAGIC, FORMAT_VERSION, *fields, zlib.crc32(unsigned), 0)
+        unsigned = HEADER.pack(MAGIC, FORMAT_VERSION, *fields, 0, self.escaped)
+        return HEADER.pack(MAGIC, FORMAT_VERSION, *fields, zlib.crc32(unsigned), self.escaped)
 
 
 class TokenStore:
     """The documents of one file, read through the page cache; maybe none.
 
-    tokens: (n_tokens,) uint8, uint16 or uint32, memory-mapped, end-of-text after each document.
+    tokens: (n_tokens,) uint8, uint16 or uint32 as stored, memory-mapped, end-of-text after each document.
     offsets: (n_documents + 1,) int64; document i is tokens[offsets[i]:offsets[i + 1]].
     hashes: (n_documents,) uint64, the first 8 bytes of the SHA-256 of each document's text, big-endian.
     Raises DamagedStore if the file is missing parts, is no token file, or contradicts itself; what only
@@ -71,10 +74,10 @@ class TokenStore:
         return self.path.stem
 
     def document(self, index: int) -> np.ndarray:
-        """Tokens of document `index`, its end-of-text included: a read-only view, no copy."""
+        """Tokens of document `index`, end-of-text included: a read-only view; a copy if any is escaped."""
         if not 0 <= index < self.n_documents:
             raise IndexError(f"document {index}: {self.path.name} has {self.n_documents}")
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+        return unescaped(self.tokens[self.offsets[index] : self.offsets[index + 1]], self.header.escaped)
 
     def verify(self, vocab_size: int) -> None:
         """Read every byte. Raises DamagedStore: a wrong checksum, a token of `vocab_size` or more."""
@@ -98,11 +101,12 @@ class TokenStoreWriter:
     """Writes a TokenStore's file front to back; memory is 16 bytes a document.
 
     A context manager: the header is written, and the file flushed to disk, only when the block ends without
-    an exception. tokenizer: the hash of what made the tokens, hex.
+    an exception. tokenizer: the hash of what made the tokens, hex. escaped: the token that one byte does not
+    hold, if any.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype, tokenizer: str = "") -> None:
-        self.dtype = DTYPES[dtype.itemsize]
+    def __init__(self, path: Path, dtype: np.dtype, tokenizer: str = "", escaped: int | None = None) -> None:
+        self.dtype, self._escaped = DTYPES[dtype.itemsize], escaped
         self.n_tokens = self.text_bytes = 0
         self._tokenizer = bytes.fromhex(tokenizer)[:12]
         self._ends, self._hashes = array("q", [0]), array("Q")
@@ -120,9 +124,13 @@ class TokenStoreWriter:
         self._write(np.ascontiguousarray(tokens, dtype=self.dtype).data.cast("B"))
         self.n_tokens += len(tokens)
 
+    def append_special(self, token: int) -> None:
+        """Add one token, which may be the escaped one. Raises OverflowError: another that does not fit."""
+        self.append(np.array([ESCAPE if token == self._escaped else token], dtype=self.dtype))
+
     def end_document(self, eos: int, text_hash: int = 0, text_bytes: int = 0) -> None:
         """Close the current document with its end-of-text token; `text_hash` is a uint64."""
-        self.append(np.array([eos], dtype=self.dtype))
+        self.append_special(eos)
         self._ends.append(self.n_tokens)
         self._hashes.append(text_hash)
         self._crc_at_end = self.crc
@@ -152,9 +160,16 @@ class TokenStoreWriter:
             self._write(np.asarray(self._ends, dtype="<i8").tobytes())
             stream.seek(0)
             size, counts = self.dtype.itemsize, (self.n_tokens, self.n_documents, self.text_bytes)
-            stream.write(Header(size, *counts, self.crc, self._tokenizer).pack())
+            stream.write(Header(size, *counts, self.crc, self._tokenizer, self._escaped or 0).pack())
             stream.flush()
             os.fsync(stream.fileno())  # a rename must not reach the disk before what it publishes
+
+
+def unescaped(stored: np.ndarray, escaped: int) -> np.ndarray:
+    """Tokens as stored -> tokens, in a type that holds `escaped`; a view where that is 0."""
+    if not escaped:
+        return stored
+    return np.where(stored == ESCAPE, np.array(escaped, np.min_scalar_type(escaped)), stored)
 
 
 def _tables_at(n_tokens: int, itemsize: int) -> int:
@@ -169,8 +184,8 @@ def read_header(path: Path) -> Header:
         size = stream.seek(0, os.SEEK_END)
     if len(data) < HEADER.size or not data.startswith(MAGIC):
         raise DamagedStore(f"{str(path)!r}: must start with a token file's header")
-    _, version, *fields, _, _ = HEADER.unpack(data)
-    header = Header(*fields)
+    _, version, *fields, _, escaped = HEADER.unpack(data)
+    header = Header(*[*fields, escaped])
     if version != FORMAT_VERSION or header.itemsize not in DTYPES:
         rule = f"must be format {FORMAT_VERSION} with 1, 2 or 4 bytes a token"
         raise DamagedStore(f"{str(path)!r}: format {version}, {header.itemsize} bytes a token; {rule}")

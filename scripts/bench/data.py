@@ -43,9 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--mb", type=int, default=400, help="text for the byte tokenizer; BPE takes half of it"
-    )
+    parser.add_argument("--mb", type=int, default=256, help="text")
     parser.add_argument(
         "--tokenizer", help="tiktoken encoding or tokenizer.json for the BPE part; none: left out"
     )
@@ -110,7 +108,7 @@ def reading(folder: Path):
 
 def merging(scratch: Path, arguments: argparse.Namespace):
     """BPE: prepare against the tokenizer alone on all cores, and against datasets.map."""
-    source, n_bytes = write_rows(scratch / "merges.jsonl", max(arguments.mb // 2, 4))
+    source, n_bytes = write_rows(scratch / "merges.jsonl", arguments.mb)
     texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
     cores = len(os.sched_getaffinity(0))
     shares = [texts[i::cores] for i in range(cores)]

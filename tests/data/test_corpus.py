@@ -68,7 +68,7 @@ def test_every_document_whole_in_one_split(texts: Path, cache: Path) -> None:
     assert train and val
     assert sorted(train + val) == sorted(TEXTS.values())
     assert [text for text in TEXTS.values() if text in train] == train  # in name order
-    assert corpus.train.dtype == np.uint16
+    assert corpus.train.stores[0].dtype == np.uint8
     assert (corpus.tokenizer.vocab_size, corpus.tokenizer.eos) == (257, 256)
     meta = json.loads((cache / corpus.fingerprint / "meta.json").read_text())
     tokens = corpus.train.n_tokens + corpus.val.n_tokens

@@ -6,6 +6,7 @@ import pytest
 
 from lhtrain.data import hub
 from lhtrain.data.errors import DataError
+from lhtrain.data.filters import Filters
 from lhtrain.data.prepare import prepare
 from lhtrain.data.recipe import Recipe
 
@@ -34,6 +35,14 @@ def test_streamed_and_downloaded_give_the_same_tokens(dataset, tmp_path, streami
         bytes(store.document(i)[:-1].astype("u1")) for store in stores for i in range(store.n_documents)
     )
     assert tokens.decode() == "".join(texts)
+
+
+def test_progress_is_told_row_by_row(dataset):
+    """A file of the hub may be one shard and take an hour."""
+    told = []
+    [unit, _] = hub.hub_units(Recipe(source="hf", name=str(dataset)))
+    list(hub.read_hub(unit, "text", Filters([]), told.append))
+    assert told == [len(f"part 0 row {i} " * 20) for i in range(50)]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,21 @@ def test_boundaries_are_where_documents_and_padding_begin(folder: Path, made) ->
             assert edges[0] == 0 and all(row[edge] in starts for edge in edges[1:])
 
 
+def test_escaped_tokens_are_read_as_what_they_stand_for(folder: Path) -> None:
+    """Bytes in uint8, and in uint16 as earlier versions stored them, give the same sequences."""
+    splits = []
+    for dtype, escaped in (("uint8", 256), ("uint16", None)):
+        with TokenStoreWriter(folder / f"{dtype}.bin", np.dtype(dtype), escaped=escaped) as writer:
+            for length in (3, 50, 1, 17):
+                writer.append(np.arange(100, 100 + length))
+                writer.end_document(256)
+        splits.append(Split.whole(TokenStore(folder / f"{dtype}.bin")))
+    narrow, wide = (SequenceOrder(split, [8, 16], seed=1).read(0, 9, 8) for split in splits)
+    np.testing.assert_array_equal(narrow, wide)
+    assert 256 in narrow and 255 not in narrow
+    assert [split.document(1).tolist() for split in splits] == [[*range(100, 150), 256]] * 2
+
+
 def test_epochs_and_seeds_differ(folder: Path) -> None:
     split = numbered_split(folder / "differ.bin", [5] * 40)
     order = SequenceOrder(split, 8, seed=0)

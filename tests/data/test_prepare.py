@@ -2,15 +2,19 @@
 
 import errno
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lhtrain.data import plan, shard
+from lhtrain.data import ByteTokenizer, open_corpus, plan, shard
 from lhtrain.data.errors import DataError
-from lhtrain.data.prepare import prepare
+from lhtrain.data.prepare import _Stopped, _work, prepare
 from lhtrain.data.recipe import Recipe
 from lhtrain.data.verify import verify
 
@@ -87,6 +91,42 @@ def test_killed_and_resumed_is_as_if_undisturbed(texts, tmp_path, document):
     assert not list(out.glob(".*.bin.*"))
 
 
+ORPHAN = """
+import multiprocessing, os, signal, sys
+from concurrent.futures import ProcessPoolExecutor
+from lhtrain.data import prepare
+from lhtrain.data.recipe import Recipe
+
+context = multiprocessing.get_context("spawn")
+arguments = (Recipe(source="stdlib"), context.Array("q", 3))
+pool = ProcessPoolExecutor(1, context, prepare._start_worker, arguments)
+print(pool.submit(os.getpid).result(), flush=True)
+signal.pause()
+"""
+
+
+def test_workers_end_with_prepare():
+    """kill -9 of the parent: the worker, which shares its stdout, would keep it open for ever."""
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        try:
+            assert parent.communicate(timeout=60)[0] == ""
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            raise
+
+
+def test_a_worker_that_is_told_to_stop_leaves_nothing(texts, tmp_path, monkeypatch):
+    counts, tokenizer = multiprocessing.Array("q", [0, 0, 1]), ByteTokenizer()
+    worker = {"recipe": recipe(texts), "counts": counts, "tokenizer": tokenizer}
+    monkeypatch.setattr("lhtrain.data.prepare._worker", worker)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(_Stopped):
+        _work(tmp_path / "out", 0, plan.make_plan(recipe(texts))[0])
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("limit", [{"max_documents": 5}, {"max_tokens": 10_000}])
 def test_limits_cut_at_the_same_document_whoever_writes(texts, tmp_path, limit):
     one = prepare(recipe(texts, **limit), tmp_path / "one", workers=1, progress=False)
@@ -111,6 +151,33 @@ def test_verify_names_the_damaged_shard(texts, tmp_path, damage):
     damage(tmp_path / "00001.bin")
     (fault,) = verify(tmp_path)[1]
     assert "00001.bin" in fault
+
+
+def test_a_removed_shard_is_written_again(texts, tmp_path):
+    """The remedy for a damaged one."""
+    manifest, before = prepare(recipe(texts), tmp_path, workers=1, progress=False), contents(tmp_path)
+    (tmp_path / "00001.bin").unlink()
+    kept = (tmp_path / "00000.bin").stat().st_mtime_ns
+    assert prepare(recipe(texts), tmp_path, workers=1, progress=False) == manifest
+    assert contents(tmp_path) == before and (tmp_path / "00000.bin").stat().st_mtime_ns == kept
+
+
+def test_shards_of_the_width_of_earlier_versions_are_read_and_prepared_again(texts, tmp_path, monkeypatch):
+    """A folder's shards are all of one kind, also where one is stopped and goes on with another version."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(ByteTokenizer, "dtype", np.dtype("u2"))
+        earlier.setattr(ByteTokenizer, "escaped", None)
+        prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    old = open_corpus("prepared", path=str(tmp_path / "out"))
+    (tmp_path / "out/meta.json").unlink()
+    (tmp_path / "out/00002.bin").unlink()
+    prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    new = open_corpus("prepared", path=str(tmp_path / "out"))
+    assert old.train.stores[0].dtype == np.uint16 and new.fingerprint == old.fingerprint
+    assert {store.dtype for store in new.train.stores} == {np.dtype("u1")}
+    for corpus in (old, new):
+        assert corpus.train.document(0)[-1] == 256
+    np.testing.assert_array_equal(old.train.document(0), new.train.document(0))
 
 
 def test_a_folder_of_other_settings_is_refused(texts, tmp_path):

@@ -14,6 +14,7 @@ from lhtrain.data import plan, rows
 from lhtrain.data.documents import Skip
 from lhtrain.data.errors import DataError
 from lhtrain.data.filters import Filters
+from lhtrain.data.recipe import Recipe
 from lhtrain.data.rows import read_rows, row_units
 
 ROWS = [
@@ -61,6 +62,16 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
     assert texts == [row["text"] for row in ROWS if row["text"]] and left_out == 60
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_progress_adds_up_to_the_source(tmp_path, name):
+    write(tmp_path / name)
+    units, told = list(row_units([str(tmp_path / name)])), []
+    for unit in units:
+        list(read_rows(unit.items[0], "text", Filters([]), told.append))
+    assert sum(told) == pytest.approx(sum(unit.size for unit in units), rel=0.25)
+    assert len(told) >= 5  # also within the file, which may be one row group
+
+
 @pytest.mark.parametrize("unit_bytes", [97, 1000, 5000])
 def test_parts_of_a_file_hold_each_line_once(tmp_path, monkeypatch, unit_bytes):
     for module in (plan, rows):
@@ -104,6 +115,13 @@ def test_a_truncated_file_is_an_error(tmp_path, name):
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match="must be"):
         documents(tmp_path / name)
+
+
+def test_a_folder_without_rows_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    recipe = Recipe(source="files", path=str(tmp_path))
+    with pytest.raises(DataError, match=r"must hold at least one file to read \(JSON lines, plain or"):
+        plan.make_plan(recipe)
 
 
 def test_a_file_of_another_kind_given_by_name_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lhtrain.data.errors import DamagedStore
-from lhtrain.data.store import HEADER, MAGIC, TokenStore, TokenStoreWriter
+from lhtrain.data.store import ESCAPE, HEADER, MAGIC, TokenStore, TokenStoreWriter
 
 EOS = 200
 
@@ -44,6 +44,24 @@ def test_documents_are_read_only_views(tmp_path: Path) -> None:
         document[0] = 9
 
 
+def test_a_token_that_a_byte_does_not_hold_is_escaped(tmp_path: Path) -> None:
+    """End-of-text and beginning-of-text alike; the file has a byte a token, and says which token it is."""
+    with TokenStoreWriter(tmp_path / "a.bin", np.dtype("u1"), escaped=256) as writer:
+        for text in (b"one", b""):
+            writer.append_special(256)
+            writer.append(np.frombuffer(text, np.uint8))
+            writer.end_document(256)
+    store = TokenStore(tmp_path / "a.bin")
+    assert [store.document(i).tolist() for i in range(2)] == [[256, *b"one", 256], [256, 256]]
+    assert store.tokens.tolist() == [ESCAPE, *b"one", ESCAPE, ESCAPE, ESCAPE] and store.header.escaped == 256
+    store.verify(257)
+
+
+def test_a_token_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OverflowError), TokenStoreWriter(tmp_path / "a.bin", np.dtype("u1")) as writer:
+        writer.end_document(256)
+
+
 @pytest.mark.parametrize("index", [-1, 1])
 def test_no_such_document(tmp_path: Path, index: int) -> None:
     with pytest.raises(IndexError, match=rf"document {index}: train.bin has 1"):
@@ -65,6 +83,7 @@ def test_truncated(tmp_path: Path, size: int) -> None:
         lambda data: b"X" + data[1:],
         lambda data: MAGIC + b"\x09" + data[9:],  # format
         lambda data: data[:12] + b"\x03" + data[13:],  # bytes a token
+        lambda data: data[:60] + b"\x01" + data[61:],  # escaped token
         lambda data: data[:-8] + bytes(8),  # last offset
         lambda data: data[:-24] + b"\x01" + data[-23:],  # first offset
     ],

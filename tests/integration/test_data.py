@@ -40,7 +40,8 @@ def test_verify_names_a_damaged_shard(lhtrain, prepared, tmp_path):
     content[2000] ^= 1
     (copy / "00000.bin").write_bytes(content)
     found = lhtrain.bare("data", "verify", str(copy))
-    assert found.returncode == 1 and "00000.bin" in found.stdout + found.stderr
+    assert found.returncode == 1 and "00000.bin" in found.stderr
+    assert "1 of 1 shard damaged: remove what is damaged" in found.stdout
 
 
 def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
@@ -64,7 +65,15 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
     [
         (["data", "nonsense"], 2, "no command data 'nonsense' (there is: prepare, verify, inspect)"),
         (["data", "prepare", "data=files", "data.column=3x", "data.foo=1"], 2, "data.foo=1: no such key"),
+        (
+            ["data", "prepare", "data=text", "data.path=.", "data.column=body", "data.split=test"],
+            2,
+            "data.column=body: does not go with data=text, only files, hf",
+        ),
+        (["data", "prepare", "data=text", "data.path=/no/such"], 1, "data.path='/no/such': must exist"),
+        (["data=stdlib", "data.max_tokens=5000"], 1, "must be prepared first: `lhtrain data prepare`"),
         (["data", "verify", "/no/such"], 1, "/no/such"),
+        (["data", "verify", "--fast"], 2, "--fast: no such option"),
         (["data=prepared", "data.path=/no/such"], 2, "'/no/such/meta.json' must exist"),
         (
             ["data=mix", "data.mix={a: {path: /no/such, weight: 0}}"],

@@ -43,7 +43,7 @@ def chunk_grad(logits: Tensor, targets: Tensor, z_loss: float, count: Tensor) ->
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, total float32; the product is summed up in float32 whatever the dtype of a and b."""
     if a.dtype == total.dtype:
-        total.addmm_(a, b)
+        torch.addmm(total, a, b, out=total)
     elif total.is_cuda:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:  # only CUDA has products with another dtype than their factors

@@ -2,7 +2,7 @@
 
 Counts what a step holds at its peak: the state (weights, gradients, optimizer), what the forward pass keeps
 for the backward, and the largest piece of work in flight. Activations are 2 bytes an element. What a compiled
-block keeps, and how many inputs wait for their copies, was read off measured peaks (scripts/bench/results,
+block keeps, and what offloading takes, was read off measured peaks (scripts/bench/results,
 train.csv and multi_gpu.csv); a test holds the estimate to all of them.
 N tokens of a micro-batch, C model dim, F SwiGLU dim, S rows that attention sees.
 """
@@ -17,9 +17,9 @@ from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-# Inputs of offloaded blocks that are still, or again, on the GPU: copies lag behind the blocks, the more so
-# where GPUs share a host.
-LAGGING, LAGGING_SHARED = 6, 12
+# What offloading takes on the GPU besides the block at work, in inputs of a block: on one GPU, and sharded.
+# Not derived but read off one measured peak each, at a million tokens.
+OFFLOADING, OFFLOADING_SHARDED = 6, 12
 USE = "lhtrain estimate [gpu=h100|GB] [GROUP=NAME ...] [KEY=VALUE ...]: settings as for training"
 
 
@@ -72,7 +72,7 @@ def estimate(config: Config, stage: StageConfig) -> Memory:
         else:
             kept += whole
     if compute.offload:
-        kept += (LAGGING_SHARED if sharded else LAGGING) * block_input
+        kept += (OFFLOADING_SHARDED if sharded else OFFLOADING) * block_input
     loss = _loss(model, tokens)
     casts = 2 * inner * (model.n_layers - recomputed_blocks) // model.n_layers
     if sharded:  # the root's, gathered all along, and its gradients, reduced last; two blocks'

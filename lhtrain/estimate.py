@@ -17,9 +17,9 @@ from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-# What offloading takes on the GPU besides the block at work, in inputs of a block: on one GPU, and sharded.
-# Not derived but read off one measured peak each, at a million tokens.
-OFFLOADING, OFFLOADING_SHARDED = 6, 12
+# What offloading takes on the GPU besides the block at work, in inputs of a block; read off the peaks at a
+# million tokens.
+OFFLOADING = 6
 USE = "lhtrain estimate [gpu=h100|GB] [GROUP=NAME ...] [KEY=VALUE ...]: settings as for training"
 
 
@@ -30,7 +30,7 @@ class Memory:
     weights: int  # float32
     gradients: int  # float32
     optimizer: int  # AdamW's two moments, float32
-    casts: int  # the weights of the blocks in bfloat16; sharded, what is whole of weights and gradients
+    casts: int  # the weights of the blocks in bfloat16
     activations: int  # kept from the forward pass
     block: int  # work of the block whose backward is being computed, where that is the peak
     loss: int  # a chunk of logits, and the gradients that the loss has computed already
@@ -52,7 +52,6 @@ def estimate(config: Config, stage: StageConfig) -> Memory:
     tokens = stage.batch_tokens // stage.grad_accum
     tokens //= max(parallel.dp_shard, 1) * parallel.dp_replicate * parallel.cp
     kept, work, recomputed_blocks = 0, 0, 0
-    sharded = shards > 1 or parallel.dp_replicate > 1
     block_input = 2 * tokens * model.dim
     for layer in range(model.n_layers):
         dense = stage.attention is Attention.dense or layer in model.dense_layers
@@ -72,11 +71,11 @@ def estimate(config: Config, stage: StageConfig) -> Memory:
         else:
             kept += whole
     if compute.offload:
-        kept += (OFFLOADING_SHARDED if sharded else OFFLOADING) * block_input
+        kept += OFFLOADING * block_input
     loss = _loss(model, tokens)
     casts = 2 * inner * (model.n_layers - recomputed_blocks) // model.n_layers
-    if sharded:  # the root's, gathered all along, and its gradients, reduced last; two blocks'
-        casts = (2 + 4) * embeddings + 2 * (2 * inner // model.n_layers) + 4 * inner // model.n_layers
+    if shards > 1 or parallel.dp_replicate > 1:  # the root's, gathered all along, and two blocks'
+        casts = 2 * embeddings + 2 * (2 * inner // model.n_layers) + 4 * inner // model.n_layers
     # Without whole blocks to recompute the peak is at the end of the forward pass, in the loss.
     block, loss = (work, 0) if work > loss else (0, loss)
     state = 4 * (inner + embeddings) // shards

@@ -222,7 +222,9 @@ class Trainer:
             times = self.config.guard.max_rewinds
             raise RunError(f"{what}, after guard.max_rewinds={times} rewinds; {advice}")
         self.saver.wait()
-        path, _ = checkpoint.newest_sound(self.dir.checkpoints, self.world)
+        path, notes = checkpoint.newest_sound(self.dir.checkpoints, self.world)
+        for note in notes:
+            self.report.say(f"warning   {note}")
         if path is None:
             raise RunError(f"{what}, and there is no checkpoint to go back to; {advice}")
         position, left = self.progress.position, self.progress.step

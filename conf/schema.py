@@ -183,7 +183,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1  # matrices only
     clip_norm: float = 1.0
-    z_loss: float = 0.0  # times the mean square of the logits' logsumexp
+    z_loss: float = 0.0  # times the mean square of the logits' logsumexp; in the training loss that is logged
     schedule: LrSchedule = LrSchedule.wsd
     warmup_fraction: float = 0.05  # of the run's steps
     decay_fraction: float = 0.2  # wsd: of the run's steps, at its end

@@ -20,11 +20,12 @@ def advice(config: Config, capacity: float) -> list[str]:
         f"Estimated peak: {_said(peaks)}; the GPU has {capacity:.0f} GB. What helps, from the cheapest on:"
     ]
     if smaller := _more_micro_batches(config):
-        lines.append(_line(f"run.grad_accum={smaller.run.grad_accum}", smaller, capacity))
+        lines.append(_line(_micro_batches(config, smaller), smaller, capacity))
     for setting, recompute, offload in CHOICES:
         other = deepcopy(config)
         other.compute.recompute, other.compute.offload = recompute, offload
-        other.compute.recompute_every = 1
+        if config.compute.recompute_every != 1:
+            other.compute.recompute_every, setting = 1, f"{setting} compute.recompute_every=1"
         if max(_peaks(other).values()) < max(peaks.values()):
             lines.append(_line(setting, other, capacity))
     lines.append("  more GPUs (parallel.dp_shard, parallel.cp), shorter sequences, a smaller model")
@@ -41,6 +42,14 @@ def _more_micro_batches(config: Config) -> Config | None:
         if stage.batch_tokens % (stage.seq_len * stage.grad_accum * data_ranks):
             return None
     return other
+
+
+def _micro_batches(config: Config, other: Config) -> str:
+    """The settings that make `other` of `config`: the run's, and those of stages that have their own."""
+    pairs = [(name, stage, other.stages[name]) for name, stage in config.stages.items()]
+    own = [(name, new) for name, old, new in pairs if old.grad_accum != config.run.grad_accum]
+    said = [f"run.grad_accum={other.run.grad_accum}"] if len(own) < len(pairs) else []
+    return " ".join([*said, *(f"stages.{name}.grad_accum={new.grad_accum}" for name, new in own)])
 
 
 def _peaks(config: Config) -> dict[str, float]:

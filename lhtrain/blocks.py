@@ -93,14 +93,15 @@ class Offloaded:
     """Recomputes whole blocks; their inputs wait in pinned host memory.
 
     A block's input is copied out while the block computes, and back while the block after it does its
-    backward: the copies have a stream of their own. Host buffers are kept from step to step.
+    backward: the copies have a stream of their own. Host buffers are kept from step to step, and from stage
+    to stage where a micro-batch has as many tokens, whatever its sequences' length.
     """
 
     def __init__(self, run: RunBlock, device: torch.device):
         self.run = run
         self.on_gpu = device.type == "cuda"
         self.copies = torch.cuda.Stream(device) if self.on_gpu else None
-        self.buffers: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
+        self.buffers: dict[tuple[int, int, torch.dtype], Tensor] = {}  # flat, by depth, size and dtype
         self.waiting: list[Tensor] = []  # in host memory, in the order of the forward pass
         self.fetched: dict[int, tuple[Tensor, Any]] = {}  # depth -> device tensor, event of its copy
 
@@ -112,17 +113,18 @@ class Offloaded:
     def put(self, x: Tensor) -> int:
         """Start the copy of x to the host; returns its depth."""
         depth = len(self.waiting)
-        key = (depth, x.shape, x.dtype)
+        key = (depth, x.numel(), x.dtype)
         if key not in self.buffers:
-            self.buffers[key] = torch.empty(x.shape, dtype=x.dtype, pin_memory=self.on_gpu)
+            self.buffers[key] = torch.empty(x.numel(), dtype=x.dtype, pin_memory=self.on_gpu)
+        aside = self.buffers[key].view(x.shape)
         if self.copies is None:
-            self.buffers[key].copy_(x)
+            aside.copy_(x)
         else:
             self.copies.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.copies):
-                self.buffers[key].copy_(x, non_blocking=True)
+                aside.copy_(x, non_blocking=True)
             x.record_stream(self.copies)
-        self.waiting.append(self.buffers[key])
+        self.waiting.append(aside)
         return depth
 
     def take(self, depth: int, device: torch.device) -> Tensor:

@@ -169,9 +169,13 @@ def out_of_memory(error: Exception, composed: DictConfig) -> str:
     from lhtrain.advice import advice
     from lhtrain.conf.compose import build
     from lhtrain.conf.fill import filled
+    from lhtrain.conf.parallel import mesh_sizes
+    from lhtrain.world import find_ranks
 
-    capacity = torch.cuda.mem_get_info()[1] / 1e9
-    lines = advice(filled(build(composed)), capacity)
+    capacity, config = torch.cuda.mem_get_info()[1] / 1e9, filled(build(composed))
+    # Of dp_shard=-1, all that are left, an estimate knows nothing; these ranks are there.
+    config.parallel.dp_shard = mesh_sizes(config.parallel, find_ranks().size)[1]
+    lines = advice(config, capacity)
     return "\n".join([f"{str(error).split('. ')[0]}.", *lines])
 
 

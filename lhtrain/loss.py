@@ -123,11 +123,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.mm(grad_logits, matrix, out=grad)
             _add_product(grad_weight, grad_logits.T, part)
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
+        ctx.weight_dtype, ctx.rows = weight.dtype, rows
         return total / count
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         grad_weight = (grad_weight * grads[0]).to(ctx.weight_dtype)
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight, None, None, None, None
+        # In float32, a chunk at a time: bfloat16 would round a micro-batch's share of the step to two digits.
+        wide, scaled = torch.promote_types(grad_hidden.dtype, torch.float32), torch.empty_like(grad_hidden)
+        for part, out in zip(grad_hidden.split(ctx.rows), scaled.split(ctx.rows), strict=True):
+            out.copy_(part.to(wide) * grads[0])
+        return scaled, grad_weight, None, None, None, None

@@ -70,7 +70,10 @@ class Parallel:
     def build(self, model: GPT, seed: int) -> None:
         """Shard a `model` made on the meta device and give it its initial weights, the same on any mesh."""
         if self.mesh is not None:
-            policy = MixedPrecisionPolicy(param_dtype=model.dtype, reduce_dtype=torch.float32)
+            # Inputs are left alone: the rotary embedding's cosines and sines stay float32, as on one rank.
+            policy = MixedPrecisionPolicy(
+                param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
             for block in model.blocks:
                 fully_shard(block, mesh=self.mesh, mp_policy=policy)
             fully_shard(model, mesh=self.mesh, mp_policy=policy)

@@ -23,9 +23,14 @@ class StageRecord:
     last_loss: float | None = None
     val_loss: float | None = None
 
+    @property
+    def busy(self) -> float:
+        """Seconds in which it trained: validation, checkpoints and compiling left out."""
+        return self.seconds["data"] + self.seconds["compute"]
+
     def as_summary(self, peak_flops: float | None) -> dict[str, Any]:
         """The stage's entry of summary.json; mfu is null where the device's peak is not known."""
-        busy = self.seconds["data"] + self.seconds["compute"]
+        busy = self.busy
         return {
             "name": self.name,
             "steps": self.steps,

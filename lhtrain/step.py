@@ -12,8 +12,9 @@ from lhtrain.parallel import Parallel, clip_grad_norm
 
 
 class Measured(NamedTuple):
-    """What a step measured, scalars left on the device. loss: mean over the step's targets, of all ranks.
-    grad_norm: before clipping. skipped: 1.0 where something was not finite, so that nothing was updated."""
+    """What a step measured, scalars left on the device. loss: mean over the step's targets, of all ranks,
+    with its z-loss. grad_norm: before clipping. skipped: 1.0 where something was not finite, so that nothing
+    was updated."""
 
     loss: Tensor
     grad_norm: Tensor

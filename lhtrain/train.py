@@ -77,7 +77,8 @@ class Trainer:
         self._build_model()
         self.saver = Saver(self.dir.checkpoints, config.checkpoint.keep, world)
         self.guard = Guard(config.guard)
-        self.drift, self.waited = Drift(world), 0.0
+        # Of the stage: seconds for data at the last comparison; steps and their seconds when one was logged.
+        self.drift, self.waited, self.logged = Drift(world), 0.0, (0, 0.0)
         self.progress = self._start(resume_from)
         # One object a stage: a compiler takes another object for other code.
         self.attention = {
@@ -157,7 +158,7 @@ class Trainer:
         due = ends or step % self.config.checkpoint.every == 0
         if step % self.config.parallel.compare_every == 0:
             waited, self.waited = self.record.seconds["data"] - self.waited, self.record.seconds["data"]
-            for line in self.drift.compare(max(waited, 0.0) / self.config.parallel.compare_every):
+            for line in self.drift.compare(waited / self.config.parallel.compare_every):
                 self.report.behind(line)
         if signal or step == self.schedule.steps or (due and self._is_sound()):
             self._save()
@@ -168,12 +169,14 @@ class Trainer:
         return self.guard.in_a_row == 0
 
     def _look(self) -> None:
-        for skip in self.guard.look():
+        with self.clock.measure("compute"):  # waits for the steps that the device has still to do
+            skips = self.guard.look()
+        for skip in skips:
             self.report.skipped(skip)
 
     def _step(self, place: Place, stage: StageConfig) -> None:
         """One optimizer step: data, update, log."""
-        began, before = time.perf_counter(), self.progress.position
+        before = self.progress.position
         with self.clock.measure("data"):
             batches, self.progress.position = self.feed.micro_batches(before, stage)
         with self.clock.measure("compute"):
@@ -194,12 +197,16 @@ class Trainer:
         if logged:
             self._look()
             if self.guard.in_a_row == 0:
-                self._log(measured, place, stage, time.perf_counter() - began)
+                self._log(measured, place, stage)
 
-    def _log(self, measured: Measured, place: Place, stage: StageConfig, seconds: float) -> None:
+    def _log(self, measured: Measured, place: Place, stage: StageConfig) -> None:
         loss = measured.loss.item()
         self.record.first_loss = loss if self.record.first_loss is None else self.record.first_loss
         self.record.last_loss = loss
+        # Steps that were not logged may have been waited for in this one: they share their time.
+        steps, busy = self.logged
+        self.logged = self.record.steps, self.record.busy
+        seconds = (self.record.busy - busy) / (self.record.steps - steps)
         self.report.train_step(place.lr, measured.grad_norm.item(), stage.batch_tokens, self.flops, seconds)
         if spike := self.guard.spike(loss):
             self.report.spike(loss, spike)
@@ -215,7 +222,9 @@ class Trainer:
             times = self.config.guard.max_rewinds
             raise RunError(f"{what}, after guard.max_rewinds={times} rewinds; {advice}")
         self.saver.wait()
-        path, _ = checkpoint.newest_sound(self.dir.checkpoints, self.world)
+        path, notes = checkpoint.newest_sound(self.dir.checkpoints, self.world)
+        for note in notes:
+            self.report.say(f"warning   {note}")
         if path is None:
             raise RunError(f"{what}, and there is no checkpoint to go back to; {advice}")
         position, left = self.progress.position, self.progress.step
@@ -240,6 +249,7 @@ class Trainer:
             self.progress.stages.append(StageRecord(name))
         self.record = self.progress.stages[-1]
         self.clock = StageClock(self.record)
+        self.logged, self.waited = (self.record.steps, self.record.busy), self.record.seconds["data"]
         if begins and place.stage > 0:
             with self.clock.measure("validation"):
                 val_loss = self._validation_loss(stage)
@@ -270,6 +280,7 @@ class Trainer:
         return seconds
 
     def _validate(self, stage: StageConfig) -> None:
+        self._look()
         with self.clock.measure("validation"):
             self.record.val_loss = self._validation_loss(stage)
         self.clock.lap()

@@ -74,8 +74,10 @@ class World:
             torch.cuda.set_device(device)
         if ranks.size > 1 and not dist.is_initialized():
             _record_flights()
-            if "RANK" not in os.environ:  # SLURM's names -> those that PyTorch reads
-                os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.size)}
+            # SLURM's names -> those that PyTorch reads, and that a sweep's next run finds here: all of them,
+            # since a rank without LOCAL_RANK would be its machine's first.
+            names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": ranks.local_rank}
+            os.environ |= {name: str(number) for name, number in names.items()}
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(
                 backend,

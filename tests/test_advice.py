@@ -25,3 +25,16 @@ def test_only_what_is_left_to_do():
     assert [line.split("  ")[1].strip() for line in lines[2:-1]] == [
         "compute.recompute=full compute.offload=true"
     ]
+
+
+def test_a_choice_says_all_that_it_changes():
+    """What is estimated is what the settings on the line make of the command."""
+    settings = ["model=lighthouse_530m", "run.batch_tokens=786432", "stages.recovery.grad_accum=2"]
+    settings += ["compute.recompute=full", "compute.recompute_every=3"]
+    lines = advice(compose_config(settings), 40)
+    choices = [line[2:].split(" lighthouse ")[0].split() for line in lines[1:-1]]
+    assert choices[0] == ["run.grad_accum=2", "stages.recovery.grad_accum=4"]
+    assert len(choices) == 4 and all(c[-1] == "compute.recompute_every=1" for c in choices[1:])
+    for choice, line in zip(choices, lines[1:], strict=False):
+        said = advice(compose_config([*settings, *choice]), 40)[0].split(": ")[1].split(";")[0]
+        assert said in line

@@ -85,6 +85,23 @@ def test_offloading_reuses_its_buffers_and_leaves_nothing_waiting():
     assert len(offloaded.buffers) == 4 and not offloaded.waiting and not offloaded.fetched
 
 
+def test_a_stage_of_other_sequences_has_the_buffers_of_the_one_before():
+    """As many tokens in sequences half as long; the gradients are each stage's own."""
+    offloaded, model = Offloaded(run_plainly, CPU), GPT(CONFIG)
+    model.init_weights(0)
+    tokens = torch.randint(0, 64, (1, 512), generator=torch.Generator().manual_seed(1))
+    for rows in (tokens, tokens.view(2, 256)):
+        found = []
+        for run in (offloaded, run_plainly):
+            for block in model.blocks:
+                block.run = run
+            model.zero_grad()
+            model.loss(rows, rows).backward()
+            found.append([parameter.grad for parameter in model.parameters()])
+        assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    assert len(offloaded.buffers) == CONFIG.n_layers
+
+
 def test_blocks_that_attend_alike_share_a_graph():
     """Four blocks, one of them dense, with and without gradients: four graphs, none broken."""
     graphs = []

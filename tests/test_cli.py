@@ -5,6 +5,7 @@ import errno
 import torch
 from omegaconf import OmegaConf
 
+from lhtrain.advice import advice
 from lhtrain.cli import in_words, out_of_memory
 from lhtrain.conf.compose import compose_config
 
@@ -16,6 +17,18 @@ def test_out_of_memory_says_what_helps(monkeypatch):
     said = out_of_memory(error, composed).splitlines()
     assert said[0] == "CUDA out of memory." and "the GPU has 80 GB" in said[1]
     assert any("compute.recompute=full " in line and line.endswith("fits") for line in said)
+
+
+def test_out_of_memory_counts_the_ranks_that_are_there(monkeypatch):
+    """A sequence for each of two, weights and optimizer in halves: what dp_shard=2 says of itself."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 10**9))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    settings = ["model=lighthouse_530m", "run.batch_tokens=196608", "run.dir=d", "run.name=n"]
+    told = compose_config([*settings, "parallel.dp_shard=2"])
+    composed = OmegaConf.structured(compose_config(settings))
+    said = out_of_memory(torch.OutOfMemoryError("CUDA out of memory."), composed).splitlines()
+    assert said[1:] == advice(told, 80)
 
 
 def test_ranks_that_do_not_come_are_said():

@@ -1,5 +1,7 @@
 """Batches: the same read ahead or not, shared out by the targets that count."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -47,11 +49,18 @@ def test_reading_ahead_changes_nothing(order: SequenceOrder) -> None:
 
 
 def test_an_error_of_the_thread_reaches_the_trainer(order: SequenceOrder, monkeypatch) -> None:
+    read, here = order.read, threading.current_thread()
+
+    def read_here_alone(*where):
+        if threading.current_thread() is not here:
+            raise OSError("disk gone")
+        return read(*where)
+
+    monkeypatch.setattr(order, "read", read_here_alone)
     feed = Feed(order, EOS, CPU)
-    monkeypatch.setattr(order, "read", lambda *_: (_ for _ in ()).throw(OSError("disk gone")))
-    feed._ahead = None
+    _, position = feed.micro_batches(0, stage(16))  # which has the next step read ahead
     with pytest.raises(OSError, match="disk gone"):
-        feed.micro_batches(0, stage(16))
+        feed.micro_batches(position, stage(16))
     feed.close()
 
 

@@ -57,6 +57,21 @@ def test_low_precision_stays_close_to_float32():
     assert loss.item() == pytest.approx(exact.item(), rel=2e-2)
 
 
+def test_a_micro_batchs_share_is_not_rounded_to_low_precision():
+    """In the mean over many elements; bfloat16 makes 0.3594 of 0.3603."""
+    hidden, weight, targets = inputs(m=512, c=32, v=97, dtype=torch.float32)
+    hidden = hidden.detach().bfloat16().requires_grad_()
+
+    def gradients(share):
+        loss = linear_cross_entropy(hidden, weight, targets, chunk=100)
+        return torch.autograd.grad(loss * share, (hidden, weight))
+
+    whole, part = gradients(1.0), gradients(0.3603)
+    for one, other in zip(whole, part, strict=True):
+        one, other = one.double(), other.double()
+        assert ((one * other).sum() / one.square().sum()).item() == pytest.approx(0.3603, rel=3e-4)
+
+
 def test_no_tensor_has_the_size_of_all_logits():
     """The largest tensor that the loss makes is a chunk of logits."""
     from torch.utils._python_dispatch import TorchDispatchMode

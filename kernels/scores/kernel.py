@@ -26,7 +26,7 @@ def score_kernel(
 ):  # fmt: skip
     BLOCK_1: tl.constexpr = BLOCK_T // P
     i_p = tl.program_id(0)
-    i_slot = i_p % (H + G)
+    i_slot = (i_p % (H + G)).to(tl.int64)  # times a stride, which is N D where heads come before tokens
     i_block = (i_p // (H + G)) % n_blocks
     i_b = (i_p // ((H + G) * n_blocks)).to(tl.int64)
     if i_slot < H:

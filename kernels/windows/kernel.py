@@ -101,7 +101,7 @@ def rows_from_tokens_kernel(
 ):  # fmt: skip
     """BLOCK_T tokens of one head slot; with SHIFTED the only slots are q's."""
     i_p = tl.program_id(0)
-    i_slot = i_p % N_SLOTS
+    i_slot = (i_p % N_SLOTS).to(tl.int64)  # times a stride, which is N D where heads come before tokens
     i_block = (i_p // N_SLOTS) % n_blocks
     i_b = (i_p // (N_SLOTS * n_blocks)).to(tl.int64)
     p_x, s_n, p_rows, s_row, i_g = _slot(
@@ -127,7 +127,7 @@ def long_rows_kernel(
 ):  # fmt: skip
     """One entry of a level whose windows are too long to unroll; p_places points at that level."""
     i_p = tl.program_id(0)
-    i_h = i_p % H
+    i_h = (i_p % H).to(tl.int64)
     i_e = (i_p // H) % n_level
     i_b = (i_p // (H * n_level)).to(tl.int64)
     place = tl.load(p_places + (i_b * G + i_h // (H // G)) * n_entries + i_e)

@@ -115,7 +115,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
         flops = step_flops(config.model, stage) / world.size
         looked_at = partial(step, model, optimizer, config, stage, parallel)
         spans = kernel_spans(looked_at, device) if arguments.kernels or world.together else []
-        if world.is_main and arguments.kernels:
+        if world.is_main and arguments.kernels and spans:  # on a CPU there are none
             print_kernels(spans, arguments.kernels)
         values = [
             torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -35,3 +35,5 @@ def _work(rank: int, function: Callable[..., Any], size: int, port: int, folder:
         "MASTER_PORT": str(port),
     }
     torch.save(function(*args), Path(folder) / f"rank_{rank}.pt")
+    # Now and then one of PyTorch's threads outlives a process this short and aborts it, its work done.
+    os._exit(0)

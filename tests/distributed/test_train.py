@@ -173,3 +173,25 @@ def test_too_many_in_a_row_go_back_and_past_their_data(folder):
     assert (rewound["left"], rewound["position"], rewound["end"]) == (6, 4 * step, 6 * step)
     state = checkpoint.read_state(folder / "rewound" / "checkpoints" / "step_00000008")
     assert state["progress"]["position"] == 10 * step
+
+
+class Damaged(Poisoned):
+    """The newest checkpoint is cut short before the run goes back."""
+
+    def _rewind(self):
+        self.saver.wait()
+        state = checkpoint.complete(self.dir.checkpoints)[-1] / "state.json"
+        state.write_text(state.read_text()[:-1])
+        super()._rewind()
+
+
+def test_a_damaged_checkpoint_is_said_when_the_run_goes_back(folder, capsys):
+    step, run_dir = 8192, folder / "damaged"
+    Damaged.poison = {4 * step, 5 * step}
+    overrides = ["stage=dense", "run.steps=8", "guard.max_skips=2", "checkpoint.every=2"]
+    config = config_of(folder, "damaged", overrides)
+    world = World.start(torch.device(DEVICE))
+    Damaged(config, run_dir, world, Watchdog(config.watchdog, run_dir, world.rank)).run()
+    assert ("rewound", 2) in labelled(run_dir)[0]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "checkpoint step_00000004 is damaged and was put aside" in said

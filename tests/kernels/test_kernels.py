@@ -133,3 +133,17 @@ def test_inputs_may_have_gaps_between_heads(device, poison):
         assert torch.equal(a, b)
     for a, b in zip(score(*views[:2], pyramid), naive_scores.score(*views[:2], pyramid), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+
+
+def test_heads_may_be_further_apart_than_32_bits_count(device):
+    """As in the transpose of (B, H, N, D) at a million tokens; of the 4 GB only what is used is touched."""
+    pyramid, apart = Pyramid(512, 2, 4, 128).check(), 2**30 + 1024
+    memory = torch.empty(2 * apart + 512 * 4, dtype=torch.float16, device=device)
+    x = memory.as_strided((1, 512, 3, 4), (len(memory), 4, apart, 1))
+    x.copy_(torch.randn(x.shape, device=device))
+    _, places = cases.random_selection(pyramid, 3, device)
+    want = windows.gather(*[x.contiguous()] * 3, places.int(), pyramid)
+    for a, b in zip(windows.gather(x, x, x, places.int(), pyramid), want, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(score(x, x, pyramid), score(x.contiguous(), x.contiguous(), pyramid), strict=True):
+        assert torch.equal(a, b)

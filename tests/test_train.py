@@ -1,0 +1,85 @@
+"""What a step took, on a device that computes while the trainer goes on: by a clock that the test sets."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from lhtrain import train
+from lhtrain.conf.compose import compose_config
+from lhtrain.watchdog import Watchdog
+from lhtrain.world import Ranks, World
+
+SETTINGS = [
+    *("model.seq_len=512", "model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.ffn_dim=32"),
+    *("lighthouse.levels=2", "lighthouse.pooling=2", "lighthouse.budget=128", "model.dense_layers=[]"),
+    *("run.steps=8", "run.batch_tokens=512", "run.device=cpu", "run.name=t", "compute.compile=off"),
+    *("stages.lighthouse.fraction=0.5", "run.log_every=3", "parallel.compare_every=3"),
+    *("eval.tokens=512", "eval.every=7", "checkpoint.every=100"),
+]
+READING = {"lighthouse": 0.25, "recovery": 1.0}  # seconds that a step's data take
+
+
+class Device:
+    """A second of work a step, done when somebody waits for it."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.waiting = 0.0, 0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def item(self):
+        self.now, self.waiting = self.now + self.waiting, 0
+        return 0.0
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    (tmp_path / "text").mkdir()
+    for number in range(10):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} and some more, " * 300)
+    data = ["data=text", f"data.path={tmp_path / 'text'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    config = compose_config([*data, *SETTINGS, f"run.dir={tmp_path / 'run'}"])
+    device, world = Device(monkeypatch), World(Ranks(), torch.device("cpu"))
+    trainer = train.Trainer(config, tmp_path / "run", world, Watchdog(config.watchdog, tmp_path / "run", 0))
+    trainer.on = device
+    update, read = train.update, trainer.feed.micro_batches
+
+    def update_later(*arguments):
+        device.waiting += 1
+        return update(*arguments)._replace(skipped=device)
+
+    def read_slowly(position, stage):
+        device.now += READING[trainer.record.name]
+        return read(position, stage)
+
+    monkeypatch.setattr(train, "update", update_later)
+    monkeypatch.setattr(trainer.feed, "micro_batches", read_slowly)
+    return trainer
+
+
+def test_a_logged_step_takes_what_steps_take_and_not_what_it_waited_for(trainer):
+    trainer.run()
+    lines = [json.loads(line) for line in trainer.dir.metrics.read_text().splitlines()]
+    rows = [row for row in lines if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [1, 3, 4, 5, 6, 8]
+    for row in rows:
+        assert row["step_seconds"] == pytest.approx(1 + READING[row["stage"]]), row["step"]
+        assert row["tokens_per_second"] == pytest.approx(512 / row["step_seconds"])
+
+
+def test_no_steps_are_left_to_do_when_validation_begins(trainer, monkeypatch):
+    left, validate = [], trainer._validated
+    monkeypatch.setattr(
+        trainer, "_validated", lambda stage: left.append(trainer.on.waiting) or validate(stage)
+    )
+    trainer.run()
+    assert left == [0] * 4  # both ends, the switch, and step 7, which is not logged
+
+
+def test_the_wait_for_data_is_that_of_the_stage(trainer, monkeypatch):
+    """The ranks compare it by step; the first comparison after a switch counts from there."""
+    found = []
+    monkeypatch.setattr(trainer.drift, "compare", lambda waited: found.append(waited) or [])
+    trainer.run()
+    assert found == pytest.approx([3 * 0.25 / 3, 2 * 1.0 / 3])

@@ -50,8 +50,9 @@ class Saver:
         self._failure: str | None = None  # of the newest save
         self._under_way: Future[str | None] | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        # One group for DCP's thread, one for ours, none shared with the training's own collectives.
-        self._of_tensors, self._of_files = world.background_group(), world.background_group()
+        # One group for DCP's thread, one for ours, none shared with the training's own collectives. Where a
+        # rank has failed, ours meet after DCP's have given up waiting for it.
+        self._of_tensors, self._of_files = world.background_group(), world.background_group(patience=3)
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Copy the tensors aside and go on; the writing is done by a thread.
@@ -62,19 +63,20 @@ class Saver:
         self.wait()
         target = checkpoint.folder_of(self.folder, step)
         aside = self.folder / (checkpoint.ASIDE + target.name)
+        written: Future[Any] = Future()
         try:
             self.world.on_main(partial(_make, aside))
-            written = dcp.async_save(
+            begun = dcp.async_save(
                 dict(tensors),
                 storage_writer=dcp.FileSystemWriter(aside),
                 process_group=self._of_tensors,
                 no_dist=not self.world.together,
             )
-        except FAILURES as error:  # the run is worth more than this save
-            self._took(_reason(error))
-        else:
-            assert isinstance(written, Future)
-            self._under_way = self._thread.submit(self._complete, written, aside, target, state, began)
+            assert isinstance(begun, Future)
+            written = begun
+        except FAILURES as error:  # the run is worth more than this save; the other ranks must hear of it
+            written.set_exception(error)
+        self._under_way = self._thread.submit(self._complete, written, aside, target, state, began)
         self.saved.stall_seconds += time.perf_counter() - began
 
     def wait(self) -> None:
@@ -113,7 +115,7 @@ class Saver:
         except FAILURES as error:
             failure = _reason(error)
         parts = self.world.gather((files, failure), self._of_files)
-        failure = next((found for _, found in parts if found), None)
+        failure = min((found for _, found in parts if found), key=_only_waited, default=None)
         if self.world.is_main:
             files = {name: entry for part, _ in parts for name, entry in part.items()}
             failure = failure or self._publish(aside, target, state, files)
@@ -135,6 +137,11 @@ class Saver:
 def _make(aside: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+
+
+def _only_waited(reason: str) -> bool:
+    """Whether a rank failed because another had: the other's reason is the one to tell."""
+    return any(words in reason for words in ("Timed out", "Connection closed", "connection was closed"))
 
 
 def _reason(error: BaseException) -> str:

@@ -51,9 +51,9 @@ def find_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
 class World:
     """All ranks. `start` meets the others; the rest are collectives, which every rank must call."""
 
-    def __init__(self, ranks: Ranks, device: torch.device):
+    def __init__(self, ranks: Ranks, device: torch.device, timeout: int = 600):
         self.rank, self.size, self.local_rank = ranks.rank, ranks.size, ranks.local_rank
-        self.device = device
+        self.device, self.timeout = device, timeout
         self.together = ranks.size > 1
 
     @classmethod
@@ -84,7 +84,7 @@ class World:
                 timeout=timedelta(seconds=timeout),
                 device_id=device if device.type == "cuda" else None,
             )
-        return cls(ranks, device)
+        return cls(ranks, device, timeout)
 
     @property
     def is_main(self) -> bool:
@@ -138,9 +138,11 @@ class World:
         if self.together and self.local_rank == 0:
             dist.barrier()
 
-    def background_group(self) -> dist.ProcessGroup | None:
-        """A group of all ranks, on CPUs, for another thread's collectives."""
-        return dist.new_group(backend="gloo") if self.together else None
+    def background_group(self, patience: int = 1) -> dist.ProcessGroup | None:
+        """A group of all ranks, on CPUs, for another thread's collectives, each of which may take `patience`
+        times as long as those of training."""
+        timeout = timedelta(seconds=patience * self.timeout)
+        return dist.new_group(backend="gloo", timeout=timeout) if self.together else None
 
 
 def close() -> None:

@@ -29,7 +29,8 @@ SMALL += ["lighthouse.levels=2", "lighthouse.pooling=2", "lighthouse.budget=512"
 TINY = {"fsdp_2k": (2048, SMALL), "cp_4k": (4096, SMALL)}
 
 
-def main() -> None:
+def main() -> int:
+    """Status 1 if a run failed; the others are measured all the same."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,9 +43,11 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
+    failed = 0
     for name, (seq_len, settings) in (TINY if arguments.tiny else RUNS).items():
         if name.startswith(tuple(arguments.only.split(","))):
-            scale(name, seq_len, settings, numbers(arguments), arguments)
+            failed += scale(name, seq_len, settings, numbers(arguments), arguments)
+    return int(failed > 0)
 
 
 def numbers(arguments: argparse.Namespace) -> list[int]:
@@ -58,15 +61,17 @@ def numbers(arguments: argparse.Namespace) -> list[int]:
 
 def scale(
     name: str, seq_len: int, settings: list[str], gpus: list[int], arguments: argparse.Namespace
-) -> None:
-    """One run on each number of GPUs; a line for each of its stages."""
+) -> int:
+    """One run on each number of GPUs; a line for each of its stages. Returns how many failed."""
     alone: dict[str, float] = {}
+    failed = 0
     for number in gpus:
         shared = (
             [f"run.batch_tokens={seq_len * number}"] if name.startswith("fsdp") else [f"parallel.cp={number}"]
         )
         rows = measure([*settings, f"model.seq_len={seq_len}", *shared], number, arguments)
         if not rows:
+            failed += 1
             print(f"{name} on {number}: failed, see above", flush=True)
         for row in rows:
             each = float(row["tokens_per_second"]) / number
@@ -75,6 +80,7 @@ def scale(
             said = f"{each:>10,.0f} tok/s each, {efficiency:>12}, peak {row['peak_gb']} GB"
             nccl = f"communication {row['communication'] or '-'}, exposed {row['exposed'] or '-'}"
             print(f"{name} on {number}, {row['stage']:<11} {said}; {nccl}", flush=True)
+    return failed
 
 
 def measure(settings: list[str], number: int, arguments: argparse.Namespace) -> list[dict[str, str]]:
@@ -97,4 +103,4 @@ def measure(settings: list[str], number: int, arguments: argparse.Namespace) -> 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,12 +18,12 @@ def use_float8(model: GPT, device: torch.device, emulate: bool = False) -> None:
     emulate: the same rounding with plain products, for devices without float8.
     Raises RunError: a device that has no float8.
     """
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-
     on_gpu = device.type == "cuda"
     if not emulate and not (on_gpu and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY):
         name = torch.cuda.get_device_name(device) if on_gpu else device.type
         raise RunError(f"compute.float8=true: needs a GPU of compute capability 8.9 or higher, not {name}")
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
     convert_to_float8_training(
         model.blocks,
         config=Float8LinearConfig(emulate=emulate),

@@ -212,6 +212,7 @@ class ComputeConfig:
     recompute: Recompute = Recompute.none
     recompute_every: int = 1  # every n-th block, from the first on
     offload: bool = False  # recompute=full: the kept inputs wait in host memory
+    deterministic: bool = False  # the same bits from run to run on a GPU too; attention's backward is slower
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,21 @@ def compute_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
     if wanted is Precision.auto:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, wanted.value)
+
+
+def set_deterministic(on: bool) -> None:
+    """Have PyTorch, its compiler and the attention kernels choose what gives the same bits in every run.
+
+    Before anything is computed: cuBLAS reads its variable once. Kernels of our own always do.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch asks for it
+    torch.use_deterministic_algorithms(on)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # none is read
+    if on or "torch._inductor.config" in sys.modules:
+        from torch._inductor import config  # takes a second, for what most runs do without
+
+        config.deterministic = on  # times no kernels that add up in different orders
 
 
 def peak_memory(device: torch.device) -> int:

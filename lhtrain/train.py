@@ -29,7 +29,14 @@ from lhtrain.errors import RunError
 from lhtrain.feed import Feed, validation_batches
 from lhtrain.flops import peak_flops, step_flops
 from lhtrain.guard import Guard
-from lhtrain.hardware import compute_dtype, describe, peak_memory, pick_device, reset_peak_memory
+from lhtrain.hardware import (
+    compute_dtype,
+    describe,
+    peak_memory,
+    pick_device,
+    reset_peak_memory,
+    set_deterministic,
+)
 from lhtrain.interrupt import Interrupt
 from lhtrain.model import FULL_ATTENTION, GPT
 from lhtrain.optim import build_optimizer
@@ -355,6 +362,7 @@ def _remove_empty(run_dir: Path) -> None:
 def run(composed: DictConfig) -> None:
     """Hydra's task: train one composed configuration. Exits with 128 + n after signal n."""
     config = build(composed, find_ranks().size)
+    set_deterministic(config.compute.deterministic)
     world = World.start(pick_device(config.run.device), config.parallel.timeout)
     config.run.dir = world.on_main(lambda: HydraConfig.get().runtime.output_dir)
     config = filled(config)

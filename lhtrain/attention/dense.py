@@ -112,6 +112,16 @@ def fa4_runs() -> bool:
     return INSTALLED["fa4"] and torch.cuda.get_device_capability()[0] in (9, 10)
 
 
+def fa4_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """FlashAttention-4's gradients of q, k and v, in their shapes; deterministic where PyTorch is to be."""
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    fixed = torch.are_deterministic_algorithms_enabled()
+    return tuple(_flash_attn_bwd(q, k, v, out, grad, lse, causal=causal, deterministic=fixed)[:3])
+
+
 # FlashAttention-4 as an operator, so that the compiler neither breaks at it nor looks inside: the package
 # offers an autograd function alone, and these are the two functions it calls.
 @torch.library.custom_op("lhtrain::fa4", mutates_args=())
@@ -132,9 +142,7 @@ def _(q, k, v):
 def _fa4_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from flash_attn.cute.interface import _flash_attn_bwd
-
-    return tuple(_flash_attn_bwd(q, k, v, out, grad.contiguous(), lse, causal=True)[:3])
+    return fa4_backward(grad.contiguous(), q, k, v, out, lse, causal=True)
 
 
 @_fa4_backward.register_fake

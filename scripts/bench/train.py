@@ -27,7 +27,7 @@ from lhtrain.conf.compose import compose_config
 from lhtrain.conf.schema import Config, StageConfig
 from lhtrain.feed import Read, batches
 from lhtrain.flops import peak_flops, rows, step_flops
-from lhtrain.hardware import compute_dtype, peak_memory, pick_device, reset_peak_memory
+from lhtrain.hardware import compute_dtype, peak_memory, pick_device, reset_peak_memory, set_deterministic
 from lhtrain.model import FULL_ATTENTION, GPT
 from lhtrain.optim import build_optimizer
 from lhtrain.parallel import Parallel
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     config = compose_config(arguments.overrides)
+    set_deterministic(config.compute.deterministic)
     world = World.start(pick_device(config.run.device), config.parallel.timeout)
     measured = measure(config, arguments, world)
     close()

@@ -1,5 +1,8 @@
 """Which kernel runs: names, what is missing, and that all of them compute the same attention."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -48,6 +51,25 @@ def test_the_kernels_need_triton_and_a_device(monkeypatch):
     monkeypatch.setattr(lighthouse, "HAS_TRITON", False)
     with pytest.raises(ValueError, match="backend=triton: needs the package triton, which is not installed"):
         lighthouse.lighthouse_attention(*qkv(), **SIZES, backend="triton")
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_flash_attention_4_adds_up_in_a_fixed_order_where_pytorch_is_told_to(monkeypatch, fixed):
+    told = []
+
+    def backward(q, k, v, out, grad, lse, **settings):
+        told.append(settings)
+        return q, k, v
+
+    interface = SimpleNamespace(_flash_attn_bwd=backward)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", interface)
+    q, k, v = qkv()
+    torch.use_deterministic_algorithms(fixed)
+    try:
+        dense.fa4_backward(q, q, k, v, q, q[..., 0].transpose(1, 2), causal=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert told == [{"causal": True, "deterministic": fixed}]
 
 
 @needs_gpu

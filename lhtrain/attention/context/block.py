@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lhtrain.attention.dense import FA4_FROM, fa4_runs
+from lhtrain.attention.dense import FA4_FROM, fa4_backward, fa4_runs
 
 KERNELS = ("naive", "cpu", "flash", "fa4")
 
@@ -45,9 +45,7 @@ def block_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The part's shares of the gradients of q, k and v, in their shapes."""
     if kernel == "fa4":
-        from flash_attn.cute.interface import _flash_attn_bwd
-
-        return tuple(_flash_attn_bwd(q, k, v, out, grad, lse, causal=causal)[:3])
+        return fa4_backward(grad, q, k, v, out, lse, causal=causal)
     if kernel == "naive":
         return _naive_backward(grad, q, k, v, out, lse, causal)
     lse = lse.contiguous()

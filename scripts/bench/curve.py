@@ -1,12 +1,13 @@
 """Is anything paid in correctness? The loss curve of a run with every option on, against a plain one.
 
-Each run is the real command on real text (data=stdlib), both stages, the same seed. `plain` computes in
-float32, nothing compiled, with the layer's PyTorch reference. `options` is float32 too, with the kernels, the
-compiler, recomputation and offloading: what is left is the order of sums. `bfloat16` is plain but for the
-precision: its distance from plain is the noise. `all` is what a GPU runs by default and the options; `float8`
-adds the blocks' products. Fails if `options` or `all` is further from plain than twice the noise, in the mean
-or at the worst step. The learning rate is low and warms up slowly: a run that jumps in its first steps
-magnifies any rounding.
+Each run is the real command on real text (data=stdlib). All go on, over both stages, from the end of one
+plain run in float32 whose learning rate rises all along: in its first steps a model chooses rows by norms
+that are all but equal, and Adam moves the weights together, so that any rounding grows. `plain` goes on in
+float32, nothing compiled, with the layer's PyTorch reference. `options` is float32 too, with the kernels,
+the compiler, recomputation and offloading: what is left is the order of sums. `bfloat16` is plain but for
+the precision, run twice; its distance from plain is the noise. `all` is what a GPU runs by default and the
+options; `float8` adds the blocks' products. Fails if `options` or `all` is further from plain than twice the
+noise, in the mean or at the worst step. Runs share the GPUs that are there.
 
     python scripts/bench/curve.py --csv scripts/bench/results/curve.csv
     python scripts/bench/curve.py --tiny        on a CPU, where Triton's interpreter runs the kernels: minutes
@@ -20,7 +21,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import Queue
 
 import torch
 
@@ -30,57 +34,84 @@ RUNS = {
     "plain": ["compute.precision=float32", *PLAIN],
     "options": ["compute.precision=float32", *ALL],
     "bfloat16": ["compute.precision=bfloat16", *PLAIN],
+    "bfloat16_again": ["compute.precision=bfloat16", *PLAIN],
     "all": ["compute.precision=bfloat16", *ALL],
     "float8": ["compute.precision=bfloat16", "compute.float8=true", *ALL],
 }
-OF_GPUS = ("all", "float8")  # Triton's interpreter gets bfloat16 wrong
+NOISE = ("bfloat16", "bfloat16_again")
+COMPARED = ("options", "all")
+OF_GPUS = ("bfloat16_again", "all", "float8")  # a CPU repeats itself, and the interpreter gets bfloat16 wrong
 MODEL = ["model=gpt_130m", "model.seq_len=16384"]
 TINY = ["model.seq_len=2048", "model.dim=64", "model.n_layers=2", "model.ffn_dim=128", "run.device=cpu"]
 TINY += ["model.dense_layers=[0]"]
-COMMON = ["stage=two_stage", "optim.lr=5e-4", "optim.warmup_fraction=0.3", "optim.z_loss=1e-4"]
+COMMON = ["optim.lr=2e-4", "optim.z_loss=1e-4"]
 COMMON += ["eval.every=1000", "eval.tokens=16384", "checkpoint.every=1000"]
+START = ["stage=lighthouse", "optim.warmup_fraction=1", "optim.decay_fraction=0"]
+GOES_ON = ["stage=two_stage", "optim.warmup_fraction=0"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=50, help="of the start, and of each run after it")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     runs = {name: settings for name, settings in RUNS.items() if not (arguments.tiny and name in OF_GPUS)}
-    settings = [*(TINY if arguments.tiny else MODEL), *COMMON, f"run.steps={arguments.steps}"]
-    with tempfile.TemporaryDirectory() as folder:
-        losses = {
-            name: losses_of(
-                [*settings, *own, *arguments.overrides, f"run.dir={folder}/{name}"], Path(folder, name)
-            )
+    common = [*(TINY if arguments.tiny else MODEL), *COMMON, f"run.steps={arguments.steps}"]
+    common += arguments.overrides
+    gpus: Queue[str] = Queue()
+    for gpu in visible_gpus():
+        gpus.put(gpu)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(gpus.qsize()) as pool:
+        train([*common, *START, *RUNS["plain"]], Path(folder, "start"), gpus)
+        common += [*GOES_ON, f"init_from={folder}/start/checkpoints/step_{arguments.steps:08}"]
+        jobs = {
+            name: pool.submit(partial(train, [*common, *own], Path(folder, name), gpus))
             for name, own in runs.items()
         }
+        losses = {name: job.result() for name, job in jobs.items()}
     if arguments.csv:
         write(arguments.csv, losses)
+    return report(losses)
+
+
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them; one that is none on a machine without."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(n) for n in range(max(torch.cuda.device_count(), 1))]
+
+
+def train(overrides: list[str], run_dir: Path, gpus: Queue[str]) -> list[float]:
+    """Losses of the steps of one run, on a GPU that is free."""
+    gpu = gpus.get()
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
+    environment |= {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "lhtrain", *overrides, f"run.dir={run_dir}"]
+    try:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    finally:
+        gpus.put(gpu)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def report(losses: dict[str, list[float]]) -> int:
+    """Print every run's distance from plain; 0 if those that are compared are within twice the noise."""
     distances = {name: distance(curve, losses["plain"]) for name, curve in losses.items()}
     for name, (mean, worst) in distances.items():
         first, last = losses[name][0], losses[name][-1]
-        print(
-            f"{name:<10} loss {first:.4f} -> {last:.4f}   from plain: mean {mean:.5f}, at worst {worst:.5f}"
-        )
-    noise, equal = distances.pop("bfloat16"), True
-    for name in {"options", "all"} & distances.keys():
+        apart = f"from plain: mean {mean:.5f}, at worst {worst:.5f}"
+        print(f"{name:<14} loss {first:.4f} -> {last:.4f}   {apart}")
+    noise = [max(own) for own in zip(*(distances[name] for name in NOISE if name in distances), strict=True)]
+    equal = True
+    for name in (name for name in COMPARED if name in distances):
         within = all(own <= 2 * most for own, most in zip(distances[name], noise, strict=True))
         print(f"{name}: {'within' if within else 'NOT within'} twice the noise of bfloat16")
         equal = equal and within
     return 0 if equal else 1
-
-
-def losses_of(overrides: list[str], run_dir: Path) -> list[float]:
-    on_cpu = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "lhtrain", *overrides]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | on_cpu)
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
 def distance(curve: list[float], plain: list[float]) -> tuple[float, float]:

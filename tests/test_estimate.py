@@ -28,7 +28,7 @@ def test_within_a_tenth_of_every_measured_peak(row):
     config.parallel.dp_shard = ranks // config.parallel.cp
     measured = 1e9 * float(row["peak_gb"])
     if ranks > 1 and ("stage=two_stage" in row["settings"] or "parallel.cp=2" in row["settings"]):
-        # From when FSDP cast the cosines and sines for each block, which kept its own: (T, D) bfloat16, twice.
+        # From when FSDP cast cosines and sines for each block, which kept its own: (T, D) bfloat16, twice.
         measured -= config.model.n_layers * 4 * config.model.head_dim * stage.batch_tokens // ranks
     assert estimate(config, stage).total == pytest.approx(measured, rel=0.10)
 

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from queue import Queue
 
@@ -69,8 +68,7 @@ def main() -> int:
         train([*common, *START, *RUNS["plain"]], Path(folder, "start"), gpus)
         common += [*GOES_ON, f"init_from={folder}/start/checkpoints/step_{arguments.steps:08}"]
         jobs = {
-            name: pool.submit(partial(train, [*common, *own], Path(folder, name), gpus))
-            for name, own in runs.items()
+            name: pool.submit(train, [*common, *own], Path(folder, name), gpus) for name, own in runs.items()
         }
         losses = {name: job.result() for name, job in jobs.items()}
     if arguments.csv:

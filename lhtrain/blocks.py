@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from lhtrain.conf.schema import Compile, ComputeConfig, Recompute
@@ -164,6 +165,8 @@ class _OffloadedBlock(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         x = ctx.offloaded.take(ctx.depth, ctx.device).requires_grad_()
         with torch.enable_grad():
-            out = ctx.offloaded.run(ctx.block, x, ctx.by)
-        torch.autograd.backward(out, grads[0])  # adds to the parameters' gradients
+            edge = get_gradient_edge(
+                ctx.offloaded.run(ctx.block, x, ctx.by)
+            )  # the block's output is not held
+        torch.autograd.backward(edge, grads[0])  # adds to the parameters' gradients
         return x.grad, None, None, None

@@ -17,9 +17,9 @@ from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-# What offloading takes on the GPU besides the block at work, in inputs of a block; read off the peaks at a
-# million tokens.
-OFFLOADING = 6
+# What offloading takes on the GPU besides the block at work, in inputs of a block: that input, the one fetched
+# ahead, the gradient that came in, and one more gradient inside the SwiGLU (a memory snapshot says 4.5).
+OFFLOADING = 5
 USE = "lhtrain estimate [gpu=h100|GB] [GROUP=NAME ...] [KEY=VALUE ...]: settings as for training"
 
 

@@ -22,15 +22,11 @@ def measured():
 @pytest.mark.parametrize(
     "row", measured(), ids=lambda row: f"{row['stage']}-{row['seq_len']}-{row['ranks']}-{row['peak_gb']}"
 )
-def test_within_a_tenth_of_every_measured_peak(row):
+def test_within_a_twentieth_of_every_measured_peak(row):
     config = compose_config(row["settings"].split())
     ranks, stage = int(row["ranks"]), config.stages[row["stage"]]
     config.parallel.dp_shard = ranks // config.parallel.cp
-    measured = 1e9 * float(row["peak_gb"])
-    if ranks > 1 and ("stage=two_stage" in row["settings"] or "parallel.cp=2" in row["settings"]):
-        # From when FSDP cast cosines and sines for each block, which kept its own: (T, D) bfloat16, twice.
-        measured -= config.model.n_layers * 4 * config.model.head_dim * stage.batch_tokens // ranks
-    assert estimate(config, stage).total == pytest.approx(measured, rel=0.10)
+    assert estimate(config, stage).total == pytest.approx(1e9 * float(row["peak_gb"]), rel=0.05)
 
 
 def peak(*overrides):

@@ -165,8 +165,7 @@ class _OffloadedBlock(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         x = ctx.offloaded.take(ctx.depth, ctx.device).requires_grad_()
         with torch.enable_grad():
-            edge = get_gradient_edge(
-                ctx.offloaded.run(ctx.block, x, ctx.by)
-            )  # the block's output is not held
+            # The edge alone: the block's output is not held through its backward.
+            edge = get_gradient_edge(ctx.offloaded.run(ctx.block, x, ctx.by))
         torch.autograd.backward(edge, grads[0])  # adds to the parameters' gradients
         return x.grad, None, None, None

@@ -17,8 +17,8 @@ from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-# What offloading takes on the GPU besides the block at work, in inputs of a block: that input, the one fetched
-# ahead, the gradient that came in, and one more gradient inside the SwiGLU (a memory snapshot says 4.5).
+# What offloading takes on the GPU besides the block at work, in inputs of a block: its own, the one fetched
+# ahead, the gradient that came in, and one more inside the SwiGLU (4.5 in a memory snapshot).
 OFFLOADING = 5
 USE = "lhtrain estimate [gpu=h100|GB] [GROUP=NAME ...] [KEY=VALUE ...]: settings as for training"
 

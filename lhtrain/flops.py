@@ -11,7 +11,19 @@ from lhtrain.attention.pyramid import Pyramid
 from lhtrain.conf.schema import Attention, ModelConfig, StageConfig
 
 # Dense bfloat16 TFLOP/s of the data sheets.
-PEAK_TFLOPS = {"B200": 2250.0, "H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A6000": 155.0}
+# By the first key that the GPU's name contains: boards of less power come before their family.
+PEAK_TFLOPS = {
+    "GB200": 2500.0,
+    "B200": 2250.0,
+    "H200 NVL": 835.5,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "A6000": 155.0,
+}
 
 
 def step_flops(model: ModelConfig, stage: StageConfig) -> int:

@@ -41,3 +41,19 @@ def test_rows():
 
 def test_a_cpu_has_no_peak():
     assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+    ],
+)
+def test_the_peak_of_a_board_is_its_own(name, tflops, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == tflops * 1e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GTX 1080")
+    assert peak_flops(torch.device("cuda")) is None

@@ -1,10 +1,11 @@
 """`lhtrain estimate …`: the GPU memory of a configuration, before any GPU is touched.
 
-Counts what a step holds at its peak: the state (weights, gradients, optimizer), what the forward pass keeps
-for the backward, and the largest piece of work in flight. Activations are 2 bytes an element. What a compiled
-block keeps, and what offloading takes, was read off measured peaks (scripts/bench/results,
-train.csv and multi_gpu.csv); a test holds the estimate to all of them.
-N tokens of a micro-batch, C model dim, F SwiGLU dim, S rows that attention sees.
+Goes through a step from the end of its forward pass to the end of its backward pass and takes the moment
+that needs most: the state (weights, gradients that are there by then, optimizer), what the forward pass kept
+and the backward pass has not used yet, and the work in flight. Activations are 2 bytes an element. What a
+compiled block keeps, and what its backward takes, was read off measured peaks (scripts/bench/results,
+train.csv and multi_gpu.csv); a test holds the estimate to all of them. Float8 products may keep less.
+N tokens of a micro-batch, C model dim, F SwiGLU dim, V vocabulary, S rows that attention sees.
 """
 
 from dataclasses import dataclass, fields
@@ -12,14 +13,11 @@ from dataclasses import dataclass, fields
 from rich.console import Console
 from rich.table import Table
 
-from lhtrain.conf.schema import Attention, Config, ModelConfig, Recompute, StageConfig
+from lhtrain.conf.schema import Attention, ComputeConfig, Config, ModelConfig, Recompute, StageConfig
 from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-# What offloading takes on the GPU besides the block at work, in inputs of a block: its own, the one fetched
-# ahead, the gradient that came in, and one more inside the SwiGLU (4.5 in a memory snapshot).
-OFFLOADING = 5
 USE = "lhtrain estimate [gpu=h100|GB] [GROUP=NAME ...] [KEY=VALUE ...]: settings as for training"
 
 
@@ -28,16 +26,24 @@ class Memory:
     """Bytes of one stage at its peak."""
 
     weights: int  # float32
-    gradients: int  # float32
+    gradients: int  # float32, those that are there at the peak
     optimizer: int  # AdamW's two moments, float32
     casts: int  # the weights of the blocks in bfloat16
     activations: int  # kept from the forward pass
     block: int  # work of the block whose backward is being computed, where that is the peak
-    loss: int  # a chunk of logits, and the gradients that the loss has computed already
+    loss: int  # a chunk of logits, and the gradients that the loss has computed already, where that is
 
     @property
     def total(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Bytes of one block."""
+
+    kept: int  # from its forward pass to its backward
+    work: int  # what its backward takes besides
 
 
 def estimate(config: Config, stage: StageConfig) -> Memory:
@@ -46,40 +52,65 @@ def estimate(config: Config, stage: StageConfig) -> Memory:
     Sharded, a rank has its share of weights, gradients and optimizer state, its sequences or slices of them,
     and whole only the blocks at work: one in use and one on its way, and the gradients of one.
     """
-    model, compute, parallel = config.model, config.compute, config.parallel
+    model, parallel = config.model, config.parallel
     inner, embeddings = _parameters(model)
+    ranks = max(parallel.dp_shard, 1) * parallel.dp_replicate * parallel.cp
     shards = max(parallel.dp_shard, 1) * parallel.cp
-    tokens = stage.batch_tokens // stage.grad_accum
-    tokens //= max(parallel.dp_shard, 1) * parallel.dp_replicate * parallel.cp
-    kept, work, recomputed_blocks = 0, 0, 0
-    block_input = 2 * tokens * model.dim
-    for layer in range(model.n_layers):
-        dense = stage.attention is Attention.dense or layer in model.dense_layers
-        seen = tokens if dense else rows(stage) * tokens // stage.seq_len
-        whole = _kept_by_block(model, tokens, seen)
-        recomputed = layer % compute.recompute_every == 0
-        if compute.recompute is Recompute.full and recomputed:
-            kept += 0 if compute.offload else block_input
-            # What the block keeps, computed again, less its input, counted above; and attention's float32
-            # sums of the queries' gradients.
-            work = max(work, whole - block_input + 4 * seen * model.n_heads * model.head_dim)
-            recomputed_blocks += 1
-        elif compute.recompute is Recompute.selective and recomputed:
-            kept += whole - 2 * tokens * (
-                2 * model.dim + model.ffn_dim
-            )  # norms' and the gated product's results
-        else:
-            kept += whole
-    if compute.offload:
-        kept += OFFLOADING * block_input
-    loss = _loss(model, tokens)
-    casts = 2 * inner * (model.n_layers - recomputed_blocks) // model.n_layers
-    if shards > 1 or parallel.dp_replicate > 1:  # the root's, gathered all along, and two blocks'
-        casts = 2 * embeddings + 2 * (2 * inner // model.n_layers) + 4 * inner // model.n_layers
-    # Without whole blocks to recompute the peak is at the end of the forward pass, in the loss.
-    block, loss = (work, 0) if work > loss else (0, loss)
+    tokens = stage.batch_tokens // stage.grad_accum // ranks
+    layers = [_layer(config, stage, tokens, number) for number in range(model.n_layers)]
     state = 4 * (inner + embeddings) // shards
-    return Memory(state, state, 2 * state, casts, kept, block, loss)
+    table = 4 * model.vocab_size * model.dim // shards  # the gradient of the output head, or of the embedding
+
+    kept = sum(layer.kept for layer in layers) + 8 * tokens * model.head_dim  # float32 cosines and sines
+    moments = [(0, kept, 0, _loss(model, tokens))]  # gradients, activations, block, loss
+    gradients = table
+    for layer in reversed(layers):
+        moments.append((gradients, kept, layer.work, 0))
+        kept -= layer.kept
+        gradients += 4 * inner // model.n_layers // shards
+    # The embedding's, from a float32 gradient of its output; where it is tied, added to the head's.
+    moments.append((gradients, kept, 4 * tokens * model.dim + table, 0))
+
+    before = 0  # gradients of the micro-batches before, whole where only the last one reduces them
+    if stage.grad_accum > 1:
+        before = state if parallel.reduce_always else state * shards
+    casts = _casts(config, ranks)
+    peaks = (Memory(state, max(own, before), 2 * state, casts, *parts) for own, *parts in moments)
+    return max(peaks, key=lambda memory: memory.total)
+
+
+def _casts(config: Config, ranks: int) -> int:
+    """Bytes of weights in bfloat16. Sharded: the root's, gathered all along, and two blocks', with the whole
+    gradients of one. On one rank: those of blocks that are not computed again."""
+    inner, embeddings = _parameters(config.model)
+    n_layers = config.model.n_layers
+    if ranks > 1:
+        return 2 * embeddings + (2 * 2 + 4) * inner // n_layers
+    kept = sum(not _recomputes(config.compute, number) for number in range(n_layers))
+    return 2 * inner * kept // n_layers
+
+
+def _recomputes(compute: ComputeConfig, number: int) -> bool:
+    """Whether block `number` is computed again as a whole."""
+    return compute.recompute is Recompute.full and number % compute.recompute_every == 0
+
+
+def _layer(config: Config, stage: StageConfig, n: int, number: int) -> Layer:
+    """Block `number` with n tokens."""
+    model, compute = config.model, config.compute
+    dense = stage.attention is Attention.dense or number in model.dense_layers
+    seen = n if dense else rows(stage) * n // stage.seq_len
+    kept, block_input = _kept_by_block(model, n, seen), 2 * n * model.dim
+    # The gradient that comes in, one inside the SwiGLU, attention's float32 sums of the queries' gradients.
+    work = 2 * n * (model.dim + model.ffn_dim) + 4 * seen * model.n_heads * model.head_dim
+    if _recomputes(compute, number):
+        if not compute.offload:
+            return Layer(block_input, work + kept - block_input)
+        return Layer(0, work + kept + (block_input if number > 0 else 0))  # the input fetched ahead
+    if compute.recompute is Recompute.selective and number % compute.recompute_every == 0:
+        again = 2 * n * (2 * model.dim + model.ffn_dim)  # norms' and the gated product's results
+        return Layer(kept - again, work + again)
+    return Layer(kept, work)
 
 
 def _parameters(model: ModelConfig) -> tuple[int, int]:
@@ -101,9 +132,12 @@ def _kept_by_block(model: ModelConfig, n: int, s: int) -> int:
 
 
 def _loss(model: ModelConfig, n: int) -> int:
-    """Bytes while the loss is computed: a chunk's logits and their gradient, those of hidden and weight."""
-    chunk = min(n, chunk_rows(model.vocab_size)) * model.vocab_size
-    return 2 * 2 * chunk + 2 * 2 * n * model.dim + (4 + 2) * model.vocab_size * model.dim
+    """Bytes where forward and backward pass meet, the most of: a chunk's logits and their gradient, with the
+    weight and its gradient; the weight's gradient scaled; the last norm's backward. Beside each are hidden
+    states or their gradients, and the norm's input, some in float32."""
+    chunk = 2 * min(n, chunk_rows(model.vocab_size)) * model.vocab_size
+    table, hidden = model.vocab_size * model.dim, 2 * n * model.dim
+    return max(2 * chunk + (4 + 2) * table + 4 * hidden, 2 * 4 * table + 4 * hidden, 4 * table + 7 * hidden)
 
 
 def main(arguments: list[str]) -> None:
@@ -127,7 +161,7 @@ def main(arguments: list[str]) -> None:
     console = Console()
     total = sum(_parameters(config.model))
     console.print(
-        f"{config.model.name}: {total:,} parameters; peak memory of a GPU in GB, of {capacity:g}",
+        f"{config.model.name}: {total:,} parameters; a step's peak in GB, of {capacity:g}",
         highlight=False,
     )
     console.print(table(config, capacity), highlight=False)

@@ -122,6 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += loss
             torch.mm(grad_logits, matrix, out=grad)
             _add_product(grad_weight, grad_logits.T, part)
+            del grad_logits  # or it would still be there with the next chunk's logits
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype, ctx.rows = weight.dtype, rows
         return total / count

@@ -1,9 +1,11 @@
 """The chunked loss against the plain one: values, gradients, masks, and that the logits never exist whole."""
 
+import weakref
+
 import pytest
 import torch
 
-from lhtrain.loss import IGNORE, linear_cross_entropy, plain_linear_cross_entropy
+from lhtrain.loss import IGNORE, chunk_grad, linear_cross_entropy, plain_linear_cross_entropy
 
 
 def inputs(m=37, c=16, v=51, masked=0, dtype=torch.float64, seed=0):
@@ -90,3 +92,17 @@ def test_no_tensor_has_the_size_of_all_logits():
     with Sizes():
         linear_cross_entropy(hidden, weight, targets, chunk=8).backward()
     assert max(sizes) == 8 * 100
+
+
+def test_a_chunk_is_gone_before_the_next():
+    hidden, weight, targets = inputs()
+    given = []
+
+    def of_logits(*chunk):
+        assert all(grad() is None for grad in given)
+        loss, grad = chunk_grad(*chunk)
+        given.append(weakref.ref(grad))
+        return loss, grad
+
+    linear_cross_entropy(hidden, weight, targets, chunk=5, of_logits=of_logits)
+    assert len(given) == 8

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "train": "lhtrain.cli:train",
     "data": "lhtrain.data.command:main",
     "estimate": "lhtrain.estimate:main",
+    "export": "lhtrain.export:main",
     "slurm": "lhtrain.slurm.command:main",
 }
 

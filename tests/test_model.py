@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.conf.schema import ModelConfig
+from lhtrain.export import llama_config, llama_name
 from lhtrain.model import GPT
 
 TINY = {"name": "t", "seq_len": 64, "vocab_size": 96, "dim": 32, "n_layers": 3, "ffn_dim": 80}
@@ -17,42 +18,8 @@ def tiny(**changes):
 
 def as_llama(ours: GPT) -> LlamaForCausalLM:
     """A Llama with the weights of `ours`."""
-    config = ours.config
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            intermediate_size=config.ffn_dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=config.tie_embeddings,
-            max_position_embeddings=4096,
-        )
-    )
-    names = {
-        "embedding": "model.embed_tokens",
-        "blocks": "model.layers",
-        "attention_norm": "input_layernorm",
-        "attention.wq": "self_attn.q_proj",
-        "attention.wk": "self_attn.k_proj",
-        "attention.wv": "self_attn.v_proj",
-        "attention.wo": "self_attn.o_proj",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn.gate": "mlp.gate_proj",
-        "ffn.up": "mlp.up_proj",
-        "ffn.down": "mlp.down_proj",
-        "head": "lm_head",
-    }
-    state = {}
-    for name, tensor in ours.state_dict().items():
-        name = "model.norm.weight" if name == "norm.weight" else name
-        for here, there in names.items():
-            name = name.replace(here + ".", there + ".") if "model.norm" not in name else name
-        state[name] = tensor
+    llama = LlamaForCausalLM(LlamaConfig(**llama_config(ours.config)))
+    state = {llama_name(name): tensor for name, tensor in ours.state_dict().items()}
     llama.load_state_dict(state)
     return llama.eval()
 

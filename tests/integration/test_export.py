@@ -1,0 +1,34 @@
+"""`lhtrain export` by the real command: the exported Llama has the validation loss that the run reported."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lhtrain import checkpoint
+from lhtrain.conf.schema import StageConfig
+from lhtrain.data import SequenceOrder, open_corpus
+from lhtrain.feed import validation_batches
+
+
+def test_the_exported_model_has_the_runs_loss(lhtrain, undisturbed):
+    done = lhtrain.bare("export", undisturbed.path.name, "exported")
+    assert done.returncode == 0, done.stderr
+    assert "step_00000016 -> exported: LlamaForCausalLM, 30,880 parameters" in done.stdout
+
+    llama = AutoModelForCausalLM.from_pretrained(lhtrain.folder / "exported")
+    config = checkpoint.state_of(undisturbed.path / "checkpoints" / "step_00000016")["config"]
+    stage = StageConfig(**config["stages"]["recovery"])
+    corpus = open_corpus(**config["data"])
+    order = SequenceOrder(corpus.parts["val"], {stage.seq_len}, seed=0)
+    total, count = 0.0, 0
+    batches = validation_batches(
+        order, config["eval"]["tokens"], stage, corpus.tokenizer.eos, torch.device("cpu")
+    )
+    for batch in batches:
+        with torch.no_grad():
+            logits = llama(batch.tokens).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.targets.flatten(), reduction="sum"
+        )
+        total, count = total + loss.item(), count + batch.n_targets
+    assert total / count == pytest.approx(undisturbed.summary["stages"][-1]["val_loss"], rel=1e-5)

@@ -36,7 +36,7 @@ def repositories(paths: list[str]) -> Iterator[tuple[list[Item], int]]:
 def _files(folder: Path) -> tuple[list[Item], int]:
     name = folder.resolve().name
     items = [
-        Item(str(file.path), f"{name}/{file.name}", 0, file.size, stamp(file.path))
+        Item(os.path.abspath(file.path), f"{name}/{file.name}", 0, file.size, stamp(file.path))
         for file in find_files("text", folder)
         if 0 < file.size <= MAX_FILE_BYTES and not SKIPPED & set(Path(file.name).parts)
     ]
@@ -45,18 +45,29 @@ def _files(folder: Path) -> tuple[list[Item], int]:
 
 
 def read_repository(items: tuple[Item, ...], advance: Callable[[int], object]) -> Iterator[Text | Skip]:
-    """One document of all files that are text, or a Skip if none is."""
-    if not any(is_text(Path(item.path).read_bytes()) for item in items):
-        yield Skip(items[0].name if items else "", "empty")
-        return
-    yield Text(items[0].name.split("/")[0], _chunks(items, advance))
-
-
-def _chunks(items: tuple[Item, ...], advance: Callable[[int], object]) -> Iterator[bytes]:
+    """One document of all files that are text, or a Skip if none is; and a Skip for each file that is not."""
+    texts = [item for item in items if is_text(_content(item))]
     for item in items:
-        content = Path(item.path).read_bytes()
+        if item not in texts:
+            yield Skip(item.name, "file of a repository that is not text")
+            advance(item.stop)
+    if texts:
+        yield Text(items[0].name.split("/")[0], _chunks(texts, advance))
+    else:
+        yield Skip(items[0].name if items else "", "empty")
+
+
+def _content(item: Item) -> bytes:
+    try:
+        return Path(item.path).read_bytes()
+    except OSError as error:
+        raise DataError(f"data.path={item.path!r}: must be readable ({error.strerror})") from error
+
+
+def _chunks(items: list[Item], advance: Callable[[int], object]) -> Iterator[bytes]:
+    for item in items:
+        content = _content(item)
         advance(len(content))
-        if is_text(content):
-            yield HEADER.format(item.name).encode()
-            yield content if content.endswith(b"\n") else content + b"\n"
-            yield b"\n"
+        yield HEADER.format(item.name).encode("utf-8", "replace")  # names need not be UTF-8
+        yield content if content.endswith(b"\n") else content + b"\n"
+        yield b"\n"

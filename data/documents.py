@@ -16,7 +16,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Skip:
-    """A document that is left out. reason: "filtered", "empty", "binary"."""
+    """A document, or a file of one, that is left out. reason: "filtered", "empty", …"""
 
     name: str
     reason: str

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,7 +72,8 @@ def _text_units(files: list[SourceFile]) -> list[Unit]:
     return [
         Unit("text", tuple(items), sum(item.stop for item in items))
         for items in grouped(
-            Item(str(file.path), file.name, 0, file.size, stamp(file.path), file.origin) for file in files
+            Item(os.path.abspath(file.path), file.name, 0, file.size, stamp(file.path), file.origin)
+            for file in files
         )
     ]
 

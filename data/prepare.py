@@ -28,10 +28,11 @@ from lhtrain.data.plan import Unit, make_plan, plan_hash
 from lhtrain.data.progress import Meter
 from lhtrain.data.recipe import PREPARABLE, Recipe
 from lhtrain.data.shard import SKIPPED, write_shard
+from lhtrain.data.source import LOCK
 from lhtrain.data.store import TokenStore, read_header
 from lhtrain.data.tokenizer import Tokenizer, open_tokenizer
 
-PLAN, LOCK = "plan.json", "prepare.lock"
+PLAN = "plan.json"
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +69,12 @@ def _prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer, workers: int, p
         leftover.unlink()  # of a killed process; the lock says that nobody writes it now
     finished = {i for i in range(len(units)) if _is_finished(folder, i, tokenizer)}
     if (folder / "meta.json").exists():
-        manifest = Manifest.read(folder)
-        if all(i in finished for i in range(len(manifest.shards))):
-            return manifest
+        try:
+            manifest = Manifest.read(folder)
+            if all(i in finished for i in range(len(manifest.shards))):
+                return manifest
+        except DamagedStore as damage:
+            log.warning("writing it again: %s", damage)
         (folder / "meta.json").unlink()
     todo = [i for i in range(len(units)) if i not in finished]
     left = None if recipe.max_tokens is None else max(recipe.max_tokens - _tokens(folder, finished), 1)
@@ -127,6 +131,10 @@ def _is_finished(folder: Path, number: int, tokenizer: Tokenizer) -> bool:
     except DamagedStore as damage:
         log.warning("writing the damaged shard again: %s", damage)
         path.unlink()
+        return False
+    try:
+        json.loads(path.with_suffix(SKIPPED).read_text())
+    except (FileNotFoundError, ValueError):
         return False
     same = header.itemsize == tokenizer.dtype.itemsize
     return same and header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain.data.cache import cache_root
+from lhtrain.data.source import as_list
 
 AUTOMATIC = ("stdlib", "text")  # training tokenizes these by itself
 PREPARABLE = (*AUTOMATIC, "code", "files", "hf")
@@ -35,8 +36,7 @@ class Recipe:
     @property
     def paths(self) -> list[str]:
         """`path` as a list."""
-        given = [self.path] if isinstance(self.path, str | os.PathLike) else list(self.path or [])
-        return [os.fspath(item) for item in given]
+        return as_list(self.path)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, paths absolute: equal for equal recipes."""

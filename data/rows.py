@@ -4,6 +4,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +32,7 @@ def row_units(paths: list[str]) -> Iterator[Unit]:
         raise DataError("data.path=null: data=files needs the path of a file or a folder, or a list of them")
     for file in find_files("text", paths):
         ending = _ending(file.path)
-        whole = Item(str(file.path), file.name, 0, file.size, stamp(file.path))
+        whole = Item(os.path.abspath(file.path), file.name, 0, file.size, stamp(file.path))
         if not file.size:
             continue
         if ending in JSON_LINES:
@@ -63,7 +65,7 @@ def read_rows(
             rows = _json_rows(item, advance)
         for name, row in rows:
             yield document_of(name, row, column, filters)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"data.path={item.path!r}: must be readable and whole ({error})") from error
 
 
@@ -113,7 +115,7 @@ def _json_rows(item: Item, advance: Callable[[int], object]) -> Iterator[tuple[s
 def _parsed(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"data.path: {where}: must be a JSON object a line ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"data.path: {where}: must be a JSON object a line, not {type(row).__name__}")
@@ -148,7 +150,7 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.text:
-            packed = self.packed or self.raw.read(1 << 17)
+            packed = self.packed or self.raw.read(1 << 14)  # a little can hold very much
             if not packed:
                 if self.frame is not None and not self.frame.eof:
                     raise OSError("the compressed data end within a frame")

@@ -57,10 +57,17 @@ def write_shard(
                 if _reached(writer, recipe):
                     break
             progressed(0)
-        path.with_suffix(SKIPPED).write_text(json.dumps(skipped))
+        _write(path.with_suffix(SKIPPED), json.dumps(skipped))  # first: a shard that is there is finished
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def documents_of(unit: Unit, recipe: Recipe, advance: Callable[[int], object]) -> Iterator[Text | Skip]:

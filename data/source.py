@@ -3,14 +3,15 @@
 import os
 import stat
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lhtrain.data.errors import DataError
 
 SOURCES = ("stdlib", "text")
+LOCK = "prepare.lock"  # in every folder of shards
 
 STDLIB_SUFFIXES = {".py", ".txt", ".rst", ".md"}
 # Other people's packages, compiled files, and tests, whose odd encodings and generated tables are not text.
@@ -31,7 +32,7 @@ class SourceFile:
     origin: Literal["named", "found", "bundled"]
 
 
-def find_files(source: str, path: str | os.PathLike | Iterable[str | os.PathLike] | None) -> list[SourceFile]:
+def find_files(source: str, path: Any) -> list[SourceFile]:
     """The files of a source, sorted by name, each real file once.
 
     Raises DataError: unknown source, a missing, unreadable or looping path, nothing there.
@@ -42,12 +43,18 @@ def find_files(source: str, path: str | os.PathLike | Iterable[str | os.PathLike
         if path is not None:
             raise DataError(f"data.path={path!r}: only goes with data=text; data=stdlib has no path")
         return _stdlib_files(Path(sysconfig.get_path("stdlib")))
-    given = [path] if isinstance(path, str | os.PathLike) else list(path or [])
-    if not given or any(not os.fspath(item) for item in given):
+    given = as_list(path)
+    if not given or not all(given):
         rule = "data=text needs the path of a file or a folder, or a list of them"
         raise DataError(f"data.path={path!r}: {rule}")
     files = [file for item in given for file in _text_files(Path(item).expanduser())]
     return _each_once(files)
+
+
+def as_list(path: Any) -> list[str]:
+    """data.path, which is None, one path or several, as a list. A folder called 2024 comes as a number."""
+    given = [path] if isinstance(path, str | os.PathLike | int) else list(path or [])
+    return [str(item) for item in given]
 
 
 def _stdlib_files(root: Path) -> list[SourceFile]:
@@ -76,7 +83,8 @@ def _text_files(path: Path) -> Iterator[SourceFile]:
 
 
 def _walk(root: Path) -> Iterator[SourceFile]:
-    """Regular files below `root`; links are followed, a link back to a folder above itself is an error."""
+    """Regular files below `root`; links are followed, a link back to a folder above itself is an error.
+    Folders that `prepare` writes to are left out: they may lie in what it reads."""
     todo = [(root, "", frozenset([os.path.realpath(root)]))]
     while todo:
         folder, prefix, above = todo.pop()
@@ -84,6 +92,8 @@ def _walk(root: Path) -> Iterator[SourceFile]:
             names = os.listdir(folder)
         except OSError as error:
             raise _unreadable(folder, error) from error
+        if LOCK in names:
+            continue
         for name in names:
             if name.startswith("."):
                 continue

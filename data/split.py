@@ -58,7 +58,7 @@ def split_documents(
     A document validates if its hash, read as a number in [0, 1), is below `val_fraction`. So copies of a text
     stay together and added documents move no others. A document of more than half of all tokens always
     trains; if nothing else would validate, the lowest hash does; if nothing would train, the longest document
-    does. A single document is cut: its last `val_fraction` validates.
+    does, each with its copies. A single text is cut, and its copies alike: its last `val_fraction` validates.
 
     Raises DataError: `val_fraction` not between 0 and 1, one document of a single token, no document.
     """
@@ -67,10 +67,10 @@ def split_documents(
     starts, lengths = _documents(stores, counts)
     if not len(lengths):
         raise DataError("data: must hold at least one document that is not empty")
-    if len(lengths) == 1:
-        return _cut(stores, int(starts[0]), int(lengths[0]), val_fraction)
     taken = counts or [store.n_documents for store in stores]
     hashes = np.concatenate([store.hashes[:count] for store, count in zip(stores, taken, strict=True)])
+    if (hashes == hashes[0]).all():
+        return _cut(stores, starts, int(lengths[0]), val_fraction)
     validates = _validates(lengths, hashes, val_fraction)
     return {
         name: Split(name, stores, starts[chosen], lengths[chosen])
@@ -79,15 +79,14 @@ def split_documents(
 
 
 def _validates(lengths: np.ndarray, hashes: np.ndarray, val_fraction: float) -> np.ndarray:
-    """(n_documents,) bool; at least two documents."""
+    """(n_documents,) bool; at least two different documents. Copies, of one hash, go the same way."""
     may = 2 * lengths <= lengths.sum()
     fractions = (hashes >> np.uint64(12)) / 2.0**52  # 52 bits: exact in a float
     chosen = may & (fractions < val_fraction)
     if not chosen.any():
-        candidates = np.flatnonzero(may)
-        chosen[candidates[np.argmin(hashes[candidates])]] = True
+        chosen = may & (hashes == hashes[may].min())
     if chosen.all():
-        chosen[np.argmax(lengths)] = False
+        chosen = hashes != hashes[np.argmax(lengths)]
     return chosen
 
 
@@ -104,12 +103,16 @@ def _documents(
     return np.concatenate(starts), np.concatenate(lengths)
 
 
-def _cut(stores: Sequence[TokenStore], start: int, length: int, val_fraction: float) -> dict[str, Split]:
-    """The head trains, the tail validates."""
+def _cut(
+    stores: Sequence[TokenStore], starts: np.ndarray, length: int, val_fraction: float
+) -> dict[str, Split]:
+    """Of every copy of a text, `length` tokens from each of `starts`, the head trains, the tail validates."""
     text = length - 1  # without the end-of-text token
     tail = max(1, round(text * val_fraction))
     if text - tail < 1:
         rule = "a single document needs a token to train on and another to validate on"
         raise DataError(f"data: the only document has {text} tokens; {rule}")
-    parts = {"train": (start, text - tail), "val": (start + text - tail, tail + 1)}
-    return {name: Split(name, stores, *(np.array([n]) for n in part)) for name, part in parts.items()}
+    parts = {"train": (starts, text - tail), "val": (starts + text - tail, tail + 1)}
+    return {
+        name: Split(name, stores, begin, np.full_like(begin, count)) for name, (begin, count) in parts.items()
+    }

@@ -8,6 +8,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lhtrain.conf.schema import Config
+from lhtrain.data.tokenizer import PREPARED
+
+# Keys that decide nothing; and where data lie, instead of which their own fingerprint is compared.
+UNCOMPARED = {"run.dir", "run.name", "run.log_every", "run.device"}
+UNCOMPARED |= {"data.cache_dir", "data.path", "data.out", "data.workers"}
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,19 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for group in ("model", "lighthouse", "stages", "data", "optim", "run"):
         for key in sorted(_flat(saved[group]).keys() | _flat(now[group]).keys()):
             name = f"{group}.{key}"
-            # The data's own fingerprint is compared instead of where it lies; micro-batches follow the ranks.
-            if name in ("run.dir", "run.name", "run.log_every", "run.device", "data.cache_dir", "data.path"):
+            if name in UNCOMPARED or name.endswith("grad_accum"):  # micro-batches follow the ranks
                 continue
-            if name.endswith("grad_accum"):
+            if name.startswith("data.mix.") and name.endswith(".path"):
                 continue
-            before, after = _flat(saved[group]).get(key), _flat(now[group]).get(key)
+            before, after = (_without_place(_flat(config[group]).get(key)) for config in (saved, now))
             if before != after:
                 out.append(f"{name}: {before} -> {after}")
     return out
+
+
+def _without_place(value: Any) -> Any:
+    """prepared:FOLDER without the folder."""
+    return PREPARED if isinstance(value, str) and value.startswith(PREPARED) else value
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -67,9 +67,20 @@ def test_copies_stay_together(folder: Path) -> None:
     assert not set(train) & set(val) and len(train) == 2 * len(set(train))
 
 
-def test_identical_documents_only(folder: Path) -> None:
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=16), st.floats(0.001, 0.9))
+def test_copies_stay_together_in_small_corpora(folder: Path, numbers, val_fraction: float) -> None:
+    texts = [b"text %d, " % i * (i + 3) for i in numbers]
+    splits = split_documents([store_of(folder / "few.bin", texts)], val_fraction)
+    train, val = texts_of(splits["train"]), texts_of(splits["val"])
+    assert train and val
+    if len(set(texts)) > 1:
+        assert not set(train) & set(val) and sorted(train + val) == sorted(texts)
+
+
+def test_copies_of_one_text_are_cut_alike(folder: Path) -> None:
     splits = split_documents([store_of(folder / "same.bin", [b"same"] * 3)], 0.5)
-    assert sorted([splits["train"].n_documents, splits["val"].n_documents]) == [1, 2]
+    assert [splits["train"].document(i).tolist() for i in range(3)] == [list(b"sa")] * 3
+    assert [splits["val"].document(i).tolist() for i in range(3)] == [[*b"me", TOKENIZER.eos]] * 3
 
 
 def test_only_the_first_documents_of_a_store(folder: Path) -> None:

@@ -59,7 +59,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.name, self.path = path, Path(path).expanduser()
         try:
             content = self.path.read_bytes()
-            self.fast = Fast.from_str(content.decode())
+            self.fast = Fast.from_str(_with_special_ends(content.decode()))
         except Exception as error:  # tokenizers raises bare Exception for what it cannot parse
             rule = f"must be a tokenizer.json of Hugging Face tokenizers ({_first_line(error)})"
             raise DataError(f"data.tokenizer={path!r}: {rule}") from error
@@ -88,6 +88,16 @@ class HuggingFaceTokenizer(Tokenizer):
     def _first_known(self, names: tuple[str, ...]) -> int | None:
         known = (self.fast.token_to_id(name) for name in names)
         return next((token for token in known if token is not None), None)
+
+
+def _with_special_ends(tokenizer: str) -> str:
+    """tokenizer.json with the tokens that end or begin a text marked as special, which some forget: so that
+    they are ordinary text where a text spells them."""
+    content = json.loads(tokenizer)
+    for token in content.get("added_tokens", []):
+        if token["content"] in EOS_NAMES + BOS_NAMES:
+            token["special"] = True
+    return json.dumps(content)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """How a run starts: afresh, from its own newest checkpoint, or from another run's."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -52,7 +53,9 @@ def resume_run(path: Path, tensors: Tensors, config: Config, corpus: Corpus) -> 
     return Progress.from_dict(state["progress"])
 
 
-def start_from(path: Path, tensors: Tensors, corpus: Corpus, world: World) -> tuple[Progress, str]:
+def start_from(
+    path: Path, tensors: Tensors, config: Config, corpus: Corpus, world: World
+) -> tuple[Progress, str]:
     """Begin a new run with another run's weights, optimizer state and, on the same data, position.
 
     Returns the new run's progress, at step 0, and a note on what was taken over.
@@ -66,4 +69,14 @@ def start_from(path: Path, tensors: Tensors, corpus: Corpus, world: World) -> tu
     if state["data"] != corpus.fingerprint:
         return Progress(), f"{note}; other data, read from its start"
     position = state["progress"]["position"]
-    return Progress(position=position), f"{note}; data from token {position:,} on"
+    note += f"; data from token {position:,} on"
+    if _order(state["config"]) != _order(as_container(config)):
+        note += ", in another order (run.seed, sequence lengths or data.long_fraction differ): some of it is"
+        note += " read a second time"
+    return Progress(position=position), note
+
+
+def _order(config: dict[str, Any]) -> tuple:
+    """What decides which data a position stands for."""
+    lengths = {stage["seq_len"] for stage in config["stages"].values()}
+    return lengths, config["run"]["seed"], config["data"]["long_fraction"]

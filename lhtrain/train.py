@@ -121,7 +121,7 @@ class Trainer:
             note = f"going on from {resume_from.name}"
         elif config.init_from is not None:
             source = Path(config.init_from)
-            progress, note = start.start_from(source, self.tensors, self.corpus, self.world)
+            progress, note = start.start_from(source, self.tensors, config, self.corpus, self.world)
         self.start_note = note
         return progress
 

@@ -1,5 +1,6 @@
 """Odd and bad data on the way from a source to the trainer's sequences."""
 
+import gzip
 import json
 
 import numpy as np
@@ -71,3 +72,40 @@ def test_a_binary_file_given_for_rows(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(bytes(range(256)) * 4)
     with pytest.raises(DataError, match="must be a JSON object a line"):
         prepare(Recipe(source="files", path=str(tmp_path / "a.jsonl")), tmp_path / "out", 1, progress=False)
+
+
+def not_utf8(folder):
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")]
+    )
+    parquet.write_table(pyarrow.table({"text": texts}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def damaged_gzip(folder):
+    packed = bytearray(gzip.compress(b'{"text": "some words"}\n' * 9))
+    packed[12:20] = b"\xff" * 8
+    (folder / "a.jsonl.gz").write_bytes(packed)
+    return folder / "a.jsonl.gz"
+
+
+def deep_json(folder):
+    (folder / "a.jsonl").write_text("[" * 100_000 + "\n")
+    return folder / "a.jsonl"
+
+
+@pytest.mark.parametrize("written", [not_utf8, damaged_gzip, deep_json])
+def test_a_damaged_file_is_named(tmp_path, written):
+    path = written(tmp_path)
+    with pytest.raises(DataError, match=rf"{path.name}.*must be"):
+        prepare(Recipe(source="files", path=str(path)), tmp_path / "out", 1, progress=False)
+
+
+def test_a_folder_called_by_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024" / "a.txt").write_text("one")
+    assert prepare(Recipe(source="text", path=2024), tmp_path / "out", 1, progress=False).documents == 1

@@ -1,7 +1,9 @@
 """Merging tokenizers: tiktoken from its cache, tokenizer.json files; long texts encode as the whole."""
 
 import hashlib
+import json
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,3 +84,13 @@ def test_long_documents_encode_as_the_whole_text(gpt2, tmp_path, monkeypatch):
 def test_unknown_tokenizers_are_named(name, message):
     with pytest.raises(DataError, match=message):
         open_tokenizer(name)
+
+
+def test_an_end_of_text_that_is_not_marked_special_is_text_where_a_text_spells_it(trained):
+    marked = open_tokenizer(trained)
+    content = json.loads(Path(trained).read_text())
+    for token in content["added_tokens"]:
+        token["special"] = False
+    Path(trained).write_text(json.dumps(content))
+    tokens = open_tokenizer(trained).encode("a</s>b")
+    assert tokens.tolist() == marked.encode("a</s>b").tolist() and marked.eos not in tokens

@@ -1,5 +1,7 @@
 """Repositories: one document each, files in path order under headers."""
 
+import os
+
 import pytest
 
 from lhtrain.data.errors import DataError
@@ -31,3 +33,15 @@ def test_a_repository_is_one_document(tmp_path):
 def test_a_pattern_without_a_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="must be a folder, or a pattern that matches some"):
         prepare(Recipe(source="code", path=str(tmp_path / "no*")), tmp_path / "out", 1, progress=False)
+
+
+def test_files_that_are_not_text_are_counted_and_odd_names_are_written(tmp_path):
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    (folder / "a.py").write_text("a = 1\n")
+    (folder / "latin.py").write_bytes("# caf\xe9\n".encode("latin-1"))
+    (folder / os.fsdecode(b"caf\xe9.py")).write_text("b = 2\n")
+    manifest = prepare(Recipe(source="code", path=str(folder)), tmp_path / "out", 1, progress=False)
+    assert manifest.documents == 1 and manifest.skipped == {"file of a repository that is not text": 1}
+    document = bytes(manifest.open_stores(tmp_path / "out")[0].document(0)[:-1].astype("u1"))
+    assert b"==> repo/caf?.py <==\nb = 2" in document and b"latin" not in document

@@ -216,3 +216,26 @@ def test_a_source_without_text_leaves_nothing_complete(tmp_path):
             Recipe(source="files", path=str(tmp_path / "rows.jsonl")), tmp_path / "out", 1, progress=False
         )
     assert not (tmp_path / "out" / "meta.json").exists()
+
+
+def test_the_folder_may_lie_in_what_is_read(texts, tmp_path):
+    first = prepare(recipe(texts), texts / "out", workers=1, progress=False)
+    assert first.documents == 12 and not first.skipped
+    (texts / "out" / "00001.bin").unlink()
+    assert prepare(recipe(texts), texts / "out", workers=1, progress=False) == first
+    assert prepare(recipe(texts), texts / "other", workers=1, progress=False).documents == 12
+
+
+def test_a_relative_path_is_the_same_source(texts, tmp_path, monkeypatch):
+    first = prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    monkeypatch.chdir(tmp_path)
+    again = prepare(Recipe(source="text", path="texts"), tmp_path / "out", workers=1, progress=False)
+    assert again == first
+
+
+@pytest.mark.parametrize("name", ["meta.json", "00001.skipped.json"])
+def test_a_damaged_description_is_written_again(texts, tmp_path, name):
+    first = prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    for damaged in {name, "meta.json"}:
+        (tmp_path / "out" / damaged).write_text("")
+    assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False) == first

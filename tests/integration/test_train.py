@@ -127,7 +127,9 @@ def test_recovery_starts_from_a_lighthouse_checkpoint(lhtrain, undisturbed):
         for name, run in (("b", second), ("c", whole))
     }
     assert loss["b"][0] == loss["c"][8]
-    assert "data from token 32,768 on" in second.out
+    assert "data from token 32,768 on" in second.out and "in another order" not in second.out
+    shorter = lhtrain("shorter", "stage=recovery", "run.steps=1", f"init_from={source}", "model.seq_len=1024")
+    assert "data from token 32,768 on, in another order" in shorter.out
     other = lhtrain("no_such", f"init_from={first.path}", status=1)
     assert f"the newest checkpoint in this folder is {source}" in other.err
     wrong = lhtrain("wrong_model", f"init_from={source}", "model.dim=64", status=1)

@@ -102,11 +102,18 @@ def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
         if found is None:
             return path, notes
         notes.append(f"checkpoint {path.name} is damaged and was put aside: {found}")
-        world.on_main(partial(path.rename, path.parent / (DAMAGED + path.name)))
+        world.on_main(partial(_put_aside, path))
     if notes:
         lines = "".join(f"\n  {note}" for note in notes)
         raise RunError(f"{folder}: no sound checkpoint is left:{lines}\nA new run needs another run.dir")
     return None, notes
+
+
+def _put_aside(path: Path) -> None:
+    target = path.parent / (DAMAGED + path.name)
+    if target.exists():  # the same step, damaged once before and written again
+        shutil.rmtree(target)
+    path.rename(target)
 
 
 def read_state(path: Path, world: World | None = None) -> dict[str, Any]:
@@ -149,6 +156,9 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
         shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else "absent"
         if shape != tuple(tensor.shape):
             wrong.append(f"{name.removeprefix('model.')}: {shape} there, {tuple(tensor.shape)} in this model")
+    for name in sorted(saved.keys() - tensors.keys()):
+        if name.startswith("model."):
+            wrong.append(f"{name.removeprefix('model.')}: there, and not in this model")
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise RunError(f"checkpoint {path} is of another model: {'; '.join(wrong[:4])}{more}")

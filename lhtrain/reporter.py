@@ -81,7 +81,7 @@ class Reporter:
         self.watch.take(self._row("switch", step=self.progress.step + 1, **row))
         self.say(
             f"switch    {before.name} -> {after.name} after step {self.progress.step}; "
-            f"validation loss of the same weights {before.val_loss:.4f} -> {val_loss:.4f}"
+            f"validation loss of the same weights {summary.number(before.val_loss, '.4f')} -> {val_loss:.4f}"
         )
 
     def skipped(self, skip: Skip) -> None:

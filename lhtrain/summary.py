@@ -60,14 +60,14 @@ def _cells(stage: dict[str, Any]) -> dict[str, str]:
     return {
         "steps": f"{stage['steps']:,}",
         "tokens": f"{stage['tokens']:,}",
-        "tokens/s": _number(stage["tokens_per_second"], ",.0f"),
-        "mfu": _number(stage["mfu"], ".1%"),
-        "peak memory, GB": _number(stage["peak_memory_gb"], ".1f"),
+        "tokens/s": number(stage["tokens_per_second"], ",.0f"),
+        "mfu": number(stage["mfu"], ".1%"),
+        "peak memory, GB": number(stage["peak_memory_gb"], ".1f"),
         "wall-clock, s": f"{seconds['total']:.1f}",
         **{f"  {part}": f"{seconds[part]:.1f}" for part in seconds if part != "total"},
-        "first loss": _number(stage["first_loss"], ".4f"),
-        "last loss": _number(stage["last_loss"], ".4f"),
-        "validation loss": _number(stage["val_loss"], ".4f"),
+        "first loss": number(stage["first_loss"], ".4f"),
+        "last loss": number(stage["last_loss"], ".4f"),
+        "validation loss": number(stage["val_loss"], ".4f"),
     }
 
 
@@ -77,10 +77,14 @@ def switch_lines(summary: dict[str, Any]) -> list[str]:
     for switch in summary["switches"]:
         steps = switch["steps_to_recover"]
         back = "not back before the run's end" if steps is None else f"back after {counted(steps, 'step')}"
+        # Losses of a stage of which nothing was logged are not there.
+        loss, val_loss = (
+            f"{number(switch[f'{kind}_before'], '.4f')} -> {number(switch[f'{kind}_after'], '.4f')}"
+            for kind in ("loss", "val_loss")
+        )
         lines.append(
-            f"{switch['from']} -> {switch['to']} at step {switch['step']}: training loss "
-            f"{switch['loss_before']:.4f} -> {switch['loss_after']:.4f}, {back}; validation "
-            f"{switch['val_loss_before']:.4f} -> {switch['val_loss_after']:.4f}"
+            f"{switch['from']} -> {switch['to']} at step {switch['step']}: training loss {loss}, {back}; "
+            f"validation {val_loss}"
         )
     return lines
 
@@ -89,5 +93,5 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)

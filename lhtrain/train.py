@@ -352,7 +352,7 @@ class Trainer:
 
 
 def _remove_empty(run_dir: Path) -> None:
-    """Remove the directory that Hydra made, if nothing came of the run."""
+    """Remove the directory that was made for a run of which nothing came."""
     shutil.rmtree(run_dir / "ranks", ignore_errors=True)
     (run_dir / ".lock").unlink(missing_ok=True)
     if run_dir.is_dir() and not any(run_dir.iterdir()):
@@ -369,12 +369,13 @@ def run(composed: DictConfig) -> None:
     run_dir = Path(config.run.dir)
     # A new run finds out at once that the place is taken; one that goes on may wait for its predecessor.
     lock = RunLock(run_dir, patience=0 if config.resume is Resume.never else PATIENCE)
+    is_new = world.on_main(lambda: not run_dir.is_dir() or not any(run_dir.iterdir()))
     with Watchdog(config.watchdog, run_dir, world.rank) as watchdog:
         world.on_main(lock.take)
         try:
             trainer = Trainer(config, run_dir, world, watchdog)
         except Exception:
-            if world.is_main:
+            if world.is_main and is_new:
                 _remove_empty(run_dir)
             raise
         result = trainer.run()

@@ -199,3 +199,18 @@ def test_another_models_checkpoint_names_the_tensors(tmp_path):
         RunError, match=r"embedding.weight: \(32, 16\) there, \(32, 24\) in this model.* more"
     ):
         checkpoint.load(path, Trained(dim=24).tensors)
+
+
+def test_the_same_step_damaged_twice_is_put_aside_twice(tmp_path):
+    for _ in range(2):
+        sound, damaged = saved(tmp_path, steps=(1, 2))
+        flip(damaged)
+        found, notes = checkpoint.newest_sound(tmp_path, ALONE)
+        assert found == sound and len(notes) == 1
+
+
+def test_a_larger_models_checkpoint_is_refused(tmp_path):
+    (path,) = saved(tmp_path)
+    smaller = {name: tensor for name, tensor in Trained().tensors.items() if ".blocks.1." not in name}
+    with pytest.raises(RunError, match=r"blocks\.1\.attention\.wk\.weight: there, and not in this model"):
+        checkpoint.load(path, smaller)

@@ -182,7 +182,7 @@ def test_help_is_for_newcomers(lhtrain):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["frobnicate"], 2, "no command 'frobnicate' (there is: data, estimate, slurm, train)"),
+        (["frobnicate"], 2, "no command 'frobnicate' (there is: data, estimate, export, slurm, train)"),
         (["optim.lr=1,2"], 2, "optim.lr=1,2: several values need a sweep; add -m"),
         (["model.n_layer=3", "nonsense=1"], 2, "2 problems in the configuration"),
         (["data=text", "data.path=/no/such/place"], 1, "data.path='/no/such/place'"),
@@ -227,3 +227,11 @@ def test_a_diverging_run_stops_and_says_so(lhtrain):
 def test_the_readme_names_what_there_is():
     readme = (ROOT / "README.md").read_text()
     assert readme.index("make train") < readme.index("make test") < 1500
+
+
+def test_a_refused_start_leaves_what_was_there(lhtrain):
+    theirs = lhtrain.folder / "theirs" / "ranks" / "mine.csv"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("1,2")
+    lhtrain("theirs", "init_from=nowhere", status=1)
+    assert theirs.read_text() == "1,2"

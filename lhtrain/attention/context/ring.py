@@ -46,7 +46,8 @@ def _ring(q: Tensor, k: Tensor, v: Tensor, group: str) -> tuple[Tensor, Tensor]:
         part_k, part_v = travelling[:, :, keys].unbind()
         part, part_lse = block_forward(q[:, queries], part_k, part_v, causal, kernel)
         if step == 0:
-            out, lse = part.float(), part_lse.clone()
+            out = part.float().contiguous()  # as the compiler is told, whatever the kernel's strides
+            lse = part_lse.clone(memory_format=torch.contiguous_format)
         else:
             _merge(out[:, queries], lse[:, :, queries], part, part_lse)
         travelling = arrives() if arrives else travelling

@@ -119,6 +119,7 @@ class Reporter:
         rows = self.metrics.rows
         finished = self.progress.step == self.config.run.steps
         about = {"name": self.config.run.name, "signal": signal, **self.about}
+        about["ended"] = {"how": "finished"} if finished else {"how": "signal", "reason": signal}
         result = summary.summarize(self.progress, rows, finished, self.peak_flops, about)
         summary.write(result, self.dir.summary)
         plot_loss(rows, self.dir.plot, self.config.run.name)

@@ -39,7 +39,7 @@ class End:
     status: int  # of srun: the largest of its tasks
     by: By
     finished: bool  # summary.json says so
-    orderly: bool  # summary.json was written in this attempt
+    orderly: bool  # summary.json, written in this attempt, says that the run ended by itself or by a signal
     saved: bool  # there is a later checkpoint than at its beginning
 
 
@@ -74,7 +74,7 @@ def end(run_dir: Path, status: int, by: By, max_restarts: int) -> tuple[Next, st
         status=status,
         by=by,
         finished=folder.finished(),
-        orderly=folder.summary_time() != attempts.summary,
+        orderly=folder.ended_orderly(since=attempts.summary),
         saved=folder.saved_step() > attempts.step,
     )
     answer, counts, attempts.outcome = decide(ended, attempts.restarts, max_restarts)

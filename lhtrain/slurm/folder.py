@@ -69,9 +69,10 @@ class SlurmFolder:
     def summary(self) -> dict[str, Any]:
         """summary.json; empty where there is none."""
         try:
-            return json.loads(RunDir(self.run_dir).summary.read_text())
+            summary = json.loads(RunDir(self.run_dir).summary.read_text())
         except (OSError, ValueError):
             return {}
+        return summary if isinstance(summary, dict) else {}
 
     def summary_time(self) -> int:
         """When summary.json was written, in nanoseconds; 0 without one."""
@@ -103,6 +104,15 @@ class SlurmFolder:
             if isinstance(row, dict) and row.get("kind") == "train":
                 rows.append(row)
         return rows
+
+    def ended_orderly(self, since: int) -> bool:
+        """Whether the run, in the attempt that began with a summary of `since`, finished or obeyed a signal.
+
+        The trainer renews summary.json while it runs, with `ended: null`: a new time alone says nothing.
+        """
+        ended = self.summary().get("ended")
+        how = ended.get("how") if isinstance(ended, dict) else None
+        return how in ("finished", "signal") and self.summary_time() != since
 
     def finished(self) -> bool:
         return self.summary().get("finished") is True

@@ -33,7 +33,9 @@ def main() -> None:
         step = 1 + len(list(run_dir.glob("checkpoints/step_*")))
         (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
         aside = run_dir / "summary.tmp"
-        aside.write_text(json.dumps({"finished": interrupt.requested is None}))
+        finished = interrupt.requested is None
+        ended = {"how": "finished" if finished else "signal"}
+        aside.write_text(json.dumps({"finished": finished, "ended": ended}))
         aside.replace(run_dir / "summary.json")
     if interrupt.requested:
         sys.exit(128 + interrupt.requested)

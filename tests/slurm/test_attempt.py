@@ -21,9 +21,11 @@ def save(run_dir, step):
     (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
 
 
-def summarize(run_dir, finished=False):
+def summarize(run_dir, finished=False, how="signal"):
+    """how: None while the run goes on, as at each validation."""
     before = SlurmFolder(run_dir).summary_time()
-    (run_dir / "summary.json").write_text(json.dumps({"finished": finished}))
+    ended = {"how": "finished" if finished else how} if how else None
+    (run_dir / "summary.json").write_text(json.dumps({"finished": finished, "ended": ended}))
     os.utime(run_dir / "summary.json", ns=(before + 10**9, before + 10**9))
 
 
@@ -64,6 +66,21 @@ def test_an_old_summary_does_not_make_a_crash_orderly(run_dir):
     summarize(run_dir)
     begin(run_dir, "7", 3)
     save(run_dir, 5)
+    assert end(run_dir, 1, By.ranks, 3)[1].startswith("crashed with status 1")
+
+
+@pytest.mark.parametrize("how", [None, "error"])
+def test_a_summary_that_is_renewed_while_the_run_goes_on_does_not_make_a_crash_orderly(run_dir, how):
+    begin(run_dir, "7", 3)
+    save(run_dir, 5)
+    summarize(run_dir, how=how)
+    assert end(run_dir, 1, By.ranks, 3)[1].startswith("crashed with status 1")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"finished": false, "ended": "signal"}'])
+def test_a_summary_of_another_shape_is_none(run_dir, content):
+    begin(run_dir, "7", 3)
+    (run_dir / "summary.json").write_text(content)
     assert end(run_dir, 1, By.ranks, 3)[1].startswith("crashed with status 1")
 
 

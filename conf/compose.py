@@ -67,9 +67,12 @@ def _composed(overrides: list[str], config_name: str) -> tuple[DictConfig | None
         return config, problems
 
 
-def compose_config(overrides: list[str]) -> Config:
-    """The filled configuration of `overrides`, for commands that do not train. Raises ConfigError."""
-    return filled(check_overrides(overrides))
+def compose_config(overrides: list[str], n_ranks: int | None = None, memory: int | None = None) -> Config:
+    """The filled configuration of `overrides`, for commands that do not train. Raises ConfigError.
+
+    n_ranks, memory: as `filled` has them.
+    """
+    return filled(check_overrides(overrides, n_ranks=n_ranks), n_ranks, memory)
 
 
 def build(config: DictConfig, n_ranks: int | None = None) -> Config:

@@ -32,7 +32,7 @@ def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
         return
     try:
         known = parallel.dp_replicate * parallel.cp
-        replicate, shard, cp = mesh_sizes(parallel, n_ranks or known * max(parallel.dp_shard, 1))
+        _, _, cp = mesh_sizes(parallel, n_ranks or known * max(parallel.dp_shard, 1))
     except ValueError as error:
         sizes = f"{parallel.dp_replicate} * {parallel.dp_shard} * {parallel.cp}"
         yield Problem("parallel.dp_replicate * dp_shard * cp", sizes, str(error))
@@ -42,17 +42,11 @@ def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
         rule = f"parallel.cp={cp} must divide {' and '.join(f'model.{k}={v}' for k, v in heads.items())}"
         yield Problem("parallel.cp_attention", "ulysses", f"{rule}; ring takes any")
     for name, stage in config.stages.items():
-        if min(stage.seq_len, stage.batch_tokens, stage.grad_accum) >= 1:
-            yield from _stage(f"stages.{name}", stage, replicate * shard, cp)
+        if stage.seq_len >= 1 and cp > 1:
+            yield from _stage(f"stages.{name}", stage, cp)
 
 
-def _stage(key: str, stage: StageConfig, dp: int, cp: int) -> Iterator[Problem]:
-    whole = stage.seq_len * stage.grad_accum
-    if stage.batch_tokens % whole == 0 and stage.batch_tokens % (whole * dp):
-        rule = f"must be a multiple of seq_len * grad_accum * data-parallel ranks = {whole} * {dp}"
-        yield Problem(f"{key}.batch_tokens", stage.batch_tokens, rule)
-    if cp == 1:
-        return
+def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
     if stage.seq_len % (2 * cp):
         yield Problem(f"{key}.seq_len", stage.seq_len, f"must be a multiple of 2 * parallel.cp = {2 * cp}")
     elif stage.attention is Attention.lighthouse:

@@ -62,6 +62,7 @@ class Compile(Enum):
 class Recompute(Enum):
     """What the backward pass computes again instead of keeping it from the forward."""
 
+    auto = "auto"  # the first of these that the GPU's memory allows, by the estimate
     none = "none"
     selective = "selective"  # keeps products and attention, recomputes what is cheap
     full = "full"  # keeps the input of a block alone
@@ -141,8 +142,8 @@ class StageConfig:
     steps: int | None = None  # wins over fraction; with neither, the stage takes the rest of the run
     fraction: float | None = None  # of run.steps
     seq_len: int = II("model.seq_len")
-    batch_tokens: int = II("run.batch_tokens")
-    grad_accum: int = II("run.grad_accum")
+    batch_tokens: Any = II("run.batch_tokens")
+    grad_accum: Any = II("run.grad_accum")
     lr_scale: float = 1.0
     levels: int = II("lighthouse.levels")
     pooling: int = II("lighthouse.pooling")
@@ -195,8 +196,10 @@ class RunConfig:
     name: str = MISSING
     dir: str = MISSING
     steps: int = 200
-    batch_tokens: int = II("model.seq_len")  # tokens of an optimizer step, over all micro-batches
-    grad_accum: int = 1  # micro-batches of an optimizer step
+    batch_tokens: Any = (
+        "auto"  # of a step, over all ranks and micro-batches; auto: a sequence a rank with data
+    )
+    grad_accum: Any = "auto"  # micro-batches of a step; auto: as few as the GPU's memory allows
     seed: int = 0
     device: Device = Device.auto
     log_every: int = 1  # steps
@@ -209,9 +212,9 @@ class ComputeConfig:
     precision: Precision = Precision.auto
     float8: bool = False  # the blocks' products, through torchao; Hopper and later
     compile: Compile = Compile.auto
-    recompute: Recompute = Recompute.none
+    recompute: Recompute = Recompute.auto
     recompute_every: int = 1  # every n-th block, from the first on
-    offload: bool = False  # recompute=full: the kept inputs wait in host memory
+    offload: bool = False  # recompute=full: the kept inputs wait in host memory; recompute=auto sets it
     deterministic: bool = False  # the same bits from run to run on a GPU too; attention's backward is slower
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lhtrain.attention.pyramid import Pyramid
 from lhtrain.conf.fill import stage_steps
+from lhtrain.conf.micro_batches import batch_problems, count_problems
 from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Attention, Config, DataConfig, LoggerKind, Precision, Recompute, StageConfig
@@ -19,7 +20,7 @@ def validate(config: Config, n_ranks: int | None = None) -> list[Problem]:
     """Every rule that `config` breaks; an empty list means that it can run, on `n_ranks` where given."""
     parts = (_ranges, _model, _stages, _compute, _data, _start, cluster_problems)
     problems = [problem for part in parts for problem in part(config)]
-    return problems + list(parallel_problems(config, n_ranks))
+    return [*problems, *parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]
 
 
 def _ranges(config: Config) -> Iterator[Problem]:
@@ -34,8 +35,6 @@ def _ranges(config: Config) -> Iterator[Problem]:
         "model.head_dim": model.head_dim,
         "model.ffn_dim": model.ffn_dim,
         "run.steps": run.steps,
-        "run.batch_tokens": run.batch_tokens,
-        "run.grad_accum": run.grad_accum,
         "run.log_every": run.log_every,
         "compute.recompute_every": config.compute.recompute_every,
         "eval.every": config.eval.every,
@@ -51,6 +50,7 @@ def _ranges(config: Config) -> Iterator[Problem]:
     for key, number in at_least_one.items():
         if number < 1:
             yield Problem(key, number, "must be at least 1")
+    yield from count_problems(config)
     positive = {
         "model.rope_theta": model.rope_theta,
         "model.norm_eps": model.norm_eps,
@@ -146,16 +146,10 @@ def _stage(key: str, stage: StageConfig, config: Config) -> Iterator[Problem]:
         yield Problem(f"{key}.fraction", stage.fraction, "must be above 0 and at most 1")
     if not (stage.lr_scale > 0 and math.isfinite(stage.lr_scale)):
         yield Problem(f"{key}.lr_scale", stage.lr_scale, "must be greater than 0 and finite")
-    counts = {"seq_len": stage.seq_len, "batch_tokens": stage.batch_tokens, "grad_accum": stage.grad_accum}
-    inherited = {config.model.seq_len, config.run.batch_tokens, config.run.grad_accum}  # named there already
-    for field, count in counts.items():
-        if count < 1 and count not in inherited:
-            yield Problem(f"{key}.{field}", count, "must be at least 1")
-    if min(counts.values()) < 1:
+    if stage.seq_len < 1:
+        if stage.seq_len != config.model.seq_len:  # which is named there already
+            yield Problem(f"{key}.seq_len", stage.seq_len, "must be at least 1")
         return
-    if stage.batch_tokens % (stage.seq_len * stage.grad_accum):
-        rule = f"must be a multiple of seq_len * grad_accum = {stage.seq_len} * {stage.grad_accum}"
-        yield Problem(f"{key}.batch_tokens", stage.batch_tokens, rule)
     if stage.attention is Attention.lighthouse:
         pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
         for field, value, rule in pyramid.problems():

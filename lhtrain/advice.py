@@ -2,15 +2,9 @@
 
 from copy import deepcopy
 
+from lhtrain.conf.micro_batches import CHOICES, counts, data_ranks
 from lhtrain.conf.schema import Config, Recompute
 from lhtrain.estimate import estimate
-
-# From the cheapest on.
-CHOICES = (
-    ("compute.recompute=selective", Recompute.selective, False),
-    ("compute.recompute=full", Recompute.full, False),
-    ("compute.recompute=full compute.offload=true", Recompute.full, True),
-)
 
 
 def advice(config: Config, capacity: float) -> list[str]:
@@ -21,7 +15,10 @@ def advice(config: Config, capacity: float) -> list[str]:
     ]
     if smaller := _more_micro_batches(config):
         lines.append(_line(_micro_batches(config, smaller), smaller, capacity))
-    for setting, recompute, offload in CHOICES:
+    for recompute, offload in CHOICES:
+        if recompute is Recompute.none:
+            continue
+        setting = f"compute.recompute={recompute.value}" + (" compute.offload=true" if offload else "")
         other = deepcopy(config)
         other.compute.recompute, other.compute.offload = recompute, offload
         if config.compute.recompute_every != 1:
@@ -33,23 +30,27 @@ def advice(config: Config, capacity: float) -> list[str]:
 
 
 def _more_micro_batches(config: Config) -> Config | None:
-    """The configuration with twice the micro-batches, where every stage can cut its step so."""
-    data_ranks = max(config.parallel.dp_shard, 1) * config.parallel.dp_replicate
-    other = deepcopy(config)
-    other.run.grad_accum *= 2
+    """The configuration with every stage's next larger number of micro-batches; None if no stage has one."""
+    dp, other = data_ranks(config, None), deepcopy(config)
     for stage in other.stages.values():
-        stage.grad_accum *= 2
-        if stage.batch_tokens % (stage.seq_len * stage.grad_accum * data_ranks):
-            return None
-    return other
+        stage.grad_accum = next((n for n in counts(stage, dp) if n > stage.grad_accum), stage.grad_accum)
+    return other if other.stages != config.stages else None
 
 
 def _micro_batches(config: Config, other: Config) -> str:
-    """The settings that make `other` of `config`: the run's, and those of stages that have their own."""
-    pairs = [(name, stage, other.stages[name]) for name, stage in config.stages.items()]
-    own = [(name, new) for name, old, new in pairs if old.grad_accum != config.run.grad_accum]
-    said = [f"run.grad_accum={other.run.grad_accum}"] if len(own) < len(pairs) else []
-    return " ".join([*said, *(f"stages.{name}.grad_accum={new.grad_accum}" for name, new in own)])
+    """The settings that make `other` of `config`: the run's where the stages that have it agree, or their own."""
+    changed = {
+        name: new.grad_accum
+        for name, new in other.stages.items()
+        if new.grad_accum != config.stages[name].grad_accum
+    }
+    of_run = [name for name, stage in config.stages.items() if stage.grad_accum == config.run.grad_accum]
+    new_of_run = {other.stages[name].grad_accum for name in of_run}
+    said = []
+    if len(new_of_run) == 1 and changed.keys() >= set(of_run):
+        said.append(f"run.grad_accum={new_of_run.pop()}")
+        changed = {name: count for name, count in changed.items() if name not in of_run}
+    return " ".join([*said, *(f"stages.{name}.grad_accum={count}" for name, count in changed.items())])
 
 
 def _peaks(config: Config) -> dict[str, float]:

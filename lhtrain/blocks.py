@@ -48,7 +48,7 @@ def block_runner(compute: ComputeConfig, device: torch.device) -> RunBlock:
         run = compiled(run)
     if compute.recompute is Recompute.full:
         run = Offloaded(run, device) if compute.offload else partial(_full, run)
-    if compute.recompute is Recompute.none or compute.recompute_every == 1:
+    if compute.recompute in (Recompute.none, Recompute.auto) or compute.recompute_every == 1:
         return run
     return partial(_every, compute.recompute_every, run, block_runner(_without(compute), device))
 
@@ -67,7 +67,7 @@ def compiled(run: RunBlock) -> RunBlock:
 
 
 def _without(compute: ComputeConfig) -> ComputeConfig:
-    return ComputeConfig(precision=compute.precision, compile=compute.compile)
+    return ComputeConfig(precision=compute.precision, compile=compute.compile, recompute=Recompute.none)
 
 
 def _every(n: int, run: RunBlock, plain: RunBlock, block: Block, x: Tensor, by: Rotation) -> Tensor:

@@ -173,10 +173,11 @@ def out_of_memory(error: Exception, composed: DictConfig) -> str:
     from lhtrain.conf.parallel import mesh_sizes
     from lhtrain.world import find_ranks
 
-    capacity, config = torch.cuda.mem_get_info()[1] / 1e9, filled(build(composed))
+    memory, n_ranks = torch.cuda.mem_get_info()[1], find_ranks().size
+    config = filled(build(composed, n_ranks), n_ranks, memory)
     # Of dp_shard=-1, all that are left, an estimate knows nothing; these ranks are there.
-    config.parallel.dp_shard = mesh_sizes(config.parallel, find_ranks().size)[1]
-    lines = advice(config, capacity)
+    config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
+    lines = advice(config, memory / 1e9)
     return "\n".join([f"{str(error).split('. ')[0]}.", *lines])
 
 

@@ -13,12 +13,15 @@ from dataclasses import dataclass, fields
 from rich.console import Console
 from rich.table import Table
 
+from lhtrain.conf.parallel import mesh_sizes
 from lhtrain.conf.schema import Attention, ComputeConfig, Config, ModelConfig, Recompute, StageConfig
 from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-USE = "lhtrain estimate [gpu=h100|GB] [GROUP=NAME ...] [KEY=VALUE ...]: settings as for training"
+USE = """lhtrain estimate [gpu=h100|GB] [ranks=N] [GROUP=NAME ...] [KEY=VALUE ...]
+The memory that each GPU needs, with the settings of training.
+gpu: a name or a number of gigabytes; ranks: how many GPUs the run has."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,19 @@ class Layer:
     work: int  # what its backward takes besides
 
 
-def estimate(config: Config, stage: StageConfig) -> Memory:
-    """Peak memory of `stage` on each GPU; `config` is filled. For bfloat16 compute and compiled blocks.
+def estimate(config: Config, stage: StageConfig, n_ranks: int | None = None) -> Memory:
+    """Peak memory of `stage`, one of the filled `config`, on each GPU. For compiled blocks.
+
+    n_ranks: of the run; None: as many as `parallel` names, dp_shard=-1 counting as one.
 
     Sharded, a rank has its share of weights, gradients and optimizer state, its sequences or slices of them,
     and whole only the blocks at work: one in use and one on its way, and the gradients of one.
     """
     model, parallel = config.model, config.parallel
     inner, embeddings = _parameters(model)
-    ranks = max(parallel.dp_shard, 1) * parallel.dp_replicate * parallel.cp
-    shards = max(parallel.dp_shard, 1) * parallel.cp
+    known = parallel.dp_replicate * parallel.cp
+    replicate, shard, cp = mesh_sizes(parallel, n_ranks or known * max(parallel.dp_shard, 1))
+    ranks, shards = replicate * shard * cp, shard * cp
     tokens = stage.batch_tokens // stage.grad_accum // ranks
     layers = [_layer(config, stage, tokens, number) for number in range(model.n_layers)]
     state = 4 * (inner + embeddings) // shards
@@ -141,7 +147,7 @@ def _loss(model: ModelConfig, n: int) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """The command. `gpu=` takes a name or a number of gigabytes."""
+    """The command. `gpu=` takes a name or a number of gigabytes, `ranks=` the number of GPUs."""
     from lhtrain.cli import fail
     from lhtrain.conf.compose import compose_config
     from lhtrain.conf.problems import ConfigError
@@ -149,15 +155,26 @@ def main(arguments: list[str]) -> None:
     if {"--help", "-h"} & set(arguments):
         print(USE)
         return
-    named = [argument.removeprefix("gpu=") for argument in arguments if argument.startswith("gpu=")]
-    gpu = named[-1].lower() if named else "h100"
-    if gpu not in GPUS and not gpu.replace(".", "", 1).isdigit():
+    own = {"gpu": "h100", "ranks": ""}
+    settings = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value.lower()
+        else:
+            settings.append(argument)
+    gpu, ranks = own["gpu"], own["ranks"]
+    if gpu not in GPUS and not (gpu.replace(".", "", 1).isdigit() and float(gpu) > 0):
         fail(f"gpu={gpu}: must be one of {', '.join(GPUS)}, or a number of gigabytes")
+    if ranks and not (ranks.isdecimal() and int(ranks) > 0):
+        fail(f"ranks={ranks}: must be a whole number of at least 1")
+    capacity, n_ranks = float(GPUS.get(gpu, 0) or gpu), int(ranks) if ranks else None
     try:
-        config = compose_config([argument for argument in arguments if not argument.startswith("gpu=")])
+        config = compose_config(settings, n_ranks, int(capacity * 1e9))
     except ConfigError as error:
         fail(str(error))
-    capacity = float(GPUS.get(gpu, 0) or gpu)
+    if n_ranks is not None:
+        config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
     console = Console()
     total = sum(_parameters(config.model))
     console.print(
@@ -165,10 +182,22 @@ def main(arguments: list[str]) -> None:
         highlight=False,
     )
     console.print(table(config, capacity), highlight=False)
+    console.print(f"with {how(config)}", highlight=False)
     if any(estimate(config, stage).total >= capacity * 1e9 for stage in config.stages.values()):
         from lhtrain.advice import advice
 
         print(*advice(config, capacity), sep="\n")
+
+
+def how(config: Config) -> str:
+    """The settings of a filled configuration that decide its memory, as they are typed."""
+    compute = config.compute
+    settings = [f"compute.recompute={compute.recompute.value}"]
+    settings += ["compute.offload=true"] if compute.offload else []
+    counts = {name: stage.grad_accum for name, stage in config.stages.items()}
+    if len(set(counts.values())) == 1:
+        return " ".join([*settings, f"run.grad_accum={counts.popitem()[1]}"])
+    return " ".join([*settings, *(f"stages.{name}.grad_accum={count}" for name, count in counts.items())])
 
 
 def table(config: Config, capacity: float) -> Table:

@@ -32,6 +32,7 @@ from lhtrain.guard import Guard
 from lhtrain.hardware import (
     compute_dtype,
     describe,
+    gpu_memory,
     peak_memory,
     pick_device,
     reset_peak_memory,
@@ -348,7 +349,8 @@ class Trainer:
             if stage.attention is Attention.lighthouse:
                 pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
                 what += f" of which it attends to {pyramid.n_selected:,} rows (k {stage.budget:,})"
-            say(f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens, {what}")
+            parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
+            say(f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {what}")
 
 
 def _remove_empty(run_dir: Path) -> None:
@@ -365,7 +367,7 @@ def run(composed: DictConfig) -> None:
     set_deterministic(config.compute.deterministic)
     world = World.start(pick_device(config.run.device), config.parallel.timeout)
     config.run.dir = world.on_main(lambda: HydraConfig.get().runtime.output_dir)
-    config = filled(config)
+    config = filled(config, world.size, world.least(gpu_memory(world.device)) or None)
     run_dir = Path(config.run.dir)
     # A new run finds out at once that the place is taken; one that goes on may wait for its predecessor.
     lock = RunLock(run_dir, patience=0 if config.resume is Resume.never else PATIENCE)

@@ -106,6 +106,10 @@ class World:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return int(value.item())
 
+    def least(self, number: int) -> int:
+        """The least of the ranks' numbers."""
+        return -self.largest(-number)
+
     def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
         """Every rank's value, by rank."""
         if not self.together:

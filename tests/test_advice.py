@@ -20,6 +20,7 @@ def test_each_choice_with_its_peak_and_whether_it_fits():
 
 def test_only_what_is_left_to_do():
     settings = ["model=lighthouse_530m", "run.batch_tokens=393216", "compute.recompute=full"]
+    settings += ["run.grad_accum=1"]
     lines = advice(compose_config(settings), 40)
     assert lines[1].split()[0] == "run.grad_accum=2"
     assert [line.split("  ")[1].strip() for line in lines[2:-1]] == [
@@ -30,7 +31,7 @@ def test_only_what_is_left_to_do():
 def test_a_choice_says_all_that_it_changes():
     """What is estimated is what the settings on the line make of the command."""
     settings = ["model=lighthouse_530m", "run.batch_tokens=786432", "stages.recovery.grad_accum=2"]
-    settings += ["compute.recompute=full", "compute.recompute_every=3"]
+    settings += ["compute.recompute=full", "compute.recompute_every=3", "run.grad_accum=1"]
     lines = advice(compose_config(settings), 40)
     choices = [line[2:].split(" lighthouse ")[0].split() for line in lines[1:-1]]
     assert choices[0] == ["run.grad_accum=2", "stages.recovery.grad_accum=4"]

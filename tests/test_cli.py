@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from lhtrain.advice import advice
 from lhtrain.cli import in_words, out_of_memory
-from lhtrain.conf.compose import compose_config
+from lhtrain.conf.compose import check_overrides, compose_config
 
 
 def test_out_of_memory_says_what_helps(monkeypatch):
@@ -25,8 +25,8 @@ def test_out_of_memory_counts_the_ranks_that_are_there(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     settings = ["model=lighthouse_530m", "run.batch_tokens=196608", "run.dir=d", "run.name=n"]
-    told = compose_config([*settings, "parallel.dp_shard=2"])
-    composed = OmegaConf.structured(compose_config(settings))
+    told = compose_config([*settings, "parallel.dp_shard=2"], 2, 80 * 10**9)
+    composed = OmegaConf.structured(check_overrides(settings))
     said = out_of_memory(torch.OutOfMemoryError("CUDA out of memory."), composed).splitlines()
     assert said[1:] == advice(told, 80)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from lhtrain.conf.compose import compose_config
+from lhtrain.conf.compose import check_overrides
+from lhtrain.conf.fill import filled
+from lhtrain.conf.micro_batches import batch_problems
 from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.schema import Config
@@ -33,10 +35,11 @@ def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, C
     """
     if config_dir is not None:
         overrides = [quote.search_path(config_dir), *overrides]
-    config = compose_config(overrides)
+    config = check_overrides(overrides)
     n_ranks = config.cluster.nodes * max(config.cluster.gpus_per_node, 1)
-    if misfits := list(parallel_problems(config, n_ranks)):
+    if misfits := [*parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]:
         raise ConfigError(misfits)
+    config = filled(config, n_ranks)  # micro-batches are derived again on the node, from its GPU's memory
     config.run.dir = os.path.abspath(config.run.dir)
     # SLURM fills in %j and its like in the path of a job's output, and takes \\ for "do not".
     if wrong := [part for part in ("${", "%", "\\") if part in config.run.dir]:

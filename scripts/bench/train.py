@@ -23,17 +23,25 @@ from spans import communication, kernel_spans, print_kernels
 
 from lhtrain.attention.dense import fa4_runs
 from lhtrain.blocks import prepare
-from lhtrain.conf.compose import compose_config
+from lhtrain.conf.compose import check_overrides
+from lhtrain.conf.fill import filled
 from lhtrain.conf.schema import Config, StageConfig
 from lhtrain.feed import Read, batches
 from lhtrain.flops import peak_flops, rows, step_flops
-from lhtrain.hardware import compute_dtype, peak_memory, pick_device, reset_peak_memory, set_deterministic
+from lhtrain.hardware import (
+    compute_dtype,
+    gpu_memory,
+    peak_memory,
+    pick_device,
+    reset_peak_memory,
+    set_deterministic,
+)
 from lhtrain.model import FULL_ATTENTION, GPT
 from lhtrain.optim import build_optimizer
 from lhtrain.parallel import Parallel
 from lhtrain.step import update
 from lhtrain.train import attention_of
-from lhtrain.world import World, close
+from lhtrain.world import World, close, find_ranks
 
 COLUMNS = [
     "gpu",
@@ -72,9 +80,10 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    config = compose_config(arguments.overrides)
+    config = check_overrides(arguments.overrides, n_ranks=find_ranks().size)
     set_deterministic(config.compute.deterministic)
     world = World.start(pick_device(config.run.device), config.parallel.timeout)
+    config = filled(config, world.size, world.least(gpu_memory(world.device)) or None)
     measured = measure(config, arguments, world)
     close()
     if world.is_main:
@@ -136,10 +145,20 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             round(losses[-1], 4),
             world.size,
             *(communication(spans) if world.together else (None, None)),
-            " ".join(arguments.overrides),
+            " ".join([*arguments.overrides, *derived(config, stage, arguments.overrides)]),
         ]
         out.append(dict(zip(COLUMNS, values, strict=True)))
     return out
+
+
+def derived(config: Config, stage: StageConfig, overrides: list[str]) -> list[str]:
+    """The settings that `auto` stood for, so that a row says all that decides its numbers."""
+    compute = config.compute
+    settings = [f"compute.recompute={compute.recompute.value}"]
+    settings += ["compute.offload=true"] if compute.offload else []
+    settings += [f"run.grad_accum={stage.grad_accum}"]
+    given = {override.split("=")[0] for override in overrides}
+    return [setting for setting in settings if setting.split("=")[0] not in given]
 
 
 def step(

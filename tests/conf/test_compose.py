@@ -102,7 +102,10 @@ def test_the_error_says_how_many_and_that_nothing_started():
         (["stages.lighthouse.fraction=null"], "stages=lighthouse, recovery: only one stage may leave both"),
         (["stages.lighthouse.fraction=1.5"], "stages.lighthouse.fraction=1.5: must be above 0 and at most 1"),
         (["stages.recovery.lr_scale=0"], "stages.recovery.lr_scale=0.0: must be greater than 0"),
-        (["run.grad_accum=3"], "batch_tokens=4096: must be a multiple of seq_len * grad_accum = 4096 * 3"),
+        (
+            ["run.grad_accum=3", "run.batch_tokens=4096"],
+            "=4096: must be a multiple of seq_len * grad_accum = 4096 * 3; run.grad_accum=auto",
+        ),
         (["stages.recovery.seq_len=3072", "run.batch_tokens=12288"], "seq_len=3072: must divide the longest"),
         (["run.steps=0"], "run.steps=0: must be at least 1"),
         (["optim.lr=-1"], "optim.lr=-1.0: must be greater than 0"),
@@ -118,7 +121,10 @@ def test_the_error_says_how_many_and_that_nothing_started():
         (["parallel.cp=0"], "parallel.cp=0: must be at least 1"),
         (["parallel.dp_shard=0"], "parallel.dp_shard=0: must be at least 1, or -1 for all that are left"),
         (["parallel.cp=4", "parallel.cp_attention=ulysses"], "parallel.cp=4 must divide model.n_heads=2"),
-        (["parallel.dp_shard=2"], "seq_len * grad_accum * data-parallel ranks = 4096 * 2"),
+        (
+            ["parallel.dp_shard=2", "run.batch_tokens=12288"],
+            "seq_len * data-parallel ranks = 4096 * 2; nearest: 8192 or 16384",
+        ),
         (["parallel.cp=3"], "seq_len=4096: must be a multiple of 2 * parallel.cp = 6"),
         (
             ["parallel.cp=2"],
@@ -164,7 +170,7 @@ def test_the_mesh_is_compared_with_the_ranks():
     )
     assert "torchrun --nproc-per-node=N" in said(1, "parallel.dp_shard=2", "run.batch_tokens=8192")
     assert said(2, "parallel.dp_shard=2", "run.batch_tokens=8192") == said(1) == ""
-    assert "data-parallel ranks = 4096 * 4" in said(4, "run.batch_tokens=8192")
+    assert "data-parallel ranks = 4096 * 4; nearest: 16384" in said(4, "run.batch_tokens=8192")
 
 
 @pytest.mark.parametrize(

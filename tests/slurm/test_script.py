@@ -172,8 +172,8 @@ def test_dry_run_prints_the_script_and_writes_nothing(tmp_path):
     from tests.slurm.cluster import command
 
     settings = ("cluster=gpu8", "cluster.nodes=4", "run.dir=mine", "run.batch_tokens=131072")
-    refused = command("submit", "--dry-run", *settings[:-1], cwd=tmp_path)
-    assert refused.returncode == 2 and "data-parallel ranks = 4096 * 32" in refused.stderr
+    refused = command("submit", "--dry-run", *settings[:-1], "run.batch_tokens=12288", cwd=tmp_path)
+    assert refused.returncode == 2 and "data-parallel ranks = 4096 * 32; nearest: 131072" in refused.stderr
     done = command("submit", "--dry-run", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#!/bin/bash\n") and "#SBATCH --nodes=4" in done.stdout

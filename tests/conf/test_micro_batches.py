@@ -1,0 +1,154 @@
+"""What `auto` stands for: micro-batches and recomputation that fit a GPU, a step of a sequence a rank."""
+
+from copy import deepcopy
+
+import pytest
+
+from lhtrain.conf.compose import check_overrides, compose_config
+from lhtrain.conf.fill import filled
+from lhtrain.conf.micro_batches import USABLE
+from lhtrain.conf.problems import ConfigError
+from lhtrain.conf.schema import Recompute
+from lhtrain.estimate import estimate
+
+GB = 10**9
+MODELS = ["gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "lighthouse_530m", "llama3_8b"]
+# Stage lists of one stage are among these: what fits two stages fits each of them.
+STAGES = ["two_stage", "curriculum"]
+# Weights, gradients and moments of 8 billion parameters take 128 GB before the first token.
+TOO_LARGE = {("llama3_8b", 1), ("llama3_8b", 2)}
+
+
+def peaks(config, n_ranks):
+    return [estimate(config, stage, n_ranks).total for stage in config.stages.values()]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("n_ranks", [1, 2, 4, 8])
+def test_every_preset_starts_as_it_is_on_any_number_of_gpus(model, stage, n_ranks):
+    config = compose_config([f"model={model}", f"stage={stage}"], n_ranks, 80 * GB)
+    for one in config.stages.values():
+        assert one.batch_tokens % (one.seq_len * one.grad_accum * n_ranks) == 0
+    assert (max(peaks(config, n_ranks)) <= USABLE * 80 * GB) == ((model, n_ranks) not in TOO_LARGE)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 4, 8, 16, 32])
+def test_the_papers_run_learns_the_same_on_any_number_of_gpus(n_ranks):
+    config = compose_config(["experiment=paper_98k"], n_ranks, 80 * GB)
+    assert {stage.batch_tokens for stage in config.stages.values()} == {32 * 98_304}
+    assert {stage.grad_accum for stage in config.stages.values()} == {32 // n_ranks}
+    assert max(peaks(config, n_ranks)) <= USABLE * 80 * GB
+    assert config.compute.recompute is Recompute.selective
+
+
+def test_as_few_micro_batches_as_fit():
+    """One more than the found number's half would not fit; a larger GPU takes fewer."""
+    settings = ["model=gpt_130m", f"run.batch_tokens={32 * 32768}", "compute.recompute=none"]
+    counts = {}
+    for size in (40, 80, 160):
+        config = compose_config(settings, 1, size * GB)
+        for name, stage in config.stages.items():
+            counts[size, name] = stage.grad_accum
+            assert estimate(config, stage, 1).total <= USABLE * size * GB
+            stage.grad_accum //= 2
+            assert estimate(config, stage, 1).total > USABLE * size * GB
+    assert counts[40, "recovery"] > counts[80, "recovery"] > counts[160, "recovery"]
+
+
+def test_a_stage_of_its_own_number_keeps_it():
+    settings = ["model=gpt_130m", f"run.batch_tokens={32 * 32768}"]
+    config = compose_config([*settings, "run.grad_accum=16", "stages.recovery.grad_accum=auto"], 1, 80 * GB)
+    assert config.stages["lighthouse"].grad_accum == 16 and config.stages["recovery"].grad_accum < 16
+    config = compose_config([*settings, "stages.recovery.grad_accum=32"], 1, 80 * GB)
+    assert config.stages["recovery"].grad_accum == 32 and config.stages["lighthouse"].grad_accum < 16
+
+
+def test_where_nothing_fits_the_least_is_taken():
+    config = compose_config(["model=gpt_1b", "run.batch_tokens=262144"], 1, 8 * GB)
+    assert config.compute.recompute is Recompute.full
+    least = peaks(config, 1)
+    for recompute in (Recompute.none, Recompute.selective):
+        other = deepcopy(config)
+        other.compute.recompute, other.compute.offload = recompute, False
+        assert all(one <= two for one, two in zip(least, peaks(other, 1), strict=True))
+
+
+def test_recomputation_that_was_asked_for_stays():
+    for recompute in ("none", "selective", "full"):
+        config = compose_config(["model=gpt_1b", f"compute.recompute={recompute}"], 1, 80 * GB)
+        assert config.compute.recompute.value == recompute and not config.compute.offload
+
+
+def test_a_cpu_takes_micro_batches_of_so_many_tokens_or_of_a_sequence():
+    assert {stage.grad_accum for stage in compose_config([]).stages.values()} == {1}
+    config = compose_config(["run.batch_tokens=98304"])
+    assert {stage.grad_accum for stage in config.stages.values()} == {3}
+    config = compose_config(["run.batch_tokens=262144", "model.seq_len=65536", "stage=dense"])
+    assert config.stages["dense"].grad_accum == 4
+    assert config.compute.recompute is Recompute.none
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_ranks", "tokens"),
+    [
+        ([], None, 4096),
+        ([], 8, 32768),
+        (["parallel.cp=2", "stage=dense"], 8, 16384),
+        (["parallel.dp_replicate=2"], 8, 32768),
+        (["stages.recovery.seq_len=8192"], 2, 16384),  # a sequence of the longest stage
+        (["run.batch_tokens=65536"], 8, 65536),
+        (["run.batch_tokens='65536'"], 8, 65536),  # as a variable of the environment gives it
+        (["run.batch_tokens=auto"], 4, 16384),
+    ],
+)
+def test_a_step_is_a_sequence_a_rank_unless_said(settings, n_ranks, tokens):
+    config = compose_config(settings, n_ranks)
+    assert config.run.batch_tokens == tokens
+    assert {stage.batch_tokens for stage in config.stages.values()} == {tokens}
+
+
+def test_filling_twice_changes_nothing():
+    once = compose_config(["model=gpt_1b", f"run.batch_tokens={65536 * 32}"], 4, 80 * GB)
+    assert filled(once, 4, 80 * GB) == once
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_ranks", "expected"),
+    [
+        (["run.batch_tokens=0"], 1, "run.batch_tokens=0: must be at least 1, or auto"),
+        (["run.batch_tokens=lots"], 1, "run.batch_tokens=lots: must be a whole number, or auto"),
+        (["run.batch_tokens=1.5"], 1, "run.batch_tokens=1.5: must be a whole number, or auto"),
+        (["run.batch_tokens=true"], 1, "run.batch_tokens=True: must be a whole number, or auto"),
+        (["run.batch_tokens=null"], 1, "run.batch_tokens=null: must be a whole number, or auto"),
+        (["run.grad_accum=-1"], 1, "run.grad_accum=-1: must be at least 1, or auto"),
+        (["stages.recovery.grad_accum=[2]"], 1, "stages.recovery.grad_accum=[2]: must be a whole number"),
+        (
+            ["run.batch_tokens=10000"],
+            1,
+            "run.batch_tokens=10000: must be a multiple of seq_len = 4096; nearest: 8192 or 12288",
+        ),
+        (
+            ["run.batch_tokens=12288"],
+            2,
+            "run.batch_tokens=12288: must be a multiple of seq_len * data-parallel ranks = 4096 * 2; "
+            "nearest: 8192 or 16384",
+        ),
+        (
+            ["experiment=paper_98k", "run.grad_accum=16"],
+            8,
+            "run.batch_tokens=3145728: must be a multiple of seq_len * grad_accum * data-parallel ranks = "
+            "98304 * 16 * 8; run.grad_accum=auto takes a number that fits; nearest: 12582912",
+        ),
+        (
+            ["run.batch_tokens=8192", "stages.recovery.batch_tokens=4096"],
+            2,
+            "stages.recovery.batch_tokens=4096: must be a multiple of seq_len * data-parallel ranks = 4096 * 2;"
+            " nearest: 8192",
+        ),
+    ],
+)
+def test_what_does_not_divide_is_named_once_with_what_does(settings, n_ranks, expected):
+    with pytest.raises(ConfigError) as error:
+        check_overrides(settings, n_ranks=n_ranks)
+    assert expected in str(error.value) and str(error.value).startswith("1 problem in")

@@ -34,7 +34,7 @@ def number_or_auto(value: object) -> int | None:
 
 
 def count_problems(config: Config) -> Iterator[Problem]:
-    """Values of batch_tokens and grad_accum that are neither numbers nor auto. Each is named where it is set."""
+    """Values of batch_tokens and grad_accum that are neither numbers nor auto, each under its own key."""
     for field in ("batch_tokens", "grad_accum"):
         of_run = getattr(config.run, field)
         places = {f"run.{field}": of_run}

@@ -93,8 +93,9 @@ def open_corpus(
     if out is not None or limited or source not in AUTOMATIC:
         folder = wanted.folder(out, cache_dir)
         if not (folder / "meta.json").is_file():
-            rule = "must be prepared first: `lhtrain data prepare` with the same data settings"
-            raise DataError(f"data={source}: {str(folder)!r} is not there or not complete; {rule}")
+            rule = "training with these data needs them prepared first:"
+            command = wanted.command(out, cache_dir)
+            raise DataError(f"data={source}: {str(folder)!r} is missing or not complete; {rule}\n  {command}")
         return _prepared(folder, val_fraction, wanted)
     return _tokenized(wanted, val_fraction, cache_dir, progress)
 

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+import re
+import shlex
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,39 @@ class Recipe:
         paths = [os.path.abspath(os.path.expanduser(path)) for path in self.paths]
         return asdict(self) | {"path": paths, "filters": list(self.filters)}
 
+    def command(self, out: str | os.PathLike | None, cache_dir: str | os.PathLike | None) -> str:
+        """The command that prepares this recipe, as it is typed in a shell: all that differs from the defaults."""
+        settings: dict[str, Any] = {"data": self.source}
+        for part in fields(self):
+            default = part.default_factory() if callable(part.default_factory) else part.default
+            if part.name != "source" and getattr(self, part.name) != default:
+                settings[f"data.{part.name}"] = getattr(self, part.name)
+        settings |= {
+            f"data.{key}": str(folder)
+            for key, folder in (("out", out), ("cache_dir", cache_dir))
+            if folder is not None
+        }
+        return " ".join(
+            [
+                "lhtrain data prepare",
+                *(shlex.quote(f"{key}={_typed(value)}") for key, value in settings.items()),
+            ]
+        )
+
     def folder(self, out: str | os.PathLike | None, cache_dir: str | os.PathLike | None) -> Path:
         """Where the shards go: `out`, else a folder of the cache named after the recipe."""
         if out is not None:
             return Path(out).expanduser()
         key = hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:20]
         return cache_root(cache_dir) / f"{self.source}_{key}"
+
+
+def _typed(value: Any) -> str:
+    """A value as Hydra reads it on a command line."""
+    from lhtrain.slurm.quote import override
+
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_typed, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_./\-]*", value):
+        return override(value)
+    return str(value)

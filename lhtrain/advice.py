@@ -38,7 +38,7 @@ def _more_micro_batches(config: Config) -> Config | None:
 
 
 def _micro_batches(config: Config, other: Config) -> str:
-    """The settings that make `other` of `config`: the run's where the stages that have it agree, or their own."""
+    """The settings that make `other` of `config`: the run's where the stages that have it agree."""
     changed = {
         name: new.grad_accum
         for name, new in other.stages.items()

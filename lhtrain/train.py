@@ -23,6 +23,7 @@ from lhtrain.blocks import compiles, prepare
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
 from lhtrain.conf.schema import Attention, Config, LighthouseConfig, Resume, StageConfig
+from lhtrain.cost import cost, repeats
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.drift import Drift
 from lhtrain.errors import RunError
@@ -340,6 +341,11 @@ class Trainer:
         )
         train, val = (self.corpus.n_tokens(split) for split in ("train", "val"))
         say(f"data      {train:,} tokens to train on, {val:,} to validate")
+        total, done, peak = self._parameters()["parameters"], self.progress.step, peak_flops(self.device)
+        for line in cost(self.config, total, train, peak, self.world.size, done):
+            say(f"cost      {line}")
+        if many := repeats(self.config, train):
+            say(f"warning   {many}")
         device = hardware.get("gpu", hardware["cpu"])
         say(f"device    {self.world.size} x {device}, {str(self.dtype).removeprefix('torch.')}")
         for note in self.notes:

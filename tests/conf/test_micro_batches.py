@@ -143,8 +143,8 @@ def test_filling_twice_changes_nothing():
         (
             ["run.batch_tokens=8192", "stages.recovery.batch_tokens=4096"],
             2,
-            "stages.recovery.batch_tokens=4096: must be a multiple of seq_len * data-parallel ranks = 4096 * 2;"
-            " nearest: 8192",
+            "stages.recovery.batch_tokens=4096: must be a multiple of seq_len * data-parallel ranks = "
+            "4096 * 2; nearest: 8192",
         ),
     ],
 )

@@ -71,7 +71,11 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
             "data.column=body: does not go with data=text, only files, hf",
         ),
         (["data", "prepare", "data=text", "data.path=/no/such"], 1, "data.path='/no/such': must exist"),
-        (["data=stdlib", "data.max_tokens=5000"], 1, "must be prepared first: `lhtrain data prepare`"),
+        (
+            ["data=stdlib", "data.max_tokens=5000"],
+            1,
+            "needs them prepared first:\n  lhtrain data prepare data=",
+        ),
         (["data", "verify", "/no/such"], 1, "/no/such"),
         (["data", "verify", "--fast"], 2, "--fast: no such option"),
         (["data=prepared", "data.path=/no/such"], 2, "'/no/such/meta.json' must exist"),
@@ -81,7 +85,7 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
             "data.mix.a.weight=0: must be a number",
         ),
         (["data=mix", "data.mix={a: {weight: 1}}"], 2, "data.mix.a={'weight': 1}: must be {path: FOLDER"),
-        (["data=hf", "data.name=x/y"], 1, "must be prepared first: `lhtrain data prepare`"),
+        (["data=hf", "data.name=x/y"], 1, "needs them prepared first:\n  lhtrain data prepare data="),
     ],
 )
 def test_mistakes_are_named(lhtrain, arguments, status, message):

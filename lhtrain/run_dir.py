@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lhtrain.conf.schema import Config
-from lhtrain.data.tokenizer import PREPARED
+from lhtrain.data.tokenizer import PREPARED, Tokenizer
+from lhtrain.files import write_atomic
 
 # Keys that decide nothing; and where data lie, instead of which their own fingerprint is compared.
 UNCOMPARED = {"run.dir", "run.name", "run.log_every", "run.device"}
@@ -36,8 +37,20 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def tokenizer(self) -> Path:
+        """A copy of the tokenizer.json that the tokens are of, where they are of one."""
+        return self.path / "tokenizer.json"
+
+    @property
     def plot(self) -> Path:
         return self.path / "loss.png"
+
+
+def keep_tokenizer(run_dir: RunDir, tokenizer: Tokenizer) -> None:
+    """Copy the tokenizer.json of a run into its directory: the original may change, move or vanish."""
+    path = getattr(tokenizer, "path", None)
+    if path is not None:
+        write_atomic(run_dir.tokenizer, path.read_bytes())
 
 
 def unwritable(path: Path) -> str | None:

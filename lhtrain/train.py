@@ -45,7 +45,7 @@ from lhtrain.optim import build_optimizer
 from lhtrain.parallel import Parallel
 from lhtrain.progress import Progress, StageClock, StageRecord
 from lhtrain.reporter import Reporter, Silent
-from lhtrain.run_dir import RunDir, as_container
+from lhtrain.run_dir import RunDir, as_container, keep_tokenizer
 from lhtrain.run_lock import PATIENCE, RunLock
 from lhtrain.saver import Saver
 from lhtrain.schedule import Place, Schedule
@@ -137,6 +137,7 @@ class Trainer:
             reporter(self.config, self.dir, self.progress, peak, about) as self.report,
             Interrupt() as interrupt,
         ):
+            self.world.on_main(lambda: keep_tokenizer(self.dir, self.corpus.tokenizer))
             self.saver.say = self.report.say
             self._greet()
             with self.watchdog.phase("compile"):
@@ -321,6 +322,7 @@ class Trainer:
             "progress": self.progress.as_dict(),
             "config": as_container(self.config),
             "data": self.corpus.fingerprint,
+            "tokenizer": self.corpus.tokenizer.as_meta(),
         }
         with self.clock.measure("checkpoint"), self.watchdog.phase("save"):
             self.saver.save(self.progress.step, self.tensors, state)

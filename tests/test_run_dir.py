@@ -1,6 +1,9 @@
-"""Which settings a resumed run must share with the saved one."""
+"""Which settings a resumed run must share with the saved one; what it keeps a copy of."""
 
-from lhtrain.run_dir import differing
+from tokenizers import Tokenizer, models
+
+from lhtrain.data.tokenizer import open_tokenizer
+from lhtrain.run_dir import RunDir, differing, keep_tokenizer
 
 SAVED = {
     "model": {"dim": 64},
@@ -31,3 +34,17 @@ def test_what_decides_the_numbers_is_told():
         "data.tokenizer: prepared: -> bytes",
         "run.seed: 0 -> 1",
     ]
+
+
+def test_a_run_keeps_its_tokenizer_file(tmp_path):
+    file, run_dir = tmp_path / "mine.json", RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    keep_tokenizer(run_dir, open_tokenizer("bytes"))
+    assert not any(run_dir.path.iterdir())
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(file))
+    run_dir.tokenizer.symlink_to(tmp_path / "precious")
+    keep_tokenizer(run_dir, open_tokenizer(str(file)))
+    assert run_dir.tokenizer.read_bytes() == file.read_bytes()
+    assert not (tmp_path / "precious").exists() and not run_dir.tokenizer.is_symlink()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lhtrain import checkpoint
 from lhtrain.conf.schema import StageConfig
@@ -32,3 +32,15 @@ def test_the_exported_model_has_the_runs_loss(lhtrain, undisturbed):
         )
         total, count = total + loss.item(), count + batch.n_targets
     assert total / count == pytest.approx(undisturbed.summary["stages"][-1]["val_loss"], rel=1e-5)
+
+
+def test_the_exported_tokenizer_gives_the_runs_tokens(lhtrain, undisturbed):
+    done = lhtrain.bare("export", undisturbed.path.name, "with_tokenizer", "dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    state = checkpoint.state_of(undisturbed.path / "checkpoints" / "step_00000016")
+    assert state["tokenizer"]["name"] == "bytes" and state["tokenizer"]["hash"]
+    tokenizer = AutoTokenizer.from_pretrained(lhtrain.folder / "with_tokenizer")
+    text = (lhtrain.folder / "text" / "3.txt").read_text()
+    trained = open_corpus(**state["config"]["data"]).tokenizer.encode(text)
+    assert tokenizer(text)["input_ids"] == trained.tolist()
+    assert tokenizer.model_max_length == 2048

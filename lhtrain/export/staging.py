@@ -1,0 +1,130 @@
+"""A folder that is whole or absent: written beside its place and renamed.
+
+A killed export leaves a folder ".NAME.….export.tmp" that nobody holds a lock on; the next export removes it.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lhtrain.errors import RunError
+from lhtrain.files import sync_folder
+
+SUFFIX = ".export.tmp"
+_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # what its writer leaves behind when it is killed
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `folder` when the block ends without an exception.
+
+    It lies beside `folder`, or inside where nothing can be made beside it or renamed onto it.
+
+    Raises:
+        RunError: `folder` is something else than a new or an empty folder.
+        OSError: it cannot be written. Then, and after any exception in the block, nothing is left behind.
+    """
+    check_empty(folder)
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    inside = folder.is_dir() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK))
+    within = folder if inside else folder.parent
+    staging = within / f".{folder.name}.{uuid.uuid4().hex[:12]}{SUFFIX}"
+    with _locked(within):  # nobody takes a folder that has no lock yet for a dead export's
+        for leftover in _leftovers(within, folder.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging.mkdir()
+        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        _lock(descriptor)
+    try:
+        yield staging
+        _sync(staging)
+        _publish(staging, folder, inside)
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_empty(folder: Path) -> None:
+    """Raises RunError where `folder` is something else than a new or an empty folder."""
+    if folder.is_dir():
+        held = sorted(path.name for path in folder.iterdir() if not _is_leftover(path))
+        if not held:
+            return
+        what = f"it holds {', '.join(held[:3])}{' and more' if len(held) > 3 else ''}"
+    elif os.path.lexists(folder):
+        what = "it is a link to nowhere" if folder.is_symlink() else "it is a file"
+    else:
+        return
+    raise RunError(f"{folder}: must be a new or an empty folder; {what}. Name another, or remove it first")
+
+
+def _publish(staging: Path, folder: Path, inside: bool) -> None:
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _is_leftover(path) and path != staging:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    if not inside:
+        os.rename(staging, folder)  # onto an empty folder too
+        sync_folder(folder.parent)
+        return
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):  # that one is last
+        os.rename(path, folder / path.name)
+    sync_folder(folder)
+
+
+def _is_leftover(path: Path) -> bool:
+    if path.is_symlink():
+        return False
+    return path.name.endswith(SUFFIX) if path.is_dir() else bool(_OF_SAFETENSORS.fullmatch(path.name))
+
+
+def _leftovers(within: Path, name: str) -> Iterator[Path]:
+    """Folders of exports to `name` that have ended."""
+    for path in within.iterdir():
+        if not (path.name.startswith(f".{name}.") and path.name.endswith(SUFFIX)) or path.is_symlink():
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            if _lock(descriptor):
+                yield path
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool = False) -> bool:
+    """Whether the lock is held now; it goes with the descriptor. False where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Force the files of `folder` to the disk: a rename must not reach it before what it publishes."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(folder)

@@ -56,6 +56,10 @@ class Guard:
         self._flags.clear()
         self._losses.clear()
 
+    def switched(self) -> None:
+        """A new stage begins: losses of other attention are no measure for its own."""
+        self._losses.clear()
+
     def spike(self, loss: float) -> float | None:
         """How many standard deviations a logged loss lies above those before it, if that is too many."""
         past, limit = list(self._losses), self.config.spike

@@ -1,9 +1,10 @@
 """metrics.jsonl: one row a logged step, one for every validation, switch, recovery and fault."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from lhtrain.plain_text import from_json, to_json
 
 Row = dict[str, Any]
 KINDS = ("train", "validation", "switch", "recovered", "skipped", "spike", "rewound")
@@ -30,7 +31,7 @@ class MetricsFile:
         rows = self.rows or (read(self.path) if keep_until else [])
         self.rows = [row for row in rows if row["step"] <= keep_until]
         aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        aside.write_text("".join(to_json(row) + "\n" for row in self.rows))
         aside.replace(self.path)
         self._file, self._waiting = self.path.open("ab", buffering=0), b""
 
@@ -38,7 +39,7 @@ class MetricsFile:
         assert self._file is not None, "open() first"
         self.rows.append(row)
         first = not self._waiting
-        self._waiting += json.dumps(row).encode() + b"\n"
+        self._waiting += to_json(row).encode() + b"\n"
         try:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
@@ -59,7 +60,7 @@ def read(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            rows.append(from_json(line))
+        except ValueError:
             break  # torn by a kill in mid-write; nothing after it is whole
     return rows

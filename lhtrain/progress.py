@@ -1,12 +1,37 @@
 """How far a run has come, and where each stage's time went. Saved with every checkpoint."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
+from lhtrain.plain_text import finite
+
 PARTS = ("data", "compute", "validation", "checkpoint")
+LAST = 20  # logged losses whose mean is shown: a single batch is too noisy
+
+
+@dataclass
+class Losses:
+    """The last LAST finite losses that were logged, with their mean and its standard error."""
+
+    last: list[float] = field(default_factory=list)
+
+    def take(self, loss: float) -> None:
+        if math.isfinite(loss):
+            self.last = [*self.last[1 - LAST :], loss]
+
+    @property
+    def mean(self) -> float | None:
+        return fmean(self.last) if self.last else None
+
+    @property
+    def stderr(self) -> float | None:
+        """None for fewer than two losses."""
+        return stdev(self.last) / math.sqrt(len(self.last)) if len(self.last) > 1 else None
 
 
 @dataclass
@@ -19,9 +44,20 @@ class StageRecord:
     flops: int = 0
     peak_memory_bytes: int = 0  # of the GPU; 0 on a CPU
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("total", *PARTS), 0.0))
+    times: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))  # that each part was done
     first_loss: float | None = None
-    last_loss: float | None = None
+    losses: Losses = field(default_factory=Losses)  # the last that were logged
     val_loss: float | None = None
+
+    @property
+    def last_loss(self) -> float | None:
+        """Of the last logged step: a single batch."""
+        return self.losses.last[-1] if self.losses.last else None
+
+    def take_loss(self, loss: float) -> None:
+        """The loss of a logged step."""
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        self.losses.take(loss)
 
     @property
     def busy(self) -> float:
@@ -42,6 +78,9 @@ class StageRecord:
             "peak_memory_gb": round(self.peak_memory_bytes / 1e9, 2) or None,
             "first_loss": self.first_loss,
             "last_loss": self.last_loss,
+            "loss_mean": self.losses.mean,
+            "loss_stderr": self.losses.stderr,
+            "loss_mean_of": len(self.losses.last),
             "val_loss": self.val_loss,
         }
 
@@ -55,11 +94,11 @@ class Progress:
     stages: list[StageRecord] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return finite(asdict(self))
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Progress":
-        stages = [StageRecord(**record) for record in saved["stages"]]
+        stages = [_record(saved_stage) for saved_stage in saved["stages"]]
         return cls(step=saved["step"], position=saved["position"], stages=stages)
 
     @property
@@ -72,8 +111,16 @@ class Progress:
         return sum(stage.seconds["total"] for stage in self.stages)
 
 
+def _record(saved: dict[str, Any]) -> StageRecord:
+    """A saved stage; checkpoints of earlier versions have its last loss alone."""
+    saved = dict(saved)
+    last = saved.pop("last_loss", None)
+    losses = saved.pop("losses", {"last": [] if last is None else [last]})
+    return StageRecord(**saved, losses=Losses(**losses))
+
+
 class StageClock:
-    """Adds the seconds of the current stage's parts, and its total, to its record."""
+    """Adds the seconds of the current stage's parts, and its total, to its record; counts the parts."""
 
     def __init__(self, record: StageRecord):
         self.record = record
@@ -86,6 +133,7 @@ class StageClock:
             yield
         finally:
             self.record.seconds[part] += time.perf_counter() - start
+            self.record.times[part] += 1
 
     def lap(self) -> None:
         """Bring the total up to now."""

@@ -1,62 +1,75 @@
-"""What a stage switch costs: the loss before and after it, and the steps until it is back."""
+"""What a stage switch costs: losses before and after it, and the steps until the model is as good again."""
 
-from collections import deque
 from typing import Any
 
-WINDOW = 8  # logged steps: single steps are too noisy to compare
+from lhtrain.progress import LAST, Losses
+
+Entry = dict[str, Any]
 
 
 class SwitchWatch:
     """Takes the rows of metrics.jsonl in order; `switches` has an entry for every switch so far.
 
     An entry: from, to, step (the last of the old stage), and
-      loss_before       mean training loss of the last WINDOW logged steps before the switch
-      loss_after        training loss of the first logged step after it
-      steps_to_recover  steps until the mean of the last WINDOW losses, or of all since the switch while they
-                        are fewer, is down to loss_before; null as long as it is not
-      val_loss_before, val_loss_after   the same weights, validated with the attention of either stage
+      val_loss_before, val_loss_after   the same weights, validated with the settings of either stage
+      steps_to_recover   steps of the new stage after which a validation was first down to val_loss_before;
+                         0 where the switch cost nothing, null as long as none was
+      steps_still_above  steps of the new stage after which the last validation before that was still above
+                         (0: the one at the switch): the model was as good again somewhere between the two
+      loss_before, loss_before_stderr   mean training loss of the old stage's last LAST logged steps, and its
+                                        standard error
+      loss_after, loss_after_stderr     the same of the new stage's first LAST logged steps
+
+    Validations are compared because all of them have the same tokens: the training loss of single batches
+    varies by more than a switch costs.
     """
 
     def __init__(self) -> None:
-        self.switches: list[dict[str, Any]] = []
-        self._before: deque[float] = deque(maxlen=WINDOW)
-        self._after: deque[float] = deque(maxlen=WINDOW)
+        self.switches: list[Entry] = []
+        self._after = Losses()
 
-    def take(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """Returns the last switch's entry if this row is the step at which its loss is back."""
-        if row["kind"] == "switch":
+    def take(self, row: dict[str, Any]) -> Entry | None:
+        """Returns the last switch's entry if this row is the validation that is down to the old level."""
+        kind = row["kind"]
+        if kind == "switch":
             self._begin(row)
-        if row["kind"] != "train":
-            return None
-        recovered = self._compare(row) if self.switches else False
-        self._before.append(row["loss"])
-        return self.switches[-1] if recovered else None
+        elif kind == "train" and self.switches:
+            self._train(row)
+        elif kind == "validation" and self.switches:
+            return self._validated(row)
+        return None
 
     def _begin(self, row: dict[str, Any]) -> None:
-        level = sum(self._before) / len(self._before) if self._before else None
-        names = {key: row[key] for key in ("from", "to")}
-        validation = {key: row[key] for key in ("val_loss_before", "val_loss_after")}
-        measured = {"loss_before": level, "loss_after": None, "steps_to_recover": None}
-        self.switches.append({**names, "step": row["step"] - 1, **measured, **validation})
-        self._after.clear()
+        entry: Entry = {"from": row["from"], "to": row["to"], "step": row["step"] - 1}
+        before, after = row.get("val_loss_before"), row.get("val_loss_after")
+        entry |= {"val_loss_before": before, "val_loss_after": after}
+        free = before is not None and after is not None and after <= before
+        entry |= {"steps_to_recover": 0 if free else None, "steps_still_above": 0}
+        for key in ("loss_before", "loss_before_stderr"):
+            entry[key] = row.get(key)
+        entry |= {"loss_after": None, "loss_after_stderr": None}
+        self.switches.append(entry)
+        self._after = Losses()
 
-    def _compare(self, row: dict[str, Any]) -> bool:
+    def _train(self, row: dict[str, Any]) -> None:
+        if row["loss"] is None or len(self._after.last) == LAST:
+            return
+        self._after.take(row["loss"])
         entry = self.switches[-1]
-        self._after.append(row["loss"])
-        if entry["loss_after"] is None:
-            entry["loss_after"] = row["loss"]
-        level = entry["loss_before"]
-        if entry["steps_to_recover"] is not None or level is None:
-            return False
-        if sum(self._after) / len(self._after) > level:
-            return False
-        entry["steps_to_recover"] = row["step"] - entry["step"]
-        return True
+        entry["loss_after"], entry["loss_after_stderr"] = self._after.mean, self._after.stderr
 
+    def _validated(self, row: dict[str, Any]) -> Entry | None:
+        entry, loss = self.switches[-1], row["val_loss"]
+        level, steps = entry["val_loss_before"], row["step"] - entry["step"]
+        if entry["steps_to_recover"] is not None or level is None or steps <= 0:
+            return None
+        if loss is None or loss > level:
+            entry["steps_still_above"] = steps
+            return None
+        entry["steps_to_recover"] = steps
+        return entry
 
-def switches(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of all switches that were followed by a step."""
-    watch = SwitchWatch()
-    for row in rows:
-        watch.take(row)
-    return [entry for entry in watch.switches if entry["loss_after"] is not None]
+    @property
+    def begun(self) -> list[Entry]:
+        """The entries of the switches that were followed by a logged step."""
+        return [entry for entry in self.switches if entry["loss_after"] is not None]

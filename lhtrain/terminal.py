@@ -1,45 +1,119 @@
-"""What a run prints: a live line on a terminal, plain lines in a file or pipe."""
+"""What a run prints: a live line on a terminal, plain lines in a file or pipe. Failing output ends no run."""
 
+import os
+import sys
 import time
-from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
+
+from lhtrain.plain_text import duration, number, one_line, printable
 
 LINES = 20  # plain lines over a whole run, at least
 SECONDS = 30.0  # and one at least this often
+PIPE_WIDTH = 400  # a pipe has no width: wide enough for any table
+
+# What is written for these where the output's encoding does not have them.
+ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "×": "x", "−": "-"})
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Who reads is gone, as tee is after a Ctrl-C: the run goes on, or saves and leaves, in silence."""
-        with suppress(SystemExit):
-            super().on_broken_pipe()
+class Output:
+    """Standard output as a place where writing cannot fail: on a full disk, to a reader that is gone, closed,
+    or in an encoding that lacks a character."""
+
+    def __init__(self, stream: TextIO | None):
+        self.stream = stream  # None where the process was started without one
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        try:
+            return self.stream is not None and self.stream.isatty()
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def fileno(self) -> int:
+        if self.stream is None:
+            raise OSError("no standard output")
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        if self.stream is not None:
+            self._try(lambda stream: stream.write(_encodable(text, self.encoding)))
+        return len(text)
+
+    def flush(self) -> None:
+        if self.stream is not None:
+            self._try(lambda stream: stream.flush())
+
+    def _try(self, call: Any) -> None:
+        try:
+            call(self.stream)
+        except BrokenPipeError:  # who reads is gone, as tee is after a Ctrl-C: what is buffered has no reader
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            except (OSError, ValueError):
+                self.stream = None
+        except (OSError, ValueError):  # a full disk, a closed file
+            pass
+
+
+def _encodable(text: str, encoding: str) -> str:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(ASCII).encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        return text.translate(ASCII).encode("ascii", "replace").decode("ascii")
+    return text
+
+
+class Clock(ProgressColumn):
+    """ "elapsed 0:57, 0:37 left", counted on between the logged steps."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        times = task.fields["times"]
+        since = time.monotonic() - times["at"]
+        left = times["left"]
+        return Text(clock(times["elapsed"] + since, None if left is None else max(left - since, 0.0)))
+
+
+def clock(elapsed: float, left: float | None) -> str:
+    return f"elapsed {duration(elapsed)}" + ("" if left is None else f", {duration(left)} left")
 
 
 class Terminal:
     """Use as a context manager around the run; `steps` is the run's length, `done` the steps already done."""
 
-    def __init__(self, steps: int, done: int = 0):
-        console = _Console()
-        self.live = console.is_terminal
-        # A pipe has no width: wide enough for the longest line.
-        self.console = console if self.live else _Console(width=140)
-        self.steps, self._last, self._every = steps, time.monotonic(), max(1, steps // LINES)
+    def __init__(self, steps: int, done: int = 0, elapsed: float = 0.0):
+        output = Output(sys.stdout)
+        self.live = output.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+        self.console = Console(
+            file=output,  # type: ignore[arg-type]
+            force_terminal=self.live,
+            width=None if self.live else PIPE_WIDTH,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+        self.steps, self._printed, self._printed_at = steps, done, -SECONDS
+        self._stage: str | None = None
+        self._every = max(1, steps // LINES)
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+            Clock(),
             console=self.console,
             disable=not self.live,
         )
-        self._task = self._bar.add_task("", total=steps, completed=done, state="")
+        times = {"elapsed": elapsed, "left": None, "at": time.monotonic()}
+        self._task = self._bar.add_task("", total=steps, completed=done, state="", times=times)
 
     def __enter__(self) -> "Terminal":
         self._bar.start()
@@ -53,16 +127,28 @@ class Terminal:
         self._bar.stop()
 
     def print(self, what: object) -> None:
-        with suppress(OSError):  # a full disk where the output goes must not end the run
-            self.console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+        """Print a line of plain text, or a table."""
+        if isinstance(what, str):
+            self.console.print(printable(what), soft_wrap=True)
+        else:
+            self.console.print(what)
 
-    def step(self, row: dict[str, Any]) -> None:
-        """Show a logged training step."""
-        state = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tok/s"
+    def step(self, row: dict[str, Any], elapsed: float, left: float | None) -> None:
+        """Show a logged training step; the run's seconds so far, and to its end if that is known."""
+        state = f"loss {number(row['loss'])}  {number(row['tokens_per_second'], ',.0f')} tok/s"
+        stage = one_line(row["stage"], 24)
         if self.live:
-            self._bar.update(self._task, completed=row["step"], description=row["stage"], state=state)
-            return
-        now = time.monotonic()
-        if row["step"] == self.steps or row["step"] % self._every == 0 or now - self._last > SECONDS:
-            self._last = now
-            self.print(f"step {row['step']:>6}/{self.steps}  {row['stage']:<12} {state}  lr {row['lr']:.2e}")
+            times = {"elapsed": elapsed, "left": left, "at": time.monotonic()}
+            self._bar.update(self._task, completed=row["step"], description=stage, state=state, times=times)
+        elif self._due(row):
+            what = f"step {row['step']:>6}/{self.steps}  {stage:<12} {state}  lr {row['lr']:.2e}"
+            self.print(f"{what}  {clock(elapsed, left)}")
+
+    def _due(self, row: dict[str, Any]) -> bool:
+        """Whether to print a plain line: at regular steps, the first of a stage and the last, and in time."""
+        now, step = time.monotonic(), row["step"]
+        due = step == self.steps or row["stage"] != self._stage or now - self._printed_at > SECONDS
+        if not due and step // self._every <= self._printed // self._every:
+            return False
+        self._stage, self._printed, self._printed_at = row["stage"], step, now
+        return True

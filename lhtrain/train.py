@@ -211,8 +211,7 @@ class Trainer:
 
     def _log(self, measured: Measured, place: Place, stage: StageConfig) -> None:
         loss = measured.loss.item()
-        self.record.first_loss = loss if self.record.first_loss is None else self.record.first_loss
-        self.record.last_loss = loss
+        self.record.take_loss(loss)
         # Steps that were not logged may have been waited for in this one: they share their time.
         steps, busy = self.logged
         self.logged = self.record.steps, self.record.busy
@@ -261,6 +260,7 @@ class Trainer:
         self.clock = StageClock(self.record)
         self.logged, self.waited = (self.record.steps, self.record.busy), self.record.seconds["data"]
         if begins and place.stage > 0:
+            self.guard.switched()
             with self.clock.measure("validation"):
                 val_loss = self._validation_loss(stage)
             self.clock.lap()

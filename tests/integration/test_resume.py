@@ -52,7 +52,9 @@ def test_a_signal_saves_and_leaves(lhtrain, undisturbed, which):
     name = which.name
     stopped = lhtrain.kill_after(name, 3, with_signal=which)
     assert stopped.status == 128 + which
-    assert f"{which.name}: stopped after step" in stopped.out and "resume=auto goes on" in stopped.out
+    assert f"{which.name}: stopped after step" in stopped.out
+    assert "; to continue: " in stopped.out and f"resume {name}\n" in stopped.out
+    assert stopped.summary["ended"] == {"how": "signal", "reason": which.name}
     assert not stopped.summary["finished"] and stopped.checkpoints
     assert "Traceback" not in stopped.err
     assert lhtrain(name, "resume=auto").trace == undisturbed.trace

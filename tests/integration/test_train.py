@@ -60,11 +60,14 @@ def test_the_switch_is_recorded(undisturbed):
     (switch,) = undisturbed.summary["switches"]
     assert (switch["from"], switch["to"], switch["step"]) == ("lighthouse", "recovery", 8)
     losses = [row["loss"] for row in undisturbed.rows if row["kind"] == "train"]
-    assert switch["loss_after"] == losses[8]
     assert switch["loss_before"] == pytest.approx(sum(losses[:8]) / 8)
+    assert switch["loss_after"] == pytest.approx(sum(losses[8:]) / 8)
     assert switch["val_loss_before"] == undisturbed.summary["stages"][0]["val_loss"]
     assert 0 < abs(switch["val_loss_after"] - switch["val_loss_before"]) < 1  # other attention, same weights
     assert "lighthouse -> recovery" in undisturbed.out
+    validated = {row["step"]: row["val_loss"] for row in undisturbed.rows if row["kind"] == "validation"}
+    if steps := switch["steps_to_recover"]:
+        assert validated[8 + steps] <= switch["val_loss_before"] < switch["val_loss_after"]
 
 
 def test_the_run_directory_is_complete(undisturbed):
@@ -83,6 +86,8 @@ def test_the_output_reads_well_in_a_file(undisturbed):
     lines = undisturbed.out.splitlines()
     assert any("30,880 parameters, 20,640 without" in line for line in lines), lines
     assert sum(line.startswith("step") for line in lines) == 16
+    assert all("left" in line for line in lines if line.startswith("step"))
+    assert [line.split()[2] for line in lines if line.startswith("validated")] == ["6:", "8:", "12:", "16:"]
     assert any(line.strip("│ ").startswith("validation loss") for line in lines)
     assert max(len(line) for line in lines) <= 200
 

@@ -167,6 +167,7 @@ class DataConfig:
     max_tokens: int | None = None  # documents are taken whole until there are as many
     tokenizer: str = "bytes"  # or a tiktoken encoding, or the path of a tokenizer.json
     bos: bool = False  # begin every document with the beginning-of-text token
+    eos: str | None = None  # a tokenizer.json's end-of-text token, by text or number; null: by a known name
     val_fraction: float = 0.05  # of the documents
     long_fraction: float | None = None  # of the sequences, cut from documents above half the longest
     mix: Any = None  # mix: name -> {path: prepared folder, weight: number}

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lhtrain.attention.pyramid import Pyramid
@@ -169,9 +170,24 @@ def _data(config: Config) -> Iterator[Problem]:
     except DataError as error:
         yield Problem("data.tokenizer", name, str(error))
         return
+    yield from _end_of_text(config.data)
     if config.model.vocab_size < least:
         rule = f"must be at least the tokenizer's {least}"
         yield Problem("model.vocab_size", config.model.vocab_size, rule)
+
+
+def _end_of_text(data: DataConfig) -> Iterator[Problem]:
+    """Whether the tokenizer has the end-of-text token that is asked for, or one of a known name."""
+    from lhtrain.data.errors import DataError
+    from lhtrain.data.tokenizer import eos_problem, open_tokenizer
+
+    if problem := eos_problem(data.tokenizer, data.eos):
+        yield Problem("data.eos", data.eos, problem)
+    elif data.tokenizer.lower().endswith(".json"):
+        try:
+            open_tokenizer(data.tokenizer, data.bos, data.eos)
+        except DataError as error:
+            yield Problem("data.eos", data.eos, str(error))
 
 
 def data_problems(data: DataConfig) -> Iterator[Problem]:
@@ -207,6 +223,8 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
             yield Problem("data.filters", text, problem)
     if data.source == "mix":
         yield from _mix(data.mix)
+    if data.source in ("prepared", "mix"):
+        yield from _fixed_when_prepared(data)
 
 
 def _without_effect(data: DataConfig) -> Iterator[Problem]:
@@ -218,7 +236,7 @@ def _without_effect(data: DataConfig) -> Iterator[Problem]:
         "path": ("text", "code", "files", "prepared"),
         **dict.fromkeys(("name", "subset", "split", "revision", "streaming"), hub),
         **dict.fromkeys(("column", "filters"), rows),
-        **dict.fromkeys(("max_documents", "max_tokens", "bos", "out"), PREPARABLE),
+        **dict.fromkeys(("max_documents", "max_tokens", "bos", "eos", "out"), PREPARABLE),
         "mix": ("mix",),
     }
     for key, sources in readers.items():
@@ -226,6 +244,25 @@ def _without_effect(data: DataConfig) -> Iterator[Problem]:
         if data.source not in sources and value != getattr(unset, key):
             rule = f"does not go with data={data.source}, only {', '.join(sources)}"
             yield Problem(f"data.{key}", value, rule)
+
+
+def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
+    """data.tokenizer beside folders that were prepared with another: their tokens would mean other texts."""
+    from lhtrain.data.errors import DataError
+    from lhtrain.data.tokenizer import PREPARED, same_tokenizer
+
+    parts = data.mix.values() if isinstance(data.mix, dict) else []
+    paths = [data.path] if data.source == "prepared" else [p["path"] for p in parts if "path" in dict(p or {})]
+    if not paths or data.tokenizer.startswith(PREPARED):
+        return  # the folder's own, which `conf/data` sets
+    try:
+        there = same_tokenizer(Path(str(paths[0])).expanduser(), data.tokenizer)
+    except DataError as error:
+        yield Problem("data.path" if data.source == "prepared" else "data.mix", str(paths[0]), str(error))
+        return
+    if there is not None:
+        rule = f"the data were prepared with {there}, which fixes it; leave the key out, or prepare them again"
+        yield Problem("data.tokenizer", data.tokenizer, rule)
 
 
 def _mix(mix: Any) -> Iterator[Problem]:

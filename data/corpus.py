@@ -145,7 +145,7 @@ def _tokenized(
     recipe: Recipe, val_fraction: float, cache_dir: str | os.PathLike | None, progress: bool
 ) -> Corpus:
     """Local texts, from the cache or into it, by the hash of their content."""
-    codec = open_tokenizer(recipe.tokenizer, recipe.bos)
+    codec = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
     files = find_files(recipe.source, recipe.path)
     with progress_bar("reading", sum(file.size for file in files), progress) as advance:
         documents = read_documents(files, advance)
@@ -190,7 +190,7 @@ def _tokenize(
     ):
         for document in documents:
             chunks = read_chunks(document, 0, document.size)
-            if write_document(writer, tokenizer, chunks, advance) != document.sha256:
+            if write_document(writer, tokenizer, chunks, str(document.path), advance) != document.sha256:
                 rule = "changed while it was read; it must stay as it is"
                 raise DataError(f"data.path={str(document.path)!r}: {rule}")
     shard = Shard(SHARD_NAME, writer.n_documents, writer.n_tokens, writer.crc)

@@ -3,21 +3,26 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
-from lhtrain.data.pieces import pieces
+import numpy as np
+
+from lhtrain.data.errors import DataError
+from lhtrain.data.pieces import encode_windows
 from lhtrain.data.store import TokenStoreWriter
-from lhtrain.data.tokenizer import Tokenizer
+from lhtrain.data.tokenizer import EncodeError, Tokenizer
 
 
 def write_document(
     writer: TokenStoreWriter,
     tokenizer: Tokenizer,
     chunks: Iterable[bytes],
+    name: str = "",
     advance: Callable[[int], object] = lambda n_bytes: None,
 ) -> str:
     """Encode and append one document, given as UTF-8 text in chunks that need not respect characters.
 
-    Returns the SHA-256 of the text, hex; its first 8 bytes go into the shard. Memory: a piece of the text and
-    its tokens, however long the text. `advance` is called with the bytes done.
+    Returns the SHA-256 of the text, hex; its first 8 bytes go into the shard. Memory: a window of the text
+    and its tokens, however long the text. `advance` is called with the bytes of each chunk. Raises DataError:
+    the tokenizer fails on the text; the message has the document's `name`.
     """
     digest = hashlib.sha256()
     size = 0
@@ -28,11 +33,19 @@ def write_document(
             digest.update(chunk)
             size += len(chunk)
             yield chunk
+            advance(len(chunk))
+
+    def encode(text: bytes) -> np.ndarray:
+        try:
+            return tokenizer.encode(text)
+        except EncodeError as error:
+            where = f"document {name!r}, before byte {size}"
+            rule = "leave the document out, or take another tokenizer"
+            raise DataError(f"data.tokenizer={tokenizer.name!r}: {where}: {error}; {rule}") from error
 
     if tokenizer.bos is not None:
         writer.append_special(tokenizer.bos)
-    for piece in pieces(hashed()) if tokenizer.merges else hashed():
-        writer.append(tokenizer.encode(piece))
-        advance(len(piece))
+    for tokens in encode_windows(hashed(), encode) if tokenizer.merges else map(encode, hashed()):
+        writer.append(tokens)
     writer.end_document(tokenizer.eos, int.from_bytes(digest.digest()[:8], "big"), size)
     return digest.hexdigest()

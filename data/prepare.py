@@ -51,7 +51,7 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
     if recipe.source not in PREPARABLE:
         rule = f"must be one of {', '.join(PREPARABLE)} to be prepared"
         raise DataError(f"data.source={recipe.source!r}: {rule}")
-    tokenizer = open_tokenizer(recipe.tokenizer, recipe.bos)
+    tokenizer = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
@@ -185,7 +185,9 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(recipe: Recipe, counts: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker.update(recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos))
+    _worker.update(
+        recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
+    )
     if counts is not None:  # a process of its own
         threading.Thread(target=_end_with_parent, daemon=True).start()
 

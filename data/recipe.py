@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain.data.cache import cache_root
+from lhtrain.data.paths import expanded
 from lhtrain.data.source import as_list
 
 AUTOMATIC = ("stdlib", "text")  # training tokenizes these by itself
@@ -34,6 +35,7 @@ class Recipe:
     max_tokens: int | None = None
     tokenizer: str = "bytes"
     bos: bool = False
+    eos: str | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -41,9 +43,11 @@ class Recipe:
         return as_list(self.path)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, paths absolute: equal for equal recipes."""
-        paths = [os.path.abspath(os.path.expanduser(path)) for path in self.paths]
-        return asdict(self) | {"path": paths, "filters": list(self.filters)}
+        """Plain values, paths absolute: equal for equal recipes. `eos` is there only where it is set, because
+        folders that were prepared before the key existed have none."""
+        paths = [os.path.abspath(expanded(path)) for path in self.paths]
+        values = asdict(self) | {"path": paths, "filters": list(self.filters)}
+        return {key: value for key, value in values.items() if key != "eos" or value is not None}
 
     def command(self, out: str | os.PathLike | None, cache_dir: str | os.PathLike | None) -> str:
         """The command that prepares this recipe, as it is typed in a shell: all that differs from the defaults."""

@@ -50,7 +50,7 @@ def write_shard(
                     skipped[document.reason] += 1
                     continue
                 try:
-                    write_document(writer, tokenizer, document.chunks)
+                    write_document(writer, tokenizer, document.chunks, str(document.name))
                 except NotText as error:
                     writer.discard_document()
                     skipped[str(error)] += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lhtrain.data.errors import DataError
+from lhtrain.data.paths import expanded, is_file
 
 END_OF_TEXT = "<|endoftext|>"
 PREPARED = "prepared:"  # prepared:FOLDER is the tokenizer that the folder's shards were made with
@@ -20,6 +21,10 @@ ENCODINGS = {
     "cl100k_base": 100_277,
     "o200k_base": 200_019,
 }
+
+
+class EncodeError(DataError):
+    """A tokenizer fails on a text. The message says why, and not on which document: the caller knows it."""
 
 
 class Tokenizer(ABC):
@@ -41,7 +46,7 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: bytes | str) -> np.ndarray:
         """Tokens of `text`, 1-D of `dtype`; bytes must be UTF-8. Never a special token: one that is spelt out
-        in a text is ordinary text."""
+        in a text is ordinary text. Raises EncodeError: the tokenizer fails on this text."""
 
     @abstractmethod
     def decode(self, tokens: np.ndarray | list[int]) -> str:
@@ -95,22 +100,26 @@ class ByteTokenizer(Tokenizer):
         )
 
 
-def open_tokenizer(name: str, bos: bool = False) -> Tokenizer:
+def open_tokenizer(name: str, bos: bool = False, eos: str | None = None) -> Tokenizer:
     """The tokenizer called `name`: "bytes", a tiktoken encoding, the path of a tokenizer.json, or
     "prepared:FOLDER". With `bos` every document begins with the beginning-of-text token (where a tokenizer
-    has none of its own, the end-of-text token).
+    has none of its own, the end-of-text token). `eos` names the end-of-text token of a tokenizer.json, by its
+    text or its number; None takes the first of the names that published tokenizers use.
 
-    Raises DataError: no such name or file; a file that is no tokenizer; an encoding that cannot be fetched.
+    Raises DataError: no such name or file; a file that is no tokenizer; no such end-of-text token; an
+    encoding that cannot be fetched.
     """
     if problem := tokenizer_problem(name):
         raise DataError(f"data.tokenizer={name!r}: {problem}")
+    if problem := eos_problem(name, eos):
+        raise DataError(f"data.eos={eos!r}: {problem}")
     if name == ByteTokenizer.name:
         return ByteTokenizer(bos)
     if name.startswith(PREPARED):
         return _prepared(Path(name.removeprefix(PREPARED)))
     from lhtrain.data import bpe  # it loads libraries that bytes do without
 
-    return bpe.TiktokenTokenizer(name, bos) if name in ENCODINGS else bpe.HuggingFaceTokenizer(name, bos)
+    return bpe.TiktokenTokenizer(name, bos) if name in ENCODINGS else bpe.HuggingFaceTokenizer(name, bos, eos)
 
 
 def tokenizer_problem(name: str) -> str | None:
@@ -119,22 +128,36 @@ def tokenizer_problem(name: str) -> str | None:
         return None
     if name.startswith(PREPARED):
         meta = Path(name.removeprefix(PREPARED)) / "meta.json"
-        return None if meta.is_file() else f"{str(meta)!r} must exist; `lhtrain data prepare` writes it"
-    path = Path(name).expanduser()
-    if path.suffix == ".json":
-        return None if path.is_file() else "must exist: a tokenizer.json of Hugging Face tokenizers"
+        return None if is_file(meta) else f"{str(meta)!r} must exist; `lhtrain data prepare` writes it"
+    if name.lower().endswith(".json"):
+        try:
+            found = is_file(expanded(name))
+        except DataError:
+            found = False
+        return None if found else "must exist and be a file: a tokenizer.json of Hugging Face tokenizers"
     return f"must be one of {', '.join([ByteTokenizer.name, *ENCODINGS])}, or the path of a tokenizer.json"
 
 
+def eos_problem(name: str, eos: str | None) -> str | None:
+    """The rule that data.eos breaks beside data.tokenizer=name, if any; the file is not read."""
+    if eos is None or name.lower().endswith(".json") or eos == END_OF_TEXT:
+        return None
+    return f"only goes with a tokenizer.json; data.tokenizer={name} has {END_OF_TEXT}"
+
+
 def vocabulary_size(name: str) -> int:
-    """Number of distinct tokens of `open_tokenizer(name)`, without loading it. DataError as there."""
+    """Number of distinct tokens of `open_tokenizer(name)`, whatever its end-of-text. DataError as there."""
     if problem := tokenizer_problem(name):
         raise DataError(f"data.tokenizer={name!r}: {problem}")
+    if name == ByteTokenizer.name:
+        return ByteTokenizer.vocab_size
     if name in ENCODINGS:
         return ENCODINGS[name]
     if name.startswith(PREPARED):
         return int(prepared_meta(Path(name.removeprefix(PREPARED)))["vocab_size"])
-    return open_tokenizer(name).vocab_size
+    from lhtrain.data import bpe
+
+    return bpe.TokenizerFile(name).vocab_size
 
 
 def prepared_meta(folder: Path) -> dict:
@@ -146,12 +169,32 @@ def prepared_meta(folder: Path) -> dict:
         raise DataError(f"data.path={str(folder)!r}: {rule} ({error})") from error
 
 
+def same_tokenizer(folder: Path, name: str) -> str | None:
+    """None if the shards of a prepared folder are tokens of `name`, else the name of what they are tokens of.
+
+    Raises DataError: a folder that is not complete.
+    """
+    meta = prepared_meta(folder)
+    try:
+        eos = str(meta["eos"]) if name.lower().endswith(".json") else None
+        if open_tokenizer(name, meta["bos"] is not None, eos).fingerprint == meta["hash"]:
+            return None
+        return str(meta["name"])
+    except (KeyError, TypeError) as error:
+        rule = "must have a meta.json as `lhtrain data prepare` wrote it"
+        raise DataError(f"data.path={str(folder)!r}: {rule} ({error})") from error
+    except DataError:  # `name` is not here, or is no tokenizer
+        return str(meta["name"])
+
+
 def _prepared(folder: Path) -> Tokenizer:
     """The tokenizer of a prepared folder, checked to be the one that made its shards."""
     meta = prepared_meta(folder)
     copy = folder / "tokenizer.json"
-    name = str(copy) if copy.is_file() else meta["name"]
-    tokenizer = open_tokenizer(name, meta["bos"] is not None)
+    if copy.is_file():  # the number of the end-of-text token is known, whatever named it
+        tokenizer = open_tokenizer(str(copy), meta["bos"] is not None, str(meta["eos"]))
+    else:
+        tokenizer = open_tokenizer(meta["name"], meta["bos"] is not None)
     if tokenizer.fingerprint != meta["hash"]:
         rule = (
             f"its shards were made with another (hash {meta['hash'][:12]}, here {tokenizer.fingerprint[:12]})"

@@ -179,8 +179,11 @@ def _data(config: Config) -> Iterator[Problem]:
 def _end_of_text(data: DataConfig) -> Iterator[Problem]:
     """Whether the tokenizer has the end-of-text token that is asked for, or one of a known name."""
     from lhtrain.data.errors import DataError
+    from lhtrain.data.recipe import PREPARABLE
     from lhtrain.data.tokenizer import eos_problem, open_tokenizer
 
+    if data.source not in PREPARABLE:
+        return  # the folder knows
     if problem := eos_problem(data.tokenizer, data.eos):
         yield Problem("data.eos", data.eos, problem)
     elif data.tokenizer.lower().endswith(".json"):
@@ -194,7 +197,7 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
     """Rules on `data` alone: all that `lhtrain data prepare` needs."""
     from lhtrain.data.filters import filter_problem
     from lhtrain.data.recipe import SOURCES
-    from lhtrain.data.tokenizer import tokenizer_problem
+    from lhtrain.data.tokenizer import PREPARED, tokenizer_problem
 
     if data.source not in SOURCES:
         yield Problem("data.source", data.source, f"must be one of {', '.join(SOURCES)}")
@@ -206,9 +209,8 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
     if data.source == "hf" and not data.name:
         yield Problem("data.name", data.name, "data.source=hf needs the dataset: data.name=OWNER/NAME")
     if problem := tokenizer_problem(data.tokenizer):
-        key, value = (
-            ("data.path", data.path) if data.source == "prepared" else ("data.tokenizer", data.tokenizer)
-        )
+        its_own = data.source == "prepared" and data.tokenizer.startswith(PREPARED)
+        key, value = ("data.path", data.path) if its_own else ("data.tokenizer", data.tokenizer)
         yield Problem(key, value, problem)
     if not 0 < data.val_fraction < 1:
         yield Problem("data.val_fraction", data.val_fraction, "must be above 0 and below 1")
@@ -252,7 +254,9 @@ def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
     from lhtrain.data.tokenizer import PREPARED, same_tokenizer
 
     parts = data.mix.values() if isinstance(data.mix, dict) else []
-    paths = [data.path] if data.source == "prepared" else [p["path"] for p in parts if "path" in dict(p or {})]
+    paths = (
+        [data.path] if data.source == "prepared" else [p["path"] for p in parts if "path" in dict(p or {})]
+    )
     if not paths or data.tokenizer.startswith(PREPARED):
         return  # the folder's own, which `conf/data` sets
     try:
@@ -261,7 +265,9 @@ def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
         yield Problem("data.path" if data.source == "prepared" else "data.mix", str(paths[0]), str(error))
         return
     if there is not None:
-        rule = f"the data were prepared with {there}, which fixes it; leave the key out, or prepare them again"
+        rule = (
+            f"the data were prepared with {there}, which fixes it; leave the key out, or prepare them again"
+        )
         yield Problem("data.tokenizer", data.tokenizer, rule)
 
 

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from lhtrain.conf.micro_batches import derive
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, StageConfig
 
 
 def filled(config: Config, n_ranks: int | None = None, memory: int | None = None) -> Config:
@@ -40,14 +40,23 @@ def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:
         rule = f"must exceed the steps of the other stages ({said}), so that {open_ended[0]} gets some"
         problems.append(Problem("run.steps", total, rule))
     elif not open_ended and covered != total:
-        # Rounded fractions may miss the total by a step or two; the last of them makes it up.
-        fractional = [name for name, stage in stages.items() if stage.fraction is not None]
+        # Rounded fractions may miss the total by a step or two; the last of them makes it up. Steps that were
+        # given as a number are never changed.
+        fractional = [name for name, stage in stages.items() if stage.steps is None]
         whole = abs(sum(stages[name].fraction or 0.0 for name in fractional) - 1) < 1e-6
         if len(fractional) == len(stages) and whole and counts[fractional[-1]] + total - covered >= 1:
             counts[fractional[-1]] += total - covered
         else:
             rule = f"must equal the steps of its stages ({said} = {covered})"
-            problems.append(Problem("run.steps", total, rule))
+            name = (fractional or list(stages))[-1]
+            problems.append(Problem("run.steps", total, f"{rule}; {_remedy(name, stages[name], covered)}"))
     for name in open_ended:
         counts[name] = max(total - covered, 0)
     return [counts[name] for name in stages], problems
+
+
+def _remedy(name: str, stage: StageConfig, covered: int) -> str:
+    """What to set where the stages' steps do not make the run's; `stage` may take the rest."""
+    given = [key for key in ("steps", "fraction") if getattr(stage, key) is not None]
+    settings = " ".join(f"stages.{name}.{key}=null" for key in given)
+    return f"set run.steps={covered}, or {settings}, which gives {name} the rest of the run"

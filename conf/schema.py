@@ -30,11 +30,12 @@ class LrSchedule(Enum):
 
 
 class Resume(Enum):
-    """`auto`: go on from the newest sound checkpoint in run.dir, or start afresh if there is none."""
+    """`auto`: continue from the newest sound checkpoint in run.dir, or start a new run without one."""
 
     never = "never"
     auto = "auto"
     force = "force"  # auto, also with other settings than the saved ones
+    restart = "restart"  # keep what run.dir holds aside in run.dir/earlier.NNNN and start a new run there
 
 
 class Device(Enum):

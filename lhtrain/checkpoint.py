@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import warnings
 from functools import partial
@@ -58,6 +59,11 @@ def folder_of(folder: Path, step: int) -> Path:
 def complete(folder: Path) -> list[Path]:
     """Checkpoints in `folder` that were finished, oldest first."""
     return sorted(path for path in folder.glob("step_*") if (path / "manifest.json").exists())
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Everything in `folder` that is, or was, a checkpoint: sound, damaged or without a manifest."""
+    return sorted(path for path in folder.glob("*") if re.fullmatch(r"(damaged-)?step_\d{8,}", path.name))
 
 
 def tidy(folder: Path) -> None:

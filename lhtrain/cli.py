@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 import lhtrain
 import lhtrain.conf  # registers the schema and the resolvers
 from lhtrain import interrupt
+from lhtrain.conf.schema import Config
 
 # Further commands: name -> "module:function", called with the remaining arguments.
 COMMANDS: dict[str, str] = {
@@ -26,6 +27,8 @@ COMMANDS: dict[str, str] = {
     "estimate": "lhtrain.estimate:main",
     "export": "lhtrain.export:main",
     "slurm": "lhtrain.slurm.command:main",
+    "resume": "lhtrain.commands.resume:resume",
+    "extend": "lhtrain.commands.resume:extend",
 }
 
 Arguments = list[str]
@@ -124,24 +127,36 @@ def _values(override: Any) -> Iterator[str]:
 
 @hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")
 def _hydra_main(config: DictConfig) -> None:
+    from lhtrain.conf.compose import build
     from lhtrain.train import run
+
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    where = HydraConfig.get().runtime.output_dir if sweep else None
+    explained(lambda: run(config), lambda: build(config), where)
+
+
+def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: str | None = None) -> None:
+    """Run `task`; an error that is not the program's own fault becomes one sentence.
+
+    config: what the task trains. of_sweep: the directory of this run of a sweep, which continues after it.
+    """
     from lhtrain.world import lost_contact, record_failure
 
     try:
-        run(config)
+        task()
     except Exception as error:
         if not lost_contact(error):
             record_failure(error)
         message = in_words(error, config)
         if message is None:
             raise
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"lhtrain: {HydraConfig.get().runtime.output_dir}: {message}", file=sys.stderr)
+        if of_sweep is not None:
+            print(f"lhtrain: {of_sweep}: {message}", file=sys.stderr)
             raise error.with_traceback(None) from None  # which ends this run, not the sweep
         fail(message, status=1)
 
 
-def in_words(error: Exception, config: DictConfig) -> str | None:
+def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
     """What to say of an error that is not the program's own fault; None of others: they need a traceback."""
     import torch
 
@@ -153,28 +168,27 @@ def in_words(error: Exception, config: DictConfig) -> str | None:
     if isinstance(error, ConfigError | DataError | RunError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return out_of_memory(error, config)
+        return out_of_memory(error, config())
     if lost_contact(error):
         return "lost contact with another rank, whose error is the one to look at"
     if isinstance(error, torch.distributed.DistStoreError):
-        return f"the ranks did not meet within parallel.timeout={config.parallel.timeout} s: {error}"
+        return f"the ranks did not meet within parallel.timeout={config().parallel.timeout} s: {error}"
     if isinstance(error, OSError) and error.errno in DISK:
         return str(error)
     return None
 
 
-def out_of_memory(error: Exception, composed: DictConfig) -> str:
+def out_of_memory(error: Exception, given: Config) -> str:
     """What to say when the GPU's memory does not hold a run: the estimate, and what helps by how much."""
     import torch
 
     from lhtrain.advice import advice
-    from lhtrain.conf.compose import build
     from lhtrain.conf.fill import filled
     from lhtrain.conf.parallel import mesh_sizes
     from lhtrain.world import find_ranks
 
     memory, n_ranks = torch.cuda.mem_get_info()[1], find_ranks().size
-    config = filled(build(composed, n_ranks), n_ranks, memory)
+    config = filled(given, n_ranks, memory)
     # Of dp_shard=-1, all that are left, an estimate knows nothing; these ranks are there.
     config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
     lines = advice(config, memory / 1e9)

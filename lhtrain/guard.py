@@ -4,6 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from statistics import fmean, pstdev
+from typing import Any
 
 from torch import Tensor
 
@@ -45,6 +46,16 @@ class Guard:
                 found.append(skip)
         self._flags.clear()
         return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run finds the spikes that an undisturbed one finds."""
+        return {"losses": list(self._losses), "in_a_row": self.in_a_row, "rewinds": self.rewinds}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from what `as_dict` returned."""
+        self._losses.clear()
+        self._losses.extend(saved["losses"])
+        self.in_a_row, self.rewinds = saved["in_a_row"], saved["rewinds"]
 
     @property
     def must_rewind(self) -> bool:

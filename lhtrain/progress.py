@@ -36,7 +36,11 @@ class Losses:
 
 @dataclass
 class StageRecord:
-    """What one stage did so far. Seconds are wall-clock; steps lost to a crash and done again count once."""
+    """What one stage did so far. Seconds are wall-clock; steps lost to a crash and done again count once.
+
+    settings: what its layers attended with, `schedule.attention_settings`; None in checkpoints of older
+    versions. A stage that a changed plan enters twice has two records.
+    """
 
     name: str
     steps: int = 0
@@ -48,6 +52,7 @@ class StageRecord:
     first_loss: float | None = None
     losses: Losses = field(default_factory=Losses)  # the last that were logged
     val_loss: float | None = None
+    settings: dict[str, Any] | None = None
 
     @property
     def last_loss(self) -> float | None:
@@ -69,6 +74,8 @@ class StageRecord:
         busy = self.busy
         return {
             "name": self.name,
+            "attention": (self.settings or {}).get("attention"),
+            "seq_len": (self.settings or {}).get("seq_len"),
             "steps": self.steps,
             "tokens": self.tokens,
             "wall_clock_seconds": {part: round(s, 3) for part, s in self.seconds.items()},

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from signal import SIGINT, Signals
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lhtrain import checkpoint, summary
 from lhtrain.command_line import resume_command
 from lhtrain.conf.schema import Config
@@ -52,8 +50,6 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         settings = as_container(self.config)
-        self.dir.path.mkdir(parents=True, exist_ok=True)
-        self.dir.config.write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
         self.logger = open_logger(self.config.logger, self.config.run.name, self.dir.path, settings, self.say)
         self.metrics.open(keep_until=self.progress.step)
         self._watch()
@@ -119,6 +115,10 @@ class Reporter:
             f"switch    {one_line(before.name)} -> {one_line(after.name)} after step {self.progress.step:,}; "
             f"validation loss of the same weights {number(before.val_loss)} -> {number(finite(val_loss))}"
         )
+
+    def changed(self, changes: list[str]) -> None:
+        """The run continues with settings that differ from those of its checkpoint."""
+        self._row("changed", changed=changes)
 
     def skipped(self, skip: Skip) -> None:
         """A step updated nothing: its loss or its gradient was not finite."""

@@ -1,17 +1,40 @@
 """The run directory: what lies where; configurations as they are saved and compared."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import (
+    ComputeConfig,
+    Config,
+    DataConfig,
+    LighthouseConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
 from lhtrain.data.tokenizer import PREPARED, Tokenizer
-from lhtrain.files import write_atomic
+from lhtrain.errors import RunError
+from lhtrain.files import read_regular, write_atomic
 
-# Keys that decide nothing; and where data lie, instead of which their own fingerprint is compared.
+START = ("resume", "init_from")
+DEFAULTS: dict[str, type] = {
+    "model": ModelConfig,
+    "lighthouse": LighthouseConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+    "compute": ComputeConfig,
+}
+COMPARED = ("model", "lighthouse", "stages", "data", "optim", "run", "compute")
+COMPARED_COMPUTE = ("float8",)  # the rest of compute changes rounding alone
+# Keys that are ignored on resume. Where data lie is one: the fingerprint of the data covers them.
 UNCOMPARED = {"run.dir", "run.name", "run.log_every", "run.device"}
 UNCOMPARED |= {"data.cache_dir", "data.path", "data.out", "data.workers"}
 
@@ -31,6 +54,27 @@ class RunDir:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    def read_config(self) -> dict[str, Any] | None:
+        """config.yaml as plain values; None if there is none.
+
+        Raises RunError: it cannot be read, or is no configuration.
+        """
+        try:
+            content = read_regular(self.config).decode()
+            loaded = OmegaConf.to_container(OmegaConf.create(content), resolve=False)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(f"{self.config} cannot be read as a configuration: {why}") from error
+        if not isinstance(loaded, dict):
+            raise RunError(f"{self.config} is no configuration: it must be a YAML mapping of settings")
+        return {str(key): value for key, value in loaded.items()}
 
     @property
     def summary(self) -> Path:
@@ -68,28 +112,83 @@ def as_container(config: Config) -> dict[str, Any]:
     return {str(key): value for key, value in out.items()}
 
 
-def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys that decide a run's numbers, beyond rounding, and differ between two configurations.
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs between two configurations."""
 
-    Each as 'key: saved -> now'.
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        before, after = ("null" if value is None else value for value in (self.before, self.after))
+        return f"{self.key}: {before} -> {after}"
+
+
+def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
+    """Settings that decide a run's numbers, beyond rounding, and differ between two configurations.
+
+    A setting that `saved` lacks, since it is newer than the run, counts as its default.
     """
     out = []
-    for group in ("model", "lighthouse", "stages", "data", "optim", "run"):
-        for key in sorted(_flat(saved[group]).keys() | _flat(now[group]).keys()):
-            name = f"{group}.{key}"
-            if name in UNCOMPARED or name.endswith("grad_accum"):  # micro-batches follow the ranks
-                continue
-            if name.startswith("data.mix.") and name.endswith(".path"):
-                continue
-            before, after = (_without_place(_flat(config[group]).get(key)) for config in (saved, now))
-            if before != after:
-                out.append(f"{name}: {before} -> {after}")
+    for group in COMPARED:
+        before, after = _flat(saved.get(group) or {}), _flat(now.get(group) or {})
+        if group in DEFAULTS:  # keys that one of the two versions does not have
+            before = _defaults(DEFAULTS[group]) | before
+            before = {key: value for key, value in before.items() if "." in key or key in after}
+        for key in sorted(before.keys() | after.keys()):
+            if group == "stages" and key not in before and key.split(".")[0] in (saved.get(group) or {}):
+                continue  # a setting that is newer than the run
+            old, new = (_without_place(values.get(key)) for values in (before, after))
+            if old != new and _compared(group, key):
+                out.append(Change(f"{group}.{key}", old, new))
+    # A plan of the same stages in another order has no key that differs.
+    orders = [list(config.get("stages") or {}) for config in (saved, now)]
+    if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
+        out.append(Change("stages", ", ".join(orders[0]), ", ".join(orders[1])))
+    return out
+
+
+def all_differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
+    """Every setting that differs, those that decide no numbers too; not `resume` and `init_from`, which say
+    how a run starts."""
+    before, after = ({k: v for k, v in _flat(c).items() if k not in START} for c in (saved, now))
+    # Keys that one of them lacks are those of another version, but for stages and sources.
+    keys = [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if key in before.keys() & after.keys() or key.startswith(("stages.", "data.mix."))
+    ]
+    return [Change(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+
+
+def _compared(group: str, key: str) -> bool:
+    name = f"{group}.{key}"
+    if group == "compute":
+        return key in COMPARED_COMPUTE
+    if name in UNCOMPARED or key.endswith("grad_accum"):  # micro-batches follow the ranks
+        return False
+    return not (name.startswith("data.mix.") and key.endswith(".path"))
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The plain defaults of a group, by key; none where a value is missing or follows from others."""
+    out = {}
+    for field in fields(kind):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if not (isinstance(default, str) and (default == "???" or "${" in default)):
+            out[field.name] = default.name if isinstance(default, Enum) else default
     return out
 
 
 def _without_place(value: Any) -> Any:
-    """prepared:FOLDER without the folder."""
-    return PREPARED if isinstance(value, str) and value.startswith(PREPARED) else value
+    """prepared:FOLDER without the folder, and a tokenizer.json without its path: the data's fingerprint has
+    what is in them."""
+    if not isinstance(value, str):
+        return list(value) if isinstance(value, tuple) else value
+    if value.startswith(PREPARED):
+        return PREPARED
+    return "tokenizer.json" if value.endswith(".json") else value
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from lhtrain.errors import RunError
+from lhtrain.files import NotRegular, open_lock
 
 PATIENCE = 60.0  # seconds: what was killed may take as long to go
 
@@ -24,16 +25,13 @@ class RunLock:
         self._file: TextIO | None = None
 
     def take(self) -> None:
-        """Raises RunError, with who has it, after `patience` seconds."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a+")
+        """Raises RunError, with who has it, after `patience` seconds, or where .lock is no regular file."""
         ends = time.monotonic() + self.patience
         told = False
-        while not self._locked(file):
-            holder = self.path.read_text().strip() or "another process"
-            used = f"run.dir={self.path.parent} is in use by {holder}"
+        while (file := self._opened()) is None or not self._locked(file):
+            used = f"run.dir={self.path.parent} is in use by {self.holder()}"
             if time.monotonic() > ends:
-                raise RunError(f"{used}; a new run needs another")
+                raise RunError(f"{used}; a new run needs another run.dir")
             if not told:
                 print(f"lhtrain: {used}; waiting for {self.patience:g} s", file=sys.stderr, flush=True)
                 told = True
@@ -43,16 +41,41 @@ class RunLock:
         file.flush()
         self._file = file
 
+    def holder(self) -> str:
+        """Who holds the lock, in words, as far as the file says it."""
+        try:
+            return self.path.read_text(errors="replace").strip() or "another process"
+        except OSError:
+            return "another process"
+
     def release(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
+    def _opened(self) -> TextIO | None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return open_lock(self.path)
+        except NotRegular as error:
+            raise RunError(f"{self.path} {error.strerror}") from error
+        except FileNotFoundError:  # a start that failed removed the directory just now
+            return None
+
     def _locked(self, file: TextIO) -> bool:
+        """Whether the lock of `file` is ours now. A file that is not the one at `path` any more, since the
+        holder removed it, would keep nobody else out."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.close()
             return False
         except OSError:
             return True  # no locks here
-        return True
+        try:
+            if os.path.samestat(os.stat(self.path), os.fstat(file.fileno())):
+                return True
+        except FileNotFoundError:
+            pass
+        file.close()
+        return False

@@ -5,8 +5,11 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
-from lhtrain.conf.schema import Config, LrSchedule, OptimConfig, StageConfig
+from lhtrain.conf.schema import Attention, Config, LrSchedule, OptimConfig, StageConfig
+
+PYRAMID = ("levels", "pooling", "budget", "scorer", "cover_prefix")  # settings of Lighthouse stages alone
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,59 @@ class Schedule:
         scale = self.stages[self.names[stage]].lr_scale
         return Place(stage, step - first, self.optim.lr * scale * lr_factor(step, self.steps, self.optim))
 
+    def plan(self, done: int) -> list[str]:
+        """One line for each stage with steps after the first `done`: its steps and its learning rates."""
+        lines = []
+        for name, end in zip(self.names, self.ends, strict=True):
+            first = max(end - (self.stages[name].steps or 0), done)
+            if first < end:
+                what = f"{name} ({self.stages[name].attention.value}): steps {first + 1:,} to {end:,}"
+                lines.append(f"{what}, learning rate {self._course(first, end)}")
+        return lines
+
+    def _course(self, first: int, end: int) -> str:
+        """The learning rates of the steps from `first`, counted from 0, to before `end`, in words.
+
+        Between the ends of warm-up and constant part the rate only rises or only falls: a few steps say all.
+        """
+        warmup, decay = warmup_steps(self.steps, self.optim), decay_steps(self.steps, self.optim)
+        turns = {first, end - 1, warmup - 1, warmup, self.steps - decay}
+        rates = {step: self.lookup(step).lr for step in sorted(turns) if first <= step < end}
+        top = max(rates.values())
+        highest = [step for step, rate in rates.items() if rate == top]
+        if len(highest) == len(rates):
+            return f"{top:.3g}"
+        words = [f"{rates[first]:.3g}"]
+        if rates[first] < top:
+            words.append(f"up to {top:.3g} at step {highest[0] + 1:,}")
+        if first < highest[-1] < end - 1:
+            words.append(f"constant until step {highest[-1] + 1:,}")
+        if rates[end - 1] < top:
+            words.append(f"down to {rates[end - 1]:.3g} at step {end:,}")
+        return ", ".join(words)
+
+
+def attention_settings(stage: StageConfig) -> dict[str, Any]:
+    """What the layers of a filled `stage` attend with, as plain values: a change of it is a stage switch."""
+    return attention_settings_of({key: getattr(value, "value", value) for key, value in vars(stage).items()})
+
+
+def attention_settings_of(stage: dict[str, Any]) -> dict[str, Any]:
+    """The same from a saved stage, which has plain values."""
+    keys: tuple[str, ...] = ("attention", "seq_len")
+    if stage["attention"] == Attention.lighthouse.value:
+        keys += PYRAMID
+    return {key: stage[key] for key in keys if key in stage}
+
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
     """Learning rate of `step` over `optim.lr`: linear warm-up, then the schedule's shape.
 
     The decay ends with the run's last step, not with a stage: a stage switch does not disturb it.
     """
-    warmup = round(optim.warmup_fraction * steps)
+    warmup, span = warmup_steps(steps, optim), decay_steps(steps, optim)
     if step < warmup:
         return (step + 1) / warmup
-    span = steps - warmup
-    if optim.schedule is LrSchedule.wsd:
-        span = round(optim.decay_fraction * steps)
     left = steps - step  # span at the start of the decay, 1 in the last step
     if left >= span:
         return 1.0
@@ -70,3 +114,15 @@ def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
     if optim.schedule is LrSchedule.cosine:
         height = 0.5 * (1 - math.cos(math.pi * height))
     return optim.final_lr_ratio + (1 - optim.final_lr_ratio) * height
+
+
+def warmup_steps(steps: int, optim: OptimConfig) -> int:
+    """Steps of the linear warm-up of a run of `steps`."""
+    return round(optim.warmup_fraction * steps)
+
+
+def decay_steps(steps: int, optim: OptimConfig) -> int:
+    """Steps at the end of a run of `steps` in which the learning rate falls."""
+    if optim.schedule is LrSchedule.wsd:
+        return round(optim.decay_fraction * steps)
+    return steps - warmup_steps(steps, optim)

@@ -1,56 +1,154 @@
-"""How a run starts: afresh, from its own newest checkpoint, or from another run's."""
+"""How a run starts: new, from its own newest checkpoint, over again, or from another run's checkpoint."""
 
+import json
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from lhtrain import checkpoint
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.data import Corpus
 from lhtrain.errors import RunError
+from lhtrain.files import read_regular, write_atomic
+from lhtrain.history import History, as_records
+from lhtrain.metrics import numbered, read
 from lhtrain.progress import Progress
-from lhtrain.run_dir import RunDir, as_container, differing
+from lhtrain.run_dir import Change, RunDir, all_differing, as_container, differing
+from lhtrain.schedule import Schedule, attention_settings_of
 from lhtrain.world import World
 
 Tensors = dict[str, Tensor]
 
 
-def find_resume(run_dir: RunDir, resume: Resume, world: World) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, or None for a fresh start; and notes on what was found damaged.
+@dataclass
+class Start:
+    """How a run starts.
+
+    how: "new run", "resumed", "restarted" or "init_from". path: the checkpoint to load, None for initial
+    weights. notes: warnings for the terminal. changed: settings that differ from the checkpoint's, all
+    accepted; new: those of them that no earlier start accepted. guard: what the checkpoint kept of the guard.
+    """
+
+    how: str
+    path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    changed: list[Change] = field(default_factory=list)
+    new: list[Change] = field(default_factory=list)
+    guard: dict[str, Any] | None = None
+
+
+def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
+    """How a run with `resume` starts in `run_dir`; nothing there is changed.
 
     Raises:
-        RunError: the directory holds a run and nobody said to resume it; all its checkpoints are damaged.
+        RunError: the directory holds a run and nobody said to resume it, or what it holds is lost or damaged
+            and nobody said to start over; a file that cannot be read now.
     """
-    if resume is not Resume.never:
-        return checkpoint.newest_sound(run_dir.checkpoints, world)
-    if world.on_main(lambda: bool(checkpoint.complete(run_dir.checkpoints)) or run_dir.metrics.exists()):
-        raise RunError(
-            f"run.dir={run_dir.path} holds a run already: resume=auto goes on with it; "
-            "a new run needs another directory"
-        )
-    return None, []
+    if resume is Resume.restart:
+        return Start("restarted")
+    if resume is Resume.never:
+        if world.on_main(lambda: holds_run(run_dir)):
+            raise RunError(
+                f"run.dir={run_dir.path} holds a run already: `lhtrain resume DIR` continues it, "
+                "resume=restart keeps its files aside and starts over, a new run needs another directory"
+            )
+        return Start("new run")
+    path, notes = checkpoint.newest_sound(run_dir.checkpoints, world)
+    if path is None and (lost := world.on_main(lambda: lost_run(run_dir))):
+        raise RunError(lost)
+    return Start("new run" if path is None else "resumed", path, notes)
 
 
-def resume_run(path: Path, tensors: Tensors, config: Config, corpus: Corpus) -> Progress:
-    """Restore everything from this run's sound checkpoint `path`.
+def holds_run(run_dir: RunDir) -> bool:
+    """Whether a run has left checkpoints, sound or not, or rows in `run_dir`."""
+    return bool(checkpoint.leftovers(run_dir.checkpoints)) or os.path.lexists(run_dir.metrics)
+
+
+def lost_run(run_dir: RunDir) -> str | None:
+    """Why a directory without a sound checkpoint must not start from nothing by itself; None if it may.
+
+    It may where no checkpoint was ever written: then a kill before the first one costs only its steps.
+    """
+    remedy = "resume=restart keeps all of it aside and starts over; a new run needs another run.dir"
+    if left := checkpoint.leftovers(run_dir.checkpoints):
+        names = ", ".join(path.name for path in left[-3:])
+        return f"run.dir={run_dir.path}: no sound checkpoint is left, only {names}; {remedy}"
+    history = History(run_dir.history)
+    rows = read(run_dir.metrics)
+    last = max((row["step"] for row in rows), default=0)
+    # Directories of versions without a history: a checkpoint was due by then.
+    due = not run_dir.history.exists() and last >= _first_due(run_dir)
+    if history.has("checkpoint") or due:
+        gone = f"its rows reach step {last:,}, and {run_dir.checkpoints} holds no checkpoint any more"
+        return f"run.dir={run_dir.path}: {gone}; {remedy}"
+    return None
+
+
+def _first_due(run_dir: RunDir) -> int:
+    """The step of the first checkpoint, by config.yaml; 1 where that does not say it."""
+    config = run_dir.read_config() or {}
+    every = (config.get("checkpoint") or {}).get("every")
+    return every if isinstance(every, int) and every > 0 else 1
+
+
+def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, corpus: Corpus) -> Progress:
+    """Restore everything from this run's sound checkpoint `start.path`; fills in what `start` changes.
 
     Raises:
-        RunError: settings or data that differ from the saved run's, each named.
+        RunError: settings or data that differ from the saved run's, each named; fewer steps than are done.
     """
+    path = start.path
+    assert path is not None
     state = checkpoint.state_of(path)
-    changed = differing(state["config"], as_container(config))
-    if state["data"] != corpus.fingerprint:
-        changed.append(f"data: content {state['data']} -> {corpus.fingerprint}")
-    if changed and config.resume is not Resume.force:
-        lines = "".join(f"\n  {line}" for line in changed)
+    start.changed = differences(state, config, corpus.fingerprint)
+    history = History(run_dir.history)
+    known, started = history.accepted(), history.accepted("start")
+    refused = [one for one in start.changed if not _in(known, one)]
+    if refused and config.resume is not Resume.force:
+        lines = "".join(f"\n  {change}" for change in refused)
         raise RunError(
-            f"resume=auto: {path} was saved with other settings (saved -> now):{lines}\n"
-            f"Give the saved values, or resume=force to go on with the new ones, "
+            f"{path} was saved with other settings (saved -> now):{lines}\n"
+            f"Give the saved values, or resume=force to continue with the new ones{_longer(refused)}, "
             f"or start a new run with init_from={path}"
         )
+    progress, steps = Progress.from_dict(state["progress"]), Schedule.of(config).steps
+    if progress.step > steps:
+        raise RunError(
+            f"run.steps={steps}: {path.name} has done {progress.step:,} steps already; "
+            f"set run.steps to at least {progress.step}, or start a new run with init_from={path}"
+        )
+    start.new = [one for one in start.changed if not _in(started, one)]
+    start.guard = state.get("guard")
+    for record in progress.stages:  # of versions that did not keep what a stage attended with
+        if record.settings is None and record.name in state["config"]["stages"]:
+            record.settings = attention_settings_of(state["config"]["stages"][record.name])
     checkpoint.load(path, tensors)
-    return Progress.from_dict(state["progress"])
+    return progress
+
+
+def _longer(changes: list[Change]) -> str:
+    """How to lengthen a run, if that is what `changes` do."""
+    longer = any(one.key == "run.steps" and one.after > one.before for one in changes)
+    return ", or lengthen the run's last stage with `lhtrain extend DIR steps=N`" if longer else ""
+
+
+def differences(state: dict[str, Any], config: Config, data: str) -> list[Change]:
+    """What decides a run's numbers and differs between a checkpoint's `state` and a filled configuration with
+    the data of that fingerprint."""
+    changed = differing(state["config"], as_container(config))
+    if state["data"] != data:
+        changed.append(Change("data", state["data"], data))
+    return changed
+
+
+def _in(accepted: dict[str, Any], change: Change) -> bool:
+    """Whether this very change was accepted before."""
+    key, after = change.key, as_records([change])[0]["after"]
+    return key in accepted and accepted[key] == after
 
 
 def start_from(
@@ -80,3 +178,77 @@ def _order(config: dict[str, Any]) -> tuple:
     """What decides which data a position stands for."""
     lengths = {stage["seq_len"] for stage in config["stages"].values()}
     return lengths, config["run"]["seed"], config["data"]["long_fraction"]
+
+
+def record_start(
+    start: Start, run_dir: RunDir, config: Config, step: int, about: dict[str, Any]
+) -> list[str]:
+    """Write the configuration and the start into the run directory; returns lines for the terminal.
+
+    about: further values of the history's record. For the first rank, before the first step. What an earlier
+    start left and this one does not continue is kept aside: `earlier.NNNN/` with resume=restart,
+    `metrics.NNNN.jsonl` where a run was killed before its first checkpoint; an earlier configuration that
+    differs is kept as `config.NNNN.yaml`.
+
+    Raises OSError: a full disk, a planted link.
+    """
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    lines, kept = [], None
+    if start.how == "restarted" and holds_run(run_dir):
+        lines.append(f"what was there is kept in {_keep_aside(run_dir)}")
+    elif start.path is None and read(run_dir.metrics):
+        old = numbered(run_dir.metrics)
+        run_dir.metrics.rename(old)
+        lines.append(f"rows of an attempt that was killed before its first checkpoint are kept as {old.name}")
+    now, before = as_container(config), _earlier_config(run_dir)
+    others = all_differing(before, now) if before is not None else []
+    if others:
+        kept = numbered(run_dir.config)
+        run_dir.config.rename(kept)
+    write_atomic(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(now)))
+    if step < config.run.steps:
+        retire_summary(run_dir)
+    changed = {change.key: change for change in [*others, *start.changed]}
+    History(run_dir.history).add(
+        "start",
+        how=start.how,
+        step=step,
+        checkpoint=start.path.name if start.path else None,
+        changed=as_records(list(changed.values())),
+        config=kept.name if kept else None,
+        **about,
+    )
+    if start.path is not None:
+        if not History(run_dir.history).has("checkpoint"):
+            History(run_dir.history).add("checkpoint")
+        told = {change.key: change for change in [*others, *start.new]}
+        lines += [f"changed {change}" for change in told.values()]
+    return lines
+
+
+def retire_summary(run_dir: RunDir) -> None:
+    """Have summary.json say that the run is not finished, since it is longer now or starts over."""
+    try:
+        summary = json.loads(read_regular(run_dir.summary))
+    except (OSError, ValueError):
+        return
+    if isinstance(summary, dict) and summary.get("finished"):
+        write_atomic(run_dir.summary, json.dumps(summary | {"finished": False}, indent=2) + "\n")
+
+
+def _earlier_config(run_dir: RunDir) -> dict[str, Any] | None:
+    """The directory's config.yaml; an unreadable one counts as another configuration."""
+    try:
+        return run_dir.read_config()
+    except RunError:
+        return {}
+
+
+def _keep_aside(run_dir: RunDir) -> Path:
+    """Move what a run left into a folder of its own; returns it."""
+    aside = numbered(run_dir.path / "earlier")
+    aside.mkdir()
+    for path in (run_dir.checkpoints, run_dir.metrics, run_dir.summary, run_dir.plot):
+        if os.path.lexists(path):
+            path.rename(aside / path.name)
+    return aside

@@ -22,6 +22,7 @@ from lhtrain.attention import DenseAttention, LighthouseAttention, Pyramid
 from lhtrain.blocks import compiles, prepare
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
+from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.schema import Attention, Config, LighthouseConfig, Resume, StageConfig
 from lhtrain.cost import cost, repeats
 from lhtrain.data import SequenceOrder, open_corpus
@@ -39,6 +40,7 @@ from lhtrain.hardware import (
     reset_peak_memory,
     set_deterministic,
 )
+from lhtrain.history import History
 from lhtrain.interrupt import Interrupt
 from lhtrain.model import FULL_ATTENTION, GPT
 from lhtrain.optim import build_optimizer
@@ -48,7 +50,7 @@ from lhtrain.reporter import Reporter, Silent
 from lhtrain.run_dir import RunDir, as_container, keep_tokenizer
 from lhtrain.run_lock import PATIENCE, RunLock
 from lhtrain.saver import Saver
-from lhtrain.schedule import Place, Schedule
+from lhtrain.schedule import Place, Schedule, attention_settings
 from lhtrain.step import Measured, update
 from lhtrain.watchdog import Watchdog
 from lhtrain.world import World, close, find_ranks
@@ -78,7 +80,7 @@ class Trainer:
     def __init__(self, config: Config, run_dir: Path, world: World, watchdog: Watchdog):
         self.config, self.dir, self.world, self.device = config, RunDir(run_dir), world, world.device
         self.watchdog = watchdog
-        resume_from, self.notes = start.find_resume(self.dir, config.resume, world)
+        self.start = start.find_start(self.dir, config.resume, world)
         self.dtype = compute_dtype(config.compute.precision, self.device)
         self.schedule = Schedule.of(config)
         self.parallel = Parallel(config.parallel, config.model, config.lighthouse.selection, world)
@@ -88,13 +90,14 @@ class Trainer:
         self.guard = Guard(config.guard)
         # Of the stage: seconds for data at the last comparison; steps and their seconds when one was logged.
         self.drift, self.waited, self.logged = Drift(world), 0.0, (0, 0.0)
-        self.progress = self._start(resume_from)
+        self.progress = self._start()
         # One object a stage: a compiler takes another object for other code.
         self.attention = {
             name: self.parallel.attention(attention_of(stage, config.lighthouse))
             for name, stage in config.stages.items()
         }
         self.full_attention = self.parallel.attention(FULL_ATTENTION)
+        self.noted = self.world.is_main and History(self.dir.history).has("checkpoint")
         self.entered: int | None = None  # index of the stage that the model is set up for
 
     def _open_data(self) -> None:
@@ -115,16 +118,18 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.config.optim)
         self.tensors = checkpoint.tensors_of(self.model, self.optimizer)
 
-    def _start(self, resume_from: Path | None) -> Progress:
-        config, note = self.config, "a fresh start"
-        progress = Progress()
-        if resume_from is not None:
-            progress = start.resume_run(resume_from, self.tensors, config, self.corpus)
-            note = f"going on from {resume_from.name}"
-        elif config.init_from is not None:
-            source = Path(config.init_from)
-            progress, note = start.start_from(source, self.tensors, config, self.corpus, self.world)
-        self.start_note = note
+    def _start(self) -> Progress:
+        config, self.start_note = self.config, self.start.how
+        if self.start.path is not None:
+            progress = start.resume_run(self.start, self.dir, self.tensors, config, self.corpus)
+            self.start_note = f"continues from {self.start.path.name}"
+            if self.start.guard is not None:
+                self.guard.restore(self.start.guard)
+            return progress
+        if config.init_from is None:
+            return Progress()
+        source, self.start.how = Path(config.init_from), "init_from"
+        progress, self.start_note = start.start_from(source, self.tensors, config, self.corpus, self.world)
         return progress
 
     def run(self) -> dict[str, Any]:
@@ -132,6 +137,7 @@ class Trainer:
         about = describe(self.device) | {"data": self.corpus.fingerprint, **self._parameters()}
         about |= {"ranks": self.world.size}
         peak = peak_flops(self.device)
+        told = self.world.on_main(self._record_start)
         reporter = Reporter if self.world.is_main else Silent
         with (
             reporter(self.config, self.dir, self.progress, peak, about) as self.report,
@@ -139,7 +145,7 @@ class Trainer:
         ):
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.corpus.tokenizer))
             self.saver.say = self.report.say
-            self._greet()
+            self._greet(told)
             with self.watchdog.phase("compile"):
                 self.report.about["compile_seconds"] = self._warm_up()
             signal = self.world.largest(interrupt.requested or 0)
@@ -155,10 +161,15 @@ class Trainer:
                     self._after_step(stage, signal)
             with self.watchdog.phase("save"):
                 self.saver.finish()
+            self._note_first_checkpoint()
             self.report.about["checkpoints"] = self.saver.saved.as_summary()
             result = self.report.finish(signal)
         self.feed.close()
         return result
+
+    def _record_start(self) -> list[str]:
+        about = {"ranks": self.world.size, "data": self.corpus.fingerprint}
+        return start.record_start(self.start, self.dir, self.config, self.progress.step, about)
 
     def _after_step(self, stage: StageConfig, signal: int) -> None:
         """Validate and save where it is time to."""
@@ -172,6 +183,16 @@ class Trainer:
                 self.report.behind(line)
         if signal or step == self.schedule.steps or (due and self._is_sound()):
             self._save()
+            self._note_first_checkpoint()
+
+    def _note_first_checkpoint(self) -> None:
+        """Record that there is one: when all are gone, a start does not take it for a new run."""
+        if self.world.is_main and not self.noted and self.saver.saved.count:
+            try:
+                History(self.dir.history).add("checkpoint")
+            except OSError as error:
+                self.report.say(f"warning   {error}")
+            self.noted = True
 
     def _is_sound(self) -> bool:
         """Did the last step update something? A checkpoint to go back to must not hold spoilt weights."""
@@ -195,7 +216,7 @@ class Trainer:
             self.progress.step += 1
             self.watchdog.step = self.progress.step
             self.guard.take(self.progress.step, before, self.progress.position, measured.skipped)
-            first_or_last = place.step_in_stage == 0 or self.progress.step in self.schedule.ends
+            first_or_last = self.record.steps == 0 or self.progress.step in self.schedule.ends
             logged = first_or_last or self.progress.step % self.config.run.log_every == 0
             if logged:
                 measured.skipped.item()  # the one place where a step waits for the device
@@ -253,13 +274,15 @@ class Trainer:
         self.model.attend_with(self.attention[name], self.full_attention)
         self.flops = step_flops(self.config.model, stage) // self.world.size
         reset_peak_memory(self.device)
-        begins = place.step_in_stage == 0
+        # A plan that was changed on resume may continue in any stage: records follow what really runs.
+        records, settings = self.progress.stages, attention_settings(stage)
+        begins = not records or (records[-1].name, records[-1].settings) != (name, settings)
         if begins:
-            self.progress.stages.append(StageRecord(name))
-        self.record = self.progress.stages[-1]
+            records.append(StageRecord(name, settings=settings))
+        self.record = records[-1]
         self.clock = StageClock(self.record)
         self.logged, self.waited = (self.record.steps, self.record.busy), self.record.seconds["data"]
-        if begins and place.stage > 0:
+        if begins and len(records) > 1:
             self.guard.switched()
             with self.clock.measure("validation"):
                 val_loss = self._validation_loss(stage)
@@ -318,11 +341,13 @@ class Trainer:
         return loss / count
 
     def _save(self) -> None:
+        self._look()  # the guard's state is saved
         state = {
             "progress": self.progress.as_dict(),
             "config": as_container(self.config),
             "data": self.corpus.fingerprint,
             "tokenizer": self.corpus.tokenizer.as_meta(),
+            "guard": self.guard.as_dict(),
         }
         with self.clock.measure("checkpoint"), self.watchdog.phase("save"):
             self.saver.save(self.progress.step, self.tensors, state)
@@ -332,7 +357,7 @@ class Trainer:
         total, inner = self.model.n_parameters()
         return {"parameters": total, "parameters_without_embeddings": inner}
 
-    def _greet(self) -> None:
+    def _greet(self, told: list[str]) -> None:
         say, parameters = self.report.say, self._parameters().values()
         hardware = describe(self.device)["hardware"]
         say(f"run       {self.dir.path}: {self.start_note}")
@@ -350,8 +375,10 @@ class Trainer:
             say(f"warning   {many}")
         device = hardware.get("gpu", hardware["cpu"])
         say(f"device    {self.world.size} x {device}, {str(self.dtype).removeprefix('torch.')}")
-        for note in self.notes:
+        for note in self.start.notes:
             say(f"warning   {note}")
+        for line in told:
+            say(f"start     {line}")
         for name, stage in self.config.stages.items():
             what = f"{stage.attention.value} attention, seq_len {stage.seq_len:,}"
             if stage.attention is Attention.lighthouse:
@@ -359,6 +386,10 @@ class Trainer:
                 what += f" of which it attends to {pyramid.n_selected:,} rows (k {stage.budget:,})"
             parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
             say(f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {what}")
+        if self.start.new:
+            self.report.changed([str(change) for change in self.start.new])
+            for line in self.schedule.plan(self.progress.step):
+                say(f"plan      {line}")
 
 
 def _remove_empty(run_dir: Path) -> None:
@@ -372,12 +403,24 @@ def _remove_empty(run_dir: Path) -> None:
 def run(composed: DictConfig) -> None:
     """Hydra's task: train one composed configuration. Exits with 128 + n after signal n."""
     config = build(composed, find_ranks().size)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep:
+        config.run.dir = HydraConfig.get().runtime.output_dir
+    train_config(config, leave=not sweep)
+
+
+def train_config(config: Config, leave: bool = True) -> None:
+    """Train a valid configuration. Exits with 128 + n after signal n.
+
+    leave: leave the other ranks at the end; not where another run of a sweep follows with the same ranks.
+    """
     set_deterministic(config.compute.deterministic)
     world = World.start(pick_device(config.run.device), config.parallel.timeout)
-    config.run.dir = world.on_main(lambda: HydraConfig.get().runtime.output_dir)
-    config = filled(config, world.size, world.least(gpu_memory(world.device)) or None)
+    config.run.dir = world.on_main(lambda: config.run.dir)  # which may hold the time
+    memory = world.least(gpu_memory(world.device)) or None
+    config = filled(with_absolute_paths(config), world.size, memory)
     run_dir = Path(config.run.dir)
-    # A new run finds out at once that the place is taken; one that goes on may wait for its predecessor.
+    # A new run finds out at once that the place is taken; one that continues may wait for its predecessor.
     lock = RunLock(run_dir, patience=0 if config.resume is Resume.never else PATIENCE)
     is_new = world.on_main(lambda: not run_dir.is_dir() or not any(run_dir.iterdir()))
     with Watchdog(config.watchdog, run_dir, world.rank) as watchdog:
@@ -390,7 +433,7 @@ def run(composed: DictConfig) -> None:
             raise
         result = trainer.run()
     lock.release()
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
+    if leave:
         close()
     if result["signal"] and not result["finished"]:
         sys.exit(128 + result["signal"])

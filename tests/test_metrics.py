@@ -71,3 +71,37 @@ class Disk:
 
 def test_no_file_no_rows(tmp_path):
     assert read(tmp_path / "metrics.jsonl") == []
+
+
+def test_damaged_lines_in_the_middle_cost_themselves_alone_and_are_reported(tmp_path):
+    path, told = tmp_path / "metrics.jsonl", []
+    good = [b'{"kind": "train", "step": %d}' % step for step in (1, 2, 3)]
+    bad = [b"\xff\x00", b"[1, 2]", b'{"step": "3", "kind": "train"}', b'{"kind": "train"}', b"[" * 10**5]
+    path.write_bytes(b"\n".join([good[0], *bad, *good[1:], b'{"kind": "tr']))
+    file = MetricsFile(path, told.append)
+    file.open(keep_until=9)
+    file.close()
+    assert [row["step"] for row in read(path)] == [1, 2, 3]
+    assert len(told) == 1 and "lines 2, 3, 4, 5, 6 are not JSON rows" in told[0]
+    assert b"\xff\x00" in (tmp_path / "metrics.0001.jsonl").read_bytes()
+
+
+def test_numbers_that_json_has_not_become_null(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.open(0)
+    file.write({"kind": "train", "step": 1, "loss": float("nan"), "of": [float("inf"), {"a": float("-inf")}]})
+    assert read(file.path) == [{"kind": "train", "step": 1, "loss": None, "of": [None, {"a": None}]}]
+    (tmp_path / "old.jsonl").write_text('{"kind": "train", "step": 1, "loss": NaN}\n')
+    old = MetricsFile(tmp_path / "old.jsonl")
+    old.open(1)
+    assert "NaN" not in old.path.read_text()
+
+
+def test_a_planted_link_is_not_written_through(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    (tmp_path / "metrics.jsonl").symlink_to(victim)
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.open(0)
+    file.write({"kind": "train", "step": 1})
+    assert victim.read_text() == "precious\n" and not file.path.is_symlink()

@@ -29,7 +29,8 @@ def test_data_may_move():
 
 def test_what_decides_the_numbers_is_told():
     data = SAVED["data"] | {"mix": {"web": {"path": "web", "weight": 1}}, "tokenizer": "bytes"}
-    assert differing(SAVED, SAVED | {"data": data, "run": {"dir": "runs/a", "seed": 1}}) == [
+    found = differing(SAVED, SAVED | {"data": data, "run": {"dir": "runs/a", "seed": 1}})
+    assert [str(change) for change in found] == [
         "data.mix.web.weight: 3 -> 1",
         "data.tokenizer: prepared: -> bytes",
         "run.seed: 0 -> 1",

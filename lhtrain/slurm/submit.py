@@ -16,12 +16,12 @@ from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.schema import Config
 from lhtrain.errors import RunError
+from lhtrain.provenance import code_version, in_words
 from lhtrain.run_dir import as_container, unwritable
 from lhtrain.slurm import quote
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
 from lhtrain.slurm.script import Job, render
-from lhtrain.slurm.version import code_version, in_words
 
 # The script says these itself, with an absolute path and resume=auto.
 _OWN = re.compile(r"(run\.dir|resume)=")

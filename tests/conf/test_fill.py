@@ -5,6 +5,7 @@ from hydra import compose, initialize_config_module
 
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
+from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.resolvers import budget
 
 
@@ -58,3 +59,20 @@ def test_the_curriculum_keeps_the_tokens_of_a_step():
     stages = config("stage=curriculum").stages
     assert [stage.seq_len for stage in stages.values()] == [512, 4096, 4096]
     assert {stage.batch_tokens for stage in stages.values()} == {4096}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (["stages.recovery.steps=3"], "set run.steps=8, or stages.lighthouse.fraction=null"),
+        (
+            ["stages.lighthouse.steps=4", "stages.recovery.steps=3"],
+            "set run.steps=7, or stages.recovery.steps=null",
+        ),
+    ],
+)
+def test_steps_that_were_given_are_never_changed(overrides, remedy):
+    """Fractions of all stages make the run; a number of steps in place of one is not rounded away."""
+    with pytest.raises(ConfigError) as error:
+        config("run.steps=10", "stages.lighthouse.fraction=0.5", "+stages.recovery.fraction=0.5", *overrides)
+    assert remedy in str(error.value)

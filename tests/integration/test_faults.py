@@ -20,7 +20,7 @@ def test_a_full_disk_costs_only_what_it_refuses(lhtrain, undisturbed):
     assert "step     16/16" in out, "the run went on"
     assert "the last checkpoint was not written: " in err and "the newest one is " in err
     resumed = lhtrain("disk", "resume=auto", "checkpoint.every=4")
-    assert "going on from step_" in resumed.out and resumed.trace == undisturbed.trace
+    assert "continues from step_" in resumed.out and resumed.trace == undisturbed.trace
 
 
 def test_numbers_that_stay_wrong_end_the_run_at_its_checkpoint(lhtrain):

@@ -37,7 +37,7 @@ def test_a_killed_rank_ends_the_run_and_the_same_mesh_resumes_bit_for_bit(lhtrai
     assert killed.status not in (0, -signal.SIGKILL), "torchrun must end with the rank, of itself"
     assert "exitcode  : -9" in killed.err and "lhtrain/train.py" not in killed.err
     resumed = lhtrain("rank_killed", *SHARED, "resume=auto", ranks=2)
-    assert "going on from step_" in resumed.out
+    assert "continues from step_" in resumed.out
     assert resumed.trace == two_ranks.trace
 
 
@@ -47,7 +47,7 @@ def test_other_meshes_go_on_with_the_run(lhtrain):
     lhtrain.kill_after("meshes", 6, *SMALL_CHUNKS)
     lhtrain.kill_after("meshes", 11, *SMALL_CHUNKS, "parallel.cp=2", "resume=auto", ranks=4)
     resumed = lhtrain("meshes", *SMALL_CHUNKS, "resume=auto", ranks=2)
-    assert "going on from step_" in resumed.out
+    assert "continues from step_" in resumed.out
     assert_same_losses(resumed, alone)
 
 

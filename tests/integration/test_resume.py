@@ -1,9 +1,15 @@
 """A run that is killed and resumed is the run that was not: the same rows, bit for bit."""
 
+import json
 import random
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
+
+from tests.integration.command import Run
 
 
 @pytest.mark.parametrize("step", [7, 8, 9])
@@ -13,7 +19,7 @@ def test_killed_around_the_switch(lhtrain, undisturbed, step):
     killed = lhtrain.kill_after(name, step, "checkpoint.every=1")
     assert killed.status == -signal.SIGKILL
     resumed = lhtrain(name, "resume=auto", "checkpoint.every=1")
-    assert "going on from step_" in resumed.out
+    assert "continues from step_" in resumed.out
     assert resumed.trace == undisturbed.trace
     assert resumed.summary["finished"]
 
@@ -36,7 +42,8 @@ def test_killed_at_random_steps_and_resumed_twice(lhtrain, undisturbed):
 def test_resume_without_a_checkpoint_starts_afresh(lhtrain, undisturbed):
     assert lhtrain.kill_after("early", 2).status == -signal.SIGKILL
     resumed = lhtrain("early", "resume=auto")
-    assert "a fresh start" in resumed.out
+    assert ": new run" in resumed.out and "rows of an attempt that was killed" in resumed.out
+    assert (resumed.path / "metrics.0001.jsonl").exists()
     assert resumed.trace == undisturbed.trace
 
 
@@ -73,7 +80,7 @@ def test_a_truncated_checkpoint_is_put_aside_for_the_one_before(lhtrain, undistu
     file.write_bytes(file.read_bytes()[:-10])
     resumed = lhtrain("truncated", "resume=auto", "checkpoint.every=8")
     assert "checkpoint step_00000016 is damaged and was put aside: __0_0.distcp is truncated" in resumed.out
-    assert "going on from step_00000008" in resumed.out
+    assert "continues from step_00000008" in resumed.out
     assert resumed.trace == undisturbed.trace
     assert resumed.checkpoints == ["damaged-step_00000016", "step_00000008", "step_00000016"]
 
@@ -82,3 +89,81 @@ def test_other_settings_when_told_so(lhtrain):
     lhtrain.kill_after("forced", 6)
     forced = lhtrain("forced", "resume=force", "optim.lr=1e-4")
     assert forced.rows[-2]["lr"] < 1e-4 and forced.summary["finished"]
+    assert "changed optim.lr: 0.002 -> 0.0001" in forced.out and "plan      recovery (dense): " in forced.out
+    assert [row["changed"] for row in forced.rows if row["kind"] == "changed"] == [
+        ["optim.lr: 0.002 -> 0.0001"]
+    ]
+    assert "lr: 0.002" in (forced.path / "config.0001.yaml").read_text()
+    again = lhtrain.bare("resume", str(forced.path))
+    assert again.returncode == 0, "what was accepted once is accepted"
+    records = [json.loads(line) for line in (forced.path / "history.jsonl").read_text().splitlines()]
+    starts = [record for record in records if record["event"] == "start"]
+    assert [record["how"] for record in starts] == ["new run", "resumed", "resumed"]
+    assert starts[1]["changed"] == [{"key": "optim.lr", "before": 0.002, "after": 0.0001}]
+    assert "resume=force" in starts[1]["command"] and starts[1]["ranks"] == 1
+
+
+def test_a_longer_plan_names_the_stages_that_really_run(lhtrain):
+    """Eight steps of each stage, then a plan of twice as many: Lighthouse follows recovery."""
+    lhtrain("longer", "run.steps=4")
+    run = lhtrain("longer", "run.steps=8", "resume=force", "checkpoint.every=100")
+    attention = [(row["step"], row["stage"]) for row in run.rows if row["kind"] == "train"]
+    assert attention == [(1, "lighthouse"), (2, "lighthouse"), *((step, "recovery") for step in range(3, 9))]
+    assert [(s["name"], s["steps"]) for s in run.summary["stages"]] == [("lighthouse", 2), ("recovery", 6)]
+
+    run = lhtrain("longer", "run.steps=24", "resume=force", "checkpoint.every=100")
+    stages = [row["stage"] for row in run.rows if row["kind"] == "train"]
+    assert stages[8:] == ["lighthouse"] * 4 + ["recovery"] * 12
+    switches = [(row["from"], row["to"], row["step"]) for row in run.rows if row["kind"] == "switch"]
+    assert switches[1:] == [("recovery", "lighthouse", 9), ("lighthouse", "recovery", 13)]
+    assert [s["attention"] for s in run.summary["stages"]] == ["lighthouse", "dense"] * 2
+
+
+def test_extended_and_killed_and_resumed_it_is_the_longer_run(lhtrain):
+    """A directory's own configuration is all that is needed, and a kill in the new part loses nothing."""
+    alone = lhtrain("extended", "stage=dense", "run.steps=6").path
+    killed = shutil.copytree(alone, lhtrain.folder / "extended_and_killed")
+    refused = lhtrain.bare("resume", str(alone), "run.steps=9", "stages.dense.steps=9")
+    assert refused.returncode == 1 and "run.steps: 6 -> 9" in refused.stderr
+    assert "lhtrain extend" in refused.stderr
+
+    extended = lhtrain.bare("extend", str(alone), "steps=+10")
+    assert extended.returncode == 0, extended.stderr
+    assert "planned for 16 steps instead of 6" in extended.stdout
+    assert "dense (dense): steps 7 to 16, learning rate 0.002, constant until step 14" in extended.stdout
+
+    command = [sys.executable, "-m", "lhtrain", "extend", str(killed), "steps=16"]
+    process = subprocess.Popen(
+        command, cwd=lhtrain.folder, env=lhtrain.environment, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step     12/16"):
+            process.kill()
+    process.wait()
+    assert not Run(killed, 0, "", "").summary["finished"]
+    resumed = lhtrain.bare("extend", str(killed), "steps=16")  # the same command again
+    assert resumed.returncode == 0 and "planned for 16 steps already" in resumed.stdout
+    assert "continues from step_00000010" in resumed.stdout
+    assert Run(killed, 0, "", "").trace == Run(alone, 0, "", "").trace
+    assert (killed / "config.0001.yaml").exists()
+
+
+def test_fewer_steps_than_done_are_refused(lhtrain, undisturbed):
+    fewer = ("run.steps=4", "stages.lighthouse.steps=2", "stages.recovery.steps=2")
+    refused = lhtrain.bare("resume", str(undisturbed.path), *fewer, "resume=force")
+    assert refused.returncode == 1
+    assert "run.steps=4: step_00000016 has done 16 steps already" in refused.stderr
+
+
+def test_lost_checkpoints_are_no_new_run(lhtrain):
+    """Rows of a run whose checkpoints are gone are kept until somebody says to start over."""
+    run = lhtrain("lost", "stage=dense", "run.steps=4", "checkpoint.every=2")
+    before = (run.path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run.path / "checkpoints")
+    for _ in range(2):  # SLURM starts again by itself
+        refused = lhtrain.bare("resume", str(run.path))
+        assert refused.returncode == 1 and "resume=restart" in refused.stderr
+        assert (run.path / "metrics.jsonl").read_bytes() == before
+    again = lhtrain.bare("resume", str(run.path), "resume=restart")
+    assert again.returncode == 0
+    assert (run.path / "earlier.0001" / "metrics.jsonl").read_bytes() == before

@@ -218,7 +218,7 @@ def test_a_corpus_shorter_than_a_sequence_is_refused(lhtrain, tmp_path):
 def test_a_directory_with_a_run_is_not_overwritten(lhtrain, undisturbed):
     before = (undisturbed.path / "metrics.jsonl").read_bytes()
     refused = lhtrain("undisturbed", status=1)
-    assert "holds a run already: resume=auto goes on with it" in refused.err
+    assert "holds a run already: `lhtrain resume DIR` continues it" in refused.err
     assert (undisturbed.path / "metrics.jsonl").read_bytes() == before
 
 

@@ -25,7 +25,7 @@ def test_signal_save_requeue_resume_finish(trainer, undisturbed):
     assert "SIGUSR1: stopped after step" in run.out and "saved after a signal, requeued" in run.out
     saved = json.loads((run.path / "summary.json").read_text())["steps"]
     assert 12 <= saved < 60 and not (run.path / "checkpoints" / f"step_{saved - 1:08d}").exists()
-    run.until_printed(f"going on from step_{saved:08d}")
+    run.until_printed(f"continues from step_{saved:08d}")
     run.until_step(saved + 8)
     slurm("scontrol", "requeue", run.job)
     run.until_requeued(2)
@@ -49,7 +49,7 @@ def test_a_node_that_goes_down(trainer, undisturbed):
         run.until_over("COMPLETED")
     finally:
         slurm("scontrol", "update", node, "State=RESUME", check=False)  # it may be back by itself
-    assert run.fields["Restarts"] == "1" and "going on from step_" in run.out
+    assert run.fields["Restarts"] == "1" and "continues from step_" in run.out
     assert trace(run) == undisturbed.trace
 
 

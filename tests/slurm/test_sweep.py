@@ -48,6 +48,6 @@ def test_a_job_array_that_is_signalled(trainer, lhtrain, undisturbed):
     _, errors = sweep.communicate(timeout=90)
     assert sweep.returncode == 0, errors
     printed = "".join(path.read_text() for path in run_dir.parent.glob(f".submitit/{job}_1/*.out"))
-    assert "SIGUSR2: stopped after step" in printed and "going on from step_" in printed
+    assert "SIGUSR2: stopped after step" in printed and "continues from step_" in printed
     assert Run(run_dir, 0, "", "").trace == undisturbed.trace
     assert SlurmFolder(run_dir.parent / "0").finished()

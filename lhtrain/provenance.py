@@ -1,4 +1,4 @@
-"""Which code a job runs."""
+"""Which code runs: versions of packages, and the commit of a working copy."""
 
 import subprocess
 from importlib.metadata import PackageNotFoundError, version

@@ -1,0 +1,50 @@
+"""Paths among the settings: made absolute where a run starts, so that it can be continued from anywhere."""
+
+import os
+from copy import deepcopy
+from typing import Any
+
+from lhtrain.conf.schema import Config
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """A copy of `config` whose paths do not depend on the working directory; `~` is the user's home.
+
+    run.dir stays as it is: it says where the configuration itself is.
+    """
+    config = deepcopy(config)
+    data = config.data
+    data.path = _absolute(data.path)
+    data.out, data.cache_dir = _absolute(data.out), _absolute(data.cache_dir)
+    config.init_from = _absolute(config.init_from)
+    if data.source not in ("files", "hf", "code"):  # the folders that these were prepared in name it as typed
+        data.tokenizer = _absolute_tokenizer(data.tokenizer)
+    if isinstance(data.mix, dict):
+        data.mix = {
+            name: part | {"path": _absolute(part["path"])}
+            if isinstance(part, dict) and "path" in part
+            else part
+            for name, part in data.mix.items()
+        }
+    return config
+
+
+def _absolute_part(part: Any) -> Any:
+    """Of a source of a mixture."""
+    return part | {"path": _absolute(part["path"])} if isinstance(part, dict) and "path" in part else part
+
+
+def _absolute(path: Any) -> Any:
+    if isinstance(path, list | tuple):
+        return [_absolute(one) for one in path]
+    if path in (None, ""):
+        return path
+    return os.path.abspath(os.path.expanduser(str(path)))
+
+
+def _absolute_tokenizer(name: str) -> str:
+    """Of a tokenizer that is named by a path: tokenizer.json, or prepared:FOLDER."""
+    kind, colon, folder = name.partition(":")
+    if kind == "prepared" and colon:
+        return f"prepared:{_absolute(folder)}"
+    return _absolute(name) if name.endswith(".json") else name

@@ -1,0 +1,1 @@
+"""Commands of the program, one a file; `lhtrain.cli` finds them by their first word."""

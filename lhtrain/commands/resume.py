@@ -1,0 +1,101 @@
+"""`lhtrain resume DIR` and `lhtrain extend DIR steps=+N`: continue a run with its own configuration."""
+
+import os
+from pathlib import Path
+
+from lhtrain.conf.problems import ConfigError
+from lhtrain.errors import RunError
+
+RESUME_HELP = """lhtrain resume: continue a run from its newest sound checkpoint, with its own configuration.
+
+Usage: lhtrain resume DIR [KEY=VALUE ...]
+
+DIR is the directory of a run; DIR/config.yaml has its settings. KEY=VALUE replaces one of them. Settings that
+change what is learnt need resume=force too, whether they are given here or were edited in config.yaml.
+
+Examples
+  lhtrain resume runs/mine
+  lhtrain resume runs/mine checkpoint.every=50
+  lhtrain resume runs/mine optim.lr=1e-4 resume=force
+  torchrun --nproc-per-node=8 -m lhtrain resume runs/mine"""
+
+EXTEND_HELP = """lhtrain extend: lengthen a run, finished or not, and continue it.
+
+Usage: lhtrain extend DIR steps=+N|N [KEY=VALUE ...]
+
+The steps are added to the run's last stage. The learning rates that follow are printed before training
+starts: with the default schedule the rate rises to its constant value again and decays over the last fifth of
+the longer run. steps=N, so many in all, may be repeated: it changes nothing the second time. KEY=VALUE is as
+for `lhtrain resume`.
+
+Examples
+  lhtrain extend runs/mine steps=+2000
+  lhtrain extend runs/mine steps=12000"""
+
+
+def resume(arguments: list[str]) -> None:
+    """`lhtrain resume ARGUMENTS`. Ends the program: status 2 for wrong arguments, 1 for what is there."""
+    path, overrides = _parsed(arguments, "resume", RESUME_HELP)
+    _train(path, overrides)
+
+
+def extend(arguments: list[str]) -> None:
+    """`lhtrain extend ARGUMENTS`. Ends the program: status 2 for wrong arguments, 1 for what is there."""
+    from lhtrain.cli import fail
+    from lhtrain.hardware import pick_device
+    from lhtrain.saved_run import extend as lengthen
+    from lhtrain.saved_run import load
+    from lhtrain.world import World, find_ranks
+
+    path, overrides = _parsed(arguments, "extend", EXTEND_HELP)
+    steps = [text.partition("=")[2] for text in overrides if text.startswith("steps=")]
+    overrides = [text for text in overrides if not text.startswith("steps=")]
+    if len(steps) != 1:
+        fail("extend: needs steps=+N, so many more, or steps=N, so many in all; try lhtrain extend --help")
+    # torchrun starts the same command again after a failure: the plan is longer by then.
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    try:
+        if not again:
+            ranks, config = find_ranks(), load(path, overrides)
+            # Every rank reads the plan; the first one writes it, before the others read.
+            world = World.start(pick_device(config.run.device), config.parallel.timeout)
+            lines = world.on_main(lambda: lengthen(path, steps[0]))
+            if ranks.rank == 0:
+                print(*lines, sep="\n", flush=True)
+    except ConfigError as error:
+        fail(str(error))
+    except (RunError, OSError) as error:
+        fail(str(error), status=1)
+    _train(path, overrides)
+
+
+def _parsed(arguments: list[str], command: str, words: str) -> tuple[Path, list[str]]:
+    """The run directory and the settings."""
+    from lhtrain.cli import fail
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(words)
+        raise SystemExit(0)
+    place, *overrides = arguments
+    if place.startswith("-") or any(text.startswith("-") or "=" not in text for text in overrides):
+        fail(f"{command} {' '.join(arguments)}: needs DIR and then KEY=VALUE; try lhtrain {command} --help")
+    return Path(place).expanduser(), overrides
+
+
+def _train(path: Path, overrides: list[str]) -> None:
+    from lhtrain import interrupt
+    from lhtrain.cli import fail
+    from lhtrain.saved_run import load
+    from lhtrain.world import find_ranks
+
+    interrupt.watch()
+    try:
+        config = load(path, overrides, n_ranks=find_ranks().size)
+    except ConfigError as error:
+        fail(str(error))
+    except (RunError, OSError) as error:
+        fail(str(error), status=1)
+    from lhtrain.cli import explained
+    from lhtrain.train import train_config
+
+    explained(lambda: train_config(config), lambda: config)

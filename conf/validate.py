@@ -11,8 +11,9 @@ from lhtrain.conf.fill import stage_steps
 from lhtrain.conf.micro_batches import batch_problems, count_problems
 from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Attention, Config, DataConfig, LoggerKind, Precision, Recompute, StageConfig
+from lhtrain.conf.schema import Attention, Config, DataConfig, Precision, Recompute, StageConfig
 from lhtrain.conf.slurm import cluster_problems
+from lhtrain.conf.tracking import logger_problems
 
 FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products
 
@@ -292,5 +293,4 @@ def _start(config: Config) -> Iterator[Problem]:
         yield Problem(
             "lighthouse.backend", config.lighthouse.backend, f"must be one of {', '.join(BACKENDS)}"
         )
-    if config.logger.kind is LoggerKind.wandb and importlib.util.find_spec("wandb") is None:
-        yield Problem("logger.kind", "wandb", "needs the package: pip install 'lhtrain[wandb]'")
+    yield from logger_problems(config.logger)

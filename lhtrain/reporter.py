@@ -193,6 +193,8 @@ class Reporter:
     def _write_summary(self, ended: Ended | None, signal: int = 0) -> summary.Summary:
         finished = ended is not None and ended["how"] == "finished"
         about = {"name": self.config.run.name, "ended": ended, "signal": int(signal), **self.about}
+        left = self.remaining(self.progress)
+        about["seconds_left"] = None if left is None else round(left, 1)
         result = summary.summarize(self.progress, self.watch.begun, finished, self.peak_flops, about)
         durable = ended is not None
         self._attempt(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from lhtrain.metrics import Row
 from lhtrain.run_dir import RunDir
 from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import Queued, queued
@@ -61,8 +62,6 @@ def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
     else:
         state = attempts.outcome or ("unknown: no SLURM here" if number and jobs is None else "not running")
     steps, step = _total_steps(folder), int(row.get("step", 0))
-    seconds = sorted(row["step_seconds"] for row in rows[-RECENT:] if row.get("step_seconds"))
-    left = (steps - step) * seconds[len(seconds) // 2] if steps and seconds and not finished else None
     return RunStatus(
         path=path,
         state=state,
@@ -72,9 +71,22 @@ def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
         stage=row.get("stage"),
         loss=row.get("loss"),
         restarts=attempts.restarts,
-        run_left=left,
+        run_left=None if finished else _seconds_left(summary, rows, steps),
         job_left=job.left if job else None,
     )
+
+
+def _seconds_left(summary: dict[str, Any], rows: list[Row], steps: int | None) -> float | None:
+    """What the run itself estimated at its last validation, which knows that its stages differ in speed;
+    before there is one, its steps at the recent speed."""
+    if not rows:
+        return None
+    try:
+        since = rows[-1]["seconds"] - summary["wall_clock_seconds"]
+        return max(summary["seconds_left"] - since, 0.0)
+    except (KeyError, TypeError):
+        seconds = sorted(row["step_seconds"] for row in rows[-RECENT:] if row.get("step_seconds"))
+        return (steps - rows[-1]["step"]) * seconds[len(seconds) // 2] if steps and seconds else None
 
 
 def _total_steps(folder: SlurmFolder) -> int | None:

@@ -43,6 +43,25 @@ def test_a_running_run(tmp_path):
     assert (found.restarts, found.run_left, found.job_left) == (1, 120.0, "1:02:03")
 
 
+@pytest.mark.parametrize(
+    ("summary", "left"),
+    [
+        ({"wall_clock_seconds": 80.0, "seconds_left": 500.0}, 496.0),  # 4 s since the last validation
+        ({"wall_clock_seconds": 80.0, "seconds_left": 1.0}, 0.0),
+        ({"wall_clock_seconds": 0, "seconds_left": None}, 120.0),  # no validation yet
+        ({}, 120.0),
+    ],
+)
+def test_the_time_left_is_the_runs_own_estimate(tmp_path, summary, left):
+    """The stages to come may be slower than the steps of late."""
+    run = make_run(tmp_path / "a", step=40)
+    with (run / "metrics.jsonl").open("w") as file:
+        row = {"kind": "train", "step": 40, "stage": "lighthouse", "loss": 2.0, "step_seconds": 2.0}
+        file.write(json.dumps(row | {"seconds": 84.0}) + "\n")
+    (run / "summary.json").write_text(json.dumps({"finished": False, **summary}))
+    assert status_of(run, {}).run_left == left
+
+
 def test_the_state_is_finished_or_the_jobs_or_how_the_last_attempt_ended(tmp_path):
     pending = {"7": Queued("PENDING", "1:00", "(Priority)")}
     assert status_of(make_run(tmp_path / "a", finished=True), {}).state == "finished"

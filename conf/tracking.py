@@ -1,0 +1,40 @@
+"""Which names Weights & Biases takes; it would refuse others only after everything else is built."""
+
+import importlib.util
+from collections.abc import Iterator
+
+from lhtrain.conf.problems import Problem
+from lhtrain.conf.schema import LoggerConfig, LoggerKind
+
+TAG, NAME = 64, 128  # characters, at most
+RESERVED = "/\\#?%:"
+
+
+def logger_problems(logger: LoggerConfig) -> Iterator[Problem]:
+    """Every rule that `logger` breaks; none where nothing is logged."""
+    if logger.kind is not LoggerKind.wandb:
+        return
+    if importlib.util.find_spec("wandb") is None:
+        yield Problem("logger.kind", "wandb", "needs the package: pip install 'lhtrain[wandb]'")
+    for key in ("project", "entity", "group"):
+        name = getattr(logger, key)
+        if name is not None and (rule := _broken_rule(name, NAME)):
+            yield Problem(f"logger.{key}", name, f"{rule}, or null" if key != "project" else rule)
+    for key in ("project", "entity"):
+        name = getattr(logger, key) or ""
+        if any(letter in RESERVED for letter in name):
+            yield Problem(f"logger.{key}", name, f"must hold none of {' '.join(RESERVED)}")
+    for tag in logger.tags:
+        if rule := _broken_rule(tag, TAG):
+            yield Problem("logger.tags", repr(tag), f"each {rule}")
+
+
+def _broken_rule(text: str, most: int) -> str | None:
+    rule = f"must have 1 to {most} characters"
+    if not text.strip():
+        return f"{rule} that are not blank"
+    if len(text) > most:
+        return f"{rule}, has {len(text)}"
+    if not text.isprintable():
+        return "must be printable, on one line"
+    return None

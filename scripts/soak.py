@@ -1,10 +1,11 @@
 """Kill a run again and again at random moments, resume it, and compare it with one that was left alone.
 
-    python scripts/soak.py --kills 20              one rank
-    python scripts/soak.py --kills 20 --ranks 2    one of two ranks, or both, at each kill
+    python scripts/soak.py --kills 100              one rank
+    python scripts/soak.py --kills 100 --ranks 2    one of two ranks, or both, at each kill
 
-Saves at every step, so that kills fall into steps, saves, renames and the stage switch alike. The run must
-end with the same rows of metrics.jsonl, bit for bit. Prints where each kill fell and how many steps it cost.
+Saves at every step on a disk that is slow now and then, so that kills fall into steps, saves, renames and the
+stage switch alike; the limit for loss spikes is low, so that there are rows of them too. The run must end with
+the same rows of metrics.jsonl, bit for bit. Prints where each kill fell and how many steps it cost.
 """
 
 import argparse
@@ -23,8 +24,18 @@ from pathlib import Path
 TINY = [
     *("model.seq_len=2048", "model.dim=32", "model.n_layers=2", "model.ffn_dim=64", "run.device=cpu"),
     *("run.batch_tokens=4096", "eval.tokens=4096", "eval.every=20", "checkpoint.every=1"),
-    *("stages.lighthouse.fraction=0.5", "run.name=soak"),
+    *("stages.lighthouse.fraction=0.5", "run.name=soak", "guard.spike=1.5"),
 ]
+# Python imports a module of this name at its start, where it finds one: a tenth of all syncs takes up to 0.5 s.
+SLOW_DISK = """
+import os, random, time
+fsync, draw = os.fsync, random.Random(os.getpid())
+def slow(file):
+    if draw.random() < 0.1:
+        time.sleep(draw.uniform(0, 0.5))
+    fsync(file)
+os.fsync = slow
+"""
 STEPS = 20  # of the run, for each kill
 TIMED = ("seconds", "step_seconds", "tokens_per_second", "mfu")
 
@@ -41,6 +52,8 @@ def main() -> None:
     steps = STEPS * arguments.kills
     with tempfile.TemporaryDirectory(prefix="lhtrain-soak-") as name:
         folder = Path(name)
+        (folder / "slow").mkdir()
+        (folder / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
         start(folder, "alone", arguments.ranks, steps).wait()
         fell: Counter[str] = Counter()
         lost = 0
@@ -54,7 +67,11 @@ def main() -> None:
         start(folder, "soaked", arguments.ranks, steps).wait()
         if rows(folder / "soaked") != rows(folder / "alone"):
             sys.exit("the soaked run differs from the one that was left alone")
+        kinds = Counter(row["kind"] for row in rows(folder / "alone"))
+        if arguments.kills >= 10 and not kinds["spike"]:
+            sys.exit("no loss spiked: nothing is shown of their rows")
     print(f"equal, bit for bit, after {arguments.kills} kills: {dict(fell)}; {lost} steps done again")
+    print(f"rows compared: {dict(kinds)}")
 
 
 def start(folder: Path, name: str, ranks: int, steps: int) -> subprocess.Popen:
@@ -68,6 +85,11 @@ def start(folder: Path, name: str, ranks: int, steps: int) -> subprocess.Popen:
         f"run.steps={steps}",
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if name == "soaked":
+        inherited = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(folder / "slow"), *([inherited] if inherited else [])]
+        )
     log = (folder / f"{name}.log").open("a")
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 

@@ -36,7 +36,13 @@ def saved(place, attention="dense", tokenizer="bytes", step=7, stages=None, done
     model.init_weights(3)
     torch.nn.init.normal_(model.norm.weight, 1, 0.1)
     tensors = checkpoint.tensors_of(model, torch.optim.AdamW(model.parameters()))
-    record = {"name": "it", "steps": step, "tokens": 100 * step, "last_loss": 2.5, "val_loss": 2.25}
+    record = {
+        "name": "it",
+        "steps": step,
+        "tokens": 100 * step,
+        "losses": {"last": [3.0, 2.0]},
+        "val_loss": 2.25,
+    }
     state = {
         "progress": {"step": step, "position": 0, "stages": done or [record]},
         "config": {
@@ -111,8 +117,8 @@ def test_in_bfloat16_and_from_the_newest_checkpoint_of_a_run(tmp_path):
         ({"a": LIGHTHOUSE, "b": DENSE}, ["a"], 128, True),
         ({"a": LIGHTHOUSE, "b": DENSE}, ["a", "b"], 128, False),
         ({"a": DENSE, "b": DENSE | {"seq_len": 256}}, ["a"], 64, False),  # the longest is still to come
-        ({"b": DENSE}, [{"name": "a", **LIGHTHOUSE}, "b"], 128, False),  # a was another plan's
-        ({"b": DENSE}, ["b", {"name": "a", **LIGHTHOUSE}], 128, True),
+        ({"b": DENSE}, [{"name": "a", "settings": LIGHTHOUSE}, "b"], 128, False),  # a was another plan's
+        ({"b": DENSE}, ["b", {"name": "a", "settings": LIGHTHOUSE}], 128, True),
         ({"b": DENSE}, ["a"], 512, False),  # nothing is known of a: model.seq_len
     ],
 )

@@ -36,7 +36,7 @@ def card(
         "## Model\n\n" + _table(("", ""), _model_rows(model, longest(state), dtype)),
         f"## Training\n\n{_data(config)}\n\n" + _table(*_stage_rows(ran)),
         f"{sum(stage.tokens for stage in ran):,} tokens in {progress['step']:,} steps. Losses are in nats "
-        "per token; that of validation is the last one measured in the stage.",
+        "per token: the mean training loss of a stage's last logged steps, and its last validation loss.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -52,11 +52,12 @@ def remarks(model: ModelConfig, tokenizer: ExportedTokenizer) -> list[str]:
     if tokenizer.content is None:
         return lines
     begin = "with a beginning-of-text token in front" if tokenizer.bos is not None else "nothing in front"
-    lines.append(
-        f"AutoTokenizer gives the tokens of training, {begin}. A text that spells a special token, such as "
-        f"`{tokenizer.text(tokenizer.eos)}`, is ordinary text, as in training; "
-        "`AutoTokenizer.from_pretrained(..., split_special_tokens=False)` makes it the special token."
-    )
+    lines.append(f"AutoTokenizer gives the tokens of training, {begin}.")
+    if tokenizer.spelt:
+        lines[-1] += (
+            f" A text that spells a special token, such as `{tokenizer.text(tokenizer.eos)}`, is ordinary "
+            "text, as in training; `from_pretrained(..., split_special_tokens=False)` makes it the special token."
+        )
     if tokenizer.content["model"]["type"] == "BPE" and tokenizer.name not in KNOWN_TO_LLAMA_CPP:
         lines.append(
             "llama.cpp's convert_hf_to_gguf.py refuses byte-pair tokenizers that are not in its own list "

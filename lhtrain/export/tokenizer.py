@@ -5,6 +5,7 @@ token only where training had one, and ordinary tokens for a text that spells a 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lhtrain.export import bpe
 
 NONE = "none"
 
-# What `checked` compares: words, spaces in every arrangement, scripts, numbers, spelt-out special tokens.
+# Texts that are compared at every export: words, spaces in every arrangement, scripts, numbers.
 SAMPLES = (
     "It's 3 o'clock, isn't it? THEY'LL see.",
     "def f(x):\n\treturn  x + 1   # twice\n\n\n    pass\r\n  ",
@@ -26,7 +27,6 @@ SAMPLES = (
     "naïve café\u0301 ﬁ ſ İ \u00a0\u2003\u3000 👩‍👩‍👧 \ufeff",
     "1234567890 3.14159 1,000,000 ²³ Ⅷ",
     "aaaaaaaaaaaaa =========== -----------",
-    "<|endoftext|> </s> <s> [SEP] <|fim_prefix|>",
 )
 
 
@@ -34,7 +34,8 @@ SAMPLES = (
 class ExportedTokenizer:
     """eos, bos: the tokens that end and begin a document, None where there is none or it is not known.
     content: of tokenizer.json; None where the tokenizer cannot be had, which `notes` explains.
-    original: text of the file that it was read from, where nothing had to be changed."""
+    original: text of the file that it was read from, where nothing had to be changed.
+    spelt: whether a text that spells a special token is ordinary text, as in training."""
 
     name: str
     vocab_size: int | None
@@ -42,6 +43,7 @@ class ExportedTokenizer:
     bos: int | None
     content: dict[str, Any] | None = None
     original: str | None = None
+    spelt: bool = True
     notes: tuple[str, ...] = ()
 
     def file(self) -> str:
@@ -93,24 +95,19 @@ def exported_tokenizer(state: dict[str, Any], copy: Path, given: str | None = No
     if given == NONE:
         return absent
     bos = known["bos"] is not None if recorded else bool(data.get("bos"))
+    eos = str(known["eos"]) if recorded else data.get("eos")
     places = [given] if given else [*([str(copy)] if copy.is_file() else []), name]
     others, faults = [], []
     for place in places:
         try:
-            tokenizer = open_tokenizer(place, bos)
+            tokenizer = open_tokenizer(place, bos, eos if place.lower().endswith(".json") else None)
         except DataError as error:
             faults.append(str(error))
             continue
         if recorded and tokenizer.fingerprint != recorded["hash"]:
             others.append(place)
             continue
-        notes: tuple[str, ...] = ()
-        if not recorded and isinstance(tokenizer, HuggingFaceTokenizer):
-            notes = (f"the checkpoint does not record its tokenizer: {place} was taken unchecked",)
-        content = checked(tokenizer_json(tokenizer), tokenizer)
-        original = _original(tokenizer, content)
-        ids = tokenizer.vocab_size, tokenizer.eos, tokenizer.bos
-        return ExportedTokenizer(name, *ids, content, original, notes)
+        return _exported(name, tokenizer, unchecked=not recorded)
     if others:
         raise RunError(
             f"tokenizer={others[0]}: must be the one that the run was trained with, and its content is "
@@ -151,23 +148,39 @@ def _original(tokenizer: Tokenizer, content: dict[str, Any]) -> str | None:
     return text if json.loads(type(tokenizer.fast).from_str(text).to_str()) == content else None
 
 
-def checked(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """`content`, after a look at whether it gives the tokens of `tokenizer` for `SAMPLES`.
+def _exported(name: str, tokenizer: Tokenizer, unchecked: bool) -> ExportedTokenizer:
+    """The tokenizer as it is exported, checked with `SAMPLES`. Raises RunError: it gives other tokens."""
+    content = tokenizer_json(tokenizer)
+    same = _comparison(content, tokenizer)
+    for text in SAMPLES:
+        if not same(text):
+            raise RunError(
+                f"tokenizer={name}: the tokenizer.json made of it gives other tokens for {text!r}; "
+                "export without one by tokenizer=none"
+            )
+    notes, names = [], _names_of_tokens(content)
+    if unchecked and isinstance(tokenizer, HuggingFaceTokenizer):
+        notes.append(f"the checkpoint does not record its tokenizer: {tokenizer.name} was taken unchecked")
+    ends = [names[token] for token in (tokenizer.eos, tokenizer.bos) if token is not None]
+    others = [text for text in dict.fromkeys(ends) if not same(f"{text} a{text}")]
+    if others:
+        notes.append(
+            f"a text that spells {others[0]} was ordinary text in training; the exported tokenizer makes it "
+            "the special token, since it is a piece of the vocabulary"
+        )
+    original = _original(tokenizer, content)
+    ids = tokenizer.vocab_size, tokenizer.eos, tokenizer.bos
+    return ExportedTokenizer(name, *ids, content, original, not others, tuple(notes))
 
-    Raises RunError: it does not.
-    """
+
+def _comparison(content: dict[str, Any], tokenizer: Tokenizer) -> Callable[[str], bool]:
+    """Whether a tokenizer.json gives the tokens of `tokenizer` for a text, with its bos in front."""
     from tokenizers import Tokenizer as Fast
 
     fast = Fast.from_str(json.dumps(content))
     fast.encode_special_tokens = True
     begin = [] if tokenizer.bos is None else [tokenizer.bos]
-    for text in SAMPLES:
-        if fast.encode(text).ids != begin + tokenizer.encode(text).tolist():
-            raise RunError(
-                f"tokenizer={tokenizer.name}: the tokenizer.json made of it gives other tokens for {text!r}; "
-                "export without one by tokenizer=none"
-            )
-    return content
+    return lambda text: fast.encode(text).ids == begin + tokenizer.encode(text).tolist()
 
 
 def _byte_level(post_processor: dict[str, Any] | None) -> dict[str, Any] | None:

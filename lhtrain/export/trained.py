@@ -15,7 +15,7 @@ class Trained:
     seq_len: int | None
     steps: int
     tokens: int
-    loss: float | None  # training loss of its last step that was logged
+    loss: float | None  # mean training loss of its last logged steps
     val_loss: float | None
 
 
@@ -23,16 +23,17 @@ def stages(state: dict[str, Any]) -> list[Trained]:
     """Stages that did at least one step before the checkpoint, in their order."""
     out = []
     for record in state["progress"]["stages"]:
-        planned = state["config"]["stages"].get(record["name"], {})
+        # What a record keeps of itself counts: the configuration may have changed since that stage.
+        settings = record.get("settings") or state["config"]["stages"].get(record["name"], {})
+        losses = (record.get("losses") or {}).get("last") or [record.get("last_loss")]
         out.append(
             Trained(
                 name=record["name"],
-                # What a record says of itself counts: the configuration may have changed since that stage.
-                attention=record.get("attention") or planned.get("attention"),
-                seq_len=record.get("seq_len") or planned.get("seq_len"),
+                attention=settings.get("attention"),
+                seq_len=settings.get("seq_len"),
                 steps=record.get("steps", 0),
                 tokens=record.get("tokens", 0),
-                loss=record.get("last_loss"),
+                loss=None if None in losses else sum(losses) / len(losses),
                 val_loss=record.get("val_loss"),
             )
         )

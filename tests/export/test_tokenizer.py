@@ -91,13 +91,31 @@ def test_auto_tokenizer_gives_the_tokens_of_training(kind, bos, tmp_path, gpt2):
     training = open_tokenizer(name, bos)
     auto = written(exported_tokenizer(state_of(name, bos), tmp_path / "absent"), tmp_path / "out")
     begin = [training.bos] if bos else []
-    for text in (*SAMPLES, "", " ", "\n\n", "<s>a</s>b<|endoftext|>"):
+    spelt = ["<s>a</s>b<|endoftext|>"] if kind != "sentence_pieces" else []
+    for text in (*SAMPLES, "", " ", "\n\n", *spelt):
         assert auto(text)["input_ids"] == begin + training.encode(text).tolist(), text
         assert auto(text, add_special_tokens=False)["input_ids"] == training.encode(text).tolist()
     assert auto.eos_token_id == training.eos and auto.bos_token_id == training.bos
     assert auto.model_max_length == 512 and auto.padding_side
     if kind in ("bytes", "gpt2"):
         assert auto.decode(training.encode(SAMPLES[1]).tolist()) == SAMPLES[1]
+
+
+def test_pieces_of_a_vocabulary_that_look_special_are_told_of(tmp_path):
+    """No tokenizer.json can have such a piece and not find it in a text."""
+    sentence_pieces(tmp_path / "mine.json")
+    exported = exported_tokenizer(state_of(str(tmp_path / "mine.json"), False), tmp_path / "absent")
+    assert not exported.spelt and "a text that spells </s> was ordinary text" in exported.notes[0]
+
+
+def test_the_end_of_text_that_the_run_named(tmp_path):
+    file = tmp_path / "mine.json"
+    byte_level(file)
+    state = {"config": {"data": {"tokenizer": str(file), "bos": False, "eos": "<s>"}}}
+    state["tokenizer"] = open_tokenizer(str(file), False, "<s>").as_meta()
+    for known in (state, {"config": state["config"]}):
+        exported = exported_tokenizer(known, tmp_path / "absent")
+        assert exported.eos == 1 and exported.config(8)["eos_token"] == "<s>"
 
 
 def test_a_file_in_which_nothing_changes_is_copied_as_it_is(tmp_path):

@@ -9,7 +9,7 @@ from lhtrain.data.document import is_text
 from lhtrain.data.documents import Skip, Text
 from lhtrain.data.errors import DataError
 from lhtrain.data.plan import Item, stamp
-from lhtrain.data.source import find_files
+from lhtrain.data.source import find_files, is_prepared
 
 HEADER = "==> {} <==\n"
 SKIPPED = {"__pycache__", "node_modules"}
@@ -26,7 +26,7 @@ def repositories(paths: list[str]) -> Iterator[tuple[list[Item], int]]:
     for given in paths:
         pattern = os.path.expanduser(given)
         found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-        folders = [path for path in found if os.path.isdir(path)]
+        folders = [path for path in found if os.path.isdir(path) and not is_prepared(path)]
         if not folders:
             raise DataError(f"data.path={given!r}: must be a folder, or a pattern that matches some")
         for folder in folders:

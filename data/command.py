@@ -87,19 +87,31 @@ def _prepare(arguments: list[str]) -> int:
 
 
 def _verify(arguments: list[str]) -> int:
+    return _each(_folders(arguments), _verified)
+
+
+def _verified(folder: Path) -> int:
     from lhtrain.data.verify import verify
 
-    faulty = 0
-    for folder in _folders(arguments):
-        manifest, faults = verify(folder)
-        for fault in faults:
-            print(fault, file=sys.stderr)
-        faulty += len(faults)
-        shards = _counted(len(manifest.shards), "shard")
-        remedy = "remove what is damaged, and the same `lhtrain data prepare` writes it again"
-        state = f"{len(faults)} of {shards} damaged: {remedy}" if faults else "sound"
-        print(f"{folder}: {_contents(manifest)}, {state}")
-    return 1 if faulty else 0
+    manifest, faults = verify(folder)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    remedy = "remove what is damaged, and the same `lhtrain data prepare` writes it again"
+    state = f"{_counted(len(faults), 'fault')}: {remedy}" if faults else "sound"
+    print(f"{folder}: {_contents(manifest)}, {_counted(len(manifest.shards), 'shard')}, {state}")
+    return 1 if faults else 0
+
+
+def _each(folders: list[Path], work: Callable[[Path], int]) -> int:
+    """Do all the folders, also after one that fails; the highest status."""
+    status = 0
+    for folder in folders:
+        try:
+            status = max(status, work(folder))
+        except DataError as error:
+            print(f"lhtrain: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 def _inspect(arguments: list[str]) -> int:
@@ -113,9 +125,12 @@ def _inspect(arguments: list[str]) -> int:
         arguments = arguments[:at] + arguments[at + 2 :]
     if not document.isdigit():
         fail(f"--document {document}: must be a number from 0")
-    for folder in _folders(arguments):
+
+    def inspected(folder: Path) -> int:
         print(inspect(folder, document=int(document)))
-    return 0
+        return 0
+
+    return _each(_folders(arguments), inspected)
 
 
 def _contents(manifest: Manifest) -> str:

@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain.data.cache import cache_root, load_or_build
+from lhtrain.data.checks import Checks
 from lhtrain.data.document import Document, read_chunks, read_documents
 from lhtrain.data.encode import write_document
 from lhtrain.data.errors import DamagedStore, DataError
-from lhtrain.data.manifest import Manifest, Shard
+from lhtrain.data.manifest import Manifest, Shard, save_tokenizer, shard_name
 from lhtrain.data.order import Part
 from lhtrain.data.progress import progress_bar, watched
 from lhtrain.data.recipe import AUTOMATIC, Recipe
-from lhtrain.data.source import find_files
+from lhtrain.data.source import find_files, is_prepared
 from lhtrain.data.split import SPLITS, Split, split_documents
-from lhtrain.data.store import FORMAT_VERSION, TokenStore, TokenStoreWriter
+from lhtrain.data.store import FORMAT_VERSION, TokenStoreWriter
 from lhtrain.data.tokenizer import PREPARED, Tokenizer, open_tokenizer
 
-SHARD_NAME = "00000.bin"
+SHARD_NAME = shard_name(0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def open_corpus(
     out: str | os.PathLike | None = None,
     long_fraction: float | None = None,
     workers: int | None = None,
+    verify: bool = True,
     **recipe: Any,
 ) -> Corpus:
     """Open a corpus. Texts (`AUTOMATIC` sources) are tokenized now if their content has not been seen before;
@@ -79,15 +81,18 @@ def open_corpus(
         mix: for "mix": name -> {"path": prepared folder, "weight": share}.
         out: the folder that `prepare` wrote to, if it was told to.
         long_fraction, workers: for others who get the same settings; not used here.
+        verify: compare each shard with its checksum, once a machine: all now, beyond `checks.AT_ONCE` when it
+            is first read. Without, damage inside a shard is trained on.
         recipe: further fields of `Recipe`.
 
     Raises:
         DataError: anything wrong with the arguments, the files or the cache.
     """
+    opener = _Opener(val_fraction, cache_root(cache_dir) if verify else None, progress)
     if source == "mix":
-        return _mixture(mix or {}, val_fraction)
+        return _mixture(mix or {}, opener)
     if source == "prepared":
-        return _prepared(Path(str(path)).expanduser(), val_fraction)
+        return opener.prepared(Path(str(path)).expanduser())
     wanted = Recipe(source=source, path=path, tokenizer=tokenizer, **recipe)
     limited = wanted.max_documents is not None or wanted.max_tokens is not None
     if out is not None or limited or source not in AUTOMATIC:
@@ -96,22 +101,40 @@ def open_corpus(
             rule = "training with these data needs them prepared first:"
             command = wanted.command(out, cache_dir)
             raise DataError(f"data={source}: {str(folder)!r} is missing or not complete; {rule}\n  {command}")
-        return _prepared(folder, val_fraction, wanted)
-    return _tokenized(wanted, val_fraction, cache_dir, progress)
+        return opener.prepared(folder, wanted)
+    return _tokenized(wanted, opener, cache_dir)
 
 
-def _prepared(folder: Path, val_fraction: float, wanted: Recipe | None = None) -> Corpus:
-    """The corpus of a folder that `prepare` completed."""
-    manifest = Manifest.read(folder)
-    if wanted is not None and manifest.recipe != wanted.as_dict():
-        rule = "was prepared with other settings"
-        raise DataError(f"data: {str(folder)!r} {rule}: {_differences(manifest.recipe, wanted.as_dict())}")
-    tokenizer = open_tokenizer(f"{PREPARED}{folder}")
-    stores = manifest.open_stores(folder)
-    splits = split_documents(stores, val_fraction, [shard.documents for shard in manifest.shards])
-    told = f"{manifest.fingerprint} {float(val_fraction)!r}"
-    fingerprint = hashlib.sha256(told.encode()).hexdigest()[:32]
-    return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)
+@dataclass(frozen=True)
+class _Opener:
+    """How folders of shards are opened. checks: the cache, which has what is known to be sound; None compares
+    no checksums."""
+
+    val_fraction: float
+    checks: Path | None
+    progress: bool
+
+    def prepared(self, folder: Path, wanted: Recipe | None = None) -> Corpus:
+        """The corpus of a folder that `prepare` completed."""
+        manifest = Manifest.read(folder)
+        if wanted is not None and manifest.recipe != wanted.as_dict():
+            rule = f"was prepared with other settings: {_differences(manifest.recipe, wanted.as_dict())}"
+            raise DataError(f"data: {str(folder)!r} {rule}")
+        tokenizer = open_tokenizer(f"{PREPARED}{folder}")
+        checks = None if self.checks is None else Checks.of_prepared(folder, self.checks)
+        splits = self.splits(folder, manifest, checks)
+        told = f"{manifest.fingerprint} {float(self.val_fraction)!r}"
+        fingerprint = hashlib.sha256(told.encode()).hexdigest()[:32]
+        return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)
+
+    def splits(self, folder: Path, manifest: Manifest, checks: Checks | None) -> dict[str, Split]:
+        """The documents of a folder's shards. Raises DamagedStore."""
+        stores = manifest.open_stores(folder)
+        if checks is not None:
+            n_bytes = sum(store.identity.size for store in stores)
+            with progress_bar("comparing checksums", n_bytes, self.progress) as advance:
+                checks.compare(stores, advance)
+        return split_documents(stores, self.val_fraction, [shard.documents for shard in manifest.shards])
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -119,11 +142,11 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(f"data.{key}={there.get(key)} there, {here[key]} here" for key in keys)
 
 
-def _mixture(mix: Mapping[str, Any], val_fraction: float) -> Corpus:
+def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
     """Prepared folders, each with its weight; all of one tokenizer."""
     if not mix:
         raise DataError("data.mix={}: needs at least one source, NAME: {path: FOLDER, weight: NUMBER}")
-    corpora = {name: _prepared(Path(part["path"]).expanduser(), val_fraction) for name, part in mix.items()}
+    corpora = {name: opener.prepared(Path(str(part["path"])).expanduser()) for name, part in mix.items()}
     (first, one), *others = corpora.items()
     for name, other in others:
         if other.tokenizer.fingerprint != one.tokenizer.fingerprint:
@@ -131,7 +154,7 @@ def _mixture(mix: Mapping[str, Any], val_fraction: float) -> Corpus:
             raise DataError(f"data.mix.{name}: made with {other.tokenizer.name}; {rule}")
     parts = {
         split: [
-            Part(corpora[name].parts[split][0].split, float(part.get("weight", 1.0)))
+            Part(corpora[name].parts[split][0].split, float(part.get("weight", 1.0)), name)
             for name, part in mix.items()
         ]
         for split in SPLITS
@@ -141,22 +164,23 @@ def _mixture(mix: Mapping[str, Any], val_fraction: float) -> Corpus:
     return Corpus(one.tokenizer, parts, fingerprint, one.folder)
 
 
-def _tokenized(
-    recipe: Recipe, val_fraction: float, cache_dir: str | os.PathLike | None, progress: bool
-) -> Corpus:
+def _tokenized(recipe: Recipe, opener: _Opener, cache_dir: str | os.PathLike | None) -> Corpus:
     """Local texts, from the cache or into it, by the hash of their content."""
+    progress = opener.progress
     codec = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
     files = find_files(recipe.source, recipe.path)
     with progress_bar("reading", sum(file.size for file in files), progress) as advance:
         documents = read_documents(files, advance)
     if not documents:
         rule = "must hold at least one text file that is not empty, hidden or binary"
+        if any(is_prepared(path) for path in recipe.paths):
+            rule += "; it is a folder of prepared shards, for data=prepared"
         raise DataError(f"data.path={str(recipe.path)!r}: {rule}")
-    fingerprint = _fingerprint(documents, codec, val_fraction)
+    fingerprint = _fingerprint(documents, codec, opener.val_fraction)
     folder = cache_root(cache_dir) / fingerprint
 
     def load(folder: Path) -> Corpus:
-        return _load(folder, codec, val_fraction, fingerprint)
+        return _load(folder, codec, opener, fingerprint)
 
     def build(folder: Path) -> None:
         _tokenize(folder, documents, codec, fingerprint, recipe, progress)
@@ -194,6 +218,7 @@ def _tokenize(
                 rule = "changed while it was read; it must stay as it is"
                 raise DataError(f"data.path={str(document.path)!r}: {rule}")
     shard = Shard(SHARD_NAME, writer.n_documents, writer.n_tokens, writer.crc)
+    save_tokenizer(folder, tokenizer)
     Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), [shard], {}).write(folder)
     if progress and not watched():
         seconds = time.monotonic() - started
@@ -201,13 +226,12 @@ def _tokenize(
         print(line, file=sys.stderr, flush=True)
 
 
-def _load(folder: Path, tokenizer: Tokenizer, val_fraction: float, fingerprint: str) -> Corpus:
+def _load(folder: Path, tokenizer: Tokenizer, opener: _Opener, fingerprint: str) -> Corpus:
     """The corpus in `folder`. Raises FileNotFoundError if there is none, DamagedStore if it is not whole."""
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     manifest = Manifest.read(folder)
     if manifest.fingerprint != fingerprint:
         raise DamagedStore(f"{str(folder)!r}: meta.json must agree with the folder's name")
-    stores: list[TokenStore] = manifest.open_stores(folder)
-    splits = split_documents(stores, val_fraction)
+    splits = opener.splits(folder, manifest, Checks.of_cached(folder) if opener.checks else None)
     return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)

@@ -20,13 +20,17 @@ from lhtrain.data.split import Split
 from lhtrain.data.store import ESCAPE
 
 PADDING = -100  # in a sequence: no token. As a target, what torch's losses ignore
+# How often the long blocks may be read for each time that the others are, or the other way around. Up to four
+# epochs, repeated data are worth almost as much as new data (Muennighoff et al., 2023, arXiv 2305.16264).
+MOST_REPEATS = 4
 
 
 class Part(NamedTuple):
-    """A source and its weight among the others."""
+    """A source, its weight among the others, and its name in messages."""
 
     split: Split
     weight: float = 1.0
+    name: str = ""
 
 
 class SequenceOrder:
@@ -37,11 +41,16 @@ class SequenceOrder:
         seq_lens: the sequence length, or those of all stages; each must divide the longest, `block_len`.
         seed: any integer.
         long_fraction: share of the blocks of which at least half is from documents longer than half a block;
-            None reads as many as there are. With it the long and the short blocks have epochs of their own.
+            None reads as many as there are. With it the long and the short blocks have epochs of their own,
+            and no block is read again before its epoch ends. A fraction between 0 and 1 for which one kind
+            would be read more than MOST_REPEATS times as often as the other is brought to that limit.
+
+    notes: what a user should know about the order, a sentence each.
 
     Raises:
         ValueError: a length below 1, or one that does not divide the longest.
-        DataError: a source shorter than one sequence and its last target; no block to fill a long_fraction.
+        DataError: a source shorter than one sequence and its last target; a weight that is too small; no
+            block to fill a long_fraction.
     """
 
     def __init__(
@@ -65,9 +74,18 @@ class SequenceOrder:
             for number, part in enumerate(parts)
             for pool in _pools(part, number, lengths, seed, long_fraction)
         ]
+        self.notes: list[str] = []
         if long_fraction is not None:
-            self._pools = _reweighted(self._pools, long_fraction, self.block_len)
-        self._mix = Mix([pool.weight for pool in self._pools])
+            allowed = _allowed_fraction(self._pools, long_fraction)
+            if allowed != long_fraction:
+                self.notes.append(_reduced(self._pools, long_fraction, allowed))
+            self._pools = _reweighted(self._pools, allowed, self.block_len)
+        try:
+            self._mix = Mix([pool.weight for pool in self._pools])
+        except ValueError as error:
+            lightest = min(self._pools, key=lambda pool: pool.weight)
+            key = f"data.mix.{lightest.name}.weight" if lightest.name else "data.long_fraction"
+            raise DataError(f"{key}: {error}; leave the source out or give it a larger weight") from error
 
     @property
     def n_blocks(self) -> int:
@@ -164,10 +182,9 @@ class SequenceOrder:
 class _Pool:
     """Blocks of one packing that are read in turn, epoch after epoch."""
 
-    def __init__(
-        self, split: Split, packing: Packing, blocks: np.ndarray, weight: float, seed: int, stream: int
-    ) -> None:
-        self.split, self.packing, self.blocks, self.weight = split, packing, blocks, weight
+    def __init__(self, part: Part, packing: Packing, blocks: np.ndarray, seed: int, stream: int) -> None:
+        self.split, self.weight, self.name = part
+        self.packing, self.blocks = packing, blocks
         self.seed, self.stream = seed, stream
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)  # a read may reach into the next epoch
 
@@ -186,13 +203,39 @@ def _pools(
     """One pool, or with a long_fraction the long blocks and the short ones, without an empty one."""
     packing = pack(part.split.starts, part.split.lengths, seq_lens, seed)
     if long_fraction is None:
-        return [_Pool(part.split, packing, np.arange(packing.n_blocks), part.weight, seed, 2 * number + 1)]
+        return [_Pool(part, packing, np.arange(packing.n_blocks), seed, 2 * number + 1)]
     halves = (np.flatnonzero(~packing.long), np.flatnonzero(packing.long))
     return [
-        _Pool(part.split, packing, blocks, part.weight, seed, 2 * number + 1 + is_long)
+        _Pool(part, packing, blocks, seed, 2 * number + 1 + is_long)
         for is_long, blocks in enumerate(halves)
         if len(blocks)
     ]
+
+
+def _allowed_fraction(pools: list[_Pool], long_fraction: float) -> float:
+    """long_fraction, or the nearest that reads no kind of block MOST_REPEATS times as often as the other."""
+    n_long, n_short = _kinds(pools)
+    if not 0 < long_fraction < 1 or not n_long or not n_short:
+        return long_fraction
+    most = MOST_REPEATS * n_long / (MOST_REPEATS * n_long + n_short)
+    least = n_long / (n_long + MOST_REPEATS * n_short)
+    return min(max(long_fraction, least), most)
+
+
+def _reduced(pools: list[_Pool], asked: float, allowed: float) -> str:
+    n_long, n_short = _kinds(pools)
+    few, kind = (n_long, "long") if allowed < asked else (n_short, "short")
+    return (
+        f"data.long_fraction={asked:g}: {allowed:.4g} is used, because only {few:,} of {n_long + n_short:,}"
+        f" blocks are {kind}, and none may be read more than {MOST_REPEATS} times as often as the others:"
+        f" give more {kind} documents, or leave data.long_fraction null"
+    )
+
+
+def _kinds(pools: list[_Pool]) -> tuple[int, int]:
+    """How many blocks are long, and how many are not."""
+    n_long = sum(len(pool.blocks) for pool in pools if pool.packing.long[pool.blocks[0]])
+    return n_long, sum(len(pool.blocks) for pool in pools) - n_long
 
 
 def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int) -> list[_Pool]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lhtrain.data.errors import DataError
 from lhtrain.data.recipe import Recipe
-from lhtrain.data.source import SourceFile, find_files
+from lhtrain.data.source import SourceFile, find_files, is_prepared
 
 UNIT_BYTES = 1 << 26  # of source: so much a shard holds, unless one file or document is larger
 
@@ -54,6 +54,8 @@ def make_plan(recipe: Recipe) -> list[Unit]:
         units = hub_units(recipe)
     if not units:
         kinds = " (JSON lines, plain or compressed, parquet or arrow)" if recipe.source == "files" else ""
+        if any(is_prepared(path) for path in recipe.paths):
+            kinds += "; it is a folder of prepared shards, for data=prepared"
         raise DataError(f"data.path={recipe.path!r}: must hold at least one file to read{kinds}")
     return units
 

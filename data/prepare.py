@@ -10,9 +10,8 @@ import json
 import logging
 import multiprocessing
 import os
-import shutil
+import signal
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,17 +21,28 @@ from typing import Any
 
 import numpy as np
 
+from lhtrain.data.cache import cache_root
+from lhtrain.data.checks import Checks
 from lhtrain.data.errors import DamagedStore, DataError
-from lhtrain.data.manifest import Manifest, Shard
+from lhtrain.data.manifest import (
+    SKIPPED,
+    Manifest,
+    Shard,
+    read_json,
+    save_tokenizer,
+    shard_name,
+    skipped_documents,
+)
 from lhtrain.data.plan import Unit, make_plan, plan_hash
 from lhtrain.data.progress import Meter
 from lhtrain.data.recipe import PREPARABLE, Recipe
-from lhtrain.data.shard import SKIPPED, write_shard
-from lhtrain.data.source import LOCK
+from lhtrain.data.shard import write_shard
+from lhtrain.data.source import LOCK, PLAN
 from lhtrain.data.store import TokenStore, read_header
 from lhtrain.data.tokenizer import Tokenizer, open_tokenizer
+from lhtrain.files import NotRegular, open_lock, remove_leftovers, write_atomic
 
-PLAN = "plan.json"
+MOST_PLAN_BYTES = 1 << 24  # of plan.json
 
 log = logging.getLogger(__name__)
 
@@ -52,27 +62,47 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
         rule = f"must be one of {', '.join(PREPARABLE)} to be prepared"
         raise DataError(f"data.source={recipe.source!r}: {rule}")
     tokenizer = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
+    units = make_plan(recipe)
+    _check_apart(folder, recipe, units)
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            return _prepare(recipe, folder, tokenizer, workers or _cores(), progress)
+            return _prepare(recipe, folder, tokenizer, units, workers or _cores(), progress)
 
 
-def shard_name(number: int) -> str:
-    return f"{number:05}.bin"
+def _check_apart(folder: Path, recipe: Recipe, units: list[Unit]) -> None:
+    """Refuse to write among what is read: a folder that `prepare` wrote to is not read as a source again."""
+    out = os.path.realpath(folder)
+    roots = [os.path.realpath(os.path.expanduser(path)) for path in recipe.paths]
+    if not any(root == out or _is_in(out, root) for root in roots):
+        return
+    parents = {os.path.dirname(item.path) for unit in units for item in unit.items if unit.reader != "hub"}
+    held = next((parent for parent in sorted(parents) if _is_in(os.path.realpath(parent), out)), None)
+    if held is not None:
+        rule = f"must be a folder of its own, but holds texts that are to be read, in {held!r}"
+        raise DataError(f"data.out={str(folder)!r}: {rule}; give a new folder, beside data.path or in it")
 
 
-def _prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer, workers: int, progress: bool) -> Manifest:
-    units = make_plan(recipe)
+def _is_in(path: str, folder: str) -> bool:
+    return os.path.join(path, "").startswith(os.path.join(folder, ""))
+
+
+def _prepare(
+    recipe: Recipe, folder: Path, tokenizer: Tokenizer, units: list[Unit], workers: int, progress: bool
+) -> Manifest:
     fingerprint = _claim(folder, recipe, tokenizer, units)
-    for leftover in folder.glob(".*.bin.*"):
-        leftover.unlink()  # of a killed process; the lock says that nobody writes it now
-    finished = {i for i in range(len(units)) if _is_finished(folder, i, tokenizer)}
-    if (folder / "meta.json").exists():
+    remove_leftovers(folder)  # of a killed process; the lock says that nobody writes them now
+    for leftover in folder.glob(".*.bin.*"):  # of an earlier version
+        leftover.unlink()
+    checks = Checks.of_prepared(folder, cache_root(None))
+    finished = {i for i in range(len(units)) if _is_finished(folder, i, tokenizer, checks)}
+    if os.path.lexists(folder / "meta.json"):
         try:
             manifest = Manifest.read(folder)
-            if all(i in finished for i in range(len(manifest.shards))):
+            if manifest == _complete(folder, recipe, tokenizer, fingerprint, len(units), finished):
+                save_tokenizer(folder, tokenizer)
                 return manifest
+            log.warning("writing %s again: what it describes has changed", folder / "meta.json")
         except DamagedStore as damage:
             log.warning("writing it again: %s", damage)
         (folder / "meta.json").unlink()
@@ -80,18 +110,33 @@ def _prepare(recipe: Recipe, folder: Path, tokenizer: Tokenizer, workers: int, p
     left = None if recipe.max_tokens is None else max(recipe.max_tokens - _tokens(folder, finished), 1)
     with Meter(sum(units[i].size for i in todo), left, progress) as meter:
         _write_shards(folder, recipe, units, finished, min(workers, max(len(todo), 1)), meter)
-    shards = _counted(folder, recipe, len(units))
-    _save_tokenizer(folder, tokenizer)
-    skipped = _skipped(folder, len(shards))
-    manifest = Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), shards, dict(skipped))
+    manifest = _manifest(folder, recipe, tokenizer, fingerprint, len(units))
+    save_tokenizer(folder, tokenizer)
     if not manifest.documents:
-        rule = f"no document is left; skipped {dict(skipped) or 'none'}"
+        rule = f"no document is left; skipped {dict(manifest.skipped) or 'none'}"
         raise DataError(f"data.path={recipe.path!r}: must hold at least one text that is not empty: {rule}")
-    for number in range(len(shards), len(units)):  # written ahead of a limit that earlier ones reached
+    for number in range(len(manifest.shards), len(units)):  # ahead of a limit that earlier ones reached
         for path in ((folder / shard_name(number)), (folder / shard_name(number)).with_suffix(SKIPPED)):
             path.unlink(missing_ok=True)
     manifest.write(folder)
     return manifest
+
+
+def _complete(
+    folder: Path, recipe: Recipe, tokenizer: Tokenizer, fingerprint: str, n_units: int, finished: set[int]
+) -> Manifest | None:
+    """What meta.json must hold if the finished shards are all that are needed; else None."""
+    first = next((i for i in range(n_units) if i not in finished), n_units)
+    manifest = _manifest(folder, recipe, tokenizer, fingerprint, first)
+    enough = first == n_units or _reaches(recipe, manifest.documents, manifest.tokens)
+    return manifest if enough else None
+
+
+def _manifest(folder: Path, recipe: Recipe, tokenizer: Tokenizer, fingerprint: str, n_units: int) -> Manifest:
+    """Of the first `n_units` shards, which are there."""
+    shards = _counted(folder, recipe, n_units)
+    skipped = dict(skipped_documents(folder, len(shards)))
+    return Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), shards, skipped)
 
 
 def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]) -> str:
@@ -99,33 +144,43 @@ def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]
     told = [recipe.as_dict() | {"path": None, "tokenizer": None}, tokenizer.fingerprint, plan_hash(units)]
     fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
     path = folder / PLAN
-    if path.exists():
-        try:
-            there = json.loads(path.read_text())
-        except ValueError:
-            there = {}
-        if there.get("fingerprint") == fingerprint:
-            return fingerprint
+    try:
+        there = read_json(path, MOST_PLAN_BYTES, "")
+    except DamagedStore as damage:
+        there = {}
+        if os.path.lexists(path):
+            log.warning("writing it again: %s", damage)
+    if there.get("fingerprint") == fingerprint:
+        return fingerprint
+    shards = next(folder.glob("*.bin"), None) is not None
+    if not there and shards and not _is_of(folder, fingerprint):
+        rule = "holds .bin files without a plan.json that says what they are; remove it or give another"
+        raise DataError(f"data.out={str(folder)!r}: {rule} data.out")
+    if there and (shards or os.path.lexists(folder / "meta.json")):
+        rule = "holds shards of other data settings"
         if there.get("recipe") == recipe.as_dict():
             rule = "holds shards of the same settings, but the source or the tokenizer has changed since"
-        else:
-            rule = "holds shards of other data settings"
         raise DataError(f"data.out={str(folder)!r}: {rule}; remove it or give another data.out")
-    if next(folder.glob("*.bin"), None):
-        raise DataError(f"data.out={str(folder)!r}: holds .bin files of something else; give another folder")
-    aside = folder / f".{PLAN}"
     content = {"fingerprint": fingerprint, "recipe": recipe.as_dict(), "units": len(units)}
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
     return fingerprint
 
 
-def _is_finished(folder: Path, number: int, tokenizer: Tokenizer) -> bool:
-    """Whether shard `number` is there, whole as far as its header and size tell; a damaged one is removed.
+def _is_of(folder: Path, fingerprint: str) -> bool:
+    """Whether a complete folder has this fingerprint, though its plan.json is missing or damaged."""
+    try:
+        return Manifest.read(folder).fingerprint == fingerprint
+    except DamagedStore:
+        return False
+
+
+def _is_finished(folder: Path, number: int, tokenizer: Tokenizer, checks: Checks) -> bool:
+    """Whether shard `number` is there and as it was written; a damaged one is removed.
     One of another width, which earlier versions wrote, is not finished: a folder's shards are of one kind."""
     path = folder / shard_name(number)
     try:
-        header = read_header(path)
+        store = TokenStore(path, tokenizer.vocab_size)
+        checks.check(store)
     except FileNotFoundError:
         return False
     except DamagedStore as damage:
@@ -133,11 +188,11 @@ def _is_finished(folder: Path, number: int, tokenizer: Tokenizer) -> bool:
         path.unlink()
         return False
     try:
-        json.loads(path.with_suffix(SKIPPED).read_text())
-    except (FileNotFoundError, ValueError):
+        skipped_documents(folder, number + 1, number)
+    except DamagedStore:
         return False
-    same = header.itemsize == tokenizer.dtype.itemsize
-    return same and header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
+    same = store.dtype.itemsize == tokenizer.dtype.itemsize
+    return same and store.header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
 
 
 def _write_shards(
@@ -185,10 +240,9 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(recipe: Recipe, counts: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker.update(
-        recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
-    )
-    if counts is not None:  # a process of its own
+    _worker.update(recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos))
+    if counts is not None:  # a process of its own; Ctrl-C reaches it too, and the parent answers it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -211,8 +265,12 @@ def _work(folder: Path, number: int, unit: Unit, advance: Any = None) -> None:
             raise _Stopped
 
     path = folder / shard_name(number)
-    with _disk_errors(folder):
-        write_shard(path, unit, _worker["recipe"], _worker["tokenizer"], advance or count)
+    try:
+        with _disk_errors(folder):
+            write_shard(path, unit, _worker["recipe"], _worker["tokenizer"], advance or count)
+    except MemoryError as error:
+        rule = "needs more memory than there is: try fewer data.workers, or split its largest document"
+        raise DataError(f"data.path: {unit.items[0].path!r} and what follows it {rule}") from error
 
 
 def _enough(folder: Path, recipe: Recipe, number: int) -> bool:
@@ -257,20 +315,6 @@ def _tokens(folder: Path, numbers: Iterable[int]) -> int:
     return sum(read_header(folder / shard_name(number)).n_tokens for number in numbers)
 
 
-def _skipped(folder: Path, n_shards: int) -> Counter[str]:
-    """Documents skipped in the first shards."""
-    total: Counter[str] = Counter()
-    for number in range(n_shards):
-        total.update(json.loads((folder / shard_name(number)).with_suffix(SKIPPED).read_text()))
-    return total
-
-
-def _save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    path = getattr(tokenizer, "path", None)
-    if path is not None:
-        shutil.copyfile(path, folder / "tokenizer.json")
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -278,12 +322,14 @@ def _cores() -> int:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One process prepares a folder at a time. The lock goes with the process, even a killed one."""
-    with (folder / LOCK).open("w") as stream:
+    with open_lock(folder / LOCK) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             rule = "is being prepared by another process"
             raise DataError(f"data.out={str(folder)!r}: {rule}; wait for it") from error
+        except OSError as error:
+            log.warning("data.out=%r: no locks here (%s): prepare it once at a time", str(folder), error)
         yield
 
 
@@ -291,7 +337,13 @@ def _locked(folder: Path) -> Iterator[None]:
 def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
+    except NotRegular as error:
+        raise DataError(f"data.out={str(folder)!r}: {error.filename!r} {error.strerror}") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        rule = f"must be a folder, or a path where one can be made ({error.filename!r} is none)"
+        raise DataError(f"data.out={str(folder)!r}: {rule}; give another data.out") from error
     except OSError as error:
         rule = "must be writable, with room for the shards"
-        text = f"data.out={str(folder)!r}: {rule} ({error.strerror or error}); finished shards stay, and the"
-        raise DataError(f"{text} same command goes on after them") from error
+        where = f"{error.filename!r}: " if error.filename else ""
+        text = f"data.out={str(folder)!r}: {rule} ({where}{error.strerror or error}); finished shards stay,"
+        raise DataError(f"{text} and the same command continues after them") from error

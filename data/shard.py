@@ -1,7 +1,7 @@
 """One unit of a plan -> one shard: the work of a `prepare` process."""
 
 import json
-import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,16 +10,17 @@ from lhtrain.data.code import read_repository
 from lhtrain.data.document import NotText, checked_chunks
 from lhtrain.data.documents import Skip, Text
 from lhtrain.data.encode import write_document
+from lhtrain.data.errors import DataError
 from lhtrain.data.filters import Filters
 from lhtrain.data.hub import read_hub
-from lhtrain.data.plan import Unit
+from lhtrain.data.manifest import SKIPPED
+from lhtrain.data.plan import Unit, stamp
 from lhtrain.data.recipe import Recipe
 from lhtrain.data.rows import read_rows
 from lhtrain.data.source import SourceFile
 from lhtrain.data.store import TokenStoreWriter
 from lhtrain.data.tokenizer import Tokenizer
-
-SKIPPED = ".skipped.json"
+from lhtrain.files import SUFFIX, sync_folder, write_atomic
 
 
 def write_shard(
@@ -32,9 +33,10 @@ def write_shard(
     """Write the shard of `unit` aside, flush it to the disk and rename it to `path`.
 
     How many documents were skipped, by reason, goes into a file beside it. `advance` is told of the bytes of
-    source read and the tokens written. Raises DataError: whatever is wrong with the source; OSError: disk.
+    source read and the tokens written. Raises DataError: whatever is wrong with the source, also that it
+    changed since the plan was made; OSError: disk.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{SUFFIX}")
     skipped: Counter[str] = Counter()
     told = 0
 
@@ -57,17 +59,24 @@ def write_shard(
                 if _reached(writer, recipe):
                     break
             progressed(0)
-        _write(path.with_suffix(SKIPPED), json.dumps(skipped))  # first: a shard that is there is finished
+        _check_unchanged(unit)
+        write_atomic(path.with_suffix(SKIPPED), json.dumps(skipped))  # first: a shard there is finished
         aside.replace(path)
+        sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _check_unchanged(unit: Unit) -> None:
+    """Every file must be as the plan has it: the folder is said to be made of those."""
+    for item in unit.items if unit.reader != "hub" else ():
+        try:
+            now = stamp(Path(item.path))
+        except OSError as error:
+            raise DataError(f"data.path: {item.path!r} was removed while it was read ({error})") from error
+        if now != item.stamp:
+            rule = "changed while it was prepared; it must stay as it is, until the end. Prepare it again"
+            raise DataError(f"data.path: {item.path!r} {rule} into a new folder")
 
 
 def documents_of(unit: Unit, recipe: Recipe, advance: Callable[[int], object]) -> Iterator[Text | Skip]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lhtrain.data.errors import DataError
 
 SOURCES = ("stdlib", "text")
-LOCK = "prepare.lock"  # in every folder of shards
+LOCK, PLAN = "prepare.lock", "plan.json"  # both are in every folder of shards, and hardly elsewhere
 
 STDLIB_SUFFIXES = {".py", ".txt", ".rst", ".md"}
 # Other people's packages, compiled files, and tests, whose odd encodings and generated tables are not text.
@@ -92,10 +92,10 @@ def _walk(root: Path) -> Iterator[SourceFile]:
             names = os.listdir(folder)
         except OSError as error:
             raise _unreadable(folder, error) from error
-        if LOCK in names:
+        if _holds_shards(names):
             continue
         for name in names:
-            if name.startswith("."):
+            if name.startswith(".") or name == LOCK:  # a lock may be left alone, by a refused prepare
                 continue
             path = folder / name
             found = _stat(path)
@@ -107,6 +107,20 @@ def _walk(root: Path) -> Iterator[SourceFile]:
                 todo.append((path, f"{prefix}{name}/", above | {real}))
             elif stat.S_ISREG(found.st_mode):  # sockets, pipes and devices have no end
                 yield SourceFile(prefix + name, path, found.st_size, "found")
+
+
+def is_prepared(folder: str | os.PathLike) -> bool:
+    """Whether `prepare` writes to this folder, or did."""
+    try:
+        return _holds_shards(os.listdir(folder))
+    except OSError:
+        return False
+
+
+def _holds_shards(names: list[str]) -> bool:
+    """A lock alone, beside other files, is what a refused prepare left in a folder of somebody's texts."""
+    others = [name for name in names if name != LOCK and not name.startswith(".")]
+    return LOCK in names and (PLAN in others or not others)
 
 
 def _each_once(files: list[SourceFile]) -> list[SourceFile]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lhtrain.data.descriptors import SHARED, Descriptors
 from lhtrain.data.errors import DataError
 from lhtrain.data.store import TokenStore, unescaped
 
@@ -15,17 +16,24 @@ class Split:
 
     starts: (n_documents,) int64, where each begins in the stores' tokens laid end to end.
     lengths: (n_documents,) int64, tokens of each.
+    descriptors: the open files that stores are read through.
     """
 
     def __init__(
-        self, name: str, stores: Sequence[TokenStore], starts: np.ndarray, lengths: np.ndarray
+        self,
+        name: str,
+        stores: Sequence[TokenStore],
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        descriptors: Descriptors = SHARED,
     ) -> None:
         self.name, self.stores, self.starts, self.lengths = name, list(stores), starts, lengths
         self.bases = np.cumsum([0, *(store.n_tokens for store in self.stores)])
         self.n_documents, self.n_tokens = len(lengths), int(lengths.sum())
         self.escaped = self.stores[0].header.escaped if self.stores else 0  # all are of one tokenizer
-        # slicing a memmap costs ten times slicing an array
-        self._tokens = [store.tokens.view(np.ndarray) for store in self.stores]
+        self._descriptors = descriptors
+        for store in self.stores[: descriptors.most]:  # open already, they survive a folder that is moved
+            descriptors.of(store.path, store.identity)
 
     @classmethod
     def whole(cls, *stores: TokenStore, name: str = "train") -> "Split":
@@ -39,13 +47,13 @@ class Split:
         return unescaped(self.tokens(int(self.starts[index]), int(self.lengths[index])), self.escaped)
 
     def tokens(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens of one document from `start`, a place in the stores laid end to end: a view, as
-        stored, with ESCAPE for the token `escaped`, unless that is 0."""
-        if len(self.stores) == 1:
-            return self._tokens[0][start : start + length]
-        number = int(np.searchsorted(self.bases, start, side="right")) - 1
-        begin = start - int(self.bases[number])
-        return self._tokens[number][begin : begin + length]
+        """`length` tokens of one document from `start`, a place in the stores laid end to end: read-only, as
+        stored, with ESCAPE for the token `escaped`, unless that is 0.
+
+        Raises DataError: the shard is damaged, gone, or has a token outside the vocabulary.
+        """
+        number = 0 if len(self.stores) == 1 else int(np.searchsorted(self.bases, start, side="right")) - 1
+        return self.stores[number].read(start - int(self.bases[number]), length, self._descriptors)
 
 
 def split_documents(

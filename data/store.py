@@ -1,15 +1,19 @@
-"""Tokens on disk: one memory-mapped file with document boundaries. data/README.md describes its bytes."""
+"""Tokens on disk: one file with document boundaries. data/README.md describes its bytes."""
 
 import os
 import struct
 import zlib
 from array import array
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from lhtrain.data.errors import DamagedStore
+from lhtrain.data.descriptors import Descriptors, Identity, identity
+from lhtrain.data.errors import DamagedStore, unreadable
+from lhtrain.files import open_regular
 
 FORMAT_VERSION = 2
 MAGIC = b"LHTOKENS"
@@ -46,32 +50,44 @@ class TokenStore:
     tokens: (n_tokens,) uint8, uint16 or uint32 as stored, memory-mapped, end-of-text after each document.
     offsets: (n_documents + 1,) int64; document i is tokens[offsets[i]:offsets[i + 1]].
     hashes: (n_documents,) uint64, the first 8 bytes of the SHA-256 of each document's text, big-endian.
+    vocab_size: `read` refuses tokens from here on; None accepts all.
+
+    An open store holds no file descriptor of its own, so there may be any number of stores.
     Raises DamagedStore if the file is missing parts, is no token file, or contradicts itself; what only
     reading all of it shows is `verify`'s part.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.header = read_header(path)
-        self.n_tokens, self.n_documents = self.header.n_tokens, self.header.n_documents
-        self.dtype = DTYPES[self.header.itemsize]
-        self.tokens: np.ndarray = (
-            np.memmap(path, self.dtype, "r", HEADER.size, (self.n_tokens,))
-            if self.n_tokens
-            else np.empty(0, self.dtype)
-        )
-        at = _tables_at(self.n_tokens, self.dtype.itemsize)
-        self.hashes: np.ndarray = np.fromfile(path, "<u8", self.n_documents, offset=at)
-        self.offsets: np.ndarray = np.fromfile(
-            path, "<i8", self.n_documents + 1, offset=at + 8 * self.n_documents
-        )
-        if self.offsets[0] != 0 or self.offsets[-1] != self.n_tokens or (np.diff(self.offsets) < 1).any():
+    def __init__(self, path: Path, vocab_size: int | None = None) -> None:
+        self.path, self.vocab_size = path, vocab_size
+        descriptor = _open(path)
+        try:
+            self.identity: Identity = identity(descriptor)
+            self.header = _read_header(path, descriptor)
+            self.n_tokens, self.n_documents = self.header.n_tokens, self.header.n_documents
+            self.dtype = DTYPES[self.header.itemsize]
+            at = _tables_at(self.n_tokens, self.dtype.itemsize)
+            tables = _pread(path, descriptor, at, 8 * (2 * self.n_documents + 1))
+        finally:
+            os.close(descriptor)
+        self.hashes: np.ndarray = np.frombuffer(tables, "<u8", self.n_documents)
+        self.offsets: np.ndarray = np.frombuffer(tables, "<i8", offset=8 * self.n_documents)
+        rising = (self.offsets[1:] > self.offsets[:-1]).all()
+        if self.offsets[0] != 0 or self.offsets[-1] != self.n_tokens or not rising:
             raise DamagedStore(f"{str(path)!r}: document offsets must rise from 0 to {self.n_tokens} tokens")
+        self._below_vocab = vocab_size is None or np.iinfo(self.dtype).max < vocab_size
+        self.before_first_read: Callable[[], object] | None = None  # for who compares the checksum then
 
     @property
     def name(self) -> str:
         """The file's name without its suffix."""
         return self.path.stem
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        if not self.n_tokens:
+            return np.empty(0, self.dtype)
+        with os.fdopen(_open(self.path), "rb") as stream:
+            return np.memmap(stream, self.dtype, "r", HEADER.size, (self.n_tokens,))
 
     def document(self, index: int) -> np.ndarray:
         """Tokens of document `index`, end-of-text included: a read-only view; a copy if any is escaped."""
@@ -79,22 +95,49 @@ class TokenStore:
             raise IndexError(f"document {index}: {self.path.name} has {self.n_documents}")
         return unescaped(self.tokens[self.offsets[index] : self.offsets[index + 1]], self.header.escaped)
 
+    def read(self, start: int, length: int, descriptors: Descriptors) -> np.ndarray:
+        """Tokens start..start + length as stored, read-only. By reading, not through a memory map: a file
+        that was cut, or a disk that fails, is an error here, and would end the process there.
+
+        Raises DataError: the file is gone, was replaced or cannot be read; a token outside the vocabulary.
+        """
+        if self.before_first_read is not None:
+            self.before_first_read()
+            self.before_first_read = None
+        itemsize = self.dtype.itemsize
+        descriptor = descriptors.of(self.path, self.identity)
+        data = _pread(self.path, descriptor.number, HEADER.size + start * itemsize, length * itemsize)
+        tokens = np.frombuffer(data, self.dtype)
+        if not self._below_vocab and length and int(tokens.max()) >= self.vocab_size:  # type: ignore[operator]
+            at = int(np.argmax(tokens >= self.vocab_size))
+            raise self._outside(start + at, int(tokens[at]), self.vocab_size)  # type: ignore[arg-type]
+        return tokens
+
     def verify(self, vocab_size: int) -> None:
         """Read every byte. Raises DamagedStore: a wrong checksum, a token of `vocab_size` or more."""
-        crc = 0
-        with self.path.open("rb") as stream:
-            stream.seek(HEADER.size)
-            while chunk := stream.read(CHUNK_BYTES):
+        crc, at, end = 0, HEADER.size, HEADER.size + self.n_tokens * self.dtype.itemsize
+        descriptor = _open(self.path)
+        try:
+            if identity(descriptor) != self.identity:
+                raise DamagedStore(f"{str(self.path)!r}: was replaced while it was read; open it again")
+            while size := min(CHUNK_BYTES, self.identity.size - at):
+                chunk = _pread(self.path, descriptor, at, size)
                 crc = zlib.crc32(chunk, crc)
+                part = np.frombuffer(chunk[: max(end - at, 0)], self.dtype)
+                if np.iinfo(self.dtype).max >= vocab_size and len(part) and int(part.max()) >= vocab_size:
+                    place = int(np.argmax(part >= vocab_size))
+                    first = (at - HEADER.size) // self.dtype.itemsize
+                    raise self._outside(first + place, int(part[place]), vocab_size)
+                at += size
+        finally:
+            os.close(descriptor)
         if crc != self.header.crc:
             rule = f"the content's crc32 must be the header's {self.header.crc:08x}"
             raise DamagedStore(f"{str(self.path)!r}: crc32 {crc:08x}; {rule}")
-        for start in range(0, self.n_tokens, CHUNK_BYTES):
-            part = self.tokens[start : start + CHUNK_BYTES]
-            if int(part.max()) >= vocab_size:
-                at = start + int(np.argmax(part >= vocab_size))
-                rule = f"tokens must be below the vocabulary's {vocab_size}"
-                raise DamagedStore(f"{str(self.path)!r}: token {at} is {self.tokens[at]}; {rule}")
+
+    def _outside(self, place: int, token: int, vocab_size: int) -> DamagedStore:
+        rule = f"tokens must be below the vocabulary's {vocab_size}"
+        return DamagedStore(f"{str(self.path)!r}: token {place} is {token}; {rule}")
 
 
 class TokenStoreWriter:
@@ -112,7 +155,8 @@ class TokenStoreWriter:
         self._ends, self._hashes = array("q", [0]), array("Q")
         self.crc = 0  # of all but the header, complete when the block has ended
         self._crc_at_end = 0
-        self._stream = path.open("wb", buffering=1 << 20)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        self._stream = os.fdopen(descriptor, "wb", buffering=1 << 20)
         self._stream.write(bytes(HEADER.size))  # not a token file until the real header replaces this
 
     @property
@@ -178,10 +222,43 @@ def _tables_at(n_tokens: int, itemsize: int) -> int:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a token file, checked against its own checksum and the file's size."""
-    with path.open("rb") as stream:
-        data = stream.read(HEADER.size)
-        size = stream.seek(0, os.SEEK_END)
+    """The header of a token file, checked against its own checksum and the file's size.
+
+    Raises FileNotFoundError: no file; DamagedStore: another kind of file, or one that cannot be read."""
+    descriptor = _open(path)
+    try:
+        return _read_header(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return open_regular(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _pread(path: Path, descriptor: int, at: int, size: int) -> bytes:
+    """Exactly `size` bytes. Raises DamagedStore: a shorter file, a failing disk."""
+    parts: list[bytes] = []
+    while size:
+        try:
+            part = os.pread(descriptor, min(size, 1 << 30), at)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if not part:
+            raise DamagedStore(f"{str(path)!r}: ends at byte {at}; it was cut while it was in use")
+        parts.append(part)
+        at, size = at + len(part), size - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _read_header(path: Path, descriptor: int) -> Header:
+    size = os.fstat(descriptor).st_size
+    data = _pread(path, descriptor, 0, min(size, HEADER.size))
     if len(data) < HEADER.size or not data.startswith(MAGIC):
         raise DamagedStore(f"{str(path)!r}: must start with a token file's header")
     _, version, *fields, _, escaped = HEADER.unpack(data)

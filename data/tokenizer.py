@@ -1,7 +1,6 @@
 """Tokenizers: text to tokens and back. Bytes here; what merges them is in `bpe.py`."""
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -162,9 +161,11 @@ def vocabulary_size(name: str) -> int:
 
 def prepared_meta(folder: Path) -> dict:
     """The tokenizer's part of a prepared folder's meta.json. DataError: missing or not as written."""
+    from lhtrain.data.manifest import Manifest
+
     try:
-        return json.loads((folder / "meta.json").read_text())["tokenizer"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return dict(Manifest.read(folder).tokenizer)
+    except DataError as error:
         rule = "must be a folder that `lhtrain data prepare` completed"
         raise DataError(f"data.path={str(folder)!r}: {rule} ({error})") from error
 
@@ -180,24 +181,26 @@ def same_tokenizer(folder: Path, name: str) -> str | None:
         if open_tokenizer(name, meta["bos"] is not None, eos).fingerprint == meta["hash"]:
             return None
         return str(meta["name"])
-    except (KeyError, TypeError) as error:
-        rule = "must have a meta.json as `lhtrain data prepare` wrote it"
-        raise DataError(f"data.path={str(folder)!r}: {rule} ({error})") from error
     except DataError:  # `name` is not here, or is no tokenizer
         return str(meta["name"])
 
 
 def _prepared(folder: Path) -> Tokenizer:
-    """The tokenizer of a prepared folder, checked to be the one that made its shards."""
+    """The tokenizer of a prepared folder, checked to be the one that made its shards. Of a tokenizer.json
+    the folder has a copy; no other file is read, whatever meta.json names."""
     meta = prepared_meta(folder)
-    copy = folder / "tokenizer.json"
-    if copy.is_file():  # the number of the end-of-text token is known, whatever named it
-        tokenizer = open_tokenizer(str(copy), meta["bos"] is not None, str(meta["eos"]))
-    else:
-        tokenizer = open_tokenizer(meta["name"], meta["bos"] is not None)
-    if tokenizer.fingerprint != meta["hash"]:
-        rule = (
-            f"its shards were made with another (hash {meta['hash'][:12]}, here {tokenizer.fingerprint[:12]})"
-        )
+    name, eos = meta["name"], None
+    if name != ByteTokenizer.name and name not in ENCODINGS:
+        copy = folder / "tokenizer.json"
+        if copy.is_symlink() or not copy.is_file():
+            rule = "must be there, a regular file: the copy of the tokenizer.json that made the shards"
+            raise DataError(f"data.path={str(folder)!r}: {str(copy)!r} {rule}; prepare the data again")
+        name, eos = str(copy), str(meta["eos"])  # its number is known, whatever named it
+    tokenizer = open_tokenizer(name, meta["bos"] is not None, eos)
+    found = tokenizer.as_meta() | {"name": meta["name"]}
+    if found != meta:
+        key = next(key for key in ("hash", *found) if found[key] != meta.get(key))
+        theirs, ours = (str(values.get(key))[:12] for values in (meta, found))
+        rule = f"its shards were made with another ({key} {theirs}, here {ours})"
         raise DataError(f"data.tokenizer={meta['name']!r}: {str(folder)!r}: {rule}")
     return tokenizer

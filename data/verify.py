@@ -1,21 +1,65 @@
-"""`verify`: whether every shard of a prepared folder is as it was written."""
+"""`verify`: whether a prepared folder is, in every file, as it was written."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from lhtrain.data.errors import DamagedStore
-from lhtrain.data.manifest import Manifest
+from lhtrain.data.errors import DamagedStore, DataError
+from lhtrain.data.manifest import REMEDY, Manifest, Shard, read_json, skipped_documents
+from lhtrain.data.source import LOCK, PLAN
+from lhtrain.data.store import TokenStore
+from lhtrain.data.tokenizer import ENCODINGS, PREPARED, open_tokenizer
+
+MOST_PLAN_BYTES = 1 << 24
 
 
 def verify(folder: Path) -> tuple[Manifest, list[str]]:
-    """Read every byte of every shard; returns the manifest and what is wrong, a line for each faulty shard.
+    """Read every byte of every file; returns the manifest and what is wrong, a line for each faulty file.
 
     Raises DataError: no meta.json, or not as it was written.
     """
     manifest = Manifest.read(folder)
     faults = []
-    for shard in manifest.shards:
+    for check in _checks(folder, manifest):
         try:
-            manifest.open_store(folder, shard).verify(int(manifest.tokenizer["vocab_size"]))
-        except DamagedStore as damage:
+            check()
+        except DataError as damage:
             faults.append(str(damage))
     return manifest, faults
+
+
+def _checks(folder: Path, manifest: Manifest) -> Iterator[Callable[[], object]]:
+    first: list[TokenStore] = []
+    for shard in manifest.shards:
+        yield partial(_check_shard, folder, manifest, shard, first)
+    if manifest.tokenizer["name"] not in ENCODINGS:  # those are of no file here
+        yield partial(open_tokenizer, f"{PREPARED}{folder}")
+    described = any((folder / name).exists() for name in (PLAN, LOCK))
+    if described or next(folder.glob("*.skipped.json"), None):  # the cache's own folders have none of these
+        yield partial(_check_plan, folder, manifest)
+        yield partial(_check_skipped, folder, manifest)
+
+
+def _check_shard(folder: Path, manifest: Manifest, shard: Shard, first: list[TokenStore]) -> None:
+    store = manifest.open_store(folder, shard)
+    store.verify(manifest.tokenizer["vocab_size"])
+    first.append(store)
+    if (store.dtype, store.header.escaped) != (first[0].dtype, first[0].header.escaped):
+        rule = f"must store its tokens as {first[0].path.name} does"
+        raise DamagedStore(f"{str(store.path)!r}: {rule}; {REMEDY}")
+
+
+def _check_plan(folder: Path, manifest: Manifest) -> None:
+    path = folder / PLAN
+    there = read_json(path, MOST_PLAN_BYTES, "preparing cannot continue without it")
+    units = there.get("units")
+    same = there.get("fingerprint") == manifest.fingerprint and there.get("recipe") == manifest.recipe
+    if not same or type(units) is not int or units < len(manifest.shards):
+        raise DamagedStore(f"{str(path)!r}: must agree with meta.json")
+
+
+def _check_skipped(folder: Path, manifest: Manifest) -> None:
+    skipped = skipped_documents(folder, len(manifest.shards))
+    if dict(skipped) != dict(manifest.skipped):
+        rule = "the .skipped.json files must add up to what meta.json has as skipped"
+        raise DamagedStore(f"{str(folder)!r}: {rule}")

@@ -36,7 +36,7 @@ COMPARED = ("model", "lighthouse", "stages", "data", "optim", "run", "compute")
 COMPARED_COMPUTE = ("float8",)  # the rest of compute changes rounding alone
 # Keys that are ignored on resume. Where data lie is one: the fingerprint of the data covers them.
 UNCOMPARED = {"run.dir", "run.name", "run.log_every", "run.device"}
-UNCOMPARED |= {"data.cache_dir", "data.path", "data.out", "data.workers"}
+UNCOMPARED |= {"data.cache_dir", "data.path", "data.out", "data.workers", "data.verify"}
 
 
 @dataclass(frozen=True)

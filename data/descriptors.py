@@ -1,0 +1,86 @@
+"""Open file descriptors of shards: a bounded number of them, however many shards there are."""
+
+import os
+import resource
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+from lhtrain.data.errors import DamagedStore, unreadable
+from lhtrain.files import open_regular
+
+MOST = 256
+SHARE = 4  # of the descriptors that a process may have, at most one in so many
+
+
+class Identity(NamedTuple):
+    """Which file, in which state: a file that was replaced or written to has another one."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+def identity(descriptor: int) -> Identity:
+    """The identity of an open file."""
+    found = os.fstat(descriptor)
+    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+class Descriptor:
+    """A file descriptor that is closed when nobody holds this object any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+class Descriptors:
+    """The descriptors used most recently. Any thread may ask; one that is dropped here stays open for those
+    who still read through it."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._open: OrderedDict[tuple[Path, Identity], Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def most(self) -> int:
+        """How many are kept open."""
+        return max(1, min(self._most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE))
+
+    def of(self, path: Path, expected: Identity) -> Descriptor:
+        """The open file at `path`. Raises DamagedStore: it is gone, or not the file that it was."""
+        key = (path, expected)
+        with self._lock:
+            descriptor = self._open.get(key)
+            if descriptor is not None:
+                self._open.move_to_end(key)
+                return descriptor
+            while len(self._open) >= self.most:
+                self._open.popitem(last=False)
+            self._open[key] = descriptor = _reopened(path, expected)
+            return descriptor
+
+
+def _reopened(path: Path, expected: Identity) -> Descriptor:
+    try:
+        descriptor = Descriptor(open_regular(path, os.O_RDONLY))
+    except FileNotFoundError as error:
+        rule = "was moved or removed while it was in use; put it back and resume"
+        raise DamagedStore(f"{str(path)!r}: {rule}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    now = identity(descriptor.number)
+    if (now.inode, now.size, now.modified_ns) != (expected.inode, expected.size, expected.modified_ns):
+        rule = "was replaced or changed while it was in use; start again with data that stay as they are"
+        raise DamagedStore(f"{str(path)!r}: {rule}")
+    return descriptor
+
+
+SHARED = Descriptors()  # of this process: the bound is on all splits and sources together

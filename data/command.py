@@ -1,5 +1,6 @@
 """`lhtrain data …`: prepare, verify and inspect token shards from the command line."""
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -97,8 +98,12 @@ def _verified(folder: Path) -> int:
     for fault in faults:
         print(fault, file=sys.stderr)
     remedy = "remove what is damaged, and the same `lhtrain data prepare` writes it again"
-    state = f"{_counted(len(faults), 'fault')}: {remedy}" if faults else "sound"
-    print(f"{folder}: {_contents(manifest)}, {_counted(len(manifest.shards), 'shard')}, {state}")
+    in_shards = sum(bool(re.search(r"\d{5,}\.bin", fault)) for fault in faults)
+    shards = _counted(len(manifest.shards), "shard")
+    damaged = f"{in_shards} of {shards}" if in_shards == len(faults) else _counted(len(faults), "file")
+    print(
+        f"{folder}: {_contents(manifest)}, {f'{damaged} damaged: {remedy}' if faults else f'{shards}, sound'}"
+    )
     return 1 if faults else 0
 
 

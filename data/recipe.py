@@ -50,7 +50,7 @@ class Recipe:
         return {key: value for key, value in values.items() if key != "eos" or value is not None}
 
     def command(self, out: str | os.PathLike | None, cache_dir: str | os.PathLike | None) -> str:
-        """The command that prepares this recipe, as it is typed in a shell: all that differs from the defaults."""
+        """The command that prepares this recipe, as typed in a shell: all that differs from the defaults."""
         settings: dict[str, Any] = {"data": self.source}
         for part in fields(self):
             default = part.default_factory() if callable(part.default_factory) else part.default

@@ -33,6 +33,7 @@ from lhtrain.data.manifest import (
     shard_name,
     skipped_documents,
 )
+from lhtrain.data.paths import expanded
 from lhtrain.data.plan import Unit, make_plan, plan_hash
 from lhtrain.data.progress import Meter
 from lhtrain.data.recipe import PREPARABLE, Recipe
@@ -73,7 +74,7 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
 def _check_apart(folder: Path, recipe: Recipe, units: list[Unit]) -> None:
     """Refuse to write among what is read: a folder that `prepare` wrote to is not read as a source again."""
     out = os.path.realpath(folder)
-    roots = [os.path.realpath(os.path.expanduser(path)) for path in recipe.paths]
+    roots = [os.path.realpath(expanded(path)) for path in recipe.paths]
     if not any(root == out or _is_in(out, root) for root in roots):
         return
     parents = {os.path.dirname(item.path) for unit in units for item in unit.items if unit.reader != "hub"}
@@ -240,7 +241,9 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(recipe: Recipe, counts: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker.update(recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos))
+    _worker.update(
+        recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
+    )
     if counts is not None:  # a process of its own; Ctrl-C reaches it too, and the parent answers it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()

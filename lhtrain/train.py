@@ -107,7 +107,7 @@ class Trainer:
         lengths = {stage.seq_len for stage in config.stages.values()}
         parts = self.corpus.parts
         order = SequenceOrder(parts["train"], lengths, config.run.seed, config.data.long_fraction)
-        self.notes = [*self.notes, *order.notes]
+        self.start.notes += order.notes
         self.feed = Feed(order, self.corpus.tokenizer.eos, self.device, self.parallel.share)
         self.val_order = SequenceOrder(parts["val"], lengths, seed=0)
 

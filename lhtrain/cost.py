@@ -54,7 +54,7 @@ def _steps_left(config: Config, done: int) -> dict[str, int]:
 
 
 def _checkpoints(config: Config, n_parameters: int, steps: dict[str, int], done: int) -> str:
-    """How many will be saved, every `checkpoint.every` steps and at stage ends, and the disk that they take."""
+    """How many checkpoints will be saved, and the disk that those kept take."""
     last = done + sum(steps.values())
     at, end = set(range(0, last + 1, config.checkpoint.every)), 0
     for stage in config.stages.values():

@@ -17,14 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lhtrain import checkpoint, start
-from lhtrain.attention import DenseAttention, LighthouseAttention, Pyramid
+from lhtrain import checkpoint, greeting, start
+from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.blocks import compiles, prepare
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.schema import Attention, Config, LighthouseConfig, Resume, StageConfig
-from lhtrain.cost import cost, repeats
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.drift import Drift
 from lhtrain.errors import RunError
@@ -146,7 +145,10 @@ class Trainer:
         ):
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.corpus.tokenizer))
             self.saver.say = self.report.say
-            self._greet(told)
+            for line in self._greeting(told):
+                self.report.say(line)
+            if self.start.new:
+                self.report.changed([str(change) for change in self.start.new])
             with self.watchdog.phase("compile"):
                 self.report.about["compile_seconds"] = self._warm_up()
             signal = self.world.largest(interrupt.requested or 0)
@@ -171,6 +173,22 @@ class Trainer:
     def _record_start(self) -> list[str]:
         about = {"ranks": self.world.size, "data": self.corpus.fingerprint}
         return start.record_start(self.start, self.dir, self.config, self.progress.step, about)
+
+    def _greeting(self, told: list[str]) -> list[str]:
+        """What the run prints before its first step; told: what recording the start says."""
+        config, done, parameters = self.config, self.progress.step, self._parameters()
+        plan = self.schedule.plan(done) if self.start.new else []
+        return [
+            f"run       {self.dir.path}: {self.start_note}",
+            *greeting.about_model(config, parameters, self.dtype, self.world),
+            *greeting.about_data(config, self.corpus),
+            *greeting.about_cost(config, self.corpus, parameters["parameters"], self.world, done),
+            *(f"warning   {note}" for note in self.start.notes),
+            *(f"start     {line}" for line in told),
+            *greeting.about_stages(config),
+            *(f"plan      {line}" for line in plan),
+            *greeting.about_end(self.dir.path, self.schedule.steps, done),
+        ]
 
     def _after_step(self, stage: StageConfig, signal: int) -> None:
         """Validate and save where it is time to."""
@@ -357,40 +375,6 @@ class Trainer:
     def _parameters(self) -> dict[str, int]:
         total, inner = self.model.n_parameters()
         return {"parameters": total, "parameters_without_embeddings": inner}
-
-    def _greet(self, told: list[str]) -> None:
-        say, parameters = self.report.say, self._parameters().values()
-        hardware = describe(self.device)["hardware"]
-        say(f"run       {self.dir.path}: {self.start_note}")
-        say(
-            "model     {}: {:,} parameters, {:,} without embeddings".format(
-                self.config.model.name, *parameters
-            )
-        )
-        train, val = (self.corpus.n_tokens(split) for split in ("train", "val"))
-        say(f"data      {train:,} tokens to train on, {val:,} to validate")
-        total, done, peak = self._parameters()["parameters"], self.progress.step, peak_flops(self.device)
-        for line in cost(self.config, total, train, peak, self.world.size, done):
-            say(f"cost      {line}")
-        if many := repeats(self.config, train):
-            say(f"warning   {many}")
-        device = hardware.get("gpu", hardware["cpu"])
-        say(f"device    {self.world.size} x {device}, {str(self.dtype).removeprefix('torch.')}")
-        for note in self.start.notes:
-            say(f"warning   {note}")
-        for line in told:
-            say(f"start     {line}")
-        for name, stage in self.config.stages.items():
-            what = f"{stage.attention.value} attention, seq_len {stage.seq_len:,}"
-            if stage.attention is Attention.lighthouse:
-                pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
-                what += f" of which it attends to {pyramid.n_selected:,} rows (k {stage.budget:,})"
-            parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
-            say(f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {what}")
-        if self.start.new:
-            self.report.changed([str(change) for change in self.start.new])
-            for line in self.schedule.plan(self.progress.step):
-                say(f"plan      {line}")
 
 
 def _remove_empty(run_dir: Path) -> None:

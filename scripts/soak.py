@@ -4,8 +4,8 @@
     python scripts/soak.py --kills 100 --ranks 2    one of two ranks, or both, at each kill
 
 Saves at every step on a disk that is slow now and then, so that kills fall into steps, saves, renames and the
-stage switch alike; the limit for loss spikes is low, so that there are rows of them too. The run must end with
-the same rows of metrics.jsonl, bit for bit. Prints where each kill fell and how many steps it cost.
+stage switch alike; the limit for loss spikes is low, so that there are rows of them too. The run must end
+with the same rows of metrics.jsonl, bit for bit. Prints where each kill fell and how many steps it cost.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TINY = [
     *("run.batch_tokens=4096", "eval.tokens=4096", "eval.every=20", "checkpoint.every=1"),
     *("stages.lighthouse.fraction=0.5", "run.name=soak", "guard.spike=1.5"),
 ]
-# Python imports a module of this name at its start, where it finds one: a tenth of all syncs takes up to 0.5 s.
+# Python imports sitecustomize at its start: here a tenth of all syncs takes up to 0.5 s.
 SLOW_DISK = """
 import os, random, time
 fsync, draw = os.fsync, random.Random(os.getpid())

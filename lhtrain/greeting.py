@@ -1,0 +1,65 @@
+"""What a run prints before its first step: model, data, what is left to pay, stages. Functions to lines."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from lhtrain.attention import Pyramid
+from lhtrain.conf.schema import Attention, Config
+from lhtrain.cost import cost, repeats
+from lhtrain.data import Corpus
+from lhtrain.flops import peak_flops
+from lhtrain.hardware import describe
+from lhtrain.world import World
+
+
+def about_model(config: Config, parameters: Mapping[str, int], dtype: torch.dtype, world: World) -> list[str]:
+    """The model and where it is computed."""
+    hardware = describe(world.device)["hardware"]
+    device = hardware.get("gpu", hardware["cpu"])
+    inner = f"{parameters['parameters_without_embeddings']:,} without embeddings"
+    return [
+        f"model     {config.model.name}: {parameters['parameters']:,} parameters, {inner}",
+        f"device    {world.size} x {device}, {str(dtype).removeprefix('torch.')}",
+    ]
+
+
+def about_data(config: Config, corpus: Corpus) -> list[str]:
+    """The tokens, and a warning where the run reads them too often."""
+    train, val = (corpus.n_tokens(split) for split in ("train", "val"))
+    lines = [f"data      {train:,} tokens to train on, {val:,} to validate"]
+    if many := repeats(config, train):
+        lines.append(f"warning   {many}")
+    return lines
+
+
+def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, done: int) -> list[str]:
+    """What the steps after the first `done` will cost; nothing where none are left."""
+    if done == config.run.steps:
+        return []
+    train, peak = corpus.n_tokens("train"), peak_flops(world.device)
+    return [f"cost      {line}" for line in cost(config, n_parameters, train, peak, world.size, done)]
+
+
+def about_stages(config: Config) -> list[str]:
+    lines = []
+    for name, stage in config.stages.items():
+        what = f"{stage.attention.value} attention, seq_len {stage.seq_len:,}"
+        if stage.attention is Attention.lighthouse:
+            pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
+            what += f" reduced to {pyramid.n_selected:,} rows (budget k = {stage.budget:,})"
+        parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
+        lines.append(
+            f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {what}"
+        )
+    return lines
+
+
+def about_end(run_dir: Path, steps: int, done: int) -> list[str]:
+    """Where no step is left: how to get more."""
+    if done < steps:
+        return []
+    command = shlex.join(["lhtrain", "extend", str(run_dir), "steps=+N"])
+    return [f"finished  all {steps:,} steps were done before; {command} adds N steps"]

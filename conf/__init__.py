@@ -2,8 +2,9 @@
 
 from hydra.core.config_store import ConfigStore
 
-from lhtrain.conf import resolvers
+from lhtrain.conf import own_files, resolvers
 from lhtrain.conf.schema import Config
 
 resolvers.register()
+own_files.register()
 ConfigStore.instance().store(name="schema", node=Config)

@@ -1,40 +1,72 @@
 """From command-line overrides to one checked `Config`, or to one error that names every problem."""
 
-import difflib
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import fields, is_dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lhtrain.conf.fill import filled
+from lhtrain.conf.keys import all_keys, nearest, type_of
+from lhtrain.conf.misfit import LITERALLY, misfit, rule_of
+from lhtrain.conf.overrides import Setting
+from lhtrain.conf.own_files import Document
+from lhtrain.conf.typed_paths import expanded
 from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.quote import override
 from lhtrain.conf.schema import Config, DataConfig
 from lhtrain.conf.validate import data_problems, validate
 
 # What Hydra raises where overrides do not fit; ValueError: a group's choice that it reads as a number.
 MISFITS = (HydraException, OmegaConfBaseException, ValueError)
 
+SEARCH = "hydra.searchpath="
 
-def check_overrides(overrides: list[str], config_name: str = "config", n_ranks: int | None = None) -> Config:
-    """Compose and validate without running anything; n_ranks: those that would run it, if that is known.
+
+@dataclass(frozen=True)
+class Checked:
+    """A valid configuration, and what else the overrides say."""
+
+    config: Config
+    is_dated: bool  # run.dir holds the time: every run is to have another
+
+
+def check_overrides(
+    overrides: list[str], config_name: str = "config", n_ranks: int | None = None, here: bool = False
+) -> Config:
+    """Compose and validate without running anything.
+
+    n_ranks: those that would run it, if that is known. here: whether it is this machine, so that its files
+    and GPUs are looked at too.
 
     Raises:
         ConfigError: with every unknown key or group, wrong type and broken rule among `overrides`.
     """
-    with _hydra():
-        config, problems = _composed(overrides, config_name)
+    return checked(overrides, config_name, n_ranks, here).config
+
+
+def checked(
+    overrides: list[str], config_name: str = "config", n_ranks: int | None = None, here: bool = False
+) -> Checked:
+    """As `check_overrides`."""
+    with hydra():
+        settings, problems = _settings(overrides)
+        config, misfits = _composed(settings, config_name)
+        problems += misfits
         if config is not None:
-            problems += _problems_of(config, n_ranks)
+            problems += _problems_of(config, n_ranks, here)
         if problems or config is None:
-            raise ConfigError(problems)
-        return _typed(config)
+            raise ConfigError([_placed(problem, settings) for problem in problems])
+        given = OmegaConf.to_container(config.run, resolve=False)
+        assert isinstance(given, dict)
+        return Checked(_typed(config), "${now:" in str(given["dir"]))
 
 
 def data_config(overrides: list[str]) -> DataConfig:
@@ -43,28 +75,24 @@ def data_config(overrides: list[str]) -> DataConfig:
     Raises:
         ConfigError: as `check_overrides`, but of the rules only those on `data`.
     """
-    with _hydra():
-        config, problems = _composed(overrides, "config")
+    from lhtrain.conf.here import data_here
+
+    with hydra():
+        settings, problems = _settings(overrides)
+        config, misfits = _composed(settings, "config")
+        problems += misfits
         data: Any = None
         if config is not None:
-            missing = sorted(OmegaConf.missing_keys(config.data))
-            problems += [Problem(f"data.{key}", "???", "needs a value") for key in missing]
-            if not missing:
+            unresolved = [problem for problem in _unresolved(config) if problem.key.startswith("data.")]
+            problems += unresolved
+            if not unresolved:
                 data = OmegaConf.to_object(config.data)
-                problems += data_problems(data)
-    if problems:
-        raise ConfigError(problems)
+                _expand_data(data)
+                problems += [*data_problems(data), *data_here(data)]
+        if problems:
+            raise ConfigError([_placed(problem, settings) for problem in problems])
     assert isinstance(data, DataConfig)
     return data
-
-
-def _composed(overrides: list[str], config_name: str) -> tuple[DictConfig | None, list[Problem]]:
-    """What the overrides make, without those that are problems."""
-    try:
-        return compose(config_name, overrides=overrides), []
-    except MISFITS:
-        problems, config = _one_by_one(overrides, config_name)
-        return config, problems
 
 
 def compose_config(overrides: list[str], n_ranks: int | None = None, memory: int | None = None) -> Config:
@@ -82,26 +110,49 @@ def build(config: DictConfig, n_ranks: int | None = None) -> Config:
     return _typed(config)
 
 
-def _typed(config: DictConfig) -> Config:
-    out = OmegaConf.to_object(config)
-    assert isinstance(out, Config)
-    return out
+def hydra() -> AbstractContextManager[None]:
+    """Hydra, with this program's files, for as long as the context lasts."""
+    GlobalHydra.instance().clear()
+    return initialize_config_module("lhtrain.conf", version_base="1.3")
 
 
-def _problems_of(config: DictConfig, n_ranks: int | None) -> list[Problem]:
-    if unknown := list(_unknown(config)):
-        return [_no_such_key(key, value, config) for key, value in unknown]
+def search_path(folder: str) -> str:
+    """The override by which Hydra looks for files in `folder` too. Raises ConfigError if there is none."""
+    if not Path(expanded(folder)).is_dir():
+        raise ConfigError([Problem("--config-dir", folder, "no such folder")])
+    return f"{SEARCH}[{override(f'file://{Path(expanded(folder)).absolute()}')}]"
+
+
+def _settings(overrides: list[str]) -> tuple[list[Setting], list[Problem]]:
+    """The overrides as settings, without those that cannot be read at all; folders of files in one list."""
+    problems = []
+    settings = []
+    folders: list[str] = []
+    for typed in overrides:
+        if typed.startswith(SEARCH):
+            folders.append(typed.removeprefix(SEARCH).strip().removeprefix("[").removesuffix("]"))
+        elif not typed.isascii() and typed.encode(errors="replace").decode() != typed:
+            problems.append(Problem("", None, f"{typed!a}: must be UTF-8 text"))
+        elif "=" not in typed and not typed.startswith("~"):
+            problems.append(Problem("", None, f"{typed!r}: must be a setting, KEY=VALUE"))
+        else:
+            settings.append(Setting.of(typed))
+    if folders:
+        settings.insert(0, Setting.of(f"{SEARCH}[{','.join(filter(None, folders))}]"))
+    return settings, problems
+
+
+def _composed(settings: list[Setting], config_name: str) -> tuple[DictConfig | None, list[Problem]]:
+    """What the settings make, without those that are problems."""
     try:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            return [Problem(key, "???", "needs a value") for key in missing]
-        return validate(_typed(config), n_ranks)
-    except OmegaConfBaseException as error:  # an interpolation that does not resolve, or to a wrong type
-        return [Problem(str(getattr(error, "full_key", "?")), "?", _first_line(error))]
+        return compose(config_name, overrides=[setting.override for setting in settings]), []
+    except (*MISFITS, RecursionError):
+        problems, config = _one_by_one(settings, config_name)
+        return config, problems
 
 
-def _one_by_one(overrides: list[str], config_name: str) -> tuple[list[Problem], DictConfig | None]:
-    """Add the overrides one at a time, groups first: those that do not fit are problems, the rest compose."""
-    groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+def _one_by_one(settings: list[Setting], config_name: str) -> tuple[list[Problem], DictConfig | None]:
+    """Add the settings one at a time, groups first: those that do not fit are problems, the rest compose."""
     accepted: list[str] = []
     problems: list[Problem] = []
     config = None
@@ -109,66 +160,177 @@ def _one_by_one(overrides: list[str], config_name: str) -> tuple[list[Problem], 
         defaults = compose(config_name)
     except MISFITS as error:
         return [Problem("config", config_name, _first_line(error))], None
+    groups = set(GlobalHydra.instance().config_loader().list_groups(""))
 
-    def order(override: str) -> tuple[bool, bool]:
+    def order(setting: Setting) -> tuple[bool, bool]:
         """First where else to look for files, then groups, which bring the keys."""
-        return not override.startswith("hydra.searchpath="), override.split("=")[0] not in groups
+        return not setting.override.startswith(SEARCH), setting.key not in groups
 
-    for override in sorted(overrides, key=order):
+    for setting in sorted(settings, key=order):
         try:
-            config = compose(config_name, overrides=[*accepted, override])
-            accepted.append(override)
-        except MISFITS as error:
-            problems.append(_explain(override, error, config or defaults))
+            config = compose(config_name, overrides=[*accepted, setting.override])
+            accepted.append(setting.override)
+            if setting.override.startswith(SEARCH):
+                groups |= set(GlobalHydra.instance().config_loader().list_groups(""))
+        except ConfigError as error:  # a file of the user's
+            problems += error.problems
+        except (*MISFITS, RecursionError) as error:
+            problems.append(_explain(setting, error, groups, config or defaults))
     return problems, config or defaults
 
 
-def _explain(override: str, error: Exception, config: DictConfig) -> Problem:
-    key, _, value = override.partition("=")
-    key = key.lstrip("+~")
+def _explain(setting: Setting, error: Exception, groups: set[str], config: DictConfig) -> Problem:
+    key, value = setting.key, setting.value
     said = f"{error}\n{error.__cause__ or ''}"  # Hydra wraps OmegaConf's errors and drops what they say
-    if "Could not find" in said:  # a group's option
+    if "Could not find" in said and (key in groups or "/" in key):  # a group's option
+        wanted = re.search(r"In '([^']+)': Could not find '([^']+)'", said)
         options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
-        return Problem(key, value, f"must be one of {', '.join(options)}")
+        rule = f"must be one of {', '.join(options)}"
+        if wanted and wanted[1] not in ("config", "hydra/config"):
+            return Problem(key, value, f"its defaults ask for {wanted[2]}, which {rule}", wanted[1])
+        return Problem(key, value, rule)
     if "Config group override must be" in said:
         options = GlobalHydra.instance().config_loader().get_group_options(key)
         return Problem(key, value, f"must be one of {', '.join(options)}")
+    if "Ambiguous value" in said or "requires --multirun" in said:
+        rule = "is several values: [A,B] is a list, -m makes a run of each, quotes make one text of it"
+        return Problem(key, value, f"{rule}: '{key}=\"A,B\"'")
+    if setting.prefix == "~":
+        rule = f"{setting.typed}: a key cannot be removed; KEY=null switches off one that may be null"
+        return Problem("", None, rule)
     if re.search(r"not in struct|Could not override|No match in the defaults|not in '", said):
         return _no_such_key(key, value, config)
-    return Problem(key, value or "", _type_rule(said))
+    if type_of(key) is not None:
+        given = None if value.strip().lower() == "null" else value
+        return Problem(key, given, misfit(key, given) or rule_of(key, given))
+    return Problem(key, value, _in_words(said))
 
 
-def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
-    keys = [known for known in _keys(OmegaConf.to_container(config)) if known != key]
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    return Problem(key, value, "no such key" + (f"; did you mean {close[0]}?" if close else ""))
+def _in_words(said: str) -> str:
+    """The part of an error of Hydra's that says what is wrong."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and "full_key" not in line]
+    skipped = ("Error merging override", "See https", "Error parsing override", "reference_type", "object_type")
+    return next((line for line in lines if not line.startswith(skipped)), said)
+
+
+def _typed(config: DictConfig) -> Config:
+    out = OmegaConf.to_object(config)
+    assert isinstance(out, Config)
+    out.run.dir = expanded(out.run.dir)
+    out.init_from = None if out.init_from is None else expanded(out.init_from)
+    out.cluster.python = None if out.cluster.python is None else expanded(out.cluster.python)
+    _expand_data(out.data)
+    for counts in (out.run, *out.stages.values()):
+        counts.batch_tokens, counts.grad_accum = _count(counts.batch_tokens), _count(counts.grad_accum)
+    return out
+
+
+def _count(value: Any) -> Any:
+    """A number that may also be `auto`; files and the command line have it as text."""
+    text = value.replace("_", "") if isinstance(value, str) else ""
+    return int(text) if text.isdecimal() and len(text) < 20 else value
+
+
+def _expand_data(data: DataConfig) -> None:
+    """Expand `~` in the paths of `data`, and make numbers of the weights: both were text as typed."""
+    if isinstance(data.path, str):
+        data.path = expanded(data.path)
+    elif isinstance(data.path, list):
+        data.path = [expanded(path) if isinstance(path, str) else path for path in data.path]
+    data.tokenizer = expanded(data.tokenizer)
+    data.out = None if data.out is None else expanded(data.out)
+    data.cache_dir = None if data.cache_dir is None else expanded(data.cache_dir)
+    if isinstance(data.mix, dict):
+        data.mix = {str(name): _part(part) for name, part in data.mix.items()}
+
+
+def _part(part: Any) -> Any:
+    """A source of a mixture; what it breaks is `validate`'s part."""
+    if not isinstance(part, dict):
+        return part
+    part = dict(part)
+    if isinstance(part.get("path"), str):
+        part["path"] = expanded(part["path"])
+    if isinstance(weight := part.get("weight"), str):
+        with suppress(ValueError):
+            part["weight"] = int(weight) if weight.isdecimal() else float(weight)
+    return part
+
+
+def _problems_of(config: DictConfig, n_ranks: int | None, here: bool = False) -> list[Problem]:
+    if unknown := list(_unknown(config)):
+        return [_no_such_key(key, value, config) for key, value in unknown]
+    if unresolved := list(_unresolved(config)):
+        return unresolved
+    typed = _typed(config)
+    problems = validate(typed, n_ranks)
+    if here:
+        from lhtrain.conf.here import here_problems
+
+        named = {problem.key for problem in problems}
+        problems += [problem for problem in here_problems(typed) if problem.key not in named]
+    return problems
 
 
 def _unknown(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Keys that the schema does not have: Hydra lets + and files of one's own add them."""
-    kind = OmegaConf.get_type(config)
-    known = {field.name for field in fields(kind)} if is_dataclass(kind) else set(config)
-    for key, child in config.items_ex(resolve=False):
+    for key, child in _items(config):
         name = f"{prefix}{key!s}"
-        if key not in known:
+        if type_of(name) is None:
             yield name, child
         elif isinstance(child, DictConfig):
             yield from _unknown(child, f"{name}.")
 
 
-def _type_rule(said: str) -> str:
-    wanted = re.search(r"could not be converted to (\w+)", said)
-    if wanted:
-        return f"must be of type {wanted[1].lower()}"
-    choices = re.search(r"Invalid value '.*', expected one of \[(.*)\]", said)
-    if choices:
-        return f"must be one of {choices[1]}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return next((line for line in lines if not line.startswith("Error merging override")), said)
+def _unresolved(config: DictConfig) -> Iterator[Problem]:
+    """Keys without a value, and interpolations that lead nowhere or to a value of a wrong type."""
+    if missing := sorted(_missing(OmegaConf.to_container(config, resolve=False))):
+        yield from (Problem(key, "???", "needs a value") for key in missing)
+        return
+    said = set()
+    for parent, key in _interpolations(config):
+        try:
+            parent[key]
+        except (OmegaConfBaseException, RecursionError) as error:
+            rule = _first_line(error)
+            if rule not in said:  # or else it follows from a value that is named already
+                yield Problem(parent._get_full_key(key), _as_written(parent, key), f"{rule}; {LITERALLY}")
+            said.add(rule)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _missing(tree: Any, prefix: str = "") -> Iterator[str]:
+    for key, child in tree.items() if isinstance(tree, dict) else ():
+        if child == "???":
+            yield f"{prefix}{key}"
+        yield from _missing(child, f"{prefix}{key}.")
+
+
+def _interpolations(config: DictConfig | ListConfig) -> Iterator[tuple[Any, Any]]:
+    """Where a value holds ${…}: its container, and its key there."""
+    for key, child in _items(config):
+        if OmegaConf.is_interpolation(config, key):
+            yield config, key
+        elif isinstance(child, DictConfig | ListConfig):
+            yield from _interpolations(child)
+
+
+def _as_written(parent: DictConfig | ListConfig, key: Any) -> object:
+    raw: Any = OmegaConf.to_container(parent, resolve=False)
+    return raw[key]
+
+
+def _items(config: DictConfig | ListConfig) -> list[tuple[Any, Any]]:
+    """Keys and values, interpolations as they are written; nothing of a null or of an interpolation."""
+    if config._is_none() or config._is_missing() or config._is_interpolation():
+        return []
+    if isinstance(config, ListConfig):
+        return [(number, config._get_node(number)) for number in range(len(config))]
+    return list(config.items_ex(resolve=False))
+
+
+def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
+    known = [*_keys(OmegaConf.to_container(config)), *all_keys()]
+    return Problem(key, value, f"no such key{nearest(key, known)}")
 
 
 def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
@@ -179,6 +341,21 @@ def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(child, f"{prefix}{key}.")
 
 
-def _hydra() -> AbstractContextManager[None]:
-    GlobalHydra.instance().clear()
-    return initialize_config_module("lhtrain.conf", version_base="1.3")
+def _placed(problem: Problem, settings: list[Setting]) -> Problem:
+    """The problem with the file and line of the value, where a file of the user's has it."""
+    if problem.place or any(setting.key == problem.key for setting in settings):
+        return problem
+    for document in reversed(_documents()):
+        if problem.key in document.lines:
+            return replace(problem, place=document.at(problem.key))
+    return problem
+
+
+def _documents() -> list[Document]:
+    """The user's files that were read, in their order."""
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    return [document for source in sources for document in getattr(source, "documents", ())]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,20 +5,35 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
+    """`rule` names what `key` must be, and what to do; `place` is the file and line that set it, if one did.
+
+    Without a key the problem is the file's own, such as broken YAML.
+    """
+
     key: str
     value: object
     rule: str
+    place: str = ""
 
     def __str__(self) -> str:
-        value = "null" if self.value is None else self.value
-        return f"{self.key}={value}: {self.rule}"
+        where = f"{self.place}: " if self.place else ""
+        return f"{where}{self.key}={shown(self.value)}: {self.rule}" if self.key else f"{where}{self.rule}"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and not longer than that."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if not text.isprintable():
+        text = repr(text)
+    return text if len(text) <= 200 else f"{text[:150]}… ({len(text):,} characters)"
 
 
 class ConfigError(ValueError):
     """All problems of one configuration."""
 
     def __init__(self, problems: list[Problem]):
-        self.problems = problems
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = "".join(f"\n  {problem}" for problem in problems)
+        # Two runs of a sweep, or two rules on one value, may find the same.
+        self.problems = list({str(problem): problem for problem in problems}.values())
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = "".join(f"\n  {problem}" for problem in self.problems)
         super().__init__(f"{count} in the configuration; nothing was started.{lines}")

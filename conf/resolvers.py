@@ -1,12 +1,12 @@
 """OmegaConf resolvers that the schema and the YAML files use for values that follow from others."""
 
-from pathlib import Path
-
 from omegaconf import DictConfig, OmegaConf
+
+from lhtrain.conf.typed_paths import expanded
 
 
 def register() -> None:
-    for resolver in (div, budget, tokenizer_vocab, prepared_tokenizer, mixed_tokenizer, stage_names):
+    for resolver in (div, budget, tokenizer_vocab, prepared_tokenizer, mixed_tokenizer, stage_names, home):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -34,7 +34,7 @@ def prepared_tokenizer(path: str) -> str:
     """The name of the tokenizer that a prepared folder brings."""
     from lhtrain.data.tokenizer import PREPARED
 
-    return f"{PREPARED}{Path(str(path)).expanduser()}"
+    return f"{PREPARED}{expanded(str(path))}"
 
 
 def mixed_tokenizer(mix: DictConfig) -> str:
@@ -42,6 +42,11 @@ def mixed_tokenizer(mix: DictConfig) -> str:
     first = next(iter(mix.values()), None) if isinstance(mix, DictConfig) else None
     path = first.get("path") if isinstance(first, DictConfig) else None
     return prepared_tokenizer(path) if path else "bytes"  # `validate` has the message
+
+
+def home(path: str) -> str:
+    """`path` with `~` expanded."""
+    return expanded(str(path))
 
 
 def round_up(number: int, multiple: int) -> int:

@@ -10,6 +10,7 @@ from lhtrain.attention.pyramid import Pyramid
 from lhtrain.conf.fill import stage_steps
 from lhtrain.conf.micro_batches import batch_problems, count_problems
 from lhtrain.conf.parallel import parallel_problems
+from lhtrain.conf.typed_paths import path_problem
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Attention, Config, DataConfig, Precision, Recompute, StageConfig
 from lhtrain.conf.slurm import cluster_problems
@@ -20,7 +21,7 @@ FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products
 
 def validate(config: Config, n_ranks: int | None = None) -> list[Problem]:
     """Every rule that `config` breaks; an empty list means that it can run, on `n_ranks` where given."""
-    parts = (_ranges, _model, _stages, _compute, _data, _start, cluster_problems)
+    parts = (_ranges, _largest, _texts, _model, _stages, _compute, _data, _start, cluster_problems)
     problems = [problem for part in parts for problem in part(config)]
     return [*problems, *parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]
 
@@ -89,6 +90,56 @@ def _ranges(config: Config) -> Iterator[Problem]:
     if optim.warmup_fraction + optim.decay_fraction > 1 and optim.schedule.value == "wsd":
         rule = f"with optim.warmup_fraction={optim.warmup_fraction} it must not exceed 1"
         yield Problem("optim.decay_fraction", optim.decay_fraction, rule)
+
+
+# What a library or an index of 32 or 64 bits takes at most; beyond them a number is a slip of the keyboard.
+_DIMENSION, _COUNT, _TOKENS = 2**24, 2**31 - 1, 2**48
+_LARGEST = {
+    "model": {"seq_len": _COUNT, "vocab_size": _COUNT, "n_layers": 2**16},
+    "run": {"steps": _COUNT, "batch_tokens": _TOKENS, "seed": 2**63 - 1},
+    "data": {"max_documents": 2**62, "max_tokens": 2**62, "workers": 2**12},
+    "eval": {"tokens": _TOKENS},
+    "lighthouse": {"levels": 64, "pooling": 2**20, "budget": _COUNT},
+    "parallel": {"timeout": 10**7},
+    "cluster": {"nodes": 2**20, "gpus_per_node": 2**10, "cpus_per_task": 2**16, "max_restarts": 2**20},
+}
+
+
+def _largest(config: Config) -> Iterator[Problem]:
+    """Upper bounds of whole numbers, and numbers that are no numbers."""
+    for group, owner in [("", config), *vars(config).items()]:
+        if group in ("", "stages") or not hasattr(owner, "__dataclass_fields__"):
+            continue
+        for name, value in vars(owner).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                default = _DIMENSION if group == "model" else _COUNT
+                most = _LARGEST.get(group, {}).get(name, default)
+                if value > most:
+                    yield Problem(f"{group}.{name}", value, f"must be at most {most:,}")
+            elif isinstance(value, float) and abs(value) > 1e30 and math.isfinite(value):
+                yield Problem(f"{group}.{name}", value, "must be at most 1e30")
+    if config.run.seed < 0:
+        yield Problem("run.seed", config.run.seed, "must be at least 0")
+    for name, seconds in vars(config.watchdog).items():
+        if seconds is not None and math.isinf(seconds):
+            yield Problem(f"watchdog.{name}", seconds, "must be finite, or null for no limit")
+    if not math.isfinite(config.guard.spike):
+        yield Problem("guard.spike", config.guard.spike, "must be finite; 0 reports no spikes")
+
+
+def _texts(config: Config) -> Iterator[Problem]:
+    """Names and paths: not empty, and such that a file system takes them."""
+    if problem := path_problem(config.run.dir):
+        yield Problem("run.dir", config.run.dir, problem)
+    if not config.run.name.strip():
+        yield Problem("run.name", config.run.name, "must not be empty")
+    if config.init_from is not None and (problem := path_problem(config.init_from)):
+        yield Problem("init_from", config.init_from, f"{problem}; null starts from new weights")
+    for name in config.stages:
+        if not str(name).strip() or not str(name).isprintable():
+            yield Problem("stages", repr(name), "the name of a stage must be printable and not empty")
+    if not config.model.name.strip():
+        yield Problem("model.name", config.model.name, "must not be empty")
 
 
 def _model(config: Config) -> Iterator[Problem]:
@@ -204,6 +255,7 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
         yield Problem("data.source", data.source, f"must be one of {', '.join(SOURCES)}")
     else:
         yield from _without_effect(data)
+    yield from _data_texts(data)
     if data.source in ("text", "code", "files", "prepared") and data.path in (None, "", []):
         what = "the folder" if data.source == "prepared" else "a file or folder"
         yield Problem("data.path", data.path, f"data.source={data.source} needs {what}: data.path=PATH")
@@ -228,6 +280,30 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
         yield from _mix(data.mix)
     if data.source in ("prepared", "mix"):
         yield from _fixed_when_prepared(data)
+
+
+def _data_texts(data: DataConfig) -> Iterator[Problem]:
+    """Types and spelling of the texts of `data`."""
+    paths = data.path if isinstance(data.path, list) else [data.path]
+    for path in paths:
+        if path is None and not isinstance(data.path, list):
+            continue
+        if not isinstance(path, str):
+            yield Problem("data.path", data.path, "must be a path, or a list of paths: [A,B]")
+        elif path == "" and not isinstance(data.path, list):
+            continue  # named by its source's rule
+        elif problem := path_problem(path):
+            yield Problem("data.path", data.path, problem)
+    for key in ("out", "cache_dir"):
+        path = getattr(data, key)
+        if path is not None and (problem := path_problem(path)):
+            yield Problem(f"data.{key}", path, f"{problem}; null takes the default")
+    for key in ("name", "subset", "revision"):
+        if getattr(data, key) == "" and (key != "name" or data.source != "hf"):
+            yield Problem(f"data.{key}", "", "must not be empty; null leaves it out")
+    for key in ("split", "column"):
+        if not getattr(data, key):
+            yield Problem(f"data.{key}", "", "must not be empty")
 
 
 def _without_effect(data: DataConfig) -> Iterator[Problem]:
@@ -280,8 +356,12 @@ def _mix(mix: Any) -> Iterator[Problem]:
         if not isinstance(part, dict) or not {"path"} <= part.keys() <= {"path", "weight"}:
             yield Problem(f"data.mix.{name}", part, "must be {path: FOLDER, weight: NUMBER}")
             continue
+        if not isinstance(part["path"], str) or (problem := path_problem(part["path"])):
+            rule = problem if isinstance(part["path"], str) else "must be the path of a prepared folder"
+            yield Problem(f"data.mix.{name}.path", part["path"], rule or "")
         weight = part.get("weight", 1.0)
-        if not (isinstance(weight, int | float) and weight > 0 and math.isfinite(weight)):
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not (number and 0 < weight < 1e30):
             yield Problem(f"data.mix.{name}.weight", weight, "must be a number greater than 0 and finite")
 
 

@@ -1,0 +1,64 @@
+"""Whether a value has its key's type, and the rule in words where it does not."""
+
+import re
+from enum import Enum
+from typing import Any, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lhtrain.conf.keys import is_container, owner_of, type_of
+
+PRIMITIVES = (int, float, str)
+LITERALLY = "${NAME} stands for the value of another key; a text with ${ in it is written with \\${"
+
+
+def misfit(key: str, value: Any) -> str | None:
+    """The rule that `value`, not resolved yet, breaks as the value of the existing `key`; None if it fits."""
+    found = owner_of(key)
+    if found is None or (isinstance(value, str) and "${" in value):
+        return None  # a name in a dictionary; or what an interpolation leads to, which is seen later
+    owner, name = found
+    node = OmegaConf.structured(owner)
+    try:
+        OmegaConf.update(node, name, value, merge=True)
+    except (OmegaConfBaseException, ValueError):
+        return rule_of(key, value)
+    return None
+
+
+def rule_of(key: str, value: Any) -> str:
+    """What a value of `key` must be."""
+    kind = type_of(key)
+    if kind is str and "${" in str(value):
+        return LITERALLY
+    if value is None:
+        return f"{_must_be(kind)}, not null"
+    if kind is int and _is_whole(value):
+        return f"must be of type int, in digits: {int(float(value))}"
+    return _must_be(kind)
+
+
+def _must_be(kind: Any) -> str:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"must be one of {', '.join(member.name for member in kind)}"
+    if kind is bool:
+        return "must be true or false"
+    if kind in PRIMITIVES:
+        return f"must be of type {kind.__name__}"
+    if get_origin(kind) is list:
+        return f"must be a list [A,B] whose elements are of type {get_args(kind)[0].__name__}"
+    if get_origin(kind) is tuple:
+        return f"must be a list of {len(get_args(kind))} numbers"
+    if is_container(kind):
+        return "must hold keys of its own"
+    return "must be text, or a list of texts"
+
+
+def _is_whole(value: Any) -> bool:
+    if not re.fullmatch(r"[-+]?[0-9._]+([eE][-+]?[0-9]{1,2})?", str(value)):
+        return False
+    try:
+        return float(value).is_integer()
+    except (ValueError, OverflowError):
+        return False

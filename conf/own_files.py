@@ -1,0 +1,292 @@
+"""YAML files as Hydra gets them: every value as it was typed, and mistakes by file and line.
+
+YAML's own rules turn 24:00:00 into 86400, 010 into 8 and `off` into false. Here a value without quotes is text
+until the schema gives it a type: the same text is a number for a number's key and stays text for a text's.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource as HydraFiles
+from hydra._internal.core_plugins.importlib_resources_config_source import (
+    ImportlibResourcesConfigSource as HydraPackage,
+)
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult
+from omegaconf import OmegaConf
+
+from lhtrain.conf.keys import all_keys, is_container, nearest, type_of
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.misfit import misfit
+
+OURS = ("lhtrain.conf", "hydra.conf")  # packages whose files need no check
+PACKAGES = {"stage": "stages", "experiment": "_global_"}  # of groups whose keys do not belong under their name
+
+_PACKAGE = re.compile(r"#\s*@\s*package\s*:?\s+(\S+)\s*")
+_TYPES = {  # what a value below `hydra` is read as, where nothing of its text is lost
+    "true": True,
+    "false": False,
+}
+_NULL = re.compile(r"~|null|Null|NULL|")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values are text, but for null."""
+
+    yaml_implicit_resolvers = {
+        first: [("tag:yaml.org,2002:null", _NULL), ("tag:yaml.org,2002:merge", re.compile("<<"))]
+        for first in ("~", "n", "N", "", "<")
+    }
+
+
+@dataclass
+class Document:
+    """A file of settings: its content, and the line of each key."""
+
+    place: str  # the file, as it is named in messages
+    group: str  # "" for one outside of all groups
+    header: str | None = None  # the package that its first line names
+    content: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)  # of keys with their package, from 1
+
+    @property
+    def package(self) -> str:
+        """What the keys are below; "" at the top."""
+        package = "_group_" if self.header is None else self.header.removeprefix("_global_").lstrip(".")
+        return package.replace("_group_", self.group.replace("/", "."))
+
+    def at(self, key: str) -> str:
+        """FILE:LINE of `key`, or of the nearest key above it that the file has."""
+        while key and key not in self.lines:
+            key = key.rpartition(".")[0]
+        return f"{self.place}:{self.lines[key]}" if key else self.place
+
+
+def read(data: bytes, place: str, config_path: str) -> Document:
+    """The document of a file's content; config_path: as Hydra names it, GROUP/NAME.
+
+    Raises ConfigError: not text, not YAML, a key twice, no mapping.
+    """
+    group = os.path.dirname(config_path)
+    document = Document(place, group, _header(data, place))
+    try:
+        loader = _Loader(data.decode("utf-8-sig"))
+        node = loader.get_single_node()
+        if node is None:
+            return document
+        if not isinstance(node, yaml.MappingNode):
+            raise _wrong(place, node.start_mark, "must hold KEY: VALUE lines")
+        prefix = f"{document.package}." if document.package else ""
+        document.lines = dict(_lines(node, prefix, place))
+        document.content = loader.construct_document(node)
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("", None, f"must be UTF-8 text ({error.reason})", place)]) from error
+    except yaml.MarkedYAMLError as error:
+        raise _wrong(place, error.problem_mark or error.context_mark, _rule(error)) from error
+    except yaml.YAMLError as error:  # a character that no YAML may hold
+        raise ConfigError([Problem("", None, f"is not YAML: {' '.join(str(error).split())}", place)]) from error
+    except RecursionError as error:
+        raise ConfigError([Problem("", None, "must not be nested so deeply", place)]) from error
+    _give_types(document)
+    return document
+
+
+def problems_of(document: Document) -> Iterator[Problem]:
+    """Keys that do not exist, and values of a wrong type. Rules between values are `validate`'s part."""
+    if document.package.startswith("hydra"):
+        return
+    if document.package and type_of(document.package) is None:
+        yield Problem("", None, _no_package(document), f"{document.place}:1")
+        return
+    # `defaults` is Hydra's list of other files, `hydra` its own settings.
+    hidden = {"defaults"} if document.package else {"defaults", "hydra"}
+    tree: Any = {name: value for name, value in document.content.items() if name not in hidden}
+    for name in reversed(document.package.split(".") if document.package else []):
+        tree = {name: tree}
+    yield from _misfits(tree, "", document, list(all_keys()))
+
+
+def _misfits(tree: dict[str, Any], prefix: str, document: Document, known: list[str]) -> Iterator[Problem]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        place, kind = document.at(key), type_of(key)
+        if kind is None:
+            yield Problem(key, value, f"no such key{nearest(key, known)}", place)
+        elif isinstance(value, dict) and is_container(kind):
+            yield from _misfits(value, f"{key}.", document, known)
+        elif value is None and is_container(kind):
+            yield Problem(key, None, "holds nothing: are the lines below it indented?", place)
+        elif rule := misfit(key, value):
+            yield Problem(key, value, rule, place)
+
+
+def _no_package(document: Document) -> str:
+    package = PACKAGES.get(document.group, "_global_")
+    return (
+        f"the first line must be '# @package {package}': without it the file's keys are those of "
+        f"{document.package!r}, which does not exist"
+    )
+
+
+def _header(data: bytes, place: str) -> str | None:
+    """The package that a comment before the first key names: # @package NAME."""
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            return None
+        if re.match(r"\s*#\s*@\s*package\b", line, re.IGNORECASE):
+            if match := _PACKAGE.fullmatch(line.strip()):
+                return match[1]
+            rule = f"{line.strip()!r} must be '# @package NAME', such as '# @package stages'"
+            raise ConfigError([Problem("", None, rule, f"{place}:{number}")])
+    return None
+
+
+def _lines(
+    node: yaml.MappingNode, prefix: str, place: str, above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, int]]:
+    """Each key with its line."""
+    seen: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _wrong(place, key_node.start_mark, "a key must be a name")
+        name = key_node.value
+        if name in seen:
+            key = f"{prefix}{name}"
+            raise ConfigError([Problem("", None, f"{key}: is on line {seen[name]} too; remove one", f"{place}:{line}")])
+        seen[name] = line
+        key_node.tag = "tag:yaml.org,2002:str"  # so that a key `null` or `on` is a name as well
+        yield f"{prefix}{name}", line
+        yield from _lines_below(value_node, f"{prefix}{name}.", place, (*above, id(node)))
+
+
+def _lines_below(
+    node: yaml.Node, prefix: str, place: str, above: tuple[int, ...]
+) -> Iterator[tuple[str, int]]:
+    if id(node) in above:
+        raise _wrong(place, node.start_mark, "must not hold itself")
+    if isinstance(node, yaml.MappingNode):
+        yield from _lines(node, prefix, place, above)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, child in enumerate(node.value):
+            yield from _lines_below(child, f"{prefix}{number}.", place, (*above, id(node)))
+
+
+def _give_types(document: Document) -> None:
+    """Below `hydra` there are keys without a type in any schema, of launchers: numbers and true and false are
+    read there where nothing of the text is lost. What a sweep varies stays text."""
+    if document.package == "hydra" or document.package.startswith("hydra."):
+        document.content = _typed(document.content)
+    elif isinstance(document.content.get("hydra"), dict):
+        hydra = document.content["hydra"]
+        sweeper = hydra.get("sweeper")
+        params = sweeper.get("params") if isinstance(sweeper, dict) else None
+        document.content["hydra"] = _typed(hydra)
+        if params is not None:
+            document.content["hydra"]["sweeper"]["params"] = params
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _typed(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_typed(child) for child in value]
+    if not isinstance(value, str):
+        return value
+    if value in _TYPES:
+        return _TYPES[value]
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except ValueError:
+            continue
+        if str(number) == value:
+            return number
+    return value
+
+
+def _rule(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or "is not YAML"
+    if "'\\t'" in problem:
+        return "a tab: YAML is indented with spaces"
+    if "could not determine a constructor for the tag" in problem:
+        return f"{problem}: only plain YAML is read"
+    return f"{problem}: check the indentation, brackets and quotes here and in the line before"
+
+
+def _wrong(place: str, mark: yaml.Mark | None, rule: str) -> ConfigError:
+    return ConfigError([Problem("", None, rule, f"{place}:{mark.line + 1}" if mark else place)])
+
+
+def _result(source: Any, document: Document) -> ConfigResult:
+    return ConfigResult(
+        config=OmegaConf.create(document.content),
+        path=source.full_path(),
+        provider=source.provider,
+        header={"package": document.header},
+    )
+
+
+# Of the names that Hydra's own classes have: it registers those too, and keeps the first of a name.
+class FileConfigSource(HydraFiles):
+    """A folder of files, of --config-dir or hydra.searchpath. `documents`: those that were read."""
+
+    def __init__(self, provider: str, path: str) -> None:
+        super().__init__(provider, path)
+        self.documents: list[Document] = []
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            rule = f"must be a file that can be read ({error.strerror})"
+            raise ConfigError([Problem("", None, rule, str(path))]) from error
+        document = read(data, _shown(path), config_path)
+        self.documents.append(document)
+        if problems := list(problems_of(document)):
+            raise ConfigError(problems)
+        return _result(self, document)
+
+
+class ImportlibResourcesConfigSource(HydraPackage):
+    """A folder of a Python package. `documents`: those that were read, but for this program's own."""
+
+    def __init__(self, provider: str, path: str) -> None:
+        super().__init__(provider, path)
+        self.documents: list[Document] = []
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        from importlib import resources
+
+        name = self._normalize_file_name(config_path)
+        file = resources.files(self.path).joinpath(name)
+        if not file.is_file():
+            raise ConfigLoadError(f"Config not found : {name}")
+        document = read(file.read_bytes(), f"{self.path}:{name}", config_path)
+        if self.path not in OURS:
+            self.documents.append(document)
+            if problems := list(problems_of(document)):
+                raise ConfigError(problems)
+        return _result(self, document)
+
+
+def _shown(path: Path) -> str:
+    """Relative where the file is below the current folder."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
+
+
+def register() -> None:
+    """Read YAML in this way from now on, whatever asks Hydra for it."""
+    types = SourcesRegistry.instance().types
+    types["file"], types["pkg"] = FileConfigSource, ImportlibResourcesConfigSource

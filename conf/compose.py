@@ -18,10 +18,10 @@ from lhtrain.conf.keys import all_keys, nearest, type_of
 from lhtrain.conf.misfit import LITERALLY, misfit, rule_of
 from lhtrain.conf.overrides import Setting
 from lhtrain.conf.own_files import Document
-from lhtrain.conf.typed_paths import expanded
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.quote import override
 from lhtrain.conf.schema import Config, DataConfig
+from lhtrain.conf.typed_paths import expanded
 from lhtrain.conf.validate import data_problems, validate
 
 # What Hydra raises where overrides do not fit; ValueError: a group's choice that it reads as a number.
@@ -209,7 +209,13 @@ def _explain(setting: Setting, error: Exception, groups: set[str], config: DictC
 def _in_words(said: str) -> str:
     """The part of an error of Hydra's that says what is wrong."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and "full_key" not in line]
-    skipped = ("Error merging override", "See https", "Error parsing override", "reference_type", "object_type")
+    skipped = (
+        "Error merging override",
+        "See https",
+        "Error parsing override",
+        "reference_type",
+        "object_type",
+    )
     return next((line for line in lines if not line.startswith(skipped)), said)
 
 
@@ -220,8 +226,9 @@ def _typed(config: DictConfig) -> Config:
     out.init_from = None if out.init_from is None else expanded(out.init_from)
     out.cluster.python = None if out.cluster.python is None else expanded(out.cluster.python)
     _expand_data(out.data)
-    for counts in (out.run, *out.stages.values()):
-        counts.batch_tokens, counts.grad_accum = _count(counts.batch_tokens), _count(counts.grad_accum)
+    counts: list[Any] = [out.run, *out.stages.values()]
+    for owner in counts:
+        owner.batch_tokens, owner.grad_accum = _count(owner.batch_tokens), _count(owner.grad_accum)
     return out
 
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lhtrain.conf.typed_paths import exists
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, CpAttention, DataConfig, Device
+from lhtrain.conf.typed_paths import exists
 
 
 def here_problems(config: Config) -> Iterator[Problem]:

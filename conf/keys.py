@@ -12,7 +12,15 @@ from lhtrain.conf.schema import Config
 
 # Keys whose text names a file or a folder: `~` is expanded in them, and a path that exists is that path.
 # data.tokenizer may also be a name, and cluster.python a command: neither begins with `~`.
-PATHS = ("run.dir", "data.path", "data.out", "data.cache_dir", "data.tokenizer", "init_from", "cluster.python")
+PATHS = (
+    "run.dir",
+    "data.path",
+    "data.out",
+    "data.cache_dir",
+    "data.tokenizer",
+    "init_from",
+    "cluster.python",
+)
 
 
 def type_of(key: str) -> Any:
@@ -85,8 +93,12 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-@cache
 def _hints(kind: Any) -> dict[str, Any]:
+    return _cached_hints(kind)
+
+
+@cache
+def _cached_hints(kind: type) -> dict[str, Any]:
     return {name: _without_none(hint) for name, hint in get_type_hints(kind).items()}
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lhtrain.conf.keys import holds_text, is_one_text, is_path
-from lhtrain.conf.typed_paths import exists, expanded
 from lhtrain.conf.quote import override
+from lhtrain.conf.typed_paths import exists, expanded
 
 _SETTING = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:(?:\\\\)*|.*?[^\\](?:\\\\)*)'|"(?:(?:\\\\)*|.*?[^\\](?:\\\\)*)\"""", re.DOTALL)

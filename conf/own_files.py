@@ -1,7 +1,7 @@
 """YAML files as Hydra gets them: every value as it was typed, and mistakes by file and line.
 
-YAML's own rules turn 24:00:00 into 86400, 010 into 8 and `off` into false. Here a value without quotes is text
-until the schema gives it a type: the same text is a number for a number's key and stays text for a text's.
+YAML's own rules turn 24:00:00 into 86400, 010 into 8 and `off` into false. Here a value without quotes is
+text until the schema gives it a type: `010` is a number for a key that holds a number, and text for any other.
 """
 
 import os
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource as HydraFiles
@@ -21,25 +21,24 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
 from lhtrain.conf.keys import all_keys, is_container, nearest, type_of
-from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.misfit import misfit
+from lhtrain.conf.problems import ConfigError, Problem
 
 OURS = ("lhtrain.conf", "hydra.conf")  # packages whose files need no check
-PACKAGES = {"stage": "stages", "experiment": "_global_"}  # of groups whose keys do not belong under their name
+PACKAGES = {
+    "stage": "stages",
+    "experiment": "_global_",
+}  # of groups whose keys do not belong under their name
 
 _PACKAGE = re.compile(r"#\s*@\s*package\s*:?\s+(\S+)\s*")
-_TYPES = {  # what a value below `hydra` is read as, where nothing of its text is lost
-    "true": True,
-    "false": False,
-}
-_NULL = re.compile(r"~|null|Null|NULL|")
+_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 
 
 class _Loader(yaml.SafeLoader):
     """Plain values are text, but for null."""
 
-    yaml_implicit_resolvers = {
-        first: [("tag:yaml.org,2002:null", _NULL), ("tag:yaml.org,2002:merge", re.compile("<<"))]
+    yaml_implicit_resolvers: ClassVar = {
+        first: [("tag:yaml.org,2002:null", _NULL), ("tag:yaml.org,2002:merge", re.compile(r"^<<$"))]
         for first in ("~", "n", "N", "", "<")
     }
 
@@ -89,7 +88,9 @@ def read(data: bytes, place: str, config_path: str) -> Document:
     except yaml.MarkedYAMLError as error:
         raise _wrong(place, error.problem_mark or error.context_mark, _rule(error)) from error
     except yaml.YAMLError as error:  # a character that no YAML may hold
-        raise ConfigError([Problem("", None, f"is not YAML: {' '.join(str(error).split())}", place)]) from error
+        raise ConfigError(
+            [Problem("", None, f"is not YAML: {' '.join(str(error).split())}", place)]
+        ) from error
     except RecursionError as error:
         raise ConfigError([Problem("", None, "must not be nested so deeply", place)]) from error
     _give_types(document)
@@ -160,7 +161,9 @@ def _lines(
         name = key_node.value
         if name in seen:
             key = f"{prefix}{name}"
-            raise ConfigError([Problem("", None, f"{key}: is on line {seen[name]} too; remove one", f"{place}:{line}")])
+            raise ConfigError(
+                [Problem("", None, f"{key}: is on line {seen[name]} too; remove one", f"{place}:{line}")]
+            )
         seen[name] = line
         key_node.tag = "tag:yaml.org,2002:str"  # so that a key `null` or `on` is a name as well
         yield f"{prefix}{name}", line
@@ -200,8 +203,8 @@ def _typed(value: Any) -> Any:
         return [_typed(child) for child in value]
     if not isinstance(value, str):
         return value
-    if value in _TYPES:
-        return _TYPES[value]
+    if value in ("true", "false"):
+        return value == "true"
     for kind in (int, float):
         try:
             number = kind(value)

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lhtrain.attention.names import BACKENDS
 from lhtrain.attention.pyramid import Pyramid
 from lhtrain.conf.fill import stage_steps
 from lhtrain.conf.micro_batches import batch_problems, count_problems
 from lhtrain.conf.parallel import parallel_problems
-from lhtrain.conf.typed_paths import path_problem
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Attention, Config, DataConfig, Precision, Recompute, StageConfig
 from lhtrain.conf.slurm import cluster_problems
 from lhtrain.conf.tracking import logger_problems
+from lhtrain.conf.typed_paths import path_problem
 
 FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products
 
@@ -367,8 +368,6 @@ def _mix(mix: Any) -> Iterator[Problem]:
 
 def _start(config: Config) -> Iterator[Problem]:
     """Rules on how the run starts and where it reports."""
-    from lhtrain.attention.lighthouse import BACKENDS
-
     if config.lighthouse.backend not in BACKENDS:
         yield Problem(
             "lighthouse.backend", config.lighthouse.backend, f"must be one of {', '.join(BACKENDS)}"

@@ -2,21 +2,22 @@
 
 import errno
 import importlib
-import itertools
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 import lhtrain
-import lhtrain.conf  # registers the schema and the resolvers
+import lhtrain.conf  # registers the schema, the resolvers and how YAML is read
 from lhtrain import interrupt
 from lhtrain.conf.schema import Config
 
@@ -40,18 +41,8 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 def main() -> None:
     """Entry point of the console script and of `python -m lhtrain`."""
     arguments = sys.argv[1:]
-    if arguments == ["--version"]:
-        print(f"lhtrain {lhtrain.__version__}")
-        return
-    command = "train"
-    if arguments and not arguments[0].startswith(("-", "+", "~")) and "=" not in arguments[0]:
-        command, *arguments = arguments
-    if command not in COMMANDS:
-        names = ", ".join(sorted(COMMANDS))
-        fail(f"no command {command!r} (there is: {names}); settings are KEY=VALUE; try lhtrain --help")
-    module, function = COMMANDS[command].split(":")
     try:
-        getattr(importlib.import_module(module), function)(arguments)
+        _main(arguments)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
     except BrokenPipeError:  # lhtrain … | head
@@ -59,70 +50,139 @@ def main() -> None:
         sys.exit(1)
 
 
+def _main(arguments: Arguments) -> None:
+    if arguments == ["--version"]:
+        print(f"lhtrain {lhtrain.__version__}")
+        return
+    if arguments[:1] == ["-sc"] and arguments[1:2] and arguments[1].startswith("query="):
+        from lhtrain.completion import complete
+
+        return complete(arguments[1])
+    command = "train"
+    if arguments and not arguments[0].startswith(("-", "+", "~")) and "=" not in arguments[0]:
+        command, *arguments = arguments
+    if command == "help":
+        from lhtrain.help import show
+
+        return show(arguments)
+    if command not in COMMANDS:
+        from lhtrain.conf.keys import nearest
+
+        names = ", ".join(sorted([*COMMANDS, "help"]))
+        near = nearest(command, [*COMMANDS, "help"])
+        fail(f"no command {command!r}{near} (there is: {names}); settings are KEY=VALUE; try lhtrain --help")
+    module, function = COMMANDS[command].split(":")
+    getattr(importlib.import_module(module), function)(arguments)
+
+
 def train(arguments: Arguments) -> None:
     """`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then hand over to Hydra."""
     interrupt.watch()  # before the seconds that imports take
-    from hydra._internal.utils import get_args_parser
+    if {"-h", "--help"} & set(arguments):
+        from lhtrain.help import show
 
-    from lhtrain.conf.compose import check_overrides
-    from lhtrain.conf.problems import ConfigError, Problem
+        return show([])
+    from lhtrain.conf.compose import search_path
+    from lhtrain.conf.problems import ConfigError
     from lhtrain.errors import RunError
-    from lhtrain.run_dir import unwritable
-    from lhtrain.world import find_ranks
 
-    # argparse takes flags before or after the overrides, not among them, where a sweep's -m often ends up
-    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+    parsed, flags = _parse(arguments)
+    settings = list(parsed.overrides)
+    claimed = None
     try:
-        ranks = find_ranks()
-        parsed = get_args_parser().parse_args(arguments)
-        for overrides in _jobs(parsed):
-            config = check_overrides(overrides, n_ranks=ranks.size)
-            if parsed.cfg is None and (problem := unwritable(Path(config.run.dir))):
-                raise ConfigError([Problem("run.dir", config.run.dir, problem)])
+        if parsed.config_dir:
+            settings.insert(0, search_path(parsed.config_dir))
+        if not (parsed.hydra_help or parsed.info or parsed.shell_completion or parsed.config_path):
+            settings, claimed = _checked(parsed, settings)
     except (ConfigError, RunError) as error:
         fail(str(error))
-    if ranks.rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
-        arguments += ["hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."]
-    sys.argv[1:] = arguments
-    _hydra_main()
-
-
-def _jobs(parsed: Namespace) -> Iterator[list[str]]:
-    """The overrides of every job the arguments ask for; none where there would be none (--help, --info …)."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    from lhtrain.slurm.quote import search_path
-
-    if parsed.help or parsed.hydra_help or parsed.info or parsed.shell_completion:
-        return
-    if parsed.config_name or parsed.config_path:
-        return  # another program than ours; `run` validates what comes out
+    sys.argv[1:] = [*flags, *settings]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here instead of being printed by Hydra
     try:
-        overrides = OverridesParser.create().parse_overrides(parsed.overrides)
-    except OverrideParseException as error:
-        why = str(error).splitlines()[0]
-        fail(f"{error.override}: {why}; special characters need quotes in quotes: 'KEY=\"VALUE\"'")
-    choices: list[list[str]] = [[search_path(parsed.config_dir)]] if parsed.config_dir else []
-    for override in overrides:
-        key = override.get_key_element().lstrip("+~")
-        if key.split(".")[0].split("/")[0] == "hydra" and key != "hydra.searchpath":
-            continue  # Hydra's own
-        if parsed.multirun and override.is_discrete_sweep():
-            choices.append(list(_values(override)))
-        elif override.is_sweep_override():
-            if not parsed.multirun:
-                fail(f"{override.input_line}: several values need a sweep; add -m")
-            return  # a range for an optimizing sweeper: only it knows the values
-        else:
-            choices.append([str(override.input_line)])
-    for job in itertools.product(*choices):
-        yield list(job)
+        _hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(" ".join(str(error).split()))
+    except Exception as error:
+        if not getattr(error, "was_reported", False):
+            raise
+        fail("the sweep is over; what ended some of its runs is above", status=1)
+    finally:
+        if claimed is not None and claimed.is_dir() and not any(claimed.iterdir()):
+            claimed.rmdir()  # of a run that never began
 
 
-def _values(override: Any) -> Iterator[str]:
-    for value in override.sweep_string_iterator():
-        yield f"{override.get_key_element()}={value}"
+def _parse(arguments: Arguments) -> tuple[Namespace, Arguments]:
+    """The arguments, and those that are Hydra's own flags; settings may stand before and after them."""
+    from hydra._internal.utils import get_args_parser
+
+    parser: ArgumentParser = get_args_parser()
+    setattr(parser, "error", lambda message: fail(f"{message}; try lhtrain --help"))  # noqa: B010
+    parsed = parser.parse_intermixed_args(arguments)
+    flags = []
+    for action in parser._actions:
+        value = getattr(parsed, action.dest, None)
+        if action.option_strings and value not in (None, False) and action.dest != "config_dir":
+            flags += [action.option_strings[0], *([] if value is True else [value])]
+    if parsed.cfg and parsed.multirun:
+        fail("--cfg shows one configuration, -m makes several runs: leave one of them out")
+    if (parsed.resolve or parsed.package) and not parsed.cfg:
+        fail("--resolve and --package go with --cfg job")
+    return parsed, flags
+
+
+def _checked(parsed: Namespace, settings: Arguments) -> tuple[Arguments, Path | None]:
+    """The settings as Hydra is to get them, once every run that they make is found to be right; and the
+    folder that was made for a run without a run.dir of its own.
+
+    Raises ConfigError, RunError.
+    """
+    from lhtrain.conf.compose import checked
+    from lhtrain.conf.overrides import spelled
+    from lhtrain.conf.problems import ConfigError, Problem
+    from lhtrain.conf.quote import override
+    from lhtrain.conf.schema import Resume
+    from lhtrain.conf.sweep import Sweep, sweep_of
+    from lhtrain.run_dir import claim, holds_run, unwritable
+
+    rank, n_ranks = _ranks()
+    is_sweep, starts = parsed.multirun or "hydra.mode=MULTIRUN" in settings, parsed.cfg is None
+    sweep = sweep_of(settings) if is_sweep else Sweep(spelled(settings), [settings], [])
+    problems: list[Problem] = []
+    runs = []
+    for job in sweep.jobs:
+        try:
+            runs.append(checked(job, parsed.config_name or "config", n_ranks, here=starts))
+        except ConfigError as error:
+            problems += error.problems
+    for run_dir in [Path(run.config.run.dir) for run in runs] if starts else []:
+        if problem := unwritable(run_dir):
+            problems.append(Problem("run.dir", run_dir, problem))
+    if not problems and runs[0].config.resume is Resume.never:
+        for folder in filter(holds_run, sweep.dirs if starts else []):
+            rule = f"a run of this sweep would go to {folder}, which holds one already: resume=auto continues"
+            problems.append(Problem("run.dir", runs[0].config.run.dir, f"{rule} it, or take another folder"))
+    if problems:
+        raise ConfigError(problems)
+    settings = sweep.overrides
+    if rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
+        return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None
+    if not starts or not runs[0].is_dated or (is_sweep and not sweep.dirs):
+        return settings, None
+    # Two runs that start in the same second would have the same folder.
+    suffix = "_sweep" if is_sweep else ""
+    folder = sweep.dirs[0].parent if is_sweep else Path(runs[0].config.run.dir)
+    name = claim(folder.with_name(folder.name.removesuffix(suffix)), suffix)
+    return [*settings, f"run.dir={override(str(name))}"], Path(f"{name}{suffix}")
+
+
+def _ranks() -> tuple[int, int]:
+    """This process's rank, and how many there are. Raises RunError."""
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID"} & os.environ.keys():
+        return 0, 1
+    from lhtrain.world import find_ranks  # imports torch, for which an error in a setting need not wait
+
+    ranks = find_ranks()
+    return ranks.rank, ranks.size
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")
@@ -152,6 +212,7 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
             raise
         if of_sweep is not None:
             print(f"lhtrain: {of_sweep}: {message}", file=sys.stderr)
+            setattr(error, "was_reported", True)  # noqa: B010
             raise error.with_traceback(None) from None  # which ends this run, not the sweep
         fail(message, status=1)
 

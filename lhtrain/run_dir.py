@@ -1,5 +1,6 @@
 """The run directory: what lies where; configurations as they are saved and compared."""
 
+import itertools
 import os
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
@@ -103,6 +104,25 @@ def unwritable(path: Path) -> str | None:
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         return None
     return f"{nearest} must be a folder that can be written"
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run has left rows or checkpoints in `path`."""
+    run_dir = RunDir(path)
+    return run_dir.metrics.exists() or run_dir.checkpoints.exists()
+
+
+def claim(path: Path, suffix: str = "") -> Path:
+    """Make the folder PATH, or the first of PATH_2, PATH_3 … that nobody else has made; `suffix` is put after
+    each. Returns the path without the suffix."""
+    for number in itertools.count(1):
+        name = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        try:
+            Path(f"{name}{suffix}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return name
+    raise AssertionError("itertools.count ends")
 
 
 def as_container(config: Config) -> dict[str, Any]:

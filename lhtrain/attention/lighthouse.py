@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
+from lhtrain.attention.names import BACKENDS, SCORERS
 from lhtrain.attention.pyramid import Pyramid
 from lhtrain.attention.selection import select_covered
 
-SCORERS = ("norm",)
-BACKENDS = ("auto", "reference", "triton")
 HAS_TRITON = find_spec("triton") is not None
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lhtrain.conf.fill import filled
 from lhtrain.conf.keys import all_keys, nearest, type_of
 from lhtrain.conf.misfit import LITERALLY, misfit, rule_of
 from lhtrain.conf.overrides import Setting
-from lhtrain.conf.own_files import Document
+from lhtrain.conf.own_files import Document, number
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.quote import override
 from lhtrain.conf.schema import Config, DataConfig
@@ -228,14 +228,8 @@ def _typed(config: DictConfig) -> Config:
     _expand_data(out.data)
     counts: list[Any] = [out.run, *out.stages.values()]
     for owner in counts:
-        owner.batch_tokens, owner.grad_accum = _count(owner.batch_tokens), _count(owner.grad_accum)
+        owner.batch_tokens, owner.grad_accum = number(owner.batch_tokens), number(owner.grad_accum)
     return out
-
-
-def _count(value: Any) -> Any:
-    """A number that may also be `auto`; files and the command line have it as text."""
-    text = value.replace("_", "") if isinstance(value, str) else ""
-    return int(text) if text.isdecimal() and len(text) < 20 else value
 
 
 def _expand_data(data: DataConfig) -> None:
@@ -258,9 +252,8 @@ def _part(part: Any) -> Any:
     part = dict(part)
     if isinstance(part.get("path"), str):
         part["path"] = expanded(part["path"])
-    if isinstance(weight := part.get("weight"), str):
-        with suppress(ValueError):
-            part["weight"] = int(weight) if weight.isdecimal() else float(weight)
+    if "weight" in part:
+        part["weight"] = number(part["weight"])
     return part
 
 

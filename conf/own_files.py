@@ -1,15 +1,16 @@
 """YAML files as Hydra gets them: every value as it was typed, and mistakes by file and line.
 
 YAML's own rules turn 24:00:00 into 86400, 010 into 8 and `off` into false. Here a value without quotes is
-text until the schema gives it a type: `010` is a number for a key that holds a number, and text for any other.
+text until the schema gives it a type: `010` is a number for a key that holds numbers, text for any other.
 """
 
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource as HydraFiles
@@ -58,6 +59,10 @@ class Document:
         """What the keys are below; "" at the top."""
         package = "_group_" if self.header is None else self.header.removeprefix("_global_").lstrip(".")
         return package.replace("_group_", self.group.replace("/", "."))
+
+    def typed(self) -> dict[str, Any]:
+        """The content of a whole configuration, each value with its key's type where it has that."""
+        return {name: _with_types(name, value) for name, value in self.content.items()}
 
     def at(self, key: str) -> str:
         """FILE:LINE of `key`, or of the nearest key above it that the file has."""
@@ -180,6 +185,40 @@ def _lines_below(
     elif isinstance(node, yaml.SequenceNode):
         for number, child in enumerate(node.value):
             yield from _lines_below(child, f"{prefix}{number}.", place, (*above, id(node)))
+
+
+def _with_types(key: str, value: Any) -> Any:
+    kind = type_of(key)
+    if isinstance(value, dict):
+        return {name: _with_types(f"{key}.{name}", child) for name, child in value.items()}
+    if key.startswith("data.mix."):
+        return number(value) if key.endswith(".weight") else value
+    if isinstance(value, list):
+        inner = get_args(kind)[0] if get_args(kind) else str
+        return [_as_kind(child, inner) for child in value]
+    if key.endswith(("batch_tokens", "grad_accum")):  # which may also be auto
+        return number(value)
+    return _as_kind(value, kind)
+
+
+def number(value: Any) -> Any:
+    """The number that a text is, where it is one; anything else as it is."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    return value
+
+
+def _as_kind(value: Any, kind: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if kind is bool and value in ("true", "false"):
+        return value == "true"
+    if kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return value
 
 
 def _give_types(document: Document) -> None:

@@ -22,7 +22,7 @@ class Problem:
 
 def shown(value: object) -> str:
     """A value as a message shows it: on one line, and not longer than that."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = "null" if value is None else str(value)
     if not text.isprintable():
         text = repr(text)
     return text if len(text) <= 200 else f"{text[:150]}… ({len(text):,} characters)"

@@ -14,7 +14,7 @@ def exists(path: str) -> bool:
 
 
 def expanded(path: str) -> str:
-    """`path` with `~` or `~USER` expanded, unless a file of that very name exists or nobody knows the home."""
+    """`path` with `~` or `~USER` expanded, unless a file of that name exists or the home is unknown."""
     if not path.startswith("~") or exists(path):
         return path
     return os.path.expanduser(path)

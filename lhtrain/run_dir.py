@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from lhtrain.conf.own_files import read
+from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import (
     ComputeConfig,
     Config,
@@ -66,15 +66,14 @@ class RunDir:
         Raises RunError: it cannot be read, or is no configuration.
         """
         try:
-            content = read_regular(self.config).decode()
-            loaded = OmegaConf.to_container(OmegaConf.create(content), resolve=False)
+            loaded = read(read_regular(self.config), str(self.config), "").typed()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except ConfigError as error:
+            why = "; ".join(map(str, error.problems))
             raise RunError(f"{self.config} cannot be read as a configuration: {why}") from error
-        if not isinstance(loaded, dict):
-            raise RunError(f"{self.config} is no configuration: it must be a YAML mapping of settings")
+        except OSError as error:
+            raise RunError(f"{self.config} cannot be read as a configuration: {error}") from error
         return {str(key): value for key, value in loaded.items()}
 
     @property

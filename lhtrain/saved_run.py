@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lhtrain import checkpoint
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
+from lhtrain.conf.overrides import Setting
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.resolvers import budget
 from lhtrain.conf.schema import Config, StageConfig
@@ -83,7 +84,7 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
     if current is missing and not _is_key(config, key):
         return Problem(key, value, "no such key")
     try:
-        new = parsed(value)
+        new = parsed(Setting.of(text).override.partition("=")[2])
         OmegaConf.update(config, key, new)
     except (OmegaConfBaseException, ValueError) as error:
         return Problem(key, value, str(error).strip().splitlines()[0])

@@ -119,7 +119,7 @@ def test_filling_twice_changes_nothing():
         (["run.batch_tokens=0"], 1, "run.batch_tokens=0: must be at least 1, or auto"),
         (["run.batch_tokens=lots"], 1, "run.batch_tokens=lots: must be a whole number, or auto"),
         (["run.batch_tokens=1.5"], 1, "run.batch_tokens=1.5: must be a whole number, or auto"),
-        (["run.batch_tokens=true"], 1, "run.batch_tokens=true: must be a whole number, or auto"),
+        (["run.batch_tokens=true"], 1, "run.batch_tokens=True: must be a whole number, or auto"),
         (["run.batch_tokens=null"], 1, "run.batch_tokens=null: must be a whole number, or auto"),
         (["run.grad_accum=-1"], 1, "run.grad_accum=-1: must be at least 1, or auto"),
         (["stages.recovery.grad_accum=[2]"], 1, "stages.recovery.grad_accum=[2]: must be a whole number"),

@@ -33,7 +33,7 @@ from lhtrain.data.manifest import (
     shard_name,
     skipped_documents,
 )
-from lhtrain.data.paths import expanded
+from lhtrain.data.paths import matching
 from lhtrain.data.plan import Unit, make_plan, plan_hash
 from lhtrain.data.progress import Meter
 from lhtrain.data.recipe import PREPARABLE, Recipe
@@ -72,15 +72,15 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
 
 
 def _check_apart(folder: Path, recipe: Recipe, units: list[Unit]) -> None:
-    """Refuse to write among what is read: a folder that `prepare` wrote to is not read as a source again."""
+    """Refuse to write among what is read: `prepare`'s own files would be texts, or hide those beside them."""
     out = os.path.realpath(folder)
-    roots = [os.path.realpath(expanded(path)) for path in recipe.paths]
-    if not any(root == out or _is_in(out, root) for root in roots):
+    roots = [os.path.realpath(path) for given in recipe.paths for path in matching(given)]
+    if not any(_is_in(out, root) for root in roots):
         return
     parents = {os.path.dirname(item.path) for unit in units for item in unit.items if unit.reader != "hub"}
     held = next((parent for parent in sorted(parents) if _is_in(os.path.realpath(parent), out)), None)
     if held is not None:
-        rule = f"must be a folder of its own, but holds texts that are to be read, in {held!r}"
+        rule = f"must be a folder of its own, but holds files that are to be read, in {held!r}"
         raise DataError(f"data.out={str(folder)!r}: {rule}; give a new folder, beside data.path or in it")
 
 

@@ -1,12 +1,15 @@
 """Cached folders: complete or absent, whoever builds them and whenever they are stopped."""
 
+import errno
 import logging
+import os
+import uuid
 from pathlib import Path
 
 import pytest
 
 from lhtrain.data import DataError
-from lhtrain.data.cache import cache_root, load_or_build
+from lhtrain.data.cache import cache_root, load_or_build, remove_abandoned
 from lhtrain.data.errors import DamagedStore
 
 
@@ -114,3 +117,53 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LHTRAIN_CACHE", "/own")
     assert cache_root(None) == Path("/own")
     assert cache_root("~/mine") == Path("/home/someone/mine")
+
+
+def left(cache: Path) -> Path:
+    """A folder as a process leaves it that is killed while it tokenizes."""
+    folder = cache / f".{'0' * 32}.{uuid.uuid4().hex[:12]}"
+    folder.mkdir(parents=True)
+    (folder / "00000.bin").write_bytes(b"half")
+    return folder
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    leftovers = [left(tmp_path), left(tmp_path)]
+    others = [tmp_path / ".mine", tmp_path / "text_0123", tmp_path / f".{'0' * 32}.short"]
+    for other in others:
+        other.mkdir()
+    load_or_build(
+        tmp_path / "new", lambda folder: next(folder.iterdir()), lambda folder: (folder / "a").touch()
+    )
+    assert not any(path.exists() for path in leftovers) and all(path.exists() for path in others)
+
+
+def test_what_a_living_process_builds_stays(tmp_path):
+    seen = []
+
+    def build(folder: Path) -> None:
+        remove_abandoned(tmp_path)  # as another process would
+        seen.append(folder.is_dir())
+        (folder / "a").touch()
+
+    load_or_build(tmp_path / "new", lambda folder: next(folder.iterdir()), build)
+    assert seen == [True] and [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_leftovers_where_there_are_no_locks(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("lhtrain.data.cache.fcntl.flock", refuse)
+    old, new = left(tmp_path), left(tmp_path)
+    os.utime(old, (0, 0))
+    remove_abandoned(tmp_path)
+    assert not old.exists() and new.exists()
+
+
+def test_a_link_among_leftovers_is_not_followed(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    (tmp_path / f".{'0' * 32}.{'1' * 12}").symlink_to("kept")
+    remove_abandoned(tmp_path)
+    assert (tmp_path / "kept/file").exists()

@@ -1,6 +1,7 @@
 """Preparing: the same shards however many processes write them, after any interruption, up to any limit."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lhtrain.data import ByteTokenizer, open_corpus, plan, shard
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare import _Stopped, _work, prepare
 from lhtrain.data.recipe import Recipe
+from lhtrain.data.statistics import inspect
 from lhtrain.data.verify import verify
 
 
@@ -239,3 +242,177 @@ def test_a_damaged_description_is_written_again(texts, tmp_path, name):
     for damaged in {name, "meta.json"}:
         (tmp_path / "out" / damaged).write_text("")
     assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False) == first
+
+
+PLANTED = ["prepare.lock", "plan.json", "meta.json", "00000.bin", "00000.skipped.json", "tokenizer.json"]
+PLANTED += [".plan.json", ".meta.json", f".00000.bin.{os.getpid()}"]  # names that earlier versions used
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link, lambda victim, path: os.mkfifo(path)])
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_links_and_pipes_are_not_followed(texts, tmp_path, name, link):
+    """Whoever may write to data.out must not choose what of the user's is emptied."""
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    out.mkdir()
+    link(victim, out / name)
+    tokenizer = tmp_path / "t.json"
+    write_tokenizer(tokenizer)
+    try:
+        prepare(recipe(texts, tokenizer=str(tokenizer)), out, workers=1, progress=False)
+    except DataError as error:
+        assert str(out) in str(error)
+    else:
+        assert verify(out)[1] == []
+    assert victim.read_text() == "precious"
+
+
+def write_tokenizer(path: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*alphabet, "</s>"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(path))
+
+
+def test_the_folder_is_not_the_source(texts, tmp_path):
+    """A refusal leaves nothing behind, and the source can be used."""
+    before = sorted(texts.iterdir())
+    (texts / "deeper").mkdir()
+    (texts / "deeper" / "a.txt").write_text("text")
+    (tmp_path / "link").symlink_to(texts)
+    for out in (texts, texts / "deeper", tmp_path / "link", tmp_path / "link" / ".." / "texts"):
+        with pytest.raises(DataError, match=r"data\.out=.*must be a folder of its own, but holds files that"):
+            prepare(recipe(texts), out, workers=1, progress=False)
+    assert sorted(texts.iterdir()) == sorted([*before, texts / "deeper"])
+    for out in (tmp_path / "beside", texts / "inside"):
+        assert prepare(recipe(texts), out, workers=1, progress=False).documents == 13
+
+
+def test_a_lock_that_an_earlier_version_left_hides_nothing(texts, tmp_path):
+    (texts / "prepare.lock").write_text("")
+    assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False).documents == 12
+    assert open_corpus("text", str(texts), cache_dir=tmp_path / "cache", progress=False).train.n_documents
+
+
+def test_a_folder_of_shards_is_no_source_of_text(texts, tmp_path):
+    prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    for read in (
+        lambda: prepare(recipe(tmp_path / "out"), tmp_path / "again", workers=1, progress=False),
+        lambda: open_corpus("text", str(tmp_path / "out"), cache_dir=tmp_path / "cache", progress=False),
+    ):
+        with pytest.raises(DataError, match="it is a folder of prepared shards, for data=prepared"):
+            read()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "dangling"])
+def test_no_folder_can_be_made_there(texts, tmp_path, out):
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"data\.out=.*must be a folder, or a path where one can be made"):
+        prepare(recipe(texts), tmp_path / out, workers=1, progress=False)
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_two_at_once_are_refused(texts, tmp_path):
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "prepare.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="is being prepared by another process; wait for it"):
+            prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False).documents == 12
+
+
+def test_a_file_system_without_locks(texts, tmp_path, monkeypatch, caplog):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("lhtrain.data.prepare.fcntl.flock", refuse)
+    assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False).documents == 12
+    assert "no locks here" in caplog.text
+
+
+def test_other_settings_may_follow_where_no_shard_is_finished(texts, tmp_path, monkeypatch):
+    """A first attempt that failed at once must not spoil the folder."""
+
+    def broken(*_: object) -> None:
+        raise DataError("broken")
+
+    with monkeypatch.context() as first, pytest.raises(DataError, match="broken"):
+        first.setattr(shard, "write_document", broken)
+        prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    (texts / "05.txt").write_text("mended")
+    assert prepare(recipe(texts, bos=True), tmp_path / "out", workers=1, progress=False).documents == 12
+    assert verify(tmp_path / "out")[1] == []
+
+
+def test_a_source_that_changes_while_it_is_read(texts, tmp_path, monkeypatch):
+    real = shard.write_document
+
+    def changing(*arguments):
+        (texts / "00.txt").write_text("another text")
+        return real(*arguments)
+
+    monkeypatch.setattr(shard, "write_document", changing)
+    with pytest.raises(DataError, match=r"00\.txt' changed while it was prepared; it must stay as it is"):
+        prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def put(path: Path, content: bytes | None) -> None:
+    path.unlink()
+    if content is None:
+        path.symlink_to("nowhere")
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"noise" * 99, b"[]", b"\xff", None])
+@pytest.mark.parametrize(
+    "name", ["00001.bin", "00001.skipped.json", "meta.json", "plan.json", "tokenizer.json"]
+)
+def test_the_same_command_writes_again_what_is_damaged(texts, tmp_path, name, content):
+    write_tokenizer(tmp_path / "t.json")
+    wanted = recipe(texts, tokenizer=str(tmp_path / "t.json"))
+    first = prepare(wanted, tmp_path / "out", workers=1, progress=False)
+    before = contents(tmp_path / "out")
+    put(tmp_path / "out" / name, content)
+    assert verify_finds(tmp_path / "out")
+    assert prepare(wanted, tmp_path / "out", workers=1, progress=False) == first
+    assert contents(tmp_path / "out") == before and verify(tmp_path / "out")[1] == []
+
+
+def verify_finds(folder: Path) -> bool:
+    try:
+        return bool(verify(folder)[1])
+    except DataError:
+        return True
+
+
+def test_a_shard_with_a_flipped_bit_is_written_again(texts, tmp_path):
+    first = prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    before = contents(tmp_path / "out")
+    flip(tmp_path / "out" / "00001.bin")
+    assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False) == first
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("limit", [1, 12, 13, 10**15])
+@pytest.mark.parametrize("kind", ["max_documents", "max_tokens"])
+def test_extreme_limits(texts, tmp_path, kind, limit):
+    manifest = prepare(recipe(texts, **{kind: limit}), tmp_path / "out", workers=1, progress=False)
+    assert manifest.documents == (min(limit, 12) if kind == "max_documents" else 1 if limit < 14 else 12)
+    assert prepare(recipe(texts, **{kind: limit}), tmp_path / "out", 1, progress=False) == manifest
+    assert verify(tmp_path / "out")[1] == []
+    assert "documents   " in inspect(tmp_path / "out")
+    corpus = open_corpus("prepared", path=str(tmp_path / "out"))
+    assert corpus.train.n_documents and corpus.val.n_documents
+
+
+def test_no_memory_is_said(texts, tmp_path, monkeypatch):
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(shard, "write_document", none_left)
+    with pytest.raises(DataError, match=r"00\.txt' and what follows it needs more memory than there is"):
+        prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)

@@ -265,6 +265,7 @@ class EvalConfig:
 class CheckpointConfig:
     every: int = 100  # steps; stage ends are always saved
     keep: int = 3
+    retry: float = 600.0  # seconds for which the last one is tried again where the disk is full or fails
 
 
 @dataclass

@@ -69,6 +69,12 @@ def _ranges(config: Config) -> Iterator[Problem]:
     for phase, seconds in vars(config.watchdog).items():
         if seconds is not None and not seconds > 0:
             yield Problem(f"watchdog.{phase}", seconds, "must be greater than 0, or null")
+    retry, limit = config.checkpoint.retry, config.watchdog.save
+    if not (retry >= 0 and math.isfinite(retry)):
+        yield Problem("checkpoint.retry", retry, "must be at least 0 and finite")
+    elif limit is not None and retry >= limit > 0:
+        rule = f"must be less than watchdog.save={limit:g}, which would end the run before"
+        yield Problem("checkpoint.retry", retry, rule)
     if not config.guard.spike >= 0:
         yield Problem("guard.spike", config.guard.spike, "must be at least 0")
     if config.guard.max_rewinds < 0:

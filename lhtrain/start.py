@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from lhtrain import checkpoint
+from lhtrain.checkpoint.model import LAYOUT, TRAINED_FOR
+from lhtrain.checkpoint.model import differing as differing_model
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.data import Corpus
 from lhtrain.errors import RunError
@@ -162,8 +164,16 @@ def start_from(
         RunError: a faulty checkpoint, or one of another model.
     """
     state = checkpoint.read_state(path, world)
+    saved, now = state["config"]["model"], as_container(config)["model"]
+    if changed := differing_model(saved, now, LAYOUT):
+        raise RunError(
+            f"init_from={path}: its weights are of other heads (saved -> now): {', '.join(changed)}; "
+            "give the saved values"
+        )
     checkpoint.load(path, tensors)
     note = f"weights and optimizer of {path}, step {state['progress']['step']}"
+    if changed := differing_model(saved, now, TRAINED_FOR):
+        note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
     if state["data"] != corpus.fingerprint:
         return Progress(), f"{note}; other data, read from its start"
     position = state["progress"]["position"]

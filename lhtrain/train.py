@@ -85,7 +85,7 @@ class Trainer:
         self.parallel = Parallel(config.parallel, config.model, config.lighthouse.selection, world)
         self._open_data()
         self._build_model()
-        self.saver = Saver(self.dir.checkpoints, config.checkpoint.keep, world)
+        self.saver = Saver(self.dir.checkpoints, config.checkpoint.keep, world, config.checkpoint.retry)
         self.guard = Guard(config.guard)
         # Of the stage: seconds for data at the last comparison; steps and their seconds when one was logged.
         self.drift, self.waited, self.logged = Drift(world), 0.0, (0, 0.0)
@@ -142,6 +142,7 @@ class Trainer:
         with (
             reporter(self.config, self.dir, self.progress, peak, about) as self.report,
             Interrupt() as interrupt,
+            self.saver,
         ):
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.corpus.tokenizer))
             self.saver.say = self.report.say
@@ -163,7 +164,7 @@ class Trainer:
                     signal = self.world.largest(interrupt.requested or 0)
                     self._after_step(stage, signal)
             with self.watchdog.phase("save"):
-                self.saver.finish()
+                self.saver.finish(stop=lambda: interrupt.requested)
             self._note_first_checkpoint()
             self.report.about["checkpoints"] = self.saver.saved.as_summary()
             result = self.report.finish(signal)
@@ -192,6 +193,7 @@ class Trainer:
 
     def _after_step(self, stage: StageConfig, signal: int) -> None:
         """Validate and save where it is time to."""
+        self.saver.poll()
         step, ends = self.progress.step, self.progress.step in self.schedule.ends
         if ends or step % self.config.eval.every == 0:
             self._validate(stage)

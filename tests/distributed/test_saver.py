@@ -1,35 +1,126 @@
-"""A save that fails on one rank alone."""
+"""Saves that fail, or are slow, on one rank alone."""
 
+import errno
+import threading
 from pathlib import Path
 
 import torch
 
 from lhtrain import checkpoint, saver
+from lhtrain.checkpoint import writer
+from lhtrain.checkpoint.staging import Staging
 from lhtrain.world import World
 from tests.distributed.ranks import on_ranks
 
-TENSORS = {"model.w": torch.ones(8)}
+TENSORS = {"model.w": torch.ones(8), "model.v": torch.ones(3)}
 
 
-def save_where_the_last_rank_cannot(folder: Path):
-    """On a rank: what it says of the save, and the checkpoints that are there."""
-    world, told = World.start(torch.device("cpu"), timeout=2), []
-    if world.rank == world.size - 1:
+def say_into(told, one):
+    one.say = lambda line: told.append(line) if line.startswith("warning") else None
 
-        def without_memory(*_, **__):
-            raise MemoryError("no room for the copy")
 
-        saver.dcp.async_save = without_memory
-    one = saver.Saver(folder, 1, world)
-    one.say = told.append
+HOWS = {
+    "staging": "MemoryError: no room for the copy",
+    "writing": "[Errno 28] No space left on device: {}/.writing-step_00000001/rank_00001.bin",
+    "main": "[Errno 28] No space left on device: {}/.writing-step_00000001/rank_00000.bin",
+}
+
+
+def without_memory(*_):
+    raise MemoryError("no room for the copy")
+
+
+def full(path, content):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def save_where_one_rank_cannot(parent: Path):
+    """On a rank: of each way to fail, what it says of that save, and what there is after the next."""
+    world, outcomes = World.start(torch.device("cpu"), timeout=5), {}
+    stage, write = Staging.stage, writer.write_file
+    for how in HOWS:
+        told, folder = [], parent / how
+        one = saver.Saver(folder, 9, world)
+        say_into(told, one)
+        if world.rank == 1 and how == "staging":
+            Staging.stage = without_memory
+        elif world.rank == (0 if how == "main" else 1):
+            writer.write_file = full
+        one.save(1, TENSORS, {})
+        one.wait()
+        failed, there = one.saved.failed, checkpoint.complete(folder)
+        Staging.stage, writer.write_file = stage, write
+        one.save(2, TENSORS, {})
+        one.finish()
+        outcomes[how] = told, failed, there, one.saved.count, [path.name for path in folder.iterdir()]
+    return outcomes
+
+
+def test_all_ranks_know_and_the_next_save_is_not_affected(tmp_path):
+    for outcomes in on_ranks(save_where_one_rank_cannot, 2, tmp_path, folder=tmp_path):
+        for how, (told, failed, there, count, names) in outcomes.items():
+            why = HOWS[how].format(tmp_path / how)
+            assert told == [f"warning   a checkpoint was not written: {why}; the older ones are untouched"]
+            assert failed == 1 and there == [] and count == 1 and names == ["step_00000002"], how
+
+
+def save_on_a_disk_slower_than_the_timeout(parent: Path):
+    """On a rank, for each that is slow: failed saves, saves, whether the second waited, and what there is."""
+    world = World.start(torch.device("cpu"), timeout=2)
+    write, outcomes = writer.write_file, []
+    for slow_rank in range(2):
+        folder, released = parent / f"slow_{slow_rank}", threading.Event()
+        one = saver.Saver(folder, 9, world)
+        say_into([], one)
+
+        def slow(path, content, released=released):
+            released.wait(30)
+            return write(path, content)
+
+        writer.write_file = slow if world.rank == slow_rank else write
+        one.save(1, TENSORS, {})
+        for _ in range(3):  # training
+            world.mean(torch.ones(1))
+        # Ranks now wait for the slow one, for twice as long as a collective may take.
+        threading.Timer(4.5, released.set).start()
+        one.save(2, TENSORS, {})
+        waited = released.is_set() or world.rank != slow_rank
+        one.finish()
+        outcomes.append((one.saved.failed, one.saved.count, waited, len(checkpoint.complete(folder))))
+    return outcomes
+
+
+def test_a_disk_slower_than_the_timeout_breaks_nothing(tmp_path):
+    for outcomes in on_ranks(save_on_a_disk_slower_than_the_timeout, 2, tmp_path, folder=tmp_path):
+        assert outcomes == [(0, 2, True, 2)] * 2
+
+
+def find_where_one_rank_cannot_read(folder: Path):
+    """On a rank: what it says of a checkpoint that rank 1 alone cannot read."""
+    import os
+
+    from lhtrain.checkpoint import check
+
+    world, real = World.start(torch.device("cpu"), timeout=5), os.preadv
+    check.PAUSE = 0
+
+    def broken(*arguments):
+        if world.rank == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(*arguments)
+
+    os.preadv = broken
+    try:
+        return str(checkpoint.newest_sound(folder, world))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_what_one_rank_cannot_read_no_rank_calls_damaged(tmp_path):
+    one = saver.Saver(tmp_path / "run", 9, World.start(torch.device("cpu")))
     one.save(1, TENSORS, {})
-    one.wait()
-    return told, one.saved.failed, checkpoint.complete(folder)
-
-
-def test_all_ranks_hear_of_it_and_nothing_is_left(tmp_path):
-    folder = tmp_path / "checkpoints"
-    for told, failed, there in on_ranks(save_where_the_last_rank_cannot, 2, folder, folder=tmp_path):
-        assert len(told) == failed == 1 and there == []
-        assert "MemoryError: no room for the copy; the older ones are untouched" in told[0]
-    assert list(folder.iterdir()) == []
+    one.finish()
+    told = on_ranks(find_where_one_rank_cannot_read, 2, tmp_path / "run", folder=tmp_path)
+    assert told[0] == told[1]
+    assert told[0].startswith("RunError") and "[Errno 5] Input/output error" in told[0]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step_00000001"]

@@ -76,10 +76,10 @@ def test_other_settings_are_refused_and_named(lhtrain):
 
 def test_a_truncated_checkpoint_is_put_aside_for_the_one_before(lhtrain, undisturbed):
     run = lhtrain("truncated", "checkpoint.every=8")
-    file = run.path / "checkpoints" / "step_00000016" / "__0_0.distcp"
+    file = run.path / "checkpoints" / "step_00000016" / "rank_00000.bin"
     file.write_bytes(file.read_bytes()[:-10])
     resumed = lhtrain("truncated", "resume=auto", "checkpoint.every=8")
-    assert "checkpoint step_00000016 is damaged and was put aside: __0_0.distcp is truncated" in resumed.out
+    assert "checkpoint step_00000016 is damaged and was put aside: rank_00000.bin is truncated" in resumed.out
     assert "continues from step_00000008" in resumed.out
     assert resumed.trace == undisturbed.trace
     assert resumed.checkpoints == ["damaged-step_00000016", "step_00000008", "step_00000016"]

@@ -1,0 +1,118 @@
+"""Files whose content is verified block by block, so that what is used is what was hashed."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lhtrain.checkpoint.faults import Fault, of_name
+from lhtrain.files import open_regular
+
+BLOCK = 16 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in the manifest. sha256: of every `block` bytes."""
+
+    bytes: int
+    sha256: tuple[str, ...]
+    block: int = BLOCK
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-self.bytes // self.block)
+
+
+def hashes(content: memoryview, block: int = BLOCK) -> Iterator[tuple[memoryview, str]]:
+    """The blocks of `content`, each with its SHA-256."""
+    for begin in range(0, len(content), block):
+        part = content[begin : begin + block]
+        yield part, hashlib.sha256(part).hexdigest()
+
+
+class BlockFile:
+    """A file of a checkpoint, open for reading. Use as a context manager.
+
+    Raises Fault: missing, not a regular file, of another size; when a block is read, altered. OSError: it
+    cannot be read now.
+    """
+
+    def __init__(self, folder: Path, name: str, entry: Entry):
+        self.name, self.entry, self.path = name, entry, folder / name
+        try:
+            self._handle = open_regular(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise of_name(error, name) or error from error
+        size = os.fstat(self._handle).st_size
+        if size != entry.bytes:
+            self.close()
+            if size < entry.bytes:
+                raise Fault(f"{name} is truncated: {size} bytes of the {entry.bytes} that manifest.json says")
+            raise Fault(f"{name} has {size} bytes, more than the {entry.bytes} that manifest.json says")
+        self._verified: set[int] = set()
+        self._newest, self._content = -1, memoryview(b"")
+
+    def __enter__(self) -> "BlockFile":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    def verify(self, number: int) -> None:
+        """Compare a block's content with its hash."""
+        begin, end = self._range(number)
+        digest = hashlib.sha256()
+        for at in range(begin, end, BLOCK):
+            digest.update(self._pread(at, min(at + BLOCK, end)))
+        if begin < end and digest.hexdigest() != self.entry.sha256[number]:
+            raise self._altered()
+
+    def read(self, begin: int, end: int) -> memoryview:
+        """The verified bytes from `begin` to `end`; valid until the next call."""
+        if self.entry.block > BLOCK:  # format 2: one hash for the whole file, which need not fit in memory
+            for number in range(begin // self.entry.block, -(-end // self.entry.block)):
+                if number not in self._verified:
+                    self.verify(number)
+                    self._verified.add(number)
+            return self._pread(begin, end)
+        first, last = begin // self.entry.block, (end - 1) // self.entry.block
+        if first == last:
+            start = first * self.entry.block
+            return self._block(first)[begin - start : end - start]
+        out = bytearray()
+        for number in range(first, last + 1):
+            start = number * self.entry.block
+            out += self._block(number)[max(begin - start, 0) : end - start]
+        return memoryview(out)
+
+    def _block(self, number: int) -> memoryview:
+        if number != self._newest:
+            content = self._pread(*self._range(number))
+            if hashlib.sha256(content).hexdigest() != self.entry.sha256[number]:
+                raise self._altered()
+            self._newest, self._content = number, content
+        return self._content
+
+    def _range(self, number: int) -> tuple[int, int]:
+        return number * self.entry.block, min((number + 1) * self.entry.block, self.entry.bytes)
+
+    def _pread(self, begin: int, end: int) -> memoryview:
+        content, at = memoryview(bytearray(end - begin)), 0
+        try:
+            while at < len(content):
+                n = os.preadv(self._handle, [content[at:]], begin + at)
+                if n == 0:
+                    raise Fault(f"{self.name} became shorter while it was read")
+                at += n
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+        return content
+
+    def _altered(self) -> Fault:
+        return Fault(f"{self.name} was altered: its SHA-256 is not the manifest's")

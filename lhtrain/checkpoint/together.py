@@ -1,0 +1,74 @@
+"""Work on all ranks that may take longer than a collective may: reading, hashing and writing on slow disks.
+
+A rank whose work is done waits for the others through many short collectives instead of a long one, so that
+parallel.timeout never ends a run because one rank's disk is slow.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from lhtrain.checkpoint.faults import Fault
+from lhtrain.errors import RunError
+
+T = TypeVar("T")
+LOOK = 0.2  # seconds between two such collectives
+
+
+def is_together() -> bool:
+    """Whether this process is one of several ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def in_background(work: Callable[[], T], name: str) -> "Future[T]":
+    """Run `work` on a thread that does not keep the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def all_done(future: "Future[Any]", together: bool) -> None:
+    """Wait until the future of every rank is done. A collective, where `together`."""
+    while True:
+        wait([future], timeout=LOOK)
+        done = torch.tensor(int(future.done()))
+        if together:
+            dist.all_reduce(done, op=dist.ReduceOp.MIN)
+        if done.item():
+            return
+
+
+def on_all(work: Callable[[], T], together: bool) -> list[T]:
+    """What `work` returns on every rank, by rank; what it raises on one, every rank raises. A collective,
+    where `together`."""
+    if not together:
+        return [work()]
+    future = in_background(work, "files")
+    all_done(future, together)
+    error = future.exception()
+    mine = (None, _portable(error)) if error is not None else (future.result(), None)
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, mine)
+    if error is not None and not isinstance(error, RunError | Fault | OSError):
+        raise error  # a fault of the program: with its traceback
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [value for value, _ in outcomes]
+
+
+def _portable(error: BaseException) -> BaseException:
+    if isinstance(error, RunError | Fault | OSError):
+        return error
+    return RunError(f"rank {dist.get_rank()} failed: {type(error).__name__}: {error}"[:500])

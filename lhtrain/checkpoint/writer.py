@@ -1,0 +1,116 @@
+"""A rank's file of a checkpoint, and making a whole checkpoint visible."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lhtrain.checkpoint import manifest
+from lhtrain.checkpoint.blocks import Entry, hashes
+from lhtrain.checkpoint.folder import REPLACED, WRITING, free_name, reason, remove
+from lhtrain.checkpoint.staging import Staging
+from lhtrain.files import open_regular
+
+
+@dataclass
+class Part:
+    """What one rank wrote."""
+
+    files: dict[str, Entry]
+    tensors: dict[str, Any]  # as in the manifest, with this rank's chunks
+
+    def to_json(self) -> str:
+        files = {name: [entry.bytes, entry.sha256] for name, entry in self.files.items()}
+        return json.dumps([files, self.tensors])
+
+    @classmethod
+    def from_json(cls, text: str) -> "Part":
+        files, tensors = json.loads(text)
+        return cls({name: Entry(size, tuple(digests)) for name, (size, digests) in files.items()}, tensors)
+
+
+def aside_of(target: Path) -> Path:
+    return target.with_name(WRITING + target.name)
+
+
+def begin(aside: Path) -> None:
+    """An empty folder at `aside`, whatever is there. Raises OSError."""
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    remove(aside)
+    aside.mkdir()
+
+
+def write_part(aside: Path, staged: Staging) -> Part:
+    """Write this rank's file and sync it. Raises OSError with the file's path."""
+    if not staged.n_bytes:
+        return Part({}, staged.tensors)
+    name = manifest.file_name(staged.rank)
+    return Part({name: write_file(aside / name, staged.content)}, staged.tensors)
+
+
+def write_file(path: Path, content: memoryview) -> Entry:
+    """Write a new file and sync it. Raises OSError with the file's path."""
+    handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    digests = []
+    try:
+        for block, digest in hashes(content):
+            digests.append(digest)
+            while block:
+                block = block[os.write(handle, block) :]
+        os.fsync(handle)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(handle)
+    return Entry(len(content), tuple(digests))
+
+
+def publish(
+    aside: Path, target: Path, step: int, state: str, parts: list[Part], before: Callable[[], object]
+) -> tuple[int, list[str]]:
+    """Make the checkpoint in `aside` visible as `target`; returns its bytes, and notes on what failed after
+    it was visible. state: the content of state.json.
+
+    before: called when everything is on the disk, before the name is. Raises OSError, Fault: not visible.
+    """
+    tensors: dict[str, Any] = {}
+    files = {name: entry for part in parts for name, entry in part.files.items()}
+    for part in parts:
+        for name, tensor in part.tensors.items():
+            chunks = tensors.setdefault(name, tensor | {"chunks": []})["chunks"]
+            chunks.extend(tensor["chunks"])
+    files[manifest.STATE] = write_file(aside / manifest.STATE, memoryview(state.encode()))
+    content = manifest.write(step, files, tensors)
+    write_file(aside / manifest.NAME, memoryview(content))
+    _sync(aside)
+    before()
+    replaced = None
+    if os.path.lexists(target):  # the same step, written again
+        replaced = free_name(target.parent, REPLACED + target.name)
+        target.rename(replaced)
+    aside.rename(target)
+    notes = []
+    try:
+        _sync(target.parent)
+        if replaced is not None:
+            remove(replaced)
+    except OSError as error:
+        notes.append(f"checkpoint {target.name} was written, and then: {reason(error)}")
+    return sum(entry.bytes for entry in files.values()) + len(content), notes
+
+
+def _sync(folder: Path) -> None:
+    """Force the names in `folder` to the disk. Raises OSError with its path."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do this for folders
+            error.filename = str(folder)
+            raise
+    finally:
+        os.close(handle)

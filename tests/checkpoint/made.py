@@ -1,0 +1,118 @@
+"""Checkpoints of a small model, and ways to damage one."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+
+import torch
+
+from lhtrain import checkpoint
+from lhtrain.conf.schema import ModelConfig, OptimConfig
+from lhtrain.model import GPT
+from lhtrain.optim import build_optimizer
+from lhtrain.saver import Saver
+from lhtrain.world import Ranks, World
+
+ALONE = World(Ranks(), torch.device("cpu"))
+SIZES = {"n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 32, "tie_embeddings": True}
+SMALL = {"model.w": torch.arange(6.0).reshape(2, 3), "optimizer.step.w": torch.tensor(4.0)}
+STATE = {"progress": {"step": 6, "position": 9, "stages": []}, "config": {}, "data": "of a test"}
+OF_RANK_0 = "rank_00000.bin"
+
+
+class Trained:
+    """A model, its optimizer and their tensors by name."""
+
+    def __init__(self, seed=0, dim=16):
+        self.model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, dim=dim, **SIZES))
+        self.model.init_weights(seed)
+        self.optimizer = build_optimizer(self.model, OptimConfig())
+        self.tensors = checkpoint.tensors_of(self.model, self.optimizer)
+
+
+def train(what, steps, seed):
+    """Losses of a few steps on random tokens drawn from `seed`."""
+    draw = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        tokens = torch.randint(0, 32, (2, 9), generator=draw)
+        loss = what.model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        what.optimizer.step()
+        what.optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def saved(folder, steps=(1,), keep=9, tensors=None):
+    """Checkpoints at `steps`, of SMALL unless others are given."""
+    saver = Saver(folder, keep, ALONE)
+    saver.say = lambda line: None
+    for step in steps:
+        progress = {"step": step, "position": 0, "stages": []}
+        saver.save(step, tensors or SMALL, STATE | {"progress": progress})
+    saver.finish()
+    return [checkpoint.folder_of(folder, step) for step in steps]
+
+
+def truncate(path, name=OF_RANK_0):
+    (path / name).write_bytes((path / name).read_bytes()[:-1])
+
+
+def flip(path, name=OF_RANK_0, at=None):
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2 if at is None else at] ^= 1
+    (path / name).write_bytes(content)
+
+
+def rewrite(path, change, name="manifest.json"):
+    """Forge a checkpoint of format 3: change its manifest or its state.json, and hash all anew."""
+    tree = json.loads((path / name).read_text())
+    change(tree)
+    if name == "manifest.json":
+        write_manifest(path, tree)
+        return
+    (path / name).write_text(json.dumps(tree))
+    rewrite(path, lambda manifest: manifest["files"].update({name: entry_of(path / name)}))
+
+
+def write_manifest(path, tree):
+    tree.pop("sha256", None)
+    rest = json.dumps(tree)[1:].encode()
+    digest = hashlib.sha256(rest).hexdigest().encode()
+    (path / "manifest.json").write_bytes(b'{"sha256": "%s",\n' % digest + rest)
+
+
+def entry_of(file):
+    content = file.read_bytes()
+    return {"bytes": len(content), "sha256": [hashlib.sha256(content).hexdigest()]}
+
+
+def hash_again(path):
+    """Forge a checkpoint of format 2: its manifest is made to agree with its files."""
+    files = {
+        file.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for file in path.iterdir()
+        if re.fullmatch(r"__.*|\.metadata|state\.json", file.name)
+        and (content := file.read_bytes()) is not None
+    }
+    (path / "manifest.json").write_text(json.dumps({"files": files}))
+
+
+def replace_by(kind, file, elsewhere):
+    """Put something that is no regular file where `file` is."""
+    content = file.read_bytes()
+    file.unlink()
+    if kind == "directory":
+        file.mkdir()
+    elif kind == "link":
+        (elsewhere / file.name).write_bytes(content)
+        file.symlink_to(elsewhere / file.name)
+    elif kind == "pipe":
+        os.mkfifo(file)
+
+
+def copy(path, target):
+    return shutil.copytree(path, target, symlinks=True)

@@ -122,7 +122,7 @@ def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
         lines = "".join(f"\n  {path.name}: {found}" for path, found in damaged)
         raise RunError(
             f"{folder}: no sound checkpoint is left, and nothing was renamed or deleted:{lines}\n"
-            "Copy a sound checkpoint back, or start a new run with another run.dir"
+            "Copy a sound checkpoint back; resume=restart keeps all of it aside and starts over"
         )
     return None, []
 

@@ -15,11 +15,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from lhtrain.conf.schema import Compile, ComputeConfig, Recompute
 from lhtrain.data.cache import cache_root
-from lhtrain.loss import chunk_grad
+from lhtrain.loss import chunk_grad, chunk_loss
 from lhtrain.model import GPT, Block, Rotation, RunBlock, run_plainly
 
-# selective: results worth their memory; all else of a block is cheap to compute again.
+# selective: results worth their memory; all else of a block is cheap to compute again. So is the output of
+# scatter_rows, a tensor of the whole sequence made from rows that are kept.
 KEPT = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::_scaled_dot_product", "lhtrain::")
+CHEAP = ("lhtrain::scatter_rows",)
 
 
 def prepare(model: GPT, compute: ComputeConfig, device: torch.device) -> None:
@@ -37,6 +39,7 @@ def prepare(model: GPT, compute: ComputeConfig, device: torch.device) -> None:
         block.run = run
     if compiles(compute, device):
         model.chunk_grad = torch.compile(chunk_grad, fullgraph=True, dynamic=False)
+        model.chunk_loss = torch.compile(chunk_loss, fullgraph=True, dynamic=False)
 
 
 def block_runner(compute: ComputeConfig, device: torch.device) -> RunBlock:
@@ -86,7 +89,8 @@ def _selective(block: Block, x: Tensor, by: Rotation) -> Tensor:
 
 
 def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    keep = str(op).replace(".", "::", 1).startswith(KEPT)
+    name = str(op).replace(".", "::", 1)
+    keep = name.startswith(KEPT) and not name.startswith(CHEAP)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 

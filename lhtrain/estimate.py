@@ -2,9 +2,11 @@
 
 Goes through a step from the end of its forward pass to the end of its backward pass and takes the moment
 that needs most: the state (weights, gradients that are there by then, optimizer), what the forward pass kept
-and the backward pass has not used yet, and the work in flight. Activations are 2 bytes an element. What a
-compiled block keeps, and what its backward takes, was read off measured peaks (scripts/bench/results,
-train.csv and multi_gpu.csv); a test holds the estimate to all of them. Float8 products may keep less.
+and the backward pass has not used yet, and the work in flight. Activations are 2 bytes an element, 4 with
+compute.precision=float32. What a compiled block keeps, and what its backward takes, was read off measured
+peaks (scripts/bench/results, train.csv and multi_gpu.csv); a test holds the estimate to all of them. They are
+of bfloat16: the figures for float32 follow from the same tensors and were not measured. Float8 products may
+keep less.
 N tokens of a micro-batch, C model dim, F SwiGLU dim, V vocabulary, S rows that attention sees.
 """
 
@@ -14,7 +16,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lhtrain.conf.parallel import mesh_sizes
-from lhtrain.conf.schema import Attention, ComputeConfig, Config, ModelConfig, Recompute, StageConfig
+from lhtrain.conf.schema import (
+    Attention,
+    ComputeConfig,
+    Config,
+    ModelConfig,
+    Precision,
+    Recompute,
+    StageConfig,
+)
 from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
@@ -31,7 +41,7 @@ class Memory:
     weights: int  # float32
     gradients: int  # float32, those that are there at the peak
     optimizer: int  # AdamW's two moments, float32
-    casts: int  # the weights of the blocks in bfloat16
+    casts: int  # copies of weights in the dtype that is computed in
     activations: int  # kept from the forward pass
     block: int  # work of the block whose backward is being computed, where that is the peak
     loss: int  # a chunk of logits, and the gradients that the loss has computed already, where that is
@@ -68,7 +78,9 @@ def estimate(config: Config, stage: StageConfig, n_ranks: int | None = None) -> 
     table = 4 * model.vocab_size * model.dim // shards  # the gradient of the output head, or of the embedding
 
     kept = sum(layer.kept for layer in layers) + 8 * tokens * model.head_dim  # float32 cosines and sines
-    moments = [(0, kept, 0, _loss(model, tokens))]  # gradients, activations, block, loss
+    moments = [
+        (0, kept, 0, _loss(model, tokens, element(config.compute)))
+    ]  # gradients, activations, block, loss
     gradients = table
     for layer in reversed(layers):
         moments.append((gradients, kept, layer.work, 0))
@@ -85,15 +97,21 @@ def estimate(config: Config, stage: StageConfig, n_ranks: int | None = None) -> 
     return max(peaks, key=lambda memory: memory.total)
 
 
+def element(compute: ComputeConfig) -> int:
+    """Bytes of an activation on a GPU."""
+    return 4 if compute.precision is Precision.float32 else 2
+
+
 def _casts(config: Config, ranks: int) -> int:
-    """Bytes of weights in bfloat16. Sharded: the root's, gathered all along, and two blocks', with the whole
-    gradients of one. On one rank: those of blocks that are not computed again."""
+    """Bytes of weights in the dtype of the activations. Sharded: the root's, gathered all along, and two
+    blocks', with the whole gradients of one. On one rank: those of blocks that are not computed again, none in
+    float32."""
     inner, embeddings = _parameters(config.model)
-    n_layers = config.model.n_layers
+    n_layers, size = config.model.n_layers, element(config.compute)
     if ranks > 1:
-        return 2 * embeddings + (2 * 2 + 4) * inner // n_layers
+        return size * embeddings + (2 * size + 4) * inner // n_layers
     kept = sum(not _recomputes(config.compute, number) for number in range(n_layers))
-    return 2 * inner * kept // n_layers
+    return 2 * inner * kept // n_layers if size == 2 else 0
 
 
 def _recomputes(compute: ComputeConfig, number: int) -> bool:
@@ -106,15 +124,19 @@ def _layer(config: Config, stage: StageConfig, n: int, number: int) -> Layer:
     model, compute = config.model, config.compute
     dense = stage.attention is Attention.dense or number in model.dense_layers
     seen = n if dense else rows(stage) * n // stage.seq_len
-    kept, block_input = _kept_by_block(model, n, seen), 2 * n * model.dim
+    size, heads = element(compute), model.n_heads * model.head_dim
+    scattered = size * n * heads if seen < n else 0  # a Lighthouse layer's output
+    block_input = size * n * model.dim
+    kept = _kept_by_block(model, n, seen, size) + scattered
     # The gradient that comes in, one inside the SwiGLU, attention's float32 sums of the queries' gradients.
-    work = 2 * n * (model.dim + model.ffn_dim) + 4 * seen * model.n_heads * model.head_dim
+    work = size * n * (model.dim + model.ffn_dim) + 4 * seen * heads
     if _recomputes(compute, number):
         if not compute.offload:
             return Layer(block_input, work + kept - block_input)
         return Layer(0, work + kept + (block_input if number > 0 else 0))  # the input fetched ahead
     if compute.recompute is Recompute.selective and number % compute.recompute_every == 0:
-        again = 2 * n * (2 * model.dim + model.ffn_dim)  # norms' and the gated product's results
+        # Norms' and the gated product's results, and what is scattered from the rows.
+        again = size * n * (2 * model.dim + model.ffn_dim) + scattered
         return Layer(kept - again, work + again)
     return Layer(kept, work)
 
@@ -127,23 +149,22 @@ def _parameters(model: ModelConfig) -> tuple[int, int]:
     return model.n_layers * block + model.dim, tables * model.vocab_size * model.dim
 
 
-def _kept_by_block(model: ModelConfig, n: int, s: int) -> int:
+def _kept_by_block(model: ModelConfig, n: int, s: int, size: int) -> int:
     """Bytes that a compiled block keeps of n tokens: its input, both norms' results and the second residual;
-    queries, keys, values and outputs of the s rows that attention saw, and the layer's output where those are
-    fewer; the SwiGLU's gate, up and product."""
+    queries, keys, values and outputs of the s rows that attention saw; the SwiGLU's gate, up and product."""
     heads = 2 * (model.n_heads + model.n_kv_heads) * model.head_dim
-    output = n * model.n_heads * model.head_dim if s < n else 0
     statistics = 4 * s * model.n_heads  # float32 logsumexp
-    return 2 * (n * (4 * model.dim + 3 * model.ffn_dim) + s * heads + output) + statistics
+    return size * (n * (4 * model.dim + 3 * model.ffn_dim) + s * heads) + statistics
 
 
-def _loss(model: ModelConfig, n: int) -> int:
+def _loss(model: ModelConfig, n: int, size: int) -> int:
     """Bytes where forward and backward pass meet, the most of: a chunk's logits and their gradient, with the
     weight and its gradient; the weight's gradient scaled; the last norm's backward. Beside each are hidden
     states or their gradients, and the norm's input, some in float32."""
-    chunk = 2 * min(n, chunk_rows(model.vocab_size)) * model.vocab_size
-    table, hidden = model.vocab_size * model.dim, 2 * n * model.dim
-    return max(2 * chunk + (4 + 2) * table + 4 * hidden, 2 * 4 * table + 4 * hidden, 4 * table + 7 * hidden)
+    chunk = size * min(n, chunk_rows(model.vocab_size)) * model.vocab_size
+    table, hidden = model.vocab_size * model.dim, size * n * model.dim
+    cast, norm = (2 * table, 7 * hidden) if size == 2 else (0, 4 * hidden)
+    return max(2 * chunk + 4 * table + cast + 4 * hidden, 2 * 4 * table + 4 * hidden, 4 * table + norm)
 
 
 def main(arguments: list[str]) -> None:

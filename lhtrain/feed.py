@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +31,29 @@ class Batch(NamedTuple):
 
 
 class Read(NamedTuple):
-    """This rank's rows (B, T + 1) of a step, and the number of targets that all ranks' rows have."""
+    """What one rank has of a step, in host memory. tokens, targets, positions: as Batch has them, of all its
+    micro-batches. n_targets: of all ranks.
 
-    rows: Tensor
+    Every tensor is contiguous, and pinned for a GPU: only then a copy to the GPU does not make the host wait.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    positions: Tensor | None
     n_targets: int
+
+    @classmethod
+    def of(cls, rows: Tensor, n_targets: int, eos: int, device: torch.device, share: Share = ALONE) -> "Read":
+        """The rank's part of its sequences, rows (B, T + 1), with eos for PADDING in the inputs."""
+        tokens, targets, positions = rows[:, :-1], rows[:, 1:], None
+        if share.cp_size > 1:
+            positions = share.positions(tokens.shape[1])
+            tokens, targets = tokens[:, positions], targets[:, positions]
+        tokens, targets = tokens.where(tokens != PADDING, eos), targets.contiguous()
+        if device.type == "cuda":
+            tokens, targets = tokens.pin_memory(), targets.pin_memory()
+            positions = None if positions is None else positions.pin_memory()
+        return cls(tokens, targets, positions, n_targets)
 
 
 class Feed:
@@ -71,7 +91,7 @@ class Feed:
         if self._pool is not None:
             following = (position, *wanted[1:])
             self._ahead = (following, self._pool.submit(self._read, *following))
-        return batches(read, stage.grad_accum, self.eos, self.device, self.share), position
+        return batches(read, stage.grad_accum, self.device), position
 
     def close(self) -> None:
         """End the thread."""
@@ -82,7 +102,7 @@ class Feed:
         mine = self.share.rows(n_sequences)
         rows = torch.from_numpy(self.order.read(position + mine.start * seq_len, len(mine), seq_len))
         total = self.order.n_targets(position, n_sequences, seq_len)
-        return Read(rows.pin_memory() if self.device.type == "cuda" else rows, total)
+        return Read.of(rows, total, self.eos, self.device, self.share)
 
 
 def validation_batches(
@@ -95,36 +115,28 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """The first `tokens` of a validation split, one sequence of the longest stage or more, by micro-batch.
 
-    Every data-parallel rank gets as many micro-batches: one without targets where no sequence is left for it.
+    Every data-parallel rank gets as many micro-batches, all of one shape, the only one for which the model is
+    compiled: where sequences are missing there are rows without targets.
     """
     longest = order.block_len
     n_sequences = max(min(tokens, order.tokens_per_epoch) // longest, 1) * longest // stage.seq_len
     at_once = stage.batch_tokens // stage.seq_len // stage.grad_accum // share.dp_size
     for start in range(0, n_sequences, at_once * share.dp_size):
         first = start + share.dp_rank * at_once
-        count = min(at_once, n_sequences - first)
+        count = max(min(at_once, n_sequences - first), 0)
+        rows = np.full((at_once, stage.seq_len + 1), PADDING, dtype=np.int64)
         if count > 0:
-            rows = order.read(first * stage.seq_len, count, stage.seq_len)
-        else:
-            rows = order.read(0, 1, stage.seq_len)
-            rows[:, 1:] = PADDING
+            rows[:count] = order.read(first * stage.seq_len, count, stage.seq_len)
         n_targets = int((rows[:, 1:] != PADDING).sum())
-        yield from batches(Read(torch.from_numpy(rows), n_targets), 1, eos, device, share)
+        yield from batches(Read.of(torch.from_numpy(rows), n_targets, eos, device, share), 1, device)
 
 
-def batches(read: Read, count: int, eos: int, device: torch.device, share: Share = ALONE) -> list[Batch]:
-    """Sequences -> `count` micro-batches on `device`, the inputs without PADDING."""
+def batches(read: Read, count: int, device: torch.device) -> list[Batch]:
+    """`count` micro-batches on `device`. Copies from pinned memory are only begun."""
+    positions = None if read.positions is None else read.positions.to(device, non_blocking=True)
     out = []
-    rows, positions = read.rows, None
-    if share.cp_size > 1:
-        here = share.positions(rows.shape[1] - 1)
-        positions = here.to(device, non_blocking=True)
-    for part in rows.chunk(count):
-        tokens, targets = part[:, :-1], part[:, 1:]
-        if share.cp_size > 1:
-            tokens, targets = tokens[:, here], targets[:, here]
+    for tokens, targets in zip(read.tokens.chunk(count), read.targets.chunk(count), strict=True):
         n_targets = int((targets != PADDING).sum())
         tokens, targets = (x.to(device, non_blocking=True) for x in (tokens, targets))
-        tokens = torch.where(tokens == PADDING, eos, tokens)
         out.append(Batch(tokens, targets, positions, n_targets / max(read.n_targets, 1), n_targets))
     return out

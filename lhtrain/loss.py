@@ -17,9 +17,10 @@ CHUNK_MULTIPLE = 256  # positions, where a chunk has as many: whole tiles of the
 IGNORE = -100  # a target that does not count
 
 ChunkGrad = Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]
+ChunkLoss = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
-def _chunk_loss(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+def chunk_loss(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
     """Summed loss of a chunk (m, V), and the float32 logsumexp (m,)."""
     logits = logits.float()
     counts = targets != IGNORE
@@ -32,7 +33,7 @@ def _chunk_loss(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor,
 
 def chunk_grad(logits: Tensor, targets: Tensor, z_loss: float, count: Tensor) -> tuple[Tensor, Tensor]:
     """Summed loss of a chunk, and the gradient of the mean loss by its logits, (m, V) in their dtype."""
-    loss, lse = _chunk_loss(logits, targets, z_loss)
+    loss, lse = chunk_loss(logits, targets, z_loss)
     counts = (targets != IGNORE).unsqueeze(-1)
     grad = (logits.float() - lse.unsqueeze(-1)).exp() * (1 + 2 * z_loss * lse).unsqueeze(-1)
     # Compared, not scattered: the compiler makes one pass of it, without a float32 chunk in memory.
@@ -63,6 +64,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     chunk: int | None = None,
     of_logits: ChunkGrad = chunk_grad,
+    value_of_logits: ChunkLoss = chunk_loss,
 ) -> Tensor:
     """Mean cross-entropy, in nats, of the logits hidden @ weight.T.
 
@@ -73,6 +75,7 @@ def linear_cross_entropy(
         z_loss: adds z_loss * mean(logsumexp(logits)^2), which keeps logits from drifting (PaLM, section 5).
         chunk: positions at a time; None: as many as make at most 2^28 logits.
         of_logits: `chunk_grad`, or a compiled version of it.
+        value_of_logits: `chunk_loss`, or a compiled version: what is called where no gradient is wanted.
 
     Returns:
         Scalar float32. Zero, with zero gradients, if no target counts.
@@ -83,8 +86,10 @@ def linear_cross_entropy(
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     matrix = weight.to(hidden.dtype)
     for part, target in zip(hidden.split(rows), targets.split(rows), strict=True):
-        loss, _ = _chunk_loss(part @ matrix.T, target, z_loss)
+        logits = part @ matrix.T
+        loss, _ = value_of_logits(logits, target, z_loss)
         total += loss
+        del logits  # or it would still be there with the next chunk's
     return total / (targets != IGNORE).sum().clamp(min=1)
 
 

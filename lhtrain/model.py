@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lhtrain.attention import DenseAttention
 from lhtrain.conf.schema import ModelConfig
-from lhtrain.loss import ChunkGrad, chunk_grad, linear_cross_entropy
+from lhtrain.loss import ChunkGrad, ChunkLoss, chunk_grad, chunk_loss, linear_cross_entropy
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, T, H, D), k, v (B, T, Hkv, D) -> (B, T, H, D)
 Rotation = tuple[Tensor, Tensor]  # cos, sin, each (T, D), float32
@@ -46,10 +46,12 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.RMSNorm):
-    """In float32, whatever the dtype of its input, which it keeps."""
+    """In float32, whatever the dtype of its input, which it keeps. The gain is cast to that dtype at use, as
+    every weight is: sharded weights are gathered in it, and one rank must compute what several do."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        gain = self.weight.to(x.dtype).float()
+        return F.rms_norm(x.float(), self.normalized_shape, gain, self.eps).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -107,8 +109,9 @@ RunBlock = Callable[[Block, Tensor, Rotation], Tensor]
 class GPT(nn.Module):
     """The decoder. Parameters are float32; activations have `dtype`.
 
-    Each block's `run` computes it, `chunk_grad` is the loss of a chunk of logits: whoever trains may put
-    recomputation or a compiler in between (`lhtrain.blocks.prepare`).
+    Each block's `run` computes it, `chunk_grad` and `chunk_loss` are the loss of a chunk of logits with and
+    without its gradient: whoever trains may put recomputation or a compiler in between
+    (`lhtrain.blocks.prepare`).
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
@@ -120,6 +123,7 @@ class GPT(nn.Module):
         self.head = Linear(config.dim, config.vocab_size)
         self.tie()
         self.chunk_grad: ChunkGrad = chunk_grad
+        self.chunk_loss: ChunkLoss = chunk_loss
 
     def tie(self) -> None:
         """Make the output head's weight the embedding's, where the configuration says so."""
@@ -153,6 +157,7 @@ class GPT(nn.Module):
             targets.flatten(),
             z_loss,
             of_logits=self.chunk_grad,
+            value_of_logits=self.chunk_loss,
         )
 
     def attend_with(self, attend: Attend, dense: Attend = FULL_ATTENTION) -> None:

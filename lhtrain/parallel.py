@@ -6,7 +6,7 @@ over dp_replicate (FSDP2, or HSDP where both are above one). Other dimensions wo
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,9 @@ class Parallel:
             )
             for block in model.blocks:
                 fully_shard(block, mesh=self.mesh, mp_policy=policy)
+            if self.world.device.type == "cpu":
+                # A CPU sums the embedding's gradient in its weight's dtype: bfloat16 would lose most of it.
+                policy = replace(policy, param_dtype=None)
             fully_shard(model, mesh=self.mesh, mp_policy=policy)
             register_fsdp_forward_method(model, "loss")
         model.to_empty(device=self.world.device)

@@ -37,6 +37,7 @@ COMPARED = ("model", "lighthouse", "stages", "data", "optim", "run", "compute")
 COMPARED_COMPUTE = ("float8",)  # the rest of compute changes rounding alone
 # Keys that are ignored on resume. Where data lie is one: the fingerprint of the data covers them.
 UNCOMPARED = {"run.dir", "run.name", "run.log_every", "run.device"}
+UNCOMPARED |= {"lighthouse.backend"}  # the same layer, by another kernel
 UNCOMPARED |= {"data.cache_dir", "data.path", "data.out", "data.workers", "data.verify"}
 
 
@@ -165,6 +166,20 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     orders = [list(config.get("stages") or {}) for config in (saved, now)]
     if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
         out.append(Change("stages", ", ".join(orders[0]), ", ".join(orders[1])))
+    return out + _computed_otherwise(saved, now)
+
+
+def _computed_otherwise(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
+    """Keys that say how a step is computed, and change it beyond rounding only together with others."""
+    out = []
+    precisions = [config.get("compute", {}).get("precision", "auto") for config in (saved, now)]
+    if precisions[0] != precisions[1] and "auto" not in precisions:  # auto follows the device, which may change
+        out.append(Change("compute.precision", *precisions))
+    stages, lighthouse = now["stages"].values(), now["lighthouse"]
+    if lighthouse.get("selection") == "local" and any(s.get("attention") == "lighthouse" for s in stages):
+        # Each rank selects in its own part of the sequence.
+        before, after = (config.get("parallel", {}).get("cp", 1) for config in (saved, now))
+        out += [Change("parallel.cp", before, after)] if before != after else []
     return out
 
 

@@ -4,10 +4,12 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.checkpoint import CheckpointPolicy
 
 from lhtrain.attention import LighthouseAttention
-from lhtrain.blocks import Offloaded, block_runner, prepare
+from lhtrain.blocks import Offloaded, _policy, block_runner, prepare
 from lhtrain.conf.schema import Compile, ComputeConfig, ModelConfig, Recompute
+from lhtrain.loss import chunk_loss
 from lhtrain.model import GPT, run_plainly
 
 SIZES = {"dim": 16, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "ffn_dim": 32}
@@ -72,6 +74,16 @@ def saved_bytes(compute):
     return sum(kept.values()), hidden
 
 
+def test_selective_recomputation_keeps_rows_and_not_what_is_scattered_from_them():
+    ops = pytest.importorskip("lhtrain.kernels.ops", reason="needs triton")
+    kept, again = CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE
+    assert _policy(None, ops.gather_rows._opoverload) is kept
+    assert _policy(None, ops.scatter_rows._opoverload) is again
+    assert _policy(None, torch.ops.lhtrain.fa4.default) is kept
+    assert _policy(None, torch.ops.aten.mm.default) is kept
+    assert _policy(None, torch.ops.aten.silu.default) is again
+
+
 def test_recomputation_keeps_less():
     sizes = {name: saved_bytes(KINDS[name])[0] for name in ("full", "every_third", "offload")}
     plain = saved_bytes(ComputeConfig(compile=Compile.off))[0]
@@ -115,6 +127,21 @@ def test_blocks_that_attend_alike_share_a_graph():
     plain, other = losses_and_gradients(), losses_and_gradients(run_block=run)
     assert plain[0] == pytest.approx(other[0], rel=1e-6)
     assert len(graphs) == 4
+
+
+def test_validation_runs_the_compiled_loss():
+    """Step by step it would take four float32 copies of a chunk of logits."""
+    model, compute = GPT(CONFIG), ComputeConfig(compile=Compile.on, recompute=Recompute.none)
+    prepare(model, compute, CPU)
+    assert model.chunk_loss is not GPT(CONFIG).chunk_loss
+    called = []
+    model.chunk_loss = lambda *given: called.append(given) or chunk_loss(*given)
+    for block in model.blocks:
+        block.run = run_plainly
+    tokens = torch.zeros(1, 512, dtype=torch.int64)
+    with torch.no_grad():
+        model.loss(tokens, tokens)
+    assert len(called) == 1
 
 
 @pytest.mark.parametrize("recompute", list(Recompute))

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from lhtrain.loss import IGNORE, chunk_grad, linear_cross_entropy, plain_linear_cross_entropy
+from lhtrain.loss import IGNORE, chunk_grad, chunk_loss, linear_cross_entropy, plain_linear_cross_entropy
 
 
 def inputs(m=37, c=16, v=51, masked=0, dtype=torch.float64, seed=0):
@@ -106,3 +106,35 @@ def test_a_chunk_is_gone_before_the_next():
 
     linear_cross_entropy(hidden, weight, targets, chunk=5, of_logits=of_logits)
     assert len(given) == 8
+
+
+def test_a_chunk_without_gradients_is_gone_before_the_next():
+    hidden, weight, targets = inputs()
+    given = []
+
+    def of_logits(logits, *others):
+        assert all(before() is None for before in given)
+        given.append(weakref.ref(logits))
+        return chunk_loss(logits, *others)
+
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets, chunk=5, value_of_logits=of_logits)
+    assert len(given) == 8
+
+
+@pytest.mark.gpu
+def test_validation_takes_no_more_memory_than_training():
+    """Both compiled: a chunk of logits, its gradient where there is one, no float32 copies of it."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    hidden = torch.randn(8192, 256, device="cuda", dtype=torch.bfloat16, generator=draw)
+    weight = torch.randn(128_256, 256, device="cuda", generator=draw).bfloat16()
+    targets = torch.randint(0, 128_256, (8192,), device="cuda", generator=draw)
+    compiled = torch.compile(chunk_loss, fullgraph=True, dynamic=False)
+    for _ in range(2):  # compiling takes memory of its own
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.no_grad():
+            linear_cross_entropy(hidden, weight, targets, value_of_logits=compiled)
+        peak = torch.cuda.max_memory_allocated() - before
+    assert peak < 1.2 * 2 * 2048 * 128_256  # a bfloat16 chunk

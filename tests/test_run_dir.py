@@ -1,5 +1,6 @@
 """Which settings a resumed run must share with the saved one; what it keeps a copy of."""
 
+import pytest
 from tokenizers import Tokenizer, models
 
 from lhtrain.data.tokenizer import open_tokenizer
@@ -25,6 +26,37 @@ def test_data_may_move():
     moved = {"path": "/d/edu", "tokenizer": "prepared:/d/edu", "out": "/d", "workers": 2}
     data = moved | {"mix": {"web": {"path": "/d/web", "weight": 3}}}
     assert differing(SAVED, SAVED | {"data": data, "run": {"dir": "runs/b", "seed": 0}}) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({}, {"compute": {"float8": True}}, ["compute.float8: False -> True"]),
+        ({"compute": {"float8": True}}, {"compute": {"float8": True}}, []),
+        (
+            {"compute": {"precision": "float32"}},
+            {"compute": {"precision": "bfloat16"}},
+            ["compute.precision: float32 -> bfloat16"],
+        ),
+        ({"compute": {"precision": "auto"}}, {"compute": {"precision": "bfloat16"}}, []),
+        ({"compute": {"recompute": "none"}}, {"compute": {"recompute": "full", "offload": True}}, []),
+        ({"parallel": {"cp": 1}}, {"parallel": {"cp": 2}}, []),
+        ({"lighthouse": {"backend": "auto"}}, {"lighthouse": {"backend": "torch"}}, []),
+        (
+            {"parallel": {"cp": 1}, "lighthouse": {"selection": "local"}},
+            {"parallel": {"cp": 2}, "lighthouse": {"selection": "local"}},
+            ["parallel.cp: 1 -> 2"],
+        ),
+    ],
+)
+def test_how_a_step_is_computed_may_change_where_it_only_rounds_otherwise(before, after, expected):
+    saved = SAVED | {"stages": {"one": {"attention": "lighthouse"}}}
+    assert [str(change) for change in differing(saved | before, saved | after)] == expected
+
+
+def test_local_selection_matters_to_lighthouse_stages_alone():
+    local = SAVED | {"lighthouse": {"selection": "local"}, "stages": {"one": {"attention": "dense"}}}
+    assert differing(local | {"parallel": {"cp": 1}}, local | {"parallel": {"cp": 2}}) == []
 
 
 def test_what_decides_the_numbers_is_told():

@@ -129,25 +129,27 @@ def _fa4(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), logsumexp (B, H, T) float32."""
     from flash_attn.cute.interface import _flash_attn_fwd
 
-    return tuple(_flash_attn_fwd(q, k, v, causal=True, return_lse=True)[:2])
+    out, lse = _flash_attn_fwd(q, k, v, causal=True, return_lse=True)[:2]
+    return out.contiguous(), lse.contiguous()  # as the compiler is told, whatever the strides of q
 
 
 @_fa4.register_fake
 def _(q, k, v):
     batch, tokens, heads, _ = q.shape
-    return torch.empty_like(q), q.new_empty(batch, heads, tokens, dtype=torch.float32)
+    return q.new_empty(q.shape), q.new_empty(batch, heads, tokens, dtype=torch.float32)
 
 
 @torch.library.custom_op("lhtrain::fa4_backward", mutates_args=())
 def _fa4_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return fa4_backward(grad.contiguous(), q, k, v, out, lse, causal=True)
+    grads = fa4_backward(grad.contiguous(), q, k, v, out, lse, causal=True)
+    return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three
 
 
 @_fa4_backward.register_fake
 def _(grad, q, k, v, out, lse):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _fa4_context(ctx, inputs, output):

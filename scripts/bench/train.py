@@ -168,7 +168,8 @@ def step(
     device, share = parallel.world.device, parallel.share
     mine = share.rows(stage.batch_tokens // stage.seq_len)
     tokens = torch.randint(0, 256, (len(mine), stage.seq_len + 1))
-    parts = batches(Read(tokens, stage.batch_tokens), stage.grad_accum, eos=0, device=device, share=share)
+    read = Read.of(tokens, stage.batch_tokens, eos=0, device=device, share=share)
+    parts = batches(read, stage.grad_accum, device)
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()

@@ -72,6 +72,34 @@ def test_flash_attention_4_adds_up_in_a_fixed_order_where_pytorch_is_told_to(mon
     assert told == [{"causal": True, "deterministic": fixed}]
 
 
+@pytest.mark.parametrize("layout", ["heads first", "as it is", "a slice"])
+def test_the_compiler_is_told_the_strides_that_flash_attention_4_has(monkeypatch, layout):
+    """Its results are contiguous, or as its inputs: the operator makes them one of the two always."""
+
+    def strange(x):
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def forward(q, k, v, causal, return_lse):
+        out = dense_attention(q, k, v, "math")
+        lse = torch.zeros(q.shape[0], q.shape[1], q.shape[2]).transpose(1, 2)
+        return strange(out), lse
+
+    def backward(q, k, v, out, grad, lse, **settings):
+        return strange(q), torch.empty_like(k), strange(v)
+
+    interface = SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", interface)
+    tensors = [x.detach() for x in qkv()]
+    if layout == "heads first":
+        tensors = [strange(x) for x in tensors]
+    elif layout == "a slice":
+        tensors = [torch.cat([x, x], -1)[..., : x.shape[-1]] for x in tensors]
+    torch.library.opcheck(dense._fa4, tensors, test_utils="test_faketensor")
+    out, lse = dense._fa4(*tensors)
+    given = [strange(out), *tensors, out, lse]
+    torch.library.opcheck(dense._fa4_backward, given, test_utils="test_faketensor")
+
+
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv_heads", [4, 2])

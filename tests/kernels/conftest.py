@@ -18,11 +18,6 @@ elif not torch.cuda.is_available():
     windows.TOKENS_LAUNCH["BLOCK_T"] = 256
 
 
-def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-
-
 @pytest.fixture
 def device():
     torch.backends.cuda.matmul.allow_tf32 = False

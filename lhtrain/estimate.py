@@ -104,7 +104,7 @@ def element(compute: ComputeConfig) -> int:
 
 def _casts(config: Config, ranks: int) -> int:
     """Bytes of weights in the dtype of the activations. Sharded: the root's, gathered all along, and two
-    blocks', with the whole gradients of one. On one rank: those of blocks that are not computed again, none in
+    blocks', with the whole gradients of one. On one rank: those of blocks that are not recomputed, none in
     float32."""
     inner, embeddings = _parameters(config.model)
     n_layers, size = config.model.n_layers, element(config.compute)

@@ -173,7 +173,7 @@ def _computed_otherwise(saved: dict[str, Any], now: dict[str, Any]) -> list[Chan
     """Keys that say how a step is computed, and change it beyond rounding only together with others."""
     out = []
     precisions = [config.get("compute", {}).get("precision", "auto") for config in (saved, now)]
-    if precisions[0] != precisions[1] and "auto" not in precisions:  # auto follows the device, which may change
+    if precisions[0] != precisions[1] and "auto" not in precisions:  # auto follows the device
         out.append(Change("compute.precision", *precisions))
     stages, lighthouse = now["stages"].values(), now["lighthouse"]
     if lighthouse.get("selection") == "local" and any(s.get("attention") == "lighthouse" for s in stages):

@@ -18,7 +18,7 @@ from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.manifest import Manifest, Shard, save_tokenizer, shard_name
 from lhtrain.data.order import Part
 from lhtrain.data.progress import progress_bar, watched
-from lhtrain.data.recipe import AUTOMATIC, Recipe
+from lhtrain.data.recipe import AUTOMATIC, Recipe, differences
 from lhtrain.data.source import find_files, is_prepared
 from lhtrain.data.split import SPLITS, Split, split_documents
 from lhtrain.data.store import FORMAT_VERSION, TokenStoreWriter
@@ -118,7 +118,7 @@ class _Opener:
         """The corpus of a folder that `prepare` completed."""
         manifest = Manifest.read(folder)
         if wanted is not None and manifest.recipe != wanted.as_dict():
-            rule = f"was prepared with other settings: {_differences(manifest.recipe, wanted.as_dict())}"
+            rule = f"was prepared with other settings: {differences(manifest.recipe, wanted.as_dict())}"
             raise DataError(f"data: {str(folder)!r} {rule}")
         tokenizer = open_tokenizer(f"{PREPARED}{folder}")
         checks = None if self.checks is None else Checks.of_prepared(folder, self.checks)
@@ -135,11 +135,6 @@ class _Opener:
             with progress_bar("comparing checksums", n_bytes, self.progress) as advance:
                 checks.compare(stores, advance)
         return split_documents(stores, self.val_fraction, [shard.documents for shard in manifest.shards])
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    keys = [key for key in here if there.get(key) != here[key]]
-    return ", ".join(f"data.{key}={there.get(key)} there, {here[key]} here" for key in keys)
 
 
 def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:

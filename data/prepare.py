@@ -36,7 +36,7 @@ from lhtrain.data.manifest import (
 from lhtrain.data.paths import matching
 from lhtrain.data.plan import Unit, make_plan, plan_hash
 from lhtrain.data.progress import Meter
-from lhtrain.data.recipe import PREPARABLE, Recipe
+from lhtrain.data.recipe import PREPARABLE, Recipe, differences
 from lhtrain.data.shard import write_shard
 from lhtrain.data.source import LOCK, PLAN
 from lhtrain.data.store import TokenStore, read_header
@@ -67,6 +67,8 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
     _check_apart(folder, recipe, units)
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK) and _is_of(folder, _fingerprint(recipe, tokenizer, units)):
+            return Manifest.read(folder)  # complete, and kept from being changed
         with _locked(folder):
             return _prepare(recipe, folder, tokenizer, units, workers or _cores(), progress)
 
@@ -140,10 +142,15 @@ def _manifest(folder: Path, recipe: Recipe, tokenizer: Tokenizer, fingerprint: s
     return Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), shards, skipped)
 
 
+def _fingerprint(recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]) -> str:
+    """Of everything that decides the tokens."""
+    decided = [recipe.as_dict() | {"path": None, "tokenizer": None}, tokenizer.fingerprint, plan_hash(units)]
+    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:32]
+
+
 def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]) -> str:
     """Write plan.json, or check that it is of the same plan; returns the hash of what decides the tokens."""
-    told = [recipe.as_dict() | {"path": None, "tokenizer": None}, tokenizer.fingerprint, plan_hash(units)]
-    fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    fingerprint = _fingerprint(recipe, tokenizer, units)
     path = folder / PLAN
     try:
         there = read_json(path, MOST_PLAN_BYTES, "")
@@ -158,10 +165,12 @@ def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]
         rule = "holds .bin files without a plan.json that says what they are; remove it or give another"
         raise DataError(f"data.out={str(folder)!r}: {rule} data.out")
     if there and (shards or os.path.lexists(folder / "meta.json")):
+        differing = differences(there.get("recipe"), recipe.as_dict())
         rule = "holds shards of other data settings"
-        if there.get("recipe") == recipe.as_dict():
+        if not differing:
             rule = "holds shards of the same settings, but the source or the tokenizer has changed since"
-        raise DataError(f"data.out={str(folder)!r}: {rule}; remove it or give another data.out")
+        remedy = f"remove it or give another data.out{f' ({differing})' if differing else ''}"
+        raise DataError(f"data.out={str(folder)!r}: {rule}; {remedy}")
     content = {"fingerprint": fingerprint, "recipe": recipe.as_dict(), "units": len(units)}
     write_atomic(path, json.dumps(content, indent=2) + "\n")
     return fingerprint

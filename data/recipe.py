@@ -76,6 +76,13 @@ class Recipe:
         return cache_root(cache_dir) / f"{self.source}_{key}"
 
 
+def differences(there: Any, here: dict[str, Any]) -> str:
+    """The settings in which a folder's recipe, as `as_dict` has it, differs from the one asked for."""
+    saved = there if isinstance(there, dict) else {}
+    keys = [key for key in {**here, **saved} if saved.get(key) != here.get(key)]
+    return ", ".join(f"data.{key}={saved.get(key)} there, {here.get(key)} here" for key in keys)
+
+
 def _typed(value: Any) -> str:
     """A value as Hydra reads it on a command line."""
     from lhtrain.slurm.quote import override

@@ -416,3 +416,16 @@ def test_no_memory_is_said(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "write_document", none_left)
     with pytest.raises(DataError, match=r"00\.txt' and what follows it needs more memory than there is"):
         prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+
+
+def test_a_complete_folder_that_cannot_be_written_is_done(texts, tmp_path, monkeypatch):
+    first = prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("lhtrain.data.prepare.open_lock", None)
+    assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False) == first
+
+
+def test_the_settings_that_differ_are_named(texts, tmp_path):
+    prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    with pytest.raises(DataError, match=r"another data\.out \(data\.max_tokens=None there, 9 here\)"):
+        prepare(recipe(texts, max_tokens=9), tmp_path / "out", workers=1, progress=False)

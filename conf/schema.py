@@ -230,7 +230,9 @@ class ParallelConfig:
     cp: int = 1  # ranks that share each sequence
     cp_attention: CpAttention = CpAttention.auto
     reduce_always: bool = False  # reduce gradients in every micro-batch: less memory, more communication
-    timeout: int = 600  # seconds that a collective may take
+    # Seconds that the ranks wait to meet. A collective may take as long, or longer than any watchdog.* limit,
+    # so that the watchdog finds a hang first and writes where.
+    timeout: int = 600
     compare_every: int = 100  # steps; ranks slower than the others are then named
 
 
@@ -248,10 +250,11 @@ class WatchdogConfig:
     """Seconds that a rank may spend in one phase; then it writes its stacks to run.dir/stalls and ends with
     status 75, on which `lhtrain slurm` and others start it again. null: for ever."""
 
-    start: float | None = 3600.0  # reading data, loading a checkpoint; to meet ranks have parallel.timeout
+    start: float | None = 3600.0  # reading data, tokenizing them, loading a checkpoint
     compile: float | None = 3600.0
     step: float | None = 1800.0
     validation: float | None = 3600.0
+    rewind: float | None = 3600.0  # going back to a checkpoint after steps that updated nothing
     save: float | None = 1800.0  # until training goes on; and the last one, until it is written
 
 

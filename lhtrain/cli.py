@@ -20,6 +20,7 @@ import lhtrain
 import lhtrain.conf  # registers the schema, the resolvers and how YAML is read
 from lhtrain import interrupt
 from lhtrain.conf.schema import Config
+from lhtrain.ranks import Ranks, attempt, find_ranks, meeting_place, under_torchrun
 
 # Further commands: name -> "module:function", called with the remaining arguments.
 COMMANDS: dict[str, str] = {
@@ -90,12 +91,18 @@ def train(arguments: Arguments) -> None:
     settings = list(parsed.overrides)
     claimed = None
     try:
+        ranks = find_ranks()
+        if ranks.size > 1:
+            meeting_place()
+    except RunError as error:
+        fail(str(error), of_all=False)
+    try:
         if parsed.config_dir:
             settings.insert(0, search_path(parsed.config_dir))
         if not (parsed.hydra_help or parsed.info or parsed.shell_completion or parsed.config_path):
-            settings, claimed = _checked(parsed, settings)
+            settings, claimed = _checked(parsed, settings, ranks)
     except (ConfigError, RunError) as error:
-        fail(str(error))
+        fail_together(ranks, str(error))
     sys.argv[1:] = [*flags, *settings]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here instead of being printed by Hydra
     try:
@@ -130,7 +137,7 @@ def _parse(arguments: Arguments) -> tuple[Namespace, Arguments]:
     return parsed, flags
 
 
-def _checked(parsed: Namespace, settings: Arguments) -> tuple[Arguments, Path | None]:
+def _checked(parsed: Namespace, settings: Arguments, ranks: Ranks) -> tuple[Arguments, Path | None]:
     """The settings as Hydra is to get them, once every run that they make is found to be right; and the
     folder that was made for a run without a run.dir of its own.
 
@@ -142,16 +149,16 @@ def _checked(parsed: Namespace, settings: Arguments) -> tuple[Arguments, Path | 
     from lhtrain.conf.quote import override
     from lhtrain.conf.schema import Resume
     from lhtrain.conf.sweep import Sweep, sweep_of
+    from lhtrain.launcher import of_this_launch
     from lhtrain.run_dir import claim, holds_run, unwritable
 
-    rank, n_ranks = _ranks()
     is_sweep, starts = parsed.multirun or "hydra.mode=MULTIRUN" in settings, parsed.cfg is None
     sweep = sweep_of(settings) if is_sweep else Sweep(spelled(settings), [settings], [])
     problems: list[Problem] = []
     runs = []
     for job in sweep.jobs:
         try:
-            runs.append(checked(job, parsed.config_name or "config", n_ranks, here=starts))
+            runs.append(checked(job, parsed.config_name or "config", ranks.size, here=starts))
         except ConfigError as error:
             problems += error.problems
     for run_dir in [Path(run.config.run.dir) for run in runs] if starts else []:
@@ -164,10 +171,16 @@ def _checked(parsed: Namespace, settings: Arguments) -> tuple[Arguments, Path | 
     if problems:
         raise ConfigError(problems)
     settings = sweep.overrides
-    if rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
+    is_dated = bool(runs[0].is_dated) if runs else False
+    restarted = starts and is_dated and not is_sweep and under_torchrun() and attempt() > 0
+    if restarted and runs[0].config.resume is Resume.never:
+        settings = [*settings, "resume=auto"]  # the run that this very launch began
+    if ranks.rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
         return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None
     if not starts or not runs[0].is_dated or (is_sweep and not sweep.dirs):
         return settings, None
+    if restarted and (earlier := of_this_launch(Path(runs[0].config.run.dir).parent)):
+        return [*settings, f"run.dir={override(str(earlier))}"], None
     # Two runs that start in the same second would have the same folder.
     suffix = "_sweep" if is_sweep else ""
     folder = sweep.dirs[0].parent if is_sweep else Path(runs[0].config.run.dir)
@@ -175,14 +188,19 @@ def _checked(parsed: Namespace, settings: Arguments) -> tuple[Arguments, Path | 
     return [*settings, f"run.dir={override(str(name))}"], Path(f"{name}{suffix}")
 
 
-def _ranks() -> tuple[int, int]:
-    """This process's rank, and how many there are. Raises RunError."""
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID"} & os.environ.keys():
-        return 0, 1
-    from lhtrain.world import find_ranks  # imports torch, for which an error in a setting need not wait
+def fail_together(ranks: Ranks, message: str) -> NoReturn:
+    """End all ranks, of which this one cannot start, with one error."""
+    if ranks.size > 1:
+        from lhtrain.agreement import Disagreement
+        from lhtrain.launch import refuse
+        from lhtrain.world import leave
 
-    ranks = find_ranks()
-    return ranks.rank, ranks.size
+        try:
+            refuse(ranks, message)
+        except Disagreement as everyones:
+            leave()
+            fail(str(everyones))
+    fail(message, of_all=ranks.size == 1)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")
@@ -200,7 +218,9 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
 
     config: what the task trains. of_sweep: the directory of this run of a sweep, which continues after it.
     """
-    from lhtrain.world import lost_contact, record_failure
+    from lhtrain.agreement import Disagreement
+    from lhtrain.meeting import PeerFailed
+    from lhtrain.world import announce, leave, lost_contact, record_failure
 
     try:
         task()
@@ -208,13 +228,18 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
         if not lost_contact(error):
             record_failure(error)
         message = in_words(error, config)
-        if message is None:
-            raise
-        if of_sweep is not None:
+        if message is not None and of_sweep is not None:
             print(f"lhtrain: {of_sweep}: {message}", file=sys.stderr)
             setattr(error, "was_reported", True)  # noqa: B010
             raise error.with_traceback(None) from None  # which ends this run, not the sweep
-        fail(message, status=1)
+        of_all = isinstance(error, Disagreement | PeerFailed) or hasattr(error, "of_rank_0")
+        if not of_all:
+            is_new = announce(message or f"{type(error).__name__}: {error}")
+            of_all = not is_new
+        leave()
+        if message is None:
+            raise
+        fail(message, status=2 if getattr(error, "of_settings", False) else 1, of_all=of_all)
 
 
 def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
@@ -256,13 +281,14 @@ def out_of_memory(error: Exception, given: Config) -> str:
     return "\n".join([f"{str(error).split('. ')[0]}.", *lines])
 
 
-def fail(message: str, status: int = 2) -> NoReturn:
+def fail(message: str, status: int = 2, of_all: bool | None = None) -> NoReturn:
     """End the program with `message` on stderr; status 2 says that the arguments are at fault.
 
-    Of several ranks all find the arguments at fault, and the first says so.
+    of_all: whether all ranks end with this message, and the first prints it for all; by default that is so
+    of arguments.
     """
     of_slurm = os.environ.get("SLURM_PROCID", "0") if "SLURM_STEP_ID" in os.environ else "0"
-    rank = int(os.environ.get("RANK", of_slurm))
-    if rank == 0 or status != 2:
-        print(f"lhtrain: {f'rank {rank}: ' if rank else ''}{message}", file=sys.stderr)
+    rank = os.environ.get("RANK") or of_slurm
+    if rank == "0" or not (status == 2 if of_all is None else of_all):
+        print(f"lhtrain: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     sys.exit(status)

@@ -54,9 +54,11 @@ class Parallel:
         if world.together:
             kind = world.device.type
             mesh = init_device_mesh(kind, (replicate, shard * cp), mesh_dim_names=("replicate", "shard"))
+            world.set_limit(mesh.get_all_groups())
             self.mesh = mesh if replicate > 1 else mesh["shard"]
         if cp > 1:
             mesh = init_device_mesh(kind, (replicate * shard, cp), mesh_dim_names=("dp", "cp"))
+            world.set_limit(mesh.get_all_groups())
             self.cp_group = mesh["cp"].get_group().group_name
 
     def attention(self, attend: DenseAttention | LighthouseAttention) -> Attend:

@@ -35,16 +35,16 @@ from lhtrain.hardware import (
     describe,
     gpu_memory,
     peak_memory,
-    pick_device,
     reset_peak_memory,
-    set_deterministic,
 )
 from lhtrain.history import History
 from lhtrain.interrupt import Interrupt
+from lhtrain.launch import launch, same_folder
 from lhtrain.model import FULL_ATTENTION, GPT
 from lhtrain.optim import build_optimizer
 from lhtrain.parallel import Parallel
 from lhtrain.progress import Progress, StageClock, StageRecord
+from lhtrain.ranks import find_ranks
 from lhtrain.reporter import Reporter, Silent
 from lhtrain.run_dir import RunDir, as_container, keep_tokenizer
 from lhtrain.run_lock import PATIENCE, RunLock
@@ -52,7 +52,7 @@ from lhtrain.saver import Saver
 from lhtrain.schedule import Place, Schedule, attention_settings
 from lhtrain.step import Measured, update
 from lhtrain.watchdog import Watchdog
-from lhtrain.world import World, close, find_ranks
+from lhtrain.world import World, close
 
 
 def attention_of(stage: StageConfig, lighthouse: LighthouseConfig) -> DenseAttention | LighthouseAttention:
@@ -103,6 +103,7 @@ class Trainer:
         config = self.config
         with self.world.first_of_each_machine():
             self.corpus = open_corpus(**asdict(config.data))
+        self.world.agree({"data": self.corpus.fingerprint, "tokenizer": self.corpus.tokenizer.fingerprint})
         lengths = {stage.seq_len for stage in config.stages.values()}
         parts = self.corpus.parts
         order = SequenceOrder(parts["train"], lengths, config.run.seed, config.data.long_fraction)
@@ -159,7 +160,8 @@ class Trainer:
                     stage = self._enter(place)
                     self._step(place, stage)
                     if self.guard.must_rewind:
-                        self._rewind()
+                        with self.watchdog.phase("rewind"):
+                            self._rewind()
                         continue
                     signal = self.world.largest(interrupt.requested or 0)
                     self._after_step(stage, signal)
@@ -401,8 +403,7 @@ def train_config(config: Config, leave: bool = True) -> None:
 
     leave: leave the other ranks at the end; not where another run of a sweep follows with the same ranks.
     """
-    set_deterministic(config.compute.deterministic)
-    world = World.start(pick_device(config.run.device), config.parallel.timeout)
+    world = launch(config)
     config.run.dir = world.on_main(lambda: config.run.dir)  # which may hold the time
     memory = world.least(gpu_memory(world.device)) or None
     config = filled(with_absolute_paths(config), world.size, memory)
@@ -410,8 +411,9 @@ def train_config(config: Config, leave: bool = True) -> None:
     # A new run finds out at once that the place is taken; one that continues may wait for its predecessor.
     lock = RunLock(run_dir, patience=0 if config.resume is Resume.never else PATIENCE)
     is_new = world.on_main(lambda: not run_dir.is_dir() or not any(run_dir.iterdir()))
-    with Watchdog(config.watchdog, run_dir, world.rank) as watchdog:
+    with Watchdog(config.watchdog, run_dir, world.rank, attempt=world.attempt) as watchdog:
         world.on_main(lock.take)
+        same_folder(run_dir, world)
         try:
             trainer = Trainer(config, run_dir, world, watchdog)
         except Exception:

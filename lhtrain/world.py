@@ -1,90 +1,105 @@
-"""The processes of a run: who they are, and what all of them do together.
-
-torchrun's environment is recognised, and SLURM's where srun starts one task a GPU; without either there is
-one rank, for which everything here does nothing.
-"""
+"""All ranks of a run, and what they do together."""
 
 import os
+import platform
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lhtrain.agreement import Disagreement, agree
 from lhtrain.errors import RunError
+from lhtrain.meeting import Meeting, if_met, meet
+from lhtrain.ranks import Ranks, find_ranks
+
+__all__ = ["Ranks", "World", "announce", "close", "find_ranks", "leave", "lost_contact", "record_failure"]
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those of the run, and among those of its machine."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-
-def find_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """Who this process is, by the environment.
-
-    Raises RunError: several SLURM tasks and no address at which they could meet.
-    """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        if not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-            rule = "need MASTER_ADDR and MASTER_PORT in their environment; lhtrain slurm submit sets them"
-            raise RunError(
-                f"SLURM_STEP_NUM_TASKS={environment['SLURM_STEP_NUM_TASKS']}: several tasks {rule}"
-            )
-    else:
-        return Ranks()
-    return Ranks(*(int(environment.get(name, "0")) for name in names))
+TORCH = str(Path(torch.__file__).parent)
+COMPILED = "torchinductor_"  # in the path of what the compiler writes
+# What gloo says of a peer that is gone or silent. Its errors have no type of their own.
+GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "connection was closed")
 
 
 class World:
     """All ranks. `start` meets the others; the rest are collectives, which every rank must call."""
 
-    def __init__(self, ranks: Ranks, device: torch.device, timeout: int = 600):
+    def __init__(
+        self,
+        ranks: Ranks,
+        device: torch.device,
+        timeout: int = 600,
+        meeting: Meeting | None = None,
+        limit: float | None = None,
+    ):
         self.rank, self.size, self.local_rank = ranks.rank, ranks.size, ranks.local_rank
-        self.device, self.timeout = device, timeout
+        self.device, self.timeout, self.limit = device, timeout, limit or timeout
         self.together = ranks.size > 1
+        self.meeting = meeting
+        self.attempt = uuid.uuid4().hex  # of this start of the run; the same on all ranks
+        self._leader = 0  # first rank of this rank's machine
+        if meeting is not None:
+            me = [platform.node(), self.attempt]
+            hosts = meeting.exchange(me, timeout)
+            self.attempt = hosts[0][1]
+            self._leader = next(rank for rank, (host, _) in enumerate(hosts) if host == me[0])
 
     @classmethod
-    def start(cls, device: torch.device, timeout: int = 600) -> "World":
+    def start(
+        cls,
+        device: torch.device,
+        timeout: int = 600,
+        limit: float | None = None,
+        mine: Mapping[str, Any] | None = None,
+    ) -> "World":
         """Join the other ranks. device: the kind; each rank of a machine takes the GPU of its number.
 
-        timeout: seconds that a collective, and the meeting itself, may take.
-        Raises RunError: more ranks on this machine than GPUs.
+        timeout: seconds that the meeting may take. limit: seconds that a collective may take, in which the
+        watchdog should have ended a rank that hangs; as long as the meeting unless given.
+        mine: what must be the same on all ranks, by name.
+        Raises:
+            Disagreement: something of that differs; on every rank.
+            RunError: more ranks on this machine than GPUs; ranks that cannot meet, or do not come.
         """
         ranks = find_ranks()
         if device.type == "cuda":
-            if ranks.local_rank >= torch.cuda.device_count():
-                found = torch.cuda.device_count()
+            found = torch.cuda.device_count()
+            if ranks.local_rank >= found:
                 raise RunError(
                     f"LOCAL_RANK={ranks.local_rank}: this machine has {found} GPUs, one for a rank"
                 )
             device = torch.device("cuda", ranks.local_rank)
+        if ranks.size == 1:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            return cls(ranks, device, timeout)
+        meeting = meet(ranks, timeout)
+        agree(meeting, {"number of ranks": ranks.size, "device": device.type, **(mine or {})}, timeout)
+        _check_places(meeting, ranks, device)
+        if device.type == "cuda":
             torch.cuda.set_device(device)
-        if ranks.size > 1 and not dist.is_initialized():
+        if not dist.is_initialized():
             _record_flights()
             # SLURM's names -> those that PyTorch reads, and that a sweep's next run finds here: all of them,
             # since a rank without LOCAL_RANK would be its machine's first.
             names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": ranks.local_rank}
             os.environ |= {name: str(number) for name, number in names.items()}
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(
-                backend,
-                timeout=timedelta(seconds=timeout),
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=dist.PrefixStore("groups", meeting.store),
+                rank=ranks.rank,
+                world_size=ranks.size,
+                timeout=timedelta(seconds=limit or timeout),
                 device_id=device if device.type == "cuda" else None,
             )
-        return cls(ranks, device, timeout)
+        return cls(ranks, device, timeout, meeting, limit)
 
     @property
     def is_main(self) -> bool:
@@ -119,7 +134,10 @@ class World:
         return out
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """What `function` returns on rank 0, on every rank; what it raises there, every rank raises."""
+        """What `function` returns on rank 0, on every rank; what it raises there, every rank raises.
+
+        The others wait for as long as it takes; on them the error has the attribute `of_rank_0`.
+        """
         if not self.together:
             return function()
         outcome: list[Any] = [None, None]
@@ -130,17 +148,39 @@ class World:
                 outcome[1] = error
         dist.broadcast_object_list(outcome)
         if outcome[1] is not None:
+            if not self.is_main:
+                outcome[1].of_rank_0 = True
             raise outcome[1]
         return outcome[0]
 
     @contextmanager
     def first_of_each_machine(self) -> Iterator[None]:
-        """The first rank of each machine does what is inside, then the others: caches are filled once."""
-        if self.together and self.local_rank > 0:
-            dist.barrier()
+        """The first rank of each machine does what is inside, then the others: caches are filled once.
+
+        Tokenizing may take longer than any collective may: the others look into the store until it is done.
+        """
+        if self.meeting is None:
+            yield
+            return
+        turn = self.meeting.next_turn(self._leader)
+        if self.rank != self._leader:
+            self.meeting.wait([turn])
         yield
-        if self.together and self.local_rank == 0:
-            dist.barrier()
+        if self.rank == self._leader:
+            self.meeting.store.set(turn, "")
+
+    def agree(self, mine: Mapping[str, Any]) -> None:
+        """Compare what must be the same on all ranks; waits for as long as they take to say it.
+
+        Raises Disagreement, on every rank.
+        """
+        if self.meeting is not None:
+            agree(self.meeting, mine)
+
+    def set_limit(self, groups: list[dist.ProcessGroup]) -> None:
+        """Give groups that PyTorch made with limits of its own the one of this world."""
+        for group in groups:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.limit), group)
 
     def background_group(self, patience: int = 1) -> dist.ProcessGroup | None:
         """A group of all ranks, on CPUs, for another thread's collectives, each of which may take `patience`
@@ -155,10 +195,46 @@ def close() -> None:
         dist.destroy_process_group()
 
 
-def lost_contact(error: Exception) -> bool:
-    """Did a collective fail because another rank is gone?"""
-    said = ("Connection closed by peer", "Connection reset by peer", "connection was closed")
-    return isinstance(error, dist.DistBackendError) or any(words in str(error) for words in said)
+def lost_contact(error: BaseException) -> bool:
+    """Did a collective fail because another rank is gone? Judged by what raised the error, and by its type.
+
+    Gloo raises plain RuntimeErrors: then PyTorch must have raised it, and not a logger or a file system that
+    happens to say the same.
+    """
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    if type(error) is not RuntimeError or not any(words in str(error) for words in GLOO):
+        return False
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = frame.tb_frame.f_code.co_filename if frame is not None else ""
+    return raised_in.startswith(TORCH) or COMPILED in raised_in
+
+
+def announce(message: str) -> bool:
+    """Tell ranks that wait for this one in the meeting that it ends; returns whether to print why."""
+    to_print = if_met(lambda meeting: meeting.fail(message))
+    return to_print is not False
+
+
+def leave() -> None:
+    """Before an end by an error: give the other ranks time to read it."""
+    if_met(lambda meeting: meeting.leave())
+
+
+def _check_places(meeting: Meeting, ranks: Ranks, device: torch.device) -> None:
+    """Raises Disagreement: two ranks have the same GPU."""
+    if device.type != "cuda":
+        return
+    gpu = str(torch.cuda.get_device_properties(device).uuid)
+    places = meeting.exchange(f"GPU {device.index} of {platform.node()} ({gpu})")
+    shared = {place: [r for r, other in enumerate(places) if other == place] for place in places}
+    for place, found in shared.items():
+        if len(found) > 1:
+            names = " and ".join(map(str, found))
+            rule = "every rank needs a GPU of its own; LOCAL_RANK counts the ranks of a machine from 0"
+            raise Disagreement(f"ranks {names} would share {place}: {rule}")
 
 
 def record_failure(error: Exception) -> None:

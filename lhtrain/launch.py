@@ -1,0 +1,71 @@
+"""From one configuration on every rank to ranks that agree, or to one error for all of them."""
+
+from pathlib import Path
+
+from lhtrain import agreement
+from lhtrain.conf.schema import Config
+from lhtrain.errors import RunError
+from lhtrain.files import write_atomic
+from lhtrain.hardware import compute_dtype, pick_device, set_deterministic
+from lhtrain.launcher import NOTE, launcher
+from lhtrain.meeting import meet
+from lhtrain.ranks import Ranks, find_ranks, under_torchrun
+from lhtrain.watchdog import collective_limit
+from lhtrain.world import World
+
+REFUSAL = 30.0  # seconds that a rank which cannot start waits for the others, to end with one error
+
+
+def launch(config: Config) -> World:
+    """The world of all ranks that have this valid, unfilled configuration.
+
+    Raises:
+        Disagreement: on every rank: some rank's problem, or what differs between them.
+        RunError: ranks that cannot meet.
+    """
+    ranks = find_ranks()
+    set_deterministic(config.compute.deterministic)
+    try:
+        device = pick_device(config.run.device)
+    except RunError as error:
+        refuse(ranks, str(error))
+        raise
+    dtype = str(compute_dtype(config.compute.precision, device)).removeprefix("torch.")
+    mine = agreement.settings(config) | agreement.surroundings(device.type, dtype)
+    limit = collective_limit(config.watchdog, config.parallel.timeout)
+    return World.start(device, config.parallel.timeout, limit, mine)
+
+
+def refuse(ranks: Ranks, problem: str) -> None:
+    """Tell the other ranks of a problem that keeps this one from starting.
+
+    Raises Disagreement, on every rank. Returns for a single rank, and where the others do not come.
+    """
+    if ranks.size == 1:
+        return
+    try:
+        agreement.agree(meet(ranks, REFUSAL), {agreement.PROBLEM: problem}, REFUSAL)
+    except agreement.Disagreement:
+        raise
+    except (RuntimeError, RunError):
+        return
+
+
+def same_folder(run_dir: Path, world: World) -> None:
+    """Raises Disagreement, on every rank: `run_dir` is another folder on some rank's machine."""
+    if not world.together:
+        return
+    proof = run_dir / "ranks" / "attempt"
+
+    def write() -> None:
+        proof.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(proof, world.attempt, durable=False)
+        if under_torchrun():
+            write_atomic(run_dir / NOTE, launcher(), durable=False)
+
+    world.on_main(write)
+    try:
+        found = proof.read_text() == world.attempt
+    except OSError:
+        found = False
+    world.agree({f"run.dir={run_dir} is the folder of rank 0 (all machines must share it)": found})

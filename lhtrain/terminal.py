@@ -8,6 +8,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
 
 from lhtrain.plain_text import duration, number, one_line, printable
@@ -103,12 +104,13 @@ class Terminal:
         self.steps, self._printed, self._printed_at = steps, done, -SECONDS
         self._stage: str | None = None
         self._every = max(1, steps // LINES)
+        fixed = Column(no_wrap=True)  # in a narrow terminal the bar gives way first
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=fixed),
             TextColumn("{task.fields[state]}", markup=False),
-            Clock(),
+            Clock(table_column=fixed),
             console=self.console,
             disable=not self.live,
         )

@@ -122,6 +122,14 @@ def test_a_narrow_terminal(screen, columns):
     assert where.read()
 
 
+def test_in_eighty_columns_the_bar_gives_way_to_the_numbers(screen):
+    where = screen(columns=80)
+    with Terminal(12_000) as terminal:
+        terminal.step(row(4000, "lighthouse", 2.3456, 18_353.0), 3600.0, 7200.0)
+    assert "lighthouse" in (out := where.read())
+    assert "loss 2.3456  18,353 tok/s elapsed 1:00:00, 2:00:00 left" in out and "4000/12000" in out
+
+
 @pytest.mark.parametrize("terminal", ["dumb", "unknown"])
 def test_a_terminal_without_a_cursor_gets_plain_lines(screen, monkeypatch, terminal):
     where = screen()

@@ -97,8 +97,7 @@ def _draw(axis: "Axes", rows: list[Row], key: str) -> list[str]:
     from matplotlib.ticker import EngFormatter
 
     names = []
-    for number, stage in enumerate(dict.fromkeys(row["stage"] for row in rows if row["kind"] == "train")):
-        train = (row for row in rows if row["kind"] == "train" and row["stage"] == stage)
+    for number, train in enumerate(_by_stage(rows)):
         x, loss = _points(train, key, "loss")
         if not len(x):
             continue
@@ -107,7 +106,7 @@ def _draw(axis: "Axes", rows: list[Row], key: str) -> list[str]:
         width = 2 * (len(x) // SMOOTH) + 1
         mean = [_thinned(_running_mean(values, width)) for values in (x, loss)]
         axis.plot(*mean, lw=1.4, color=color, label="stage", marker="" if len(x) > 1 else ".")
-        names.append(str(stage))
+        names.append(str(train[0]["stage"]))
         if number:
             axis.axvline(x[0], color="0.4", lw=0.8, ls="--")
     x, loss = _points((row for row in rows if row["kind"] == "validation"), key, "val_loss")
@@ -117,6 +116,21 @@ def _draw(axis: "Axes", rows: list[Row], key: str) -> list[str]:
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.grid(alpha=0.3)
     return names
+
+
+def _by_stage(rows: list[Row]) -> list[list[Row]]:
+    """The rows of training steps, in order, split where a stage begins; a stage may come twice."""
+    stages: list[list[Row]] = []
+    switched = True
+    for row in rows:
+        if row["kind"] == "switch":
+            switched = True
+        if row["kind"] == "train":
+            if switched or row["stage"] != stages[-1][-1]["stage"]:
+                stages.append([])
+            stages[-1].append(row)
+            switched = False
+    return stages
 
 
 def _points(rows: Iterable[Row], key: str, loss: str) -> tuple[np.ndarray, np.ndarray]:

@@ -106,14 +106,18 @@ class Reporter:
     def switch(self, val_loss: float) -> None:
         """A new stage begins; `val_loss`: the old stage's weights under the new stage's attention."""
         before, after = self.progress.stages[-2:]
+        # A plan that was changed on resume may leave a stage between two validations: of these weights
+        # there is none then.
+        validated_at, level = self._last_validation()
+        level = level if validated_at == self.progress.step else None
         row: Row = {"from": before.name, "to": after.name}
         row |= {"loss_before": before.losses.mean, "loss_before_stderr": before.losses.stderr}
-        row |= {"val_loss_before": before.val_loss, "val_loss_after": val_loss}
+        row |= {"val_loss_before": level, "val_loss_after": val_loss}
         # Counted to the first step of the new stage: a resume from the old stage's end records it anew.
         self.watch.take(self._row("switch", step=self.progress.step + 1, **row))
         self.say(
             f"switch    {one_line(before.name)} -> {one_line(after.name)} after step {self.progress.step:,}; "
-            f"validation loss of the same weights {number(before.val_loss)} -> {number(finite(val_loss))}"
+            f"validation loss of the same weights {number(level)} -> {number(finite(val_loss))}"
         )
 
     def changed(self, changes: list[str]) -> None:

@@ -61,6 +61,13 @@ def test_any_losses(tmp_path, losses, val_losses):
     assert is_png(tmp_path / "loss.png")
 
 
+def test_a_stage_that_comes_twice_is_two_lines():
+    switch = {"kind": "switch", "stage": "a", "tokens": 0, "seconds": 0.0}
+    axis = plot._figure([*rows("a"), *rows("b"), *rows("a"), switch, *rows("a")], "t").axes[0]
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["a", "b", "a", "a", "validation"]
+
+
 def test_no_logged_step_no_plot(tmp_path):
     plot_loss([], tmp_path / "loss.png", "title")
     assert not list(tmp_path.iterdir())

@@ -236,6 +236,21 @@ def test_the_old_level_is_reached_by_validation_and_not_by_a_lucky_batch(run, ca
     assert "(-0.3000 since step 10)" in out  # since the switch, with the same settings
 
 
+def test_a_switch_between_two_validations_has_no_level_to_come_back_to(run, capsys):
+    """As where a changed plan is resumed: the last validation was of other weights."""
+    with run.reporter:
+        run.train(4)
+        run.validate(2.0)
+        run.train(3)
+        run.progress.stages.append(StageRecord("recovery"))
+        run.reporter.switch(2.9)
+        run.train(1, "recovery")
+        run.validate(1.5)
+        (switch,) = run.reporter.finish(2)["switches"]
+    assert switch["val_loss_before"] is None and switch["steps_to_recover"] is None
+    assert "validation loss of the same weights - -> 2.9000" in capsys.readouterr().out
+
+
 def test_a_resume_continues_the_rows_and_their_meaning(tmp_path):
     first = Run(tmp_path)
     with first.reporter:

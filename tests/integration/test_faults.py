@@ -16,7 +16,7 @@ def test_a_full_disk_costs_only_what_it_refuses(lhtrain, undisturbed):
     out, err = "".join(printed), full.stderr.read()
     assert full.wait() == 1 and "Traceback" not in err
     assert "warning   a checkpoint was not written: " in out and "older ones are untouched" in out
-    assert out.count("warning   metrics.jsonl was not written: ") == 1
+    assert out.count("metrics.jsonl was not written: ") == out.count("summary.json was not written: ") == 1
     assert "step     16/16" in out, "the run went on"
     assert "the last checkpoint was not written: " in err and "the newest one is " in err
     resumed = lhtrain("disk", "resume=auto", "checkpoint.every=4")
@@ -31,6 +31,9 @@ def test_numbers_that_stay_wrong_end_the_run_at_its_checkpoint(lhtrain):
     ended = lhtrain("spoilt", *settings, *limits, status=1)
     assert "2 steps in a row" in ended.err and "after guard.max_rewinds=1 rewinds" in ended.err
     assert "Traceback" not in ended.err
+    assert ended.summary["ended"]["how"] == "error" and "2 steps in a row" in ended.summary["ended"]["reason"]
+    assert (ended.path / "loss.png").exists() and "training loss, end" in ended.out
+    assert "; to continue: " in ended.out
     kinds = [row["kind"] for row in ended.rows]
     assert kinds.count("rewound") == 1 and kinds.count("skipped") == 2
     rewound = next(row for row in ended.rows if row["kind"] == "rewound")

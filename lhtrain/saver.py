@@ -27,15 +27,7 @@ from lhtrain.world import World
 # Errors that may pass: space is freed, a server comes back. EFBIG, for one, is a limit of the process.
 PASSING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(
-        errno.ETIMEDOUT,
-        errno.EHOSTDOWN,
-        errno.ENOTCONN,
-        errno.ENOMEM,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.EAGAIN,
-    ),
+    *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
 }
 PAUSES = (1.0, 15.0)  # seconds before the last checkpoint is tried again: at first, and at most
 LEAVE = 10.0  # seconds that a run which fails gives a save that is under way
@@ -95,7 +87,7 @@ class Saver:
         self.saved = Saved()
         self._notes = checkpoint.tidy(folder) if world.is_main else []
         self._staging = Staging(world.rank, world.size)
-        self._mailbox = Mailbox(world.together)
+        self._mailbox = Mailbox(world)
         self._step, self._state = 0, ""  # of the newest save
         self._failure: Failure | None = None  # of the newest save
         self._staged = False  # whether the staging holds all that the newest save needs
@@ -209,7 +201,7 @@ class Saver:
         while self._failure is not None and self._failure.passing and self._staged and self.retry > 0:
             if first:
                 limit = f"for up to {self.retry:g} s (checkpoint.retry)"
-                self.say(f"warning   trying to write the last checkpoint again {limit}: {self._failure.why}")
+                self.say(f"warning   trying to write the last checkpoint again {limit}; Ctrl-C gives up")
             first = False
             verdict = self._pause(min(pause, max(deadline - time.monotonic(), 0)), stop, stopped_before)
             why, self._failure = self._failure, None

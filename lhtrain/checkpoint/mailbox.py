@@ -6,26 +6,28 @@ every later save. A message that comes late breaks nothing.
 
 import json
 import time
+import uuid
 import zlib
 from base64 import b64decode, b64encode
 from typing import Any
 
 import torch.distributed as dist
 
+from lhtrain.world import World
+
 LOOK = (0.005, 0.5)  # seconds between two looks for a message: at first, and at most
 
 
 class Mailbox:
-    """Created by all ranks, in the same order. Of one rank alone it does nothing."""
+    """To create one is a collective. Of one rank alone it does nothing."""
 
-    _opened = 0
-
-    def __init__(self, together: bool):
+    def __init__(self, world: World):
         self._store: dist.Store | None = None
-        if together:
-            Mailbox._opened += 1
+        if world.together:
+            # The store may outlive a run: in a sweep, or where torchrun starts the ranks again.
+            unique = world.on_main(lambda: uuid.uuid4().hex)
             store = dist.distributed_c10d._get_default_store()
-            self._store = dist.PrefixStore(f"lhtrain/saver/{Mailbox._opened}", store)
+            self._store = dist.PrefixStore(f"lhtrain/saver/{unique}", store)
 
     def post(self, key: str, message: Any) -> None:
         """Leave a message of JSON for who takes `key`."""

@@ -92,7 +92,12 @@ def publish(
     if os.path.lexists(target):  # the same step, written again
         replaced = free_name(target.parent, REPLACED + target.name)
         target.rename(replaced)
-    aside.rename(target)
+    try:
+        aside.rename(target)
+    except OSError:
+        if replaced is not None:
+            replaced.rename(target)
+        raise
     notes = []
     try:
         _sync(target.parent)

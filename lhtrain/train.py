@@ -147,6 +147,8 @@ class Trainer:
         ):
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.corpus.tokenizer))
             self.saver.say = self.report.say
+            if isinstance(self.report, Reporter):
+                self.saver.before_publish = self.report.metrics.sync
             for line in self._greeting(told):
                 self.report.say(line)
             if self.start.new:
@@ -165,10 +167,12 @@ class Trainer:
                         continue
                     signal = self.world.largest(interrupt.requested or 0)
                     self._after_step(stage, signal)
-            with self.watchdog.phase("save"):
-                self.saver.finish(stop=lambda: interrupt.requested)
+            try:
+                with self.watchdog.phase("save"):
+                    self.saver.finish(stop=lambda: interrupt.requested)
+            finally:
+                self.report.about["checkpoints"] = self.saver.saved.as_summary()
             self._note_first_checkpoint()
-            self.report.about["checkpoints"] = self.saver.saved.as_summary()
             result = self.report.finish(signal)
         self.feed.close()
         return result

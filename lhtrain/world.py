@@ -182,12 +182,6 @@ class World:
         for group in groups:
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.limit), group)
 
-    def background_group(self, patience: int = 1) -> dist.ProcessGroup | None:
-        """A group of all ranks, on CPUs, for another thread's collectives, each of which may take `patience`
-        times as long as those of training."""
-        timeout = timedelta(seconds=patience * self.timeout)
-        return dist.new_group(backend="gloo", timeout=timeout) if self.together else None
-
 
 def close() -> None:
     """Leave the other ranks in order, if there are any. Not after an error: they may be waiting."""

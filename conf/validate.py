@@ -359,6 +359,7 @@ def _mix(mix: Any) -> Iterator[Problem]:
     if not isinstance(mix, dict) or not mix:
         yield Problem("data.mix", mix, "needs at least one source, NAME: {path: FOLDER, weight: NUMBER}")
         return
+    weights = {}
     for name, part in mix.items():
         if not isinstance(part, dict) or not {"path"} <= part.keys() <= {"path", "weight"}:
             yield Problem(f"data.mix.{name}", part, "must be {path: FOLDER, weight: NUMBER}")
@@ -370,6 +371,14 @@ def _mix(mix: Any) -> Iterator[Problem]:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not (number and 0 < weight < 1e30):
             yield Problem(f"data.mix.{name}.weight", weight, "must be a number greater than 0 and finite")
+        else:
+            weights[name] = weight
+    from lhtrain.data.mix import SMALLEST_SHARE
+
+    for name, weight in weights.items():
+        if weight / sum(weights.values()) < SMALLEST_SHARE:
+            rule = f"must be at least 1 / {1 / SMALLEST_SHARE:,.0f} of the sum of all weights"
+            yield Problem(f"data.mix.{name}.weight", weight, rule)
 
 
 def _start(config: Config) -> Iterator[Problem]:

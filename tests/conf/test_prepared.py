@@ -89,3 +89,10 @@ def test_the_end_of_text_of_other_tokenizers_is_theirs():
         ConfigError, match=r"data\.eos=x: only goes with a tokenizer\.json; data\.tokenizer=bytes"
     ):
         check_overrides(["data.eos=x"])
+
+
+def test_a_weight_with_too_small_a_share(tmp_path):
+    """It would have no turn of its own, or one that is not its share."""
+    mix = f"{{web: {{path: {tmp_path}, weight: 1}}, code: {{path: {tmp_path}, weight: 1e-7}}}}"
+    with pytest.raises(ConfigError, match=r"data\.mix\.code\.weight=1e-07: must be at least 1 / 262,144"):
+        check_overrides(["data=mix", f"data.mix={mix}"])

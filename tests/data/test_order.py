@@ -278,6 +278,32 @@ class TestSources:
         is_long = 2 * from_long.sum(axis=1) >= (rows >= 0).sum(axis=1)
         assert is_long.mean() == pytest.approx(long_fraction, abs=0.002)
 
+    @pytest.mark.parametrize(
+        "n_long, n_short, asked, used", [(2, 98, 0.5, 8 / 106), (98, 2, 0.25, 98 / 106), (50, 50, 0.7, 0.7)]
+    )
+    def test_few_blocks_of_one_kind_are_not_read_over_and_over(self, folder, n_long, n_short, asked, used):
+        """None more than four times while the others are read once, and none twice in its own epoch."""
+        split = numbered_split(folder / "few.bin", [16] * n_long + [4] * (4 * n_short))
+        order = SequenceOrder(split, 16, seed=0, long_fraction=asked)
+        counts = Counter(order.read(0, 4000, 16)[:, 0].tolist())
+        kinds = [
+            [n for first, n in counts.items() if (first < 16 * n_long) is long] for long in (True, False)
+        ]
+        assert [len(kind) for kind in kinds] == [n_long, n_short]
+        assert all(max(kind) - min(kind) <= 1 for kind in kinds)
+        assert sum(kinds[0]) / 4000 == pytest.approx(used, abs=0.002)
+        if used == asked:
+            assert order.notes == []
+        else:
+            (note,) = order.notes
+            few = f"only 2 of 100 blocks are {'long' if n_long == 2 else 'short'}"
+            assert f"data.long_fraction={asked}: {used:.4g} is used, because {few}" in note
+
+    def test_a_weight_that_is_too_small_is_named(self, parts: list[Part]) -> None:
+        small = [Part(parts[0].split, 1.0, "web"), Part(parts[1].split, 1e-7, "code")]
+        with pytest.raises(DataError, match=r"data\.mix\.code\.weight: .*must be at least 1 / 262,144"):
+            SequenceOrder(small, 16, seed=0)
+
     def test_long_fraction_without_long_documents(self, parts: list[Part]) -> None:
         with pytest.raises(DataError, match=r"data\.long_fraction=0\.5: needs documents longer than half"):
             SequenceOrder(parts[0].split, 32, seed=0, long_fraction=0.5)

@@ -42,6 +42,11 @@ def test_verify_names_a_damaged_shard(lhtrain, prepared, tmp_path):
     found = lhtrain.bare("data", "verify", str(copy))
     assert found.returncode == 1 and "00000.bin" in found.stderr
     assert "1 of 1 shard damaged: remove what is damaged" in found.stdout
+    training = lhtrain.bare(
+        "data=prepared", f"data.path={copy}", f"run.dir={tmp_path / 'run'}", "stage=dense"
+    )
+    assert training.returncode == 1 and not (tmp_path / "run").exists()
+    assert "00000.bin': crc32" in training.stderr and "Traceback" not in training.stderr
 
 
 def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):

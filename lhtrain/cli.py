@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import lhtrain
 import lhtrain.conf  # registers the schema, the resolvers and how YAML is read
-from lhtrain import interrupt
+from lhtrain.__main__ import begin_training
 from lhtrain.conf.schema import Config
 from lhtrain.ranks import Ranks, attempt, find_ranks, meeting_place, under_torchrun
 
@@ -78,7 +78,7 @@ def _main(arguments: Arguments) -> None:
 
 def train(arguments: Arguments) -> None:
     """`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then hand over to Hydra."""
-    interrupt.watch()  # before the seconds that imports take
+    begin_training()
     if {"-h", "--help"} & set(arguments):
         from lhtrain.help import show
 

@@ -142,7 +142,7 @@ class Trainer:
         reporter = Reporter if self.world.is_main else Silent
         with (
             reporter(self.config, self.dir, self.progress, peak, about) as self.report,
-            Interrupt() as interrupt,
+            Interrupt(self._saved) as interrupt,
             self.saver,
         ):
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.corpus.tokenizer))
@@ -379,6 +379,12 @@ class Trainer:
         with self.clock.measure("checkpoint"), self.watchdog.phase("save"):
             self.saver.save(self.progress.step, self.tensors, state)
         self.clock.lap()
+
+    def _saved(self) -> str:
+        """What a run that leaves at once has saved, in words."""
+        done = checkpoint.complete(self.dir.checkpoints)
+        newest = f"the newest checkpoint is {done[-1].name}" if done else "there is no checkpoint yet"
+        return f"{newest} in {self.dir.checkpoints}; later steps are lost"
 
     def _parameters(self) -> dict[str, int]:
         total, inner = self.model.n_parameters()

@@ -15,22 +15,20 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from lhtrain.conf.schema import WatchdogConfig
 from lhtrain.files import read_regular, remove_leftovers, write_atomic
+from lhtrain.within import within
 
 STALLED = 75  # the exit status: EX_TEMPFAIL, "try again"
 BEAT = 5.0  # seconds between looks
 LAST_WORDS = 10.0  # seconds that each part of the report may take before the process ends
 MARGIN = 120.0  # seconds that a collective waits longer than the watchdog: for its beats and its report
 SILENT = 4  # beats without a new file, after which a rank counts as stopped
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,19 +120,19 @@ class Watchdog:
     def _end(self, doing: Doing, lived: float) -> None:
         """Say what hangs and where, then end the process, even if no file or pipe takes it."""
         try:
-            others = _within(LAST_WORDS, lambda: behind(self.folder, doing, self.beat))
+            others = within(LAST_WORDS, lambda: behind(self.folder, doing, self.beat))
             waits = others or "what the other ranks do could not be read"
             stacks = self.folder / "stalls" / f"rank_{doing.rank}.txt"
-            written = _within(LAST_WORDS, lambda: _dump(stacks))
+            written = within(LAST_WORDS, lambda: _dump(stacks))
             where = f"Stacks: {stacks.parent}" if written else "Stacks follow: no file could be written"
             at = f"phase {doing.phase} of step {doing.step}"
             message = (
                 f"lhtrain: rank {doing.rank} spent {lived:.0f} s in {at}, "
                 f"more than watchdog.{doing.phase}={self.limits[doing.phase]:g}; {waits}. {where}"
             )
-            _within(LAST_WORDS, lambda: print(message, file=sys.stderr, flush=True))
+            within(LAST_WORDS, lambda: print(message, file=sys.stderr, flush=True))
             if not written:
-                _within(LAST_WORDS, lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True))
+                within(LAST_WORDS, lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True))
         finally:
             os._exit(STALLED)
 
@@ -155,22 +153,6 @@ def _dump(path: Path) -> bool:
     with path.open("w") as file:
         faulthandler.dump_traceback(file, all_threads=True)
     return True
-
-
-def _within(seconds: float, function: Callable[[], T]) -> T | None:
-    """What `function` returns, or None if it fails or takes longer."""
-    out: list[T] = []
-
-    def work() -> None:
-        try:
-            out.append(function())
-        except Exception:
-            return
-
-    thread = threading.Thread(target=work, name="watchdog's report", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return out[0] if out else None
 
 
 def behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:

@@ -83,12 +83,12 @@ def _parsed(arguments: list[str], command: str, words: str) -> tuple[Path, list[
 
 
 def _train(path: Path, overrides: list[str]) -> None:
-    from lhtrain import interrupt
+    from lhtrain.__main__ import begin_training
     from lhtrain.cli import fail
     from lhtrain.saved_run import load
     from lhtrain.world import find_ranks
 
-    interrupt.watch()
+    begin_training()
     try:
         config = load(path, overrides, n_ranks=find_ranks().size)
     except ConfigError as error:

@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 from lhtrain.conf.schema import Config
+from lhtrain.conf.typed_paths import expanded
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -20,12 +21,7 @@ def with_absolute_paths(config: Config) -> Config:
     if data.source not in ("files", "hf", "code"):  # the folders that these were prepared in name it as typed
         data.tokenizer = _absolute_tokenizer(data.tokenizer)
     if isinstance(data.mix, dict):
-        data.mix = {
-            name: part | {"path": _absolute(part["path"])}
-            if isinstance(part, dict) and "path" in part
-            else part
-            for name, part in data.mix.items()
-        }
+        data.mix = {name: _absolute_part(part) for name, part in data.mix.items()}
     return config
 
 
@@ -39,7 +35,7 @@ def _absolute(path: Any) -> Any:
         return [_absolute(one) for one in path]
     if path in (None, ""):
         return path
-    return os.path.abspath(os.path.expanduser(str(path)))
+    return os.path.abspath(expanded(str(path)))
 
 
 def _absolute_tokenizer(name: str) -> str:

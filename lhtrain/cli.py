@@ -89,6 +89,11 @@ def train(arguments: Arguments) -> None:
 
     parsed, flags = _parse(arguments)
     settings = list(parsed.overrides)
+    if not flags and {text.partition("=")[0] for text in settings} == {"run.dir", "resume"}:
+        from lhtrain.commands.resume import continues
+
+        if continues(settings):
+            return
     claimed = None
     try:
         ranks = find_ranks()
@@ -161,6 +166,9 @@ def _checked(parsed: Namespace, settings: Arguments, ranks: Ranks) -> tuple[Argu
             runs.append(checked(job, parsed.config_name or "config", ranks.size, here=starts))
         except ConfigError as error:
             problems += error.problems
+    if starts and runs and runs[0].is_dated and runs[0].config.resume is not Resume.never:
+        rule = "needs run.dir=DIR: the default is a new folder at every start, with nothing to resume"
+        problems.append(Problem("resume", runs[0].config.resume.name, rule))
     for run_dir in [Path(run.config.run.dir) for run in runs] if starts else []:
         if problem := unwritable(run_dir):
             problems.append(Problem("run.dir", run_dir, problem))

@@ -69,7 +69,7 @@ class MetricsFile:
 
         Rows that a full disk refuses stay buffered: the checkpoint is worth more than they are.
         """
-        if self._file is not None:
+        if self._file is not None and not self._file.closed:
             try:
                 os.fsync(self._file.fileno())
             except OSError as error:

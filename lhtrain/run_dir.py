@@ -109,7 +109,7 @@ def unwritable(path: Path) -> str | None:
 def holds_run(path: Path) -> bool:
     """Whether a run has left rows or checkpoints in `path`."""
     run_dir = RunDir(path)
-    return run_dir.metrics.exists() or run_dir.checkpoints.exists()
+    return os.path.lexists(run_dir.metrics) or any(run_dir.checkpoints.glob("*step_*"))
 
 
 def claim(path: Path, suffix: str = "") -> Path:

@@ -84,21 +84,23 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
     if current is missing and not _is_key(config, key):
         return Problem(key, value, "no such key")
     try:
-        new = parsed(Setting.of(text).override.partition("=")[2])
-        OmegaConf.update(config, key, new)
+        OmegaConf.update(config, key, value_of(text))
     except (OmegaConfBaseException, ValueError) as error:
         return Problem(key, value, str(error).strip().splitlines()[0])
     _follow(config, key, current)
     return None
 
 
-def parsed(value: str) -> Any:
-    """The value of an override, by Hydra's grammar. Raises ValueError."""
+def value_of(text: str) -> Any:
+    """The value of the override `text`, KEY=VALUE, by Hydra's grammar; of text keys as typed.
+
+    Raises ValueError.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
     try:
-        override = OverridesParser.create().parse_override(f"key={value}")
+        override = OverridesParser.create().parse_override(Setting.of(text).override)
     except OverrideParseException as error:
         raise ValueError(str(error)) from error
     if override.is_sweep_override():

@@ -19,7 +19,7 @@ from lhtrain.files import read_regular, write_atomic
 from lhtrain.history import History, as_records
 from lhtrain.metrics import numbered, read
 from lhtrain.progress import Progress
-from lhtrain.run_dir import Change, RunDir, all_differing, as_container, differing
+from lhtrain.run_dir import Change, RunDir, all_differing, as_container, differing, holds_run
 from lhtrain.schedule import Schedule, attention_settings_of
 from lhtrain.world import World
 
@@ -53,7 +53,7 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
     if resume is Resume.restart:
         return Start("restarted")
     if resume is Resume.never:
-        if world.on_main(lambda: holds_run(run_dir)):
+        if world.on_main(lambda: holds_run(run_dir.path)):
             raise RunError(
                 f"run.dir={run_dir.path} holds a run already: `lhtrain resume DIR` continues it, "
                 "resume=restart keeps its files aside and starts over, a new run needs another directory"
@@ -63,11 +63,6 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
     if path is None and (lost := world.on_main(lambda: lost_run(run_dir))):
         raise RunError(lost)
     return Start("new run" if path is None else "resumed", path, notes)
-
-
-def holds_run(run_dir: RunDir) -> bool:
-    """Whether a run has left checkpoints, sound or not, or rows in `run_dir`."""
-    return bool(checkpoint.leftovers(run_dir.checkpoints)) or os.path.lexists(run_dir.metrics)
 
 
 def lost_run(run_dir: RunDir) -> str | None:
@@ -204,7 +199,7 @@ def record_start(
     """
     run_dir.path.mkdir(parents=True, exist_ok=True)
     lines, kept = [], None
-    if start.how == "restarted" and holds_run(run_dir):
+    if start.how == "restarted" and holds_run(run_dir.path):
         lines.append(f"what was there is kept in {_keep_aside(run_dir)}")
     elif start.path is None and read(run_dir.metrics):
         old = numbered(run_dir.metrics)

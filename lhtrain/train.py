@@ -147,7 +147,7 @@ class Trainer:
         ):
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.corpus.tokenizer))
             self.saver.say = self.report.say
-            if isinstance(self.report, Reporter):
+            if isinstance(self.report, Reporter):  # rows reach the disk before their checkpoint
                 self.saver.before_publish = self.report.metrics.sync
             for line in self._greeting(told):
                 self.report.say(line)

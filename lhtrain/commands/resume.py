@@ -69,6 +69,21 @@ def extend(arguments: list[str]) -> None:
     _train(path, overrides)
 
 
+def continues(settings: list[str]) -> bool:
+    """`lhtrain run.dir=DIR resume=…` and nothing else: continue the run in DIR with its own configuration.
+
+    False, and nothing is done, where DIR has none yet: the settings then are those of a new run.
+    """
+    from lhtrain.saved_run import value_of
+
+    given = {text.partition("=")[0]: text for text in settings}
+    path = Path(str(value_of(given["run.dir"]))).expanduser()
+    if value_of(given["resume"]) == "never" or not (path / "config.yaml").exists():
+        return False
+    _train(path, [given["resume"]])
+    return True
+
+
 def _parsed(arguments: list[str], command: str, words: str) -> tuple[Path, list[str]]:
     """The run directory and the settings."""
     from lhtrain.cli import fail

@@ -167,3 +167,11 @@ def test_lost_checkpoints_are_no_new_run(lhtrain):
     again = lhtrain.bare("resume", str(run.path), "resume=restart")
     assert again.returncode == 0
     assert (run.path / "earlier.0001" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_directory_alone_says_what_to_resume(lhtrain, undisturbed):
+    again = lhtrain.bare(f"run.dir={undisturbed.path}", "resume=auto")
+    assert again.returncode == 0 and "continues from step_00000016" in again.stdout, again.stderr
+    assert "lhtrain extend" in again.stdout
+    nowhere = lhtrain.bare("resume=auto", "run.steps=4")
+    assert nowhere.returncode == 2 and "resume=auto: needs run.dir=DIR" in nowhere.stderr

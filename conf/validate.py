@@ -163,6 +163,12 @@ def _model(config: Config) -> Iterator[Problem]:
         if not -model.n_layers <= layer < model.n_layers:
             rule = f"{layer} is no layer: model.n_layers={model.n_layers}"
             yield Problem("model.dense_layers", model.dense_layers, rule)
+    lighthouse = [name for name, stage in config.stages.items() if stage.attention is Attention.lighthouse]
+    dense = {layer % model.n_layers for layer in model.dense_layers} if model.n_layers >= 1 else set()
+    if lighthouse and len(dense) == model.n_layers:
+        rule = f"names every layer, so that none is left for stage {lighthouse[0]} to attend "
+        rule += "with Lighthouse Attention; name fewer, such as [0], or use stage=dense"
+        yield Problem("model.dense_layers", model.dense_layers, rule)
 
 
 def _compute(config: Config) -> Iterator[Problem]:

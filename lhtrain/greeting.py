@@ -50,6 +50,8 @@ def about_stages(config: Config) -> list[str]:
         if stage.attention is Attention.lighthouse:
             pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
             what += f" reduced to {pyramid.n_selected:,} rows (budget k = {stage.budget:,})"
+            if dense := config.model.dense_layers:
+                what += f" in {config.model.n_layers - len(dense)} of {config.model.n_layers} layers"
         parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
         lines.append(
             f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {what}"

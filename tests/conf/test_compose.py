@@ -89,6 +89,11 @@ def test_the_error_says_how_many_and_that_nothing_started():
         (["model.n_kv_heads=3"], "model.n_heads=2: must be a multiple of model.n_kv_heads=3"),
         (["model.n_heads=3"], "model.dim=128: must be a multiple of model.n_heads=3"),
         (["model.head_dim=15"], "model.head_dim=15: must be even"),
+        (
+            ["model.dense_layers=[0,1,-2,-1]"],  # of 4 layers
+            "model.dense_layers=[0, 1, -2, -1]: names every layer, so that none is left for stage lighthouse",
+        ),
+        (["model.n_layers=1", "model.dense_layers=[-1]"], "model.dense_layers=[-1]: names every layer"),
         (["model.dense_layers=[0,4]"], "model.dense_layers=[0, 4]: 4 is no layer: model.n_layers=4"),
         (["model.vocab_size=200"], "model.vocab_size=200: must be at least the tokenizer's 257"),
         (

@@ -26,7 +26,7 @@ def test_given_sizes_stay():
 
 def test_dense_layers_count_from_either_end():
     assert config("model.dense_layers=[0,1,-2,-1]", "model.n_layers=30").model.dense_layers == [0, 1, 28, 29]
-    assert config("model.dense_layers=[0,-1]", "model.n_layers=1").model.dense_layers == [0]
+    assert config("model.dense_layers=[0,-1]", "model.n_layers=1", "stage=dense").model.dense_layers == [0]
 
 
 @pytest.mark.parametrize(("seq_len", "expected"), [(1024, 128), (8192, 128), (16384, 256), (98304, 1536)])

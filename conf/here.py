@@ -9,6 +9,7 @@ from pathlib import Path
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, CpAttention, DataConfig, Device
 from lhtrain.conf.typed_paths import exists
+from lhtrain.data.paths import is_file
 
 
 def here_problems(config: Config) -> Iterator[Problem]:
@@ -23,20 +24,20 @@ def data_here(data: DataConfig) -> Iterator[Problem]:
     """Paths of `data` that lead nowhere, or to what may not be read."""
     if data.source in ("text", "code", "files"):
         for path in data.path if isinstance(data.path, list) else [data.path]:
-            if isinstance(path, str) and path and (rule := _unreadable(path, data.source)):
+            if isinstance(path, str) and path and (rule := _unreadable(path)):
                 yield Problem("data.path", path, rule)
     for name, part in data.mix.items() if isinstance(data.mix, dict) and data.source == "mix" else ():
         path = part.get("path") if isinstance(part, dict) else None
-        if isinstance(path, str) and path and not Path(path, "meta.json").is_file():
+        if isinstance(path, str) and path and not is_file(Path(path, "meta.json")):
             rule = "must be a folder that `lhtrain data prepare` wrote; it has no meta.json"
             yield Problem(f"data.mix.{name}.path", path, rule)
 
 
-def _unreadable(path: str, source: str) -> str | None:
+def _unreadable(path: str) -> str | None:
     if not exists(path):
-        if source != "text" and glob.has_magic(path) and next(glob.iglob(path, recursive=True), None):
+        if glob.has_magic(path) and next(glob.iglob(path, recursive=True), None):
             return None
-        return "must exist" + (", or be a pattern of names that do" if source != "text" else "")
+        return "must exist, or be a pattern of names that do (*, ?, [ ], **)"
     if os.path.islink(path) and not os.path.exists(path):
         return f"is a link to {os.readlink(path)!r}, which must exist"
     access = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK

@@ -1,14 +1,14 @@
 """Repositories: each folder is one document, its text files in path order, each under a path header."""
 
-import glob
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lhtrain.data.document import is_text
+from lhtrain.data.document import BOM, is_text
 from lhtrain.data.documents import Skip, Text
 from lhtrain.data.errors import DataError
-from lhtrain.data.plan import Item, stamp
+from lhtrain.data.paths import is_folder, matching, stamp, unreadable
+from lhtrain.data.plan import Item
 from lhtrain.data.source import find_files, is_prepared
 
 HEADER = "==> {} <==\n"
@@ -17,24 +17,27 @@ MAX_FILE_BYTES = 1 << 22  # larger files are data, not code
 
 
 def repositories(paths: list[str]) -> Iterator[tuple[list[Item], int]]:
-    """For each folder of `paths`, in which * and ? match names: its files and their bytes together.
+    """For each folder of `paths`: its files and their bytes together. A path that exists is that folder,
+    whatever characters it has; another one may be a pattern, in which *, ? and [ ] match names. Each real
+    folder counts once.
 
-    Raises DataError: no such folder, a file instead of a folder, a pattern that matches nothing.
+    Raises DataError: no such folder, a file instead of a folder, a pattern that matches no folder.
     """
     if not paths:
         raise DataError("data.path=null: data=code needs the path of a folder, or a list of them")
+    seen: set[str] = set()
     for given in paths:
-        pattern = os.path.expanduser(given)
-        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-        folders = [path for path in found if os.path.isdir(path) and not is_prepared(path)]
+        folders = [path for path in matching(given) if is_folder(path) and not is_prepared(path)]
         if not folders:
             raise DataError(f"data.path={given!r}: must be a folder, or a pattern that matches some")
         for folder in folders:
-            yield _files(Path(folder))
+            if (real := os.path.realpath(folder)) not in seen:
+                seen.add(real)
+                yield _files(folder)
 
 
 def _files(folder: Path) -> tuple[list[Item], int]:
-    name = folder.resolve().name
+    name = os.path.basename(os.path.realpath(folder))
     items = [
         Item(os.path.abspath(file.path), f"{name}/{file.name}", 0, file.size, stamp(file.path))
         for file in find_files("text", folder)
@@ -59,9 +62,9 @@ def read_repository(items: tuple[Item, ...], advance: Callable[[int], object]) -
 
 def _content(item: Item) -> bytes:
     try:
-        return Path(item.path).read_bytes()
+        return Path(item.path).read_bytes().removeprefix(BOM)
     except OSError as error:
-        raise DataError(f"data.path={item.path!r}: must be readable ({error.strerror})") from error
+        raise unreadable(Path(item.path), error) from error
 
 
 def _chunks(items: list[Item], advance: Callable[[int], object]) -> Iterator[bytes]:

@@ -3,14 +3,29 @@
 import codecs
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lhtrain.data.errors import DataError
+from lhtrain.data.paths import unreadable
 from lhtrain.data.source import SourceFile
 
 CHUNK_BYTES = 1 << 20
+HEAD_BYTES = 1 << 16  # of a file that is no UTF-8, to say what it is instead
+BOM = codecs.BOM_UTF8  # some editors begin a file with it; it says nothing and is no part of the text
+MAGIC = {  # how files begin that people take for text, or that hold text in another form
+    b"\x1f\x8b": "compressed by gzip",
+    b"(\xb5/\xfd": "compressed by zstd",
+    b"\xfd7zXZ\0": "compressed by xz",
+    b"BZh": "compressed by bzip2",
+    b"PK\x03\x04": "a zip archive (perhaps .docx, .epub, .xlsx)",
+    b"%PDF": "a PDF",
+    b"PAR1": "a parquet file, which data=files reads",
+    b"ARROW1": "an arrow file, which data=files reads",
+    b"SQLite": "a database",
+}
 
 
 class NotText(Exception):
@@ -22,22 +37,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Document:
-    """One text. size in bytes; sha256 of the content, hex."""
+    """One text. size in bytes; sha256 of the content, hex; neither counts a byte order mark, which takes the
+    first `skip` bytes of the file."""
 
     name: str
     path: Path
     size: int
     sha256: str
+    skip: int = 0
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """What one pass over a file shows; offsets in bytes, None where there is no such byte."""
+    """What one pass over a file shows; offsets in bytes of the text, None where there is no such byte."""
 
     size: int
     sha256: str
     nul_at: int | None
     not_utf8_at: int | None
+    skip: int
 
 
 def read_documents(
@@ -47,7 +65,7 @@ def read_documents(
 
     Empty files and binary files (with NUL bytes) met in a folder are skipped, the binary ones with one
     counted warning. Raises DataError: a file the user named that is empty or binary, text that is not
-    UTF-8 (with the byte offset), an unreadable file.
+    UTF-8 (with the line), an unreadable file.
     """
     documents, binary = [], []
     for file in files:
@@ -55,13 +73,13 @@ def read_documents(
         broken = scan.nul_at is not None or scan.not_utf8_at is not None
         if file.origin == "bundled" and (broken or not scan.size):
             continue
-        if file.origin == "found" and (scan.nul_at is not None or not scan.size):
+        if _is_skipped(file, scan):
             binary += [file] if scan.size else []
             continue
         _check_text(file, scan)
-        documents.append(Document(file.name, file.path, scan.size, scan.sha256))
+        documents.append(Document(file.name, file.path, scan.size, scan.sha256, scan.skip))
     if binary:
-        log.warning("data.path: skipped %d binary file(s), the first %r", len(binary), str(binary[0].path))
+        log.warning("data.path: skipped %d binary file(s), the first %r%s", *_first_and_kinds(binary))
     return sorted(documents, key=lambda document: (document.name, document.sha256))
 
 
@@ -69,12 +87,12 @@ def read_chunks(document: Document, start: int, stop: int) -> Iterator[bytes]:
     """Bytes start..stop of a document, CHUNK_BYTES at most at a time. DataError: unreadable."""
     try:
         with document.path.open("rb") as stream:
-            stream.seek(start)
+            stream.seek(document.skip + start)
             while start < stop and (chunk := stream.read(min(CHUNK_BYTES, stop - start))):
                 start += len(chunk)
                 yield chunk
     except OSError as error:
-        raise _unreadable(document.path, error) from error
+        raise unreadable(document.path, error) from error
 
 
 def is_text(content: bytes) -> bool:
@@ -89,14 +107,16 @@ def is_text(content: bytes) -> bool:
 
 
 def checked_chunks(file: SourceFile, advance: Callable[[int], object]) -> Iterator[bytes]:
-    """The bytes of a text file, CHUNK_BYTES at most at a time, checked as they pass; `advance` is told.
+    """The bytes of a text file, CHUNK_BYTES at most at a time, checked as they pass; `advance` is called with
+    their number.
 
-    Raises NotText where `read_documents` skips a file, DataError where it refuses one; so what was taken
-    from a file may have to be given back.
+    Raises NotText where `read_documents` skips a file, DataError where it refuses one; so what was taken from
+    a file may have to be given back.
     """
     size, decoder = 0, codecs.getincrementaldecoder("utf-8")()
     try:
         with file.path.open("rb") as stream:
+            advance(_past_bom(stream))
             while chunk := stream.read(CHUNK_BYTES):
                 _check_chunk(file, chunk, size, decoder)
                 size += len(chunk)
@@ -104,7 +124,7 @@ def checked_chunks(file: SourceFile, advance: Callable[[int], object]) -> Iterat
                 advance(len(chunk))
             _check_chunk(file, b"", size, decoder)
     except OSError as error:
-        raise _unreadable(file.path, error) from error
+        raise unreadable(file.path, error) from error
 
 
 def _check_chunk(file: SourceFile, chunk: bytes, size: int, decoder: codecs.IncrementalDecoder) -> None:
@@ -116,9 +136,15 @@ def _check_chunk(file: SourceFile, chunk: bytes, size: int, decoder: codecs.Incr
         broken = True
     if broken or b"\0" in chunk or not (chunk or size):
         scan = _scan(file.path, lambda n_bytes: None)  # whether the rest has NUL bytes decides
-        if file.origin == "bundled" or (file.origin == "found" and (scan.nul_at is not None or not size)):
+        if file.origin == "bundled" or _is_skipped(file, scan):
             raise NotText("binary" if scan.size else "empty")
         _check_text(file, scan)
+
+
+def _is_skipped(file: SourceFile, scan: _Scan) -> bool:
+    """Whether it is a file of a folder that is empty or binary. UTF-16 has NUL bytes too, but is text."""
+    binary = scan.nul_at is not None and _wide_encoding(file.path) is None
+    return file.origin == "found" and (binary or not scan.size)
 
 
 def _scan(path: Path, advance: Callable[[int], object]) -> _Scan:
@@ -126,6 +152,8 @@ def _scan(path: Path, advance: Callable[[int], object]) -> _Scan:
     digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as stream:
+            skip = _past_bom(stream)
+            advance(skip)
             chunk = None
             while chunk != b"":
                 chunk = stream.read(CHUNK_BYTES)  # the last, empty one tells the decoder that the file ends
@@ -141,8 +169,15 @@ def _scan(path: Path, advance: Callable[[int], object]) -> _Scan:
                 size += len(chunk)
                 advance(len(chunk))
     except OSError as error:
-        raise _unreadable(path, error) from error
-    return _Scan(size, digest.hexdigest(), nul_at, not_utf8_at)
+        raise unreadable(path, error) from error
+    return _Scan(size, digest.hexdigest(), nul_at, not_utf8_at, skip)
+
+
+def _past_bom(stream) -> int:  # type: ignore[no-untyped-def]
+    """Move a stream from its beginning past a byte order mark; returns its length, 0 for none."""
+    skip = len(BOM) if stream.read(len(BOM)) == BOM else 0
+    stream.seek(skip)
+    return skip
 
 
 def _check_text(file: SourceFile, scan: _Scan) -> None:
@@ -152,10 +187,65 @@ def _check_text(file: SourceFile, scan: _Scan) -> None:
     bad = [offset for offset in (scan.nul_at, scan.not_utf8_at) if offset is not None]
     if not bad:
         return
+    if encoding := _wide_encoding(file.path):
+        raise DataError(f"{key}: is {encoding}, must be UTF-8; convert it: iconv -f {encoding} -t UTF-8")
+    at = min(bad) + scan.skip
+    where = f"line {_line_of(file.path, at)} (byte {at})"
+    kind = f"; it is {what}" if (what := _kind(file.path)) else ""
     if scan.nul_at == min(bad):
-        raise DataError(f"{key}: NUL at byte {scan.nul_at}; a file given by name must be text, not binary")
-    raise DataError(f"{key}: byte {scan.not_utf8_at} is not valid UTF-8; convert, move or hide the file")
+        raise DataError(f"{key}: NUL in {where}{kind}; a file given by name must be text, not binary")
+    remedy = "unpack, convert, move or hide the file (Latin-1: iconv -f LATIN1 -t UTF-8)"
+    raise DataError(f"{key}: {where} is not valid UTF-8{kind}; {remedy}")
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"data.path={str(path)!r}: must be readable ({error.strerror})")
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _wide_encoding(path: Path) -> str | None:
+    """UTF-16 or UTF-32 if the file begins with that byte order mark and is text in it."""
+    head = _head(path)
+    marks = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
+    marks |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+    for mark, encoding in marks.items():  # UTF-32 first: its mark begins with that of UTF-16
+        if head.startswith(mark):
+            try:
+                codecs.getincrementaldecoder(encoding)().decode(head, final=len(head) < HEAD_BYTES)
+            except UnicodeDecodeError:
+                continue
+            return encoding
+    return None
+
+
+def _kind(path: Path) -> str | None:
+    """What a file is that is no text, where its first bytes tell."""
+    head = _head(path)
+    return next((what for magic, what in MAGIC.items() if head.startswith(magic)), None)
+
+
+def _line_of(path: Path, at: int) -> int:
+    """The line that byte `at` is in, from 1."""
+    return 1 + line_breaks(path, at)
+
+
+def line_breaks(path: Path | str, stop: int) -> int:
+    """Line breaks in the first `stop` bytes of a file."""
+    count, path = 0, Path(path)
+    try:
+        with path.open("rb") as stream:
+            while stop > 0 and (chunk := stream.read(min(CHUNK_BYTES, stop))):
+                count, stop = count + chunk.count(b"\n"), stop - len(chunk)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return count
+
+
+def _first_and_kinds(files: list[SourceFile]) -> tuple[int, str, str]:
+    """For the warning: how many, the first, and how many of each kind where their first bytes tell."""
+    kinds = Counter(what for file in files if (what := _kind(file.path)))
+    told = "".join(f"; {count} {what}" for what, count in kinds.most_common())
+    return len(files), str(files[0].path), told

@@ -1,5 +1,6 @@
 """Documents on their way to a shard: a name, and the text in chunks."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ CHUNK_CHARS = 1 << 20
 class Text:
     """chunks: UTF-8 bytes, consumed once, front to back; they need not respect characters."""
 
-    name: str
+    name: object  # str() of it names the document in an error
     chunks: Iterable[bytes]
 
 
@@ -18,11 +19,16 @@ class Text:
 class Skip:
     """A document, or a file of one, that is left out. reason: "filtered", "empty", …"""
 
-    name: str
+    name: object
     reason: str
 
 
 def encoded(text: str) -> Iterator[bytes]:
-    """UTF-8 of a text, CHUNK_CHARS at a time. Half a surrogate pair, which JSON can hold, becomes "?"."""
+    """UTF-8 of a text, CHUNK_CHARS at a time. Half a surrogate pair, which JSON can hold and UTF-8 cannot,
+    becomes U+FFFD."""
     for start in range(0, len(text), CHUNK_CHARS):
-        yield text[start : start + CHUNK_CHARS].encode("utf-8", "replace")
+        part = text[start : start + CHUNK_CHARS]
+        try:
+            yield part.encode()
+        except UnicodeEncodeError:
+            yield re.sub("[\ud800-\udfff]", "\ufffd", part).encode()

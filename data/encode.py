@@ -15,7 +15,7 @@ def write_document(
     writer: TokenStoreWriter,
     tokenizer: Tokenizer,
     chunks: Iterable[bytes],
-    name: str = "",
+    name: object = "",
     advance: Callable[[int], object] = lambda n_bytes: None,
 ) -> str:
     """Encode and append one document, given as UTF-8 text in chunks that need not respect characters.
@@ -39,7 +39,7 @@ def write_document(
         try:
             return tokenizer.encode(text)
         except EncodeError as error:
-            where = f"document {name!r}, before byte {size}"
+            where = f"document {str(name)!r}, before byte {size}"
             rule = "leave the document out, or take another tokenizer"
             raise DataError(f"data.tokenizer={tokenizer.name!r}: {where}: {error}; {rule}") from error
 

@@ -82,3 +82,9 @@ def kind(mode: int) -> str:
         stat.S_IFBLK: "a device",
     }
     return kinds.get(stat.S_IFMT(mode), "a special file")
+
+
+def stamp(path: Path | str) -> str:
+    """Size and time of change of a file: other ones mean other content. Raises DataError: no such file."""
+    found = state(Path(path))
+    return f"{found.st_size} {found.st_mtime_ns}"

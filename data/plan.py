@@ -5,9 +5,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from lhtrain.data.errors import DataError
+from lhtrain.data.paths import stamp
 from lhtrain.data.recipe import Recipe
 from lhtrain.data.source import SourceFile, find_files, is_prepared
 
@@ -63,11 +63,6 @@ def make_plan(recipe: Recipe) -> list[Unit]:
 def plan_hash(units: Iterable[Unit]) -> str:
     """Hex digest of everything in the plan: another one is a plan of other data."""
     return hashlib.sha256(json.dumps([asdict(unit) for unit in units]).encode()).hexdigest()
-
-
-def stamp(path: Path) -> str:
-    found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _text_units(files: list[SourceFile]) -> list[Unit]:

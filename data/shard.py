@@ -14,7 +14,8 @@ from lhtrain.data.errors import DataError
 from lhtrain.data.filters import Filters
 from lhtrain.data.hub import read_hub
 from lhtrain.data.manifest import SKIPPED
-from lhtrain.data.plan import Unit, stamp
+from lhtrain.data.paths import stamp
+from lhtrain.data.plan import Unit
 from lhtrain.data.recipe import Recipe
 from lhtrain.data.rows import read_rows
 from lhtrain.data.source import SourceFile
@@ -52,7 +53,7 @@ def write_shard(
                     skipped[document.reason] += 1
                     continue
                 try:
-                    write_document(writer, tokenizer, document.chunks, str(document.name))
+                    write_document(writer, tokenizer, document.chunks, document.name)
                 except NotText as error:
                     writer.discard_document()
                     skipped[str(error)] += 1
@@ -70,11 +71,7 @@ def write_shard(
 def _check_unchanged(unit: Unit) -> None:
     """Every file must be as the plan has it: the folder is said to be made of those."""
     for item in unit.items if unit.reader != "hub" else ():
-        try:
-            now = stamp(Path(item.path))
-        except OSError as error:
-            raise DataError(f"data.path: {item.path!r} was removed while it was read ({error})") from error
-        if now != item.stamp:
+        if stamp(item.path) != item.stamp:
             rule = "changed while it was prepared; it must stay as it is, until the end. Prepare it again"
             raise DataError(f"data.path: {item.path!r} {rule} into a new folder")
 
@@ -85,7 +82,7 @@ def documents_of(unit: Unit, recipe: Recipe, advance: Callable[[int], object]) -
     if unit.reader == "text":
         for item in unit.items:
             file = SourceFile(item.name, Path(item.path), item.stop, item.origin)  # type: ignore[arg-type]
-            yield Text(item.name, checked_chunks(file, advance))
+            yield Text(item.path, checked_chunks(file, advance))
     elif unit.reader == "code":
         yield from read_repository(unit.items, advance)
     elif unit.reader == "rows":

@@ -1,14 +1,17 @@
 """Which files make up a corpus: the running Python's standard library, or local files and folders."""
 
+import logging
 import os
 import stat
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lhtrain.data.errors import DataError
+from lhtrain.data.paths import kind, matching, state, unreadable
 
 SOURCES = ("stdlib", "text")
 LOCK, PLAN = "prepare.lock", "plan.json"  # both are in every folder of shards, and hardly elsewhere
@@ -16,6 +19,8 @@ LOCK, PLAN = "prepare.lock", "plan.json"  # both are in every folder of shards, 
 STDLIB_SUFFIXES = {".py", ".txt", ".rst", ".md"}
 # Other people's packages, compiled files, and tests, whose odd encodings and generated tables are not text.
 STDLIB_SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
@@ -33,7 +38,8 @@ class SourceFile:
 
 
 def find_files(source: str, path: Any) -> list[SourceFile]:
-    """The files of a source, sorted by name, each real file once.
+    """The files of a source, sorted by name, each real file once. A path that exists is that path, whatever
+    characters it has; another one may be a pattern, in which *, ? and [ ] match names and ** folders.
 
     Raises DataError: unknown source, a missing, unreadable or looping path, nothing there.
     """
@@ -47,7 +53,7 @@ def find_files(source: str, path: Any) -> list[SourceFile]:
     if not given or not all(given):
         rule = "data=text needs the path of a file or a folder, or a list of them"
         raise DataError(f"data.path={path!r}: {rule}")
-    files = [file for item in given for file in _text_files(Path(item).expanduser())]
+    files = [file for item in given for path in matching(item) for file in _text_files(path)]
     return _each_once(files)
 
 
@@ -73,40 +79,48 @@ def _stdlib_files(root: Path) -> list[SourceFile]:
 
 def _text_files(path: Path) -> Iterator[SourceFile]:
     """The file at `path`, or every file below it that is not hidden."""
-    found = _stat(path)
+    found = state(path)
     if stat.S_ISDIR(found.st_mode):
         yield from _walk(path)
     elif stat.S_ISREG(found.st_mode):
         yield SourceFile(path.name, path, found.st_size, "named")
     else:
-        raise DataError(f"data.path={str(path)!r}: must be a regular file or a folder")
+        rule = f"is {kind(found.st_mode)}; it must be a regular file or a folder"
+        raise DataError(f"data.path={str(path)!r}: {rule}")
 
 
 def _walk(root: Path) -> Iterator[SourceFile]:
     """Regular files below `root`; links are followed, a link back to a folder above itself is an error.
-    Folders that `prepare` writes to are left out: they may lie in what it reads."""
+    Folders that `prepare` writes to are left out: they may lie in what it reads. So are pipes, sockets and
+    devices, which have no end; one warning counts them."""
     todo = [(root, "", frozenset([os.path.realpath(root)]))]
+    special: Counter[str] = Counter()
     while todo:
         folder, prefix, above = todo.pop()
         try:
             names = os.listdir(folder)
         except OSError as error:
-            raise _unreadable(folder, error) from error
+            raise unreadable(folder, error) from error
         if _holds_shards(names):
             continue
         for name in names:
             if name.startswith(".") or name == LOCK:  # a lock may be left alone, by a refused prepare
                 continue
             path = folder / name
-            found = _stat(path)
+            found = state(path)
             if stat.S_ISDIR(found.st_mode):
                 real = os.path.realpath(path)
                 if real in above:
                     rule = "a link must not lead back to a folder above it; remove it or name subfolders"
                     raise DataError(f"data.path: {str(path)!r} leads to {real!r}: {rule}")
                 todo.append((path, f"{prefix}{name}/", above | {real}))
-            elif stat.S_ISREG(found.st_mode):  # sockets, pipes and devices have no end
+            elif stat.S_ISREG(found.st_mode):
                 yield SourceFile(prefix + name, path, found.st_size, "found")
+            else:
+                special[kind(found.st_mode)] += 1
+    if special:
+        kinds = ", ".join(f"{count} x {what}" for what, count in sorted(special.items()))
+        log.warning("data.path=%r: skipped what is neither a file nor a folder: %s", str(root), kinds)
 
 
 def is_prepared(folder: str | os.PathLike) -> bool:
@@ -130,17 +144,3 @@ def _each_once(files: list[SourceFile]) -> list[SourceFile]:
     for file in sorted(files, key=lambda file: (file.origin != "named", file)):
         kept.setdefault(os.path.realpath(file.path), file)
     return sorted(kept.values())
-
-
-def _stat(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    rule = "must exist" if isinstance(error, FileNotFoundError) else "must be readable"
-    if path.is_symlink() and isinstance(error, FileNotFoundError):
-        rule = f"is a link to {os.readlink(path)!r}, which must exist"
-    return DataError(f"data.path={str(path)!r}: {rule} ({error.strerror})")

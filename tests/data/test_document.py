@@ -1,5 +1,6 @@
 """Documents: what counts as text, where it stops being so, reading in pieces."""
 
+import gzip
 import hashlib
 import logging
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lhtrain.data import DataError
+from lhtrain.data import DataError, open_corpus
 from lhtrain.data import document as document_module
 from lhtrain.data.document import Document, read_chunks, read_documents
+from lhtrain.data.prepare import prepare
+from lhtrain.data.recipe import Recipe
 from lhtrain.data.source import SourceFile, find_files
 
 
@@ -43,10 +46,10 @@ def test_binary_and_empty_files_in_a_folder_are_skipped_with_one_warning(
     "content, rule",
     [
         (b"", r"has 0 bytes"),
-        (b"ab\0", r"NUL at byte 2"),
-        (b"abc\xff\0", r"byte 3 is not valid UTF-8"),
-        (b"abc\0\xff", r"NUL at byte 3"),
-        ("é".encode()[:1], r"byte 0 is not valid UTF-8"),
+        (b"ab\0", r"NUL in line 1 \(byte 2\)"),
+        (b"abc\xff\0", r"line 1 \(byte 3\) is not valid UTF-8"),
+        (b"abc\0\xff", r"NUL in line 1 \(byte 3\)"),
+        ("é".encode()[:1], r"line 1 \(byte 0\) is not valid UTF-8"),
     ],
 )
 def test_a_file_given_by_name_must_be_text(tmp_path: Path, content: bytes, rule: str) -> None:
@@ -57,7 +60,7 @@ def test_a_file_given_by_name_must_be_text(tmp_path: Path, content: bytes, rule:
 
 def test_broken_text_in_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "latin1.txt").write_bytes("é".encode("latin1"))
-    with pytest.raises(DataError, match=r"latin1\.txt': byte 0 is not valid UTF-8"):
+    with pytest.raises(DataError, match=r"latin1\.txt': line 1 \(byte 0\) is not valid UTF-8.*iconv"):
         read(tmp_path)
 
 
@@ -70,10 +73,10 @@ def test_the_offset_of_a_bad_byte_does_not_depend_on_the_chunks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(document_module, "CHUNK_BYTES", chunk_bytes)
         path.write_bytes(good + (b"\xf0\x9f" if cut else b"\x80ok"))
-        with pytest.raises(DataError, match=rf"byte {len(good)} is not valid UTF-8"):
+        with pytest.raises(DataError, match=rf"\(byte {len(good)}\) is not valid UTF-8"):
             read(path)
         path.write_bytes(good + b"\0ok\0")
-        with pytest.raises(DataError, match=rf"NUL at byte {len(good)};"):
+        with pytest.raises(DataError, match=rf"NUL in line 1 \(byte {len(good)}\);"):
             read(path)
         path.write_bytes(good + b".")
         [document] = read(path)
@@ -113,5 +116,61 @@ def test_read_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(read_chunks(document, 4, 8)) == [b"456", b"7"]
     assert list(read_chunks(document, 4, 4)) == []
     (tmp_path / "a").unlink()
-    with pytest.raises(DataError, match=r"must be readable"):
+    with pytest.raises(DataError, match=r"must exist"):
         list(read_chunks(document, 0, 10))
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(BOM + "é".encode())
+    (tmp_path / "b").write_bytes(BOM)
+    [document] = read(tmp_path)
+    assert (document.size, document.sha256) == (2, hashlib.sha256("é".encode()).hexdigest())
+    assert list(read_chunks(document, 0, 2)) == ["é".encode()]
+    for source in ("text", "code"):
+        recipe = Recipe(source=source, path=str(tmp_path))
+        out = tmp_path.with_name(f"{tmp_path.name}_{source}")
+        [store] = prepare(recipe, out, 1, progress=False).open_stores(out)
+        assert b"\xef" not in bytes(store.document(0)[:-1].astype("u1"))
+    corpus = open_corpus("text", path=str(tmp_path), cache_dir=tmp_path.with_name(f"{tmp_path.name}_cache"))
+    assert corpus.n_tokens("train") + corpus.n_tokens("val") == 3
+    with pytest.raises(DataError, match="has 0 bytes"):
+        read(tmp_path / "b")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("text", ["plain text\n" * 3, "ελληνικά 😀"])
+def test_wide_encodings_are_named_also_in_a_folder(tmp_path: Path, encoding: str, text: str) -> None:
+    """They have NUL bytes, but are not binary files to be skipped."""
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(DataError, match=rf"a\.txt': is {encoding.upper()}, must be UTF-8; .*iconv"):
+            read(path)
+        with pytest.raises(DataError, match=rf"a\.txt': is {encoding.upper()}, must be UTF-8; .*iconv"):
+            prepare(
+                Recipe(source="text", path=str(path)),
+                tmp_path.with_name(f"{tmp_path.name}_{path.name}"),
+                1,
+                False,
+            )
+
+
+def test_the_line_of_a_bad_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(BOM + b"one\ntwo\ncaf\xe9\n")
+    with pytest.raises(DataError, match=r"a\.txt': line 3 \(byte 14\) is not valid UTF-8.*Latin-1: iconv"):
+        read(tmp_path)
+
+
+def test_packed_files_are_named_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"text", mtime=0))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"text", mtime=0))
+    (tmp_path / "d.parquet").write_bytes(b"PAR1\0")
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tmp_path)) == 1
+    assert "skipped 3 binary file(s)" in caplog.text
+    assert "2 compressed by gzip; 1 a parquet file, which data=files reads" in caplog.text
+    with pytest.raises(DataError, match=r"b\.txt\.gz': .*; it is compressed by gzip"):
+        read(tmp_path / "b.txt.gz")

@@ -32,14 +32,17 @@ def test_conditions(condition: str, passes: bool) -> None:
 
 
 def test_columns() -> None:
-    assert Filters(["meta.year > 1", "chars > 3", "lang == en"]).columns == {"meta", "lang"}
+    assert Filters(["meta.year > 1", "chars > 3", "lang == en"]).columns == {"meta.year", "lang"}
 
 
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("nothing > 1", r"no column 'nothing'; there is gone, lang, meta, ok, score"),
-        ("meta.month > 1", r"no column 'meta\.month'"),
+        (
+            "nothing > 1",
+            r"data\.filters='nothing': there is no such column; there is gone, lang, meta, ok, score",
+        ),
+        ("meta.month > 1", r"data\.filters='meta\.month': there is no such column; there is year"),
         ("lang > 3", r"lang='en' > 3: str and int cannot be compared"),
     ],
 )

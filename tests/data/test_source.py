@@ -1,7 +1,9 @@
 """Which files a source has: folders, links, overlaps, and what is refused."""
 
+import logging
 import os
 import re
+import socket
 import sysconfig
 from pathlib import Path
 
@@ -85,7 +87,7 @@ def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     write(tmp_path, a="a")
     assert names(tmp_path) == ["a"]
-    with pytest.raises(DataError, match=r"pipe': must be a regular file or a folder"):
+    with pytest.raises(DataError, match=r"pipe': is a named pipe; it must be a regular file or a folder"):
         names(tmp_path / "pipe")
 
 
@@ -117,3 +119,78 @@ def test_stdlib_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(DataError, match=r"data=stdlib: no \.py or \.txt file under .*use data=text"):
         find_files("stdlib", None)
+
+
+def test_a_path_that_exists_is_that_path(tmp_path: Path) -> None:
+    write(
+        tmp_path, **{"proj[v2]__a": "a", "projv__b": "b", "star*__c": "c", "starfish__d": "d", "e?.txt": "e"}
+    )
+    assert names(tmp_path / "proj[v2]") == ["a"]
+    assert names(tmp_path / "star*") == ["c"]
+    assert names(tmp_path / "e?.txt") == ["e?.txt"]
+
+
+def test_another_path_may_be_a_pattern(tmp_path: Path) -> None:
+    write(tmp_path, one__a="a", two__b="b", three__deep__c="c", **{"one__x.txt": "x", "two__y.TXT": "y"})
+    assert names(tmp_path / "t*") == ["b", "deep/c", "y.TXT"]
+    assert names(tmp_path / "[ot]*" / "[ab]") == ["a", "b"]
+    assert names(tmp_path / "**" / "?") == ["a", "b", "c"]
+    assert names([tmp_path / "o*", tmp_path / "one"]) == ["a", "x.txt"]
+    with pytest.raises(DataError, match=r"no\*': must exist, or be a pattern .* that matches something"):
+        names(tmp_path / "no*")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("x" * 300, r"must be readable \(File name too long\)"),
+        ("x/" * 3000, r"must be readable \(File name too long\)"),
+        ("[x]" * 100, r"must exist, or be a pattern"),
+        ("a\0b", "must have no NUL character"),
+        ("~nobody_of_this_name/x", "~ must stand for a home directory"),
+    ],
+)
+def test_paths_that_the_system_refuses(path: str, message: str) -> None:
+    with pytest.raises(DataError, match=rf"data\.path=.*{message}"):
+        names(path)
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "long").symlink_to("x" * 300)
+    for link, message in (("loop", "must be readable"), ("long", "must be readable .File name too long")):
+        for path in (tmp_path / link, tmp_path):
+            with pytest.raises(DataError, match=message):
+                names(path)
+        (tmp_path / link).unlink()
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    write(tmp_path, **{f"{odd}__{odd}.txt": "text"})
+    assert names(tmp_path) == [f"{odd}/{odd}.txt"]
+    assert names(tmp_path / odd) == [f"{odd}.txt"]
+
+
+def test_what_is_no_file_is_counted_in_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, a="a", b__c="c")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "b" / "pipe")
+    with socket.socket(socket.AF_UNIX) as server, caplog.at_level(logging.WARNING):
+        server.bind(str(tmp_path / "s"))
+        assert names(tmp_path) == ["a", "b/c"]
+    [record] = caplog.records
+    assert "2 x a named pipe, 1 x a socket" in record.getMessage()
+
+
+def test_shards_are_no_text(tmp_path: Path) -> None:
+    write(tmp_path, a="a", out__plan="p")
+    for name in (source_module.LOCK, source_module.PLAN):
+        (tmp_path / "out" / name).touch()
+    assert names(tmp_path) == ["a"]  # they may lie in what is read
+    assert names(tmp_path / "out") == []
+
+
+def test_a_lock_left_behind_does_not_hide_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, a="a", **{source_module.LOCK: ""})
+    assert names(tmp_path) == ["a"]

@@ -4,12 +4,10 @@ import glob
 import importlib.util
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, CpAttention, DataConfig, Device
 from lhtrain.conf.typed_paths import exists
-from lhtrain.data.paths import is_file
 
 
 def here_problems(config: Config) -> Iterator[Problem]:
@@ -28,7 +26,7 @@ def data_here(data: DataConfig) -> Iterator[Problem]:
                 yield Problem("data.path", path, rule)
     for name, part in data.mix.items() if isinstance(data.mix, dict) and data.source == "mix" else ():
         path = part.get("path") if isinstance(part, dict) else None
-        if isinstance(path, str) and path and not is_file(Path(path, "meta.json")):
+        if isinstance(path, str) and path and not os.path.isfile(os.path.join(path, "meta.json")):
             rule = "must be a folder that `lhtrain data prepare` wrote; it has no meta.json"
             yield Problem(f"data.mix.{name}.path", path, rule)
 

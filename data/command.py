@@ -1,5 +1,6 @@
 """`lhtrain data …`: prepare, verify and inspect token shards from the command line."""
 
+import io
 import re
 import sys
 import time
@@ -37,7 +38,7 @@ Keys most often set
   data.max_tokens=N      and data.max_documents=N: stop there;  data.workers=N processes
   data.column=text       where the text is;  data.filters: ["COLUMN >= VALUE", "chars > 200"]
 
-Stopped in any way, the same command goes on after the last finished shard; what comes out is the same
+Stopped in any way, the same command continues after the last finished shard; what comes out is the same
 whatever the number of workers. All keys and their meaning: lhtrain/conf/schema.py, DataConfig."""
 
 
@@ -55,12 +56,14 @@ def main(arguments: list[str]) -> None:
         return
     if arguments[0] not in commands:
         fail(f"no command data {arguments[0]!r} (there is: {', '.join(commands)}); try lhtrain data --help")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal need not know every character of a text
+        sys.stdout.reconfigure(errors="replace")
     try:
         status = commands[arguments[0]](arguments[1:])
     except DataError as error:
         fail(str(error), status=1)
     except KeyboardInterrupt:
-        fail("stopped; finished shards stay, and the same command goes on after them", status=130)
+        fail("stopped; finished shards stay, and the same command continues after them", status=130)
     sys.exit(status)
 
 
@@ -128,7 +131,7 @@ def _inspect(arguments: list[str]) -> int:
         at = arguments.index("--document")
         document = arguments[at + 1] if at + 1 < len(arguments) else ""
         arguments = arguments[:at] + arguments[at + 2 :]
-    if not document.isdigit():
+    if not document.isdecimal() or len(document) > 18:
         fail(f"--document {document}: must be a number from 0")
 
     def inspected(folder: Path) -> int:
@@ -149,7 +152,7 @@ def _counted(number: int, noun: str) -> str:
 def _folders(arguments: list[str]) -> list[Path]:
     from lhtrain.cli import fail
 
-    if not arguments:
+    if not arguments or not all(argument.removeprefix("data.path=") for argument in arguments):
         fail("needs the folder of prepared shards, data.out of lhtrain data prepare; try lhtrain data --help")
     if option := next((argument for argument in arguments if argument.startswith("-")), None):
         fail(f"{option}: no such option; try lhtrain data --help")

@@ -30,7 +30,11 @@ def inspect(folder: Path, val_fraction: float = 0.05, document: int = 0) -> str:
         raise DataError(f"--document={document}: must be one of 0..{len(lengths) - 1}")
     tokenizer = manifest.tokenizer
     counts = [shard.documents for shard in manifest.shards]
-    splits = split_documents(stores, val_fraction, counts)
+    try:
+        splits = split_documents(stores, val_fraction, counts)
+        shares = ", ".join(f"{split.n_tokens:,} {name}" for name, split in splits.items())
+    except DataError as error:  # too little text for two splits
+        shares = str(error)
     n_bytes = sum(store.path.stat().st_size for store in stores)
     lines = [
         f"folder      {folder}",
@@ -39,7 +43,7 @@ def inspect(folder: Path, val_fraction: float = 0.05, document: int = 0) -> str:
         f"bos {'none' if tokenizer['bos'] is None else tokenizer['bos']}",
         f"shards      {len(stores)}, {n_bytes / 1e6:,.1f} MB, {stores[0].dtype}",
         f"documents   {len(lengths):,}" + "".join(f"; {n:,} {why}" for why, n in manifest.skipped.items()),
-        f"tokens      {int(lengths.sum()):,}, " + ", ".join(f"{s.n_tokens:,} {n}" for n, s in splits.items()),
+        f"tokens      {int(lengths.sum()):,}, {shares}",
         _spread(lengths),
         "",
         *histogram(lengths),
@@ -47,7 +51,12 @@ def inspect(folder: Path, val_fraction: float = 0.05, document: int = 0) -> str:
         f"document {document}, its first tokens of {lengths[document]:,}:",
         _sample(folder, manifest, stores, document),
     ]
-    return "\n".join(lines)
+    return _printable("\n".join(lines))
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey: texts, and names in meta.json, may hold any character."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def histogram(lengths: np.ndarray) -> list[str]:

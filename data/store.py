@@ -66,14 +66,14 @@ class TokenStore:
             self.n_tokens, self.n_documents = self.header.n_tokens, self.header.n_documents
             self.dtype = DTYPES[self.header.itemsize]
             at = _tables_at(self.n_tokens, self.dtype.itemsize)
-            tables = _pread(path, descriptor, at, 8 * (2 * self.n_documents + 1))
+            self.offsets: np.ndarray = _read_offsets(path, descriptor, at, self.n_documents, self.n_tokens)
+            hashes = _pread(path, descriptor, at, 8 * self.n_documents)
+        except MemoryError as error:
+            rule = f"its {self.n_documents} documents need more memory than there is"
+            raise DamagedStore(f"{str(path)!r}: {rule}") from error
         finally:
             os.close(descriptor)
-        self.hashes: np.ndarray = np.frombuffer(tables, "<u8", self.n_documents)
-        self.offsets: np.ndarray = np.frombuffer(tables, "<i8", offset=8 * self.n_documents)
-        rising = (self.offsets[1:] > self.offsets[:-1]).all()
-        if self.offsets[0] != 0 or self.offsets[-1] != self.n_tokens or not rising:
-            raise DamagedStore(f"{str(path)!r}: document offsets must rise from 0 to {self.n_tokens} tokens")
+        self.hashes: np.ndarray = np.frombuffer(hashes, "<u8")
         self._below_vocab = vocab_size is None or np.iinfo(self.dtype).max < vocab_size
         self.before_first_read: Callable[[], object] | None = None  # for who compares the checksum then
 
@@ -254,6 +254,23 @@ def _pread(path: Path, descriptor: int, at: int, size: int) -> bytes:
         parts.append(part)
         at, size = at + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _read_offsets(path: Path, descriptor: int, tables: int, n_documents: int, n_tokens: int) -> np.ndarray:
+    """(n_documents + 1,) int64. Checked as it is read: a file with holes may claim any number of them."""
+    offsets = np.empty(n_documents + 1, "<i8")
+    before = -1
+    for start in range(0, len(offsets), CHUNK_BYTES):
+        part = offsets[start : start + CHUNK_BYTES]
+        at = tables + 8 * (n_documents + start)
+        part[:] = np.frombuffer(_pread(path, descriptor, at, part.nbytes), "<i8")
+        if part[0] <= before or (start == 0 and part[0] != 0) or not (part[1:] > part[:-1]).all():
+            break
+        before = int(part[-1])
+    else:
+        if before == n_tokens:
+            return offsets
+    raise DamagedStore(f"{str(path)!r}: document offsets must rise from 0 to {n_tokens} tokens")
 
 
 def _read_header(path: Path, descriptor: int) -> Header:

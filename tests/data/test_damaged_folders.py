@@ -9,6 +9,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -440,3 +442,30 @@ def test_inspect_goes_through_all_folders(sound, tmp_path, capsys):
         main(["inspect", str(tmp_path / "missing"), str(sound["one"])])
     out, err = capsys.readouterr()
     assert ended.value.code == 1 and "missing/meta.json" in err and f"folder      {sound['one']}" in out
+
+
+def test_inspect_shows_no_control_characters_and_needs_no_split(tmp_path):
+    """A text, or a crafted name, must not speak to the terminal; one byte cannot be split."""
+    (tmp_path / "a.txt").write_text("\x1b")
+    prepare(Recipe(source="text", path=str(tmp_path / "a.txt")), tmp_path / "out", 1, progress=False)
+    meta = json.loads((tmp_path / "out/meta.json").read_text())
+    meta.pop(CHECKSUM)
+    meta["skipped"]["\x1b[2J"] = 1
+    (tmp_path / "out/meta.json").write_text(json.dumps(meta))
+    report = statistics.inspect(tmp_path / "out")
+    assert "\x1b" not in report and "1 \\x1b[2J" in report
+    assert "tokens      2, data: the only document has 1 tokens" in report
+
+
+def test_inspect_on_a_terminal_of_few_characters(sound):
+    command = [sys.executable, "-m", "lhtrain", "data", "inspect", str(sound["one"])]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert found.returncode == 0 and "document 0" in found.stdout and not found.stderr
+
+
+@pytest.mark.parametrize("document", ["-1", "²", "1.5", "", "9" * 5000])
+def test_no_such_document(sound, document, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(sound["one"]), "--document", document])
+    assert ended.value.code == 2 and "must be a number from 0" in capsys.readouterr().err

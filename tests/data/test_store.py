@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lhtrain.data.errors import DamagedStore
-from lhtrain.data.store import ESCAPE, HEADER, MAGIC, TokenStore, TokenStoreWriter
+from lhtrain.data.store import ESCAPE, HEADER, MAGIC, Header, TokenStore, TokenStoreWriter
 
 EOS = 200
 
@@ -102,3 +102,26 @@ def test_an_interrupted_write_is_no_store(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     with pytest.raises(DamagedStore):
         TokenStore(tmp_path / "a.bin")
+
+
+def test_a_file_with_holes_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """It claims 2**36 documents, a terabyte of tables, of which the disk has nothing."""
+    n = 1 << 36
+    header = Header(1, n, n, 0, 0, bytes(12), 0)
+    with (tmp_path / "a.bin").open("wb") as stream:
+        stream.write(header.pack())
+        stream.truncate(HEADER.size + n + 8 * (2 * n + 1))
+    with pytest.raises(DamagedStore, match=r"a\.bin': (document offsets must rise|its \d+ documents need)"):
+        TokenStore(tmp_path / "a.bin")
+
+
+def test_offsets_in_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_store(tmp_path / "a.bin", [[i] * (i % 5) for i in range(50)]).path
+    expected = TokenStore(path).offsets.tolist()
+    monkeypatch.setattr("lhtrain.data.store.CHUNK_BYTES", 7)
+    assert TokenStore(path).offsets.tolist() == expected
+    content = bytearray(path.read_bytes())
+    content[-8 * 20 : -8 * 19] = content[-8 * 21 : -8 * 20]  # two that are equal
+    path.write_bytes(content)
+    with pytest.raises(DamagedStore, match="document offsets must rise"):
+        TokenStore(path)

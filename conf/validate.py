@@ -17,6 +17,7 @@ from lhtrain.conf.slurm import cluster_problems
 from lhtrain.conf.tracking import logger_problems
 from lhtrain.conf.typed_paths import path_problem
 
+LEAST_EPS = 1e-37  # a little above the least normal float32; GPUs take smaller numbers for 0
 FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products
 
 
@@ -66,6 +67,9 @@ def _ranges(config: Config) -> Iterator[Problem]:
     for key, real in positive.items():
         if not (real > 0 and math.isfinite(real)):
             yield Problem(key, real, "must be greater than 0 and finite")
+        elif key.endswith("eps") and real < LEAST_EPS:
+            rule = f"must be at least {LEAST_EPS:g}: float32 takes less for 0, and 0 / 0 is no number"
+            yield Problem(key, real, rule)
     for phase, seconds in vars(config.watchdog).items():
         if seconds is not None and not seconds > 0:
             yield Problem(f"watchdog.{phase}", seconds, "must be greater than 0, or null")

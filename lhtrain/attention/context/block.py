@@ -8,18 +8,21 @@ backward takes `out` and `lse` of the whole attention, not of the part.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lhtrain.attention.dense import FA4_FROM, fa4_backward, fa4_runs
 
 KERNELS = ("naive", "cpu", "flash", "fa4")
+MULTIPLES = {"cpu": 1, "flash": 8}  # of a head dim that the kernel takes; others are filled up with zeros
+MOST = 256  # the largest that "flash" takes
 
 
 def block_kernel(q: Tensor) -> str:
     """The kernel of PyTorch or of FlashAttention-4 that runs for q (B, T, H, D)."""
     if not q.is_cuda:
         return "cpu"
-    if q.dtype not in (torch.bfloat16, torch.float16):
+    if q.dtype not in (torch.bfloat16, torch.float16) or q.shape[-1] > MOST:
         return "naive"
     return "fa4" if q.shape[1] >= FA4_FROM and q.shape[-1] in (64, 128) and fa4_runs() else "flash"
 
@@ -32,12 +35,15 @@ def block_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: str) ->
         return tuple(_flash_attn_fwd(q, k, v, causal=causal, return_lse=True)[:2])
     if kernel == "naive":
         return _naive_forward(q, k, v, causal)
-    q, k, v = (x.transpose(1, 2) for x in (q, _repeated(k, q), _repeated(v, q)))
+    dim, scale = q.shape[-1], q.shape[-1] ** -0.5
+    q, k, v = (_filled(x, kernel).transpose(1, 2) for x in (q, _repeated(k, q), _repeated(v, q)))
     if kernel == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+        forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = forward(q, k, v, 0.0, causal, scale=scale)
     else:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
-    return out.transpose(1, 2), lse
+        forward = torch.ops.aten._scaled_dot_product_flash_attention
+        out, lse = forward(q, k, v, 0.0, causal, scale=scale)[:2]
+    return out.transpose(1, 2)[..., :dim], lse
 
 
 def block_backward(
@@ -48,18 +54,24 @@ def block_backward(
         return fa4_backward(grad, q, k, v, out, lse, causal=causal)
     if kernel == "naive":
         return _naive_backward(grad, q, k, v, out, lse, causal)
-    lse = lse.contiguous()
-    tensors = [x.transpose(1, 2) for x in (grad, q, _repeated(k, q), _repeated(v, q), out)]
+    lse, dim, scale = lse.contiguous(), q.shape[-1], q.shape[-1] ** -0.5
+    tensors = [_filled(x, kernel).transpose(1, 2) for x in (grad, q, _repeated(k, q), _repeated(v, q), out)]
     if kernel == "cpu":
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grads = backward(*tensors, lse, 0.0, causal)
+        grads = backward(*tensors, lse, 0.0, causal, scale=scale)
     else:
         backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
         lengths: list[Any] = [None, None, q.shape[1], k.shape[1]]
         seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
-        grads = backward(*tensors, lse, *lengths, 0.0, causal, seed, seed[0])
-    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+        grads = backward(*tensors, lse, *lengths, 0.0, causal, seed, seed[0], scale=scale)
+    grad_q, grad_k, grad_v = (x.transpose(1, 2)[..., :dim] for x in grads)
     return grad_q, _summed(grad_k, k), _summed(grad_v, k)
+
+
+def _filled(x: Tensor, kernel: str) -> Tensor:
+    """x (…, D) with zeros up to a head dim that the kernel takes: they change no score and no output."""
+    missing = -x.shape[-1] % MULTIPLES[kernel]
+    return F.pad(x, (0, missing)) if missing else x
 
 
 def _repeated(x: Tensor, q: Tensor) -> Tensor:

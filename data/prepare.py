@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from lhtrain.data.manifest import (
     shard_name,
     skipped_documents,
 )
-from lhtrain.data.paths import matching
+from lhtrain.data.paths import expanded, matching
 from lhtrain.data.plan import Unit, make_plan, plan_hash
 from lhtrain.data.progress import Meter
 from lhtrain.data.recipe import PREPARABLE, Recipe, differences
@@ -44,6 +45,7 @@ from lhtrain.data.tokenizer import Tokenizer, open_tokenizer
 from lhtrain.files import NotRegular, open_lock, remove_leftovers, write_atomic
 
 MOST_PLAN_BYTES = 1 << 24  # of plan.json
+WRITTEN = (LOCK, PLAN, shard_name(0), f"00000{SKIPPED}", "meta.json", "tokenizer.json")
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +76,25 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
 
 
 def _check_apart(folder: Path, recipe: Recipe, units: list[Unit]) -> None:
-    """Refuse to write among what is read: `prepare`'s own files would be texts, or hide those beside them."""
+    """Refuse to write among what is read: the shards would be read as texts, or texts be hidden by them."""
     out = os.path.realpath(folder)
-    roots = [os.path.realpath(path) for given in recipe.paths for path in matching(given)]
+    key = f"data.out={str(folder)!r}: must be a folder of its own, but"
+    remedy = "give a new folder, beside data.path or in it"
+    roots = []
+    for given in recipe.paths:
+        found = matching(given)
+        roots += [os.path.realpath(path) for path in found]
+        beside = found != [expanded(given)] and any(os.path.dirname(root) == out for root in roots)
+        if beside and recipe.source != "code" and any(fnmatch(name, Path(given).name) for name in WRITTEN):
+            raise DataError(
+                f"{key} data.path={given!r} matches the names of the files written there; {remedy}"
+            )
     if not any(_is_in(out, root) for root in roots):
         return
     parents = {os.path.dirname(item.path) for unit in units for item in unit.items if unit.reader != "hub"}
     held = next((parent for parent in sorted(parents) if _is_in(os.path.realpath(parent), out)), None)
     if held is not None:
-        rule = f"must be a folder of its own, but holds files that are to be read, in {held!r}"
-        raise DataError(f"data.out={str(folder)!r}: {rule}; give a new folder, beside data.path or in it")
+        raise DataError(f"{key} holds files that are to be read, in {held!r}; {remedy}")
 
 
 def _is_in(path: str, folder: str) -> bool:

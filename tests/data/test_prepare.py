@@ -284,6 +284,8 @@ def test_the_folder_is_not_the_source(texts, tmp_path):
     for out in (texts, texts / "deeper", tmp_path / "link", tmp_path / "link" / ".." / "texts"):
         with pytest.raises(DataError, match=r"data\.out=.*must be a folder of its own, but holds files that"):
             prepare(recipe(texts), out, workers=1, progress=False)
+    with pytest.raises(DataError, match=r"data\.path=.* matches the names of the files written there"):
+        prepare(recipe(texts / "*"), texts, workers=1, progress=False)
     assert sorted(texts.iterdir()) == sorted([*before, texts / "deeper"])
     for out in (tmp_path / "beside", texts / "inside"):
         assert prepare(recipe(texts), out, workers=1, progress=False).documents == 13
@@ -429,3 +431,9 @@ def test_the_settings_that_differ_are_named(texts, tmp_path):
     prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     with pytest.raises(DataError, match=r"another data\.out \(data\.max_tokens=None there, 9 here\)"):
         prepare(recipe(texts, max_tokens=9), tmp_path / "out", workers=1, progress=False)
+
+
+def test_a_pattern_that_matches_no_shard_may_lie_beside_them(texts, tmp_path):
+    wanted = recipe(texts / "*.txt")
+    first = prepare(wanted, texts, workers=1, progress=False)
+    assert first.documents == 12 and prepare(wanted, texts, workers=1, progress=False) == first

@@ -196,14 +196,11 @@ def main(arguments: list[str]) -> None:
         fail(str(error))
     if n_ranks is not None:
         config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     total = sum(_parameters(config.model))
-    console.print(
-        f"{config.model.name}: {total:,} parameters; a step's peak in GB, of {capacity:g}",
-        highlight=False,
-    )
-    console.print(table(config, capacity), highlight=False)
-    console.print(f"with {how(config)}", highlight=False)
+    console.print(f"{config.model.name}: {total:,} parameters; a step's peak in GB, of {capacity:g}")
+    console.print(table(config, capacity))
+    console.print(f"with {how(config)}")
     if any(estimate(config, stage).total >= capacity * 1e9 for stage in config.stages.values()):
         from lhtrain.advice import advice
 

@@ -1,6 +1,7 @@
 """Where metrics go besides the run directory."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ class Logger:
 
     def finish(self, summary: dict[str, Any] | None) -> None:
         """The run ended; with its summary, unless that was by an error."""
+
+    def abandon(self) -> None:
+        """It failed and gets no more rows: free what it holds. May raise anything."""
 
 
 class WandbLogger(Logger):
@@ -65,6 +69,11 @@ class WandbLogger(Logger):
                     self._run.summary[f"{stage['name']}/{key}"] = stage[key]
         self._run.finish(exit_code=0 if summary is not None else 1)
 
+    def abandon(self) -> None:
+        import wandb
+
+        wandb.teardown(exit_code=1)  # else its hook at exit prints a traceback about its dead process
+
 
 class Harmless(Logger):
     """Hands rows to the configured logger until that fails. Then it says so, once, and training continues:
@@ -95,7 +104,10 @@ class Harmless(Logger):
         try:
             call()
         except Exception as error:  # of many kinds: no network, no account, a service that died
-            self._logger = None
+            failed, self._logger = self._logger, None
+            if failed is not None:
+                with suppress(Exception):
+                    failed.abandon()
             advice = "" if self._mode is LoggerMode.offline else "; logger.mode=offline needs no account"
             self.say(
                 f"warning   logger=wandb {what}: {one_line(reason(error), 300)}; "

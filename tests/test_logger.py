@@ -20,11 +20,15 @@ class Service:
 
     def __init__(self, fails_in="", error=None):
         self.fails_in, self.error = fails_in, error or self.Error("No API key configured.")
-        self.asked, self.rows, self.ends, self.summary = [], [], [], {}
+        self.asked, self.rows, self.ends, self.summary, self.torn_down = [], [], [], {}, 0
 
     def _do(self, what):
         if self.fails_in == what:
             raise self.error
+
+    def teardown(self, exit_code):
+        self.torn_down += 1
+        raise self.error or AssertionError
 
     def init(self, **settings):
         self._do("init")
@@ -91,6 +95,7 @@ def test_a_failure_is_told_once_and_training_continues(opened, where, error):
     assert ("ValueError" in line) == isinstance(error, ValueError)
     assert "all rows in metrics.jsonl; logger.mode=offline needs no account" in line
     assert len(service.rows) == (3 if where == "finish" else 0)
+    assert service.torn_down == (where in ("log", "finish"))
 
 
 def test_an_id_that_is_not_text_is_told(opened, tmp_path):

@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 from rich.table import Table
+from rich.text import Text
 
 from lhtrain.metrics import Row
+from lhtrain.plain_text import number, one_line
 from lhtrain.run_dir import RunDir
 from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import Queued, queued
@@ -106,12 +108,12 @@ def table(runs: list[RunStatus]) -> Table:
     common = _common_folder([run.path for run in runs])
     for run in runs:
         out.add_row(
-            _printable(os.path.relpath(run.path, common)),
-            _printable(run.state),
-            run.job or "-",
+            Text(one_line(os.path.relpath(run.path, common), 200)),
+            Text(one_line(run.state, 200)),
+            Text(run.job or "-"),
             f"{run.step:,}/{run.steps:,}" if run.steps else f"{run.step:,}",
-            run.stage or "-",
-            "-" if run.loss is None else f"{run.loss:.4f}",
+            Text(one_line(run.stage or "-", 24)),
+            number(run.loss),
             str(run.restarts),
             _duration(run.run_left),
             run.job_left or "-",
@@ -122,11 +124,6 @@ def table(runs: list[RunStatus]) -> Table:
 def _common_folder(paths: list[Path]) -> str:
     """Where the runs lie; their names are said from here."""
     return os.path.commonpath([path.absolute().parent for path in paths])
-
-
-def _printable(text: str) -> str:
-    """Without what would break the table or drive the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("[", r"\[")
 
 
 def _duration(seconds: float | None) -> str:

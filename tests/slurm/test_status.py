@@ -13,14 +13,14 @@ from lhtrain.slurm.status import find_runs, status_of, statuses, table
 from tests.slurm.cluster import command
 
 
-def make_run(path: Path, step=0, job="7", finished=False, **attempts):
+def make_run(path: Path, step=0, job="7", finished=False, stage="recovery", **attempts):
     folder = SlurmFolder(path)
     folder.path.mkdir(parents=True)
     folder.config.write_text("run: {steps: 100}\n")
     folder.job.write_text(f"{job}\n")
     folder.write_attempts(Attempts(job, **attempts))
     rows = [
-        {"kind": "train", "step": number, "stage": "recovery", "loss": 9 - number / 10, "step_seconds": 2.0}
+        {"kind": "train", "step": number, "stage": stage, "loss": 9 - number / 10, "step_seconds": 2.0}
         for number in range(1, step + 1)
     ]
     rows.append({"kind": "validation", "step": step, "val_loss": 1.0})
@@ -83,10 +83,10 @@ def test_runs_are_found_in_folders_in_sweeps_and_by_themselves(tmp_path):
 
 
 def test_names_cannot_break_the_table(tmp_path):
-    make_run(tmp_path / "two\nlines \x1b[31m[red]", step=1)
+    make_run(tmp_path / "two\nlines \x1b[31m[red]", step=1, stage="[/x]")
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table(statuses([tmp_path])))
-    assert "two?lines ?[31m[red]" in console.export_text()
+    assert "two lines ?[31m[red]" in (out := console.export_text()) and " [/x] " in out
 
 
 def test_the_command_lists_runs_where_there_is_no_slurm(tmp_path):

@@ -49,6 +49,8 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
+    if " MIG " in name:  # a part of a card, which the data sheet does not describe
+        return None
     return next((1e12 * peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
 
 

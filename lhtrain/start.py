@@ -18,6 +18,7 @@ from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic
 from lhtrain.history import History, as_records
 from lhtrain.metrics import numbered, read
+from lhtrain.plain_text import to_json
 from lhtrain.progress import Progress
 from lhtrain.run_dir import Change, RunDir, all_differing, as_container, differing, holds_run
 from lhtrain.schedule import Schedule, attention_settings_of
@@ -238,7 +239,7 @@ def retire_summary(run_dir: RunDir) -> None:
     except (OSError, ValueError):
         return
     if isinstance(summary, dict) and summary.get("finished"):
-        write_atomic(run_dir.summary, json.dumps(summary | {"finished": False}, indent=2) + "\n")
+        write_atomic(run_dir.summary, to_json(summary | {"finished": False, "ended": None}, indent=2) + "\n")
 
 
 def _earlier_config(run_dir: RunDir) -> dict[str, Any] | None:

@@ -55,5 +55,9 @@ def test_a_cpu_has_no_peak():
 def test_the_peak_of_a_board_is_its_own(name, tflops, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == tflops * 1e12
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GTX 1080")
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GTX 1080", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])
+def test_an_unknown_board_and_a_part_of_one_have_no_peak(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) is None

@@ -18,6 +18,8 @@ def test_killed_around_the_switch(lhtrain, undisturbed, step):
     name = f"killed_{step}"
     killed = lhtrain.kill_after(name, step, "checkpoint.every=1")
     assert killed.status == -signal.SIGKILL
+    assert killed.summary["steps"] >= 6 and killed.summary["ended"] is None  # as of its last validation
+    assert (killed.path / "loss.png").read_bytes().startswith(b"\x89PNG")
     resumed = lhtrain(name, "resume=auto", "checkpoint.every=1")
     assert "continues from step_" in resumed.out
     assert resumed.trace == undisturbed.trace

@@ -163,6 +163,17 @@ def test_a_sweep_with_one_bad_combination_starts_nothing(lhtrain):
     assert not (lhtrain.folder / "bad_sweep_sweep").exists()
 
 
+def test_a_poor_environment_and_names_of_every_kind(lhtrain, monkeypatch, tmp_path):
+    """No home, no place for matplotlib's files, a terminal without a character that a name has."""
+    poor = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "MPLCONFIGDIR": "/proc/none", "TMPDIR": str(tmp_path)}
+    environment = {key: value for key, value in lhtrain.environment.items() if key not in ("HOME", "DISPLAY")}
+    monkeypatch.setattr(lhtrain, "environment", environment | poor)
+    run = lhtrain("poor", "run.name='é [/mnt/a] $x_ %s'", "run.steps=4", "stage=dense")
+    assert run.summary["name"] == "é [/mnt/a] $x_ %s" and run.summary["finished"]
+    assert "? [/mnt/a] $x_ %s: 4 steps" in run.out and (run.path / "loss.png").exists()
+    assert "Traceback" not in run.err
+
+
 def test_wandb_works_offline(lhtrain):
     run = lhtrain("wandb", "logger=wandb", "run.steps=4")
     assert run.summary["finished"]

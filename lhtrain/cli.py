@@ -20,7 +20,7 @@ import lhtrain
 import lhtrain.conf  # registers the schema, the resolvers and how YAML is read
 from lhtrain.__main__ import begin_training
 from lhtrain.conf.schema import Config
-from lhtrain.ranks import Ranks, attempt, find_ranks, meeting_place, under_torchrun
+from lhtrain.ranks import Ranks, find_ranks, meeting_place
 
 # Further commands: name -> "module:function", called with the remaining arguments.
 COMMANDS: dict[str, str] = {
@@ -179,15 +179,15 @@ def _checked(parsed: Namespace, settings: Arguments, ranks: Ranks) -> tuple[Argu
     if problems:
         raise ConfigError(problems)
     settings = sweep.overrides
-    is_dated = bool(runs[0].is_dated) if runs else False
-    restarted = starts and is_dated and not is_sweep and under_torchrun() and attempt() > 0
-    if restarted and runs[0].config.resume is Resume.never:
-        settings = [*settings, "resume=auto"]  # the run that this very launch began
+    config = runs[0].config
+    earlier = of_this_launch(config, runs[0].is_dated) if starts and not is_sweep else None
+    if earlier is not None and config.resume is Resume.never:
+        settings = [*settings, "resume=auto"]  # torchrun has restarted the ranks of this run
     if ranks.rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
         return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None
     if not starts or not runs[0].is_dated or (is_sweep and not sweep.dirs):
         return settings, None
-    if restarted and (earlier := of_this_launch(Path(runs[0].config.run.dir).parent)):
+    if earlier is not None:
         return [*settings, f"run.dir={override(str(earlier))}"], None
     # Two runs that start in the same second would have the same folder.
     suffix = "_sweep" if is_sweep else ""

@@ -2,11 +2,17 @@
 
 import os
 import platform
+import signal
+from importlib.metadata import version
 from pathlib import Path
 
+from lhtrain.conf.schema import Config, Resume
+from lhtrain.errors import RunError
 from lhtrain.files import read_regular
-from lhtrain.ranks import under_torchrun
+from lhtrain.ranks import attempt, under_torchrun
 
+FLAG, VARIABLE, DEFAULT = "--shutdown-timeout", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0
+SINCE = (2, 12)  # the PyTorch whose torchrun has that flag
 NOTE = Path("ranks", "launcher")  # in run.dir: the torchrun that began the run
 
 
@@ -17,17 +23,67 @@ def launcher() -> str:
     return f"{platform.node()} {parent} {began} {os.environ.get('TORCHELASTIC_RUN_ID')}"
 
 
-def of_this_launch(folder: Path) -> Path | None:
-    """The run in `folder` that an earlier attempt of this torchrun began, if there is one.
+def of_this_launch(config: Config, is_dated: bool) -> Path | None:
+    """The directory of the run that an earlier attempt of this torchrun began, if there is one.
 
-    The default run.dir holds the time: without this, every restart would begin another run.
+    is_dated: run.dir holds the time, so that every attempt would have another: it is looked for beside it.
+
+    Raises RunError: ranks on several machines, where rank 0 may have moved to another launcher.
     """
-    if not under_torchrun():
+    if not under_torchrun() or attempt() == 0:
         return None
-    for note in folder.glob(f"*/{NOTE}"):
+    if int(os.environ.get("GROUP_WORLD_SIZE") or 1) > 1:
+        if config.resume is Resume.never or is_dated:
+            rule = "on several machines, restarts by torchrun need run.dir=DIR resume=auto"
+            raise RunError(f"TORCHELASTIC_RESTART_COUNT={attempt()}: {rule}")
+        return None
+    run_dir = Path(config.run.dir)
+    for note in run_dir.parent.glob(f"*/{NOTE}") if is_dated else [run_dir / NOTE]:
         try:
             if read_regular(note).decode() == launcher():
                 return note.parents[1]
         except (OSError, ValueError):
             continue
     return None
+
+
+def patience() -> float | None:
+    """Seconds after a TERM or a Ctrl-C in which torchrun kills the ranks; None without torchrun, and where it
+    was told to leave TERM to the ranks."""
+    handled = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM").split(",")
+    if not under_torchrun() or signal.SIGTERM.name not in (name.strip() for name in handled):
+        return None
+    if not _has_flag():
+        return DEFAULT
+    try:
+        typed = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().split("\0")
+    except (OSError, ValueError):
+        typed = []
+    for word, following in zip(typed, [*typed[1:], ""], strict=True):
+        name, _, value = word.replace("_", "-").partition("=")
+        if name == FLAG:
+            return _seconds(value or following)
+    return _seconds(os.environ.get(VARIABLE, ""))
+
+
+def too_short(seconds: float) -> str | None:
+    """What to say if a step and a save took `seconds`, and the launcher kills the ranks before."""
+    limit = patience()
+    if limit is None or seconds < limit:
+        return None
+    advice = f"export {VARIABLE}={round(3 * seconds)} before torchrun"
+    if not _has_flag():
+        advice = "send the signal to the ranks and not to torchrun, whose limit is fixed before PyTorch 2.12"
+    took = f"a step and a save took {seconds:.0f} s"
+    return f"{took}, but torchrun kills the ranks {limit:g} s after TERM or Ctrl-C: {advice}"
+
+
+def _has_flag() -> bool:
+    return tuple(int(part) for part in version("torch").split(".")[:2]) >= SINCE
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return DEFAULT

@@ -40,6 +40,7 @@ from lhtrain.hardware import (
 from lhtrain.history import History
 from lhtrain.interrupt import Interrupt
 from lhtrain.launch import launch, same_folder
+from lhtrain.launcher import too_short
 from lhtrain.model import FULL_ATTENTION, GPT
 from lhtrain.optim import build_optimizer
 from lhtrain.parallel import Parallel
@@ -97,6 +98,7 @@ class Trainer:
         }
         self.full_attention = self.parallel.attention(FULL_ATTENTION)
         self.noted = self.world.is_main and History(self.dir.history).has("checkpoint")
+        self.launcher_checked = False
         self.entered: int | None = None  # index of the stage that the model is set up for
 
     def _open_data(self) -> None:
@@ -379,6 +381,16 @@ class Trainer:
         with self.clock.measure("checkpoint"), self.watchdog.phase("save"):
             self.saver.save(self.progress.step, self.tensors, state)
         self.clock.lap()
+        self._check_launcher()
+
+    def _check_launcher(self) -> None:
+        """Say once that what started the ranks would end them before a signal's step and save are over."""
+        saved, record = self.saver.saved, self.record
+        if self.launcher_checked or not saved.count or not record.steps:
+            return
+        if line := too_short(record.busy / record.steps + saved.write_seconds / saved.count):
+            self.launcher_checked = True
+            self.report.say(f"warning   {line}")
 
     def _saved(self) -> str:
         """What a run that leaves at once has saved, in words."""

@@ -83,6 +83,7 @@ class Interrupt:
         os.set_blocking(self._pipe, False)
         self._old_pipe = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._take) for number in signals}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 

@@ -112,7 +112,10 @@ run=("$python" -m @MODULE@ "${overrides[@]}")
 BY_TORCHRUN = """
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
-export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT  # TERM is for the ranks, which save first
+# TERM is for the ranks, which save first; newer torchruns read the second name. And if torchrun does pass a
+# signal on, a step and a save may take longer than its 30 s.
+export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-3600}
 run=("$python" -m torch.distributed.run --nnodes=@NODES@ --nproc-per-node=@RANKS@ --max-restarts=0
   --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
   -m @MODULE@ "${overrides[@]}")
@@ -122,12 +125,15 @@ run=("$python" -m @MODULE@ "${overrides[@]}")
 """
 
 STEP = """
-# Every process of a step gets USR1 and TERM: torchrun has to outlive them, the ranks have their own handlers.
+# Every process of a step gets USR1 and TERM, and torchrun has to outlive them. They are blocked rather than
+# ignored: one that comes before a rank has its handlers waits there for it.
 # After a signal no rank ends with 0, and one ends first: the others get time to end too (--wait).
 step() {
   exec srun --ntasks=@TASKS@ --ntasks-per-node=@TASKS_PER_NODE@ --cpus-per-task=@CPUS@ \\
     --kill-on-bad-exit=0 --wait=120@SRUN_ARGS@ \\
-    bash -c 'trap "" USR1 TERM; exec "$@"' rank "${run[@]}"
+    "$python" -c 'import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+os.execvp(sys.argv[1], sys.argv[1:])' "${run[@]}"
 }"""
 
 

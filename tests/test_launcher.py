@@ -1,6 +1,5 @@
 """Which torchrun started the ranks, and how long it waits before it kills."""
 
-
 import pytest
 
 from lhtrain import launcher

@@ -61,11 +61,14 @@ class Lhtrain:
         self.data = ["data=text", f"data.path={text}", f"data.cache_dir={folder / 'cache'}"]
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
 
-    def start(self, name: str, *overrides: str, ranks: int = 1) -> subprocess.Popen:
-        """ranks: of this machine, by torchrun."""
+    def start(
+        self, name: str, *overrides: str, ranks: int = 1, through: Sequence[str] = ()
+    ) -> subprocess.Popen:
+        """ranks: of this machine, by torchrun. through: a command that runs the rest of its arguments."""
         launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
         launch += ["--rdzv-endpoint=localhost:0"]
         command = [
+            *through,
             sys.executable,
             *(launch if ranks > 1 else ()),
             "-m",

@@ -3,9 +3,14 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
+
+from tests.integration.command import TINY
 
 SHARED = ("run.grad_accum=1", "checkpoint.every=2")  # two sequences a step: one for each of two ranks
 SMALL_CHUNKS = (*SHARED, "lighthouse.budget=512", "lighthouse.pooling=2")  # as cp=2 needs them
@@ -82,6 +87,53 @@ def test_a_mesh_that_does_not_fit_is_said_once(lhtrain):
     refused = lhtrain("misfit", "parallel.dp_shard=3", ranks=2, status=1)
     assert refused.err.count("their product must be the number of ranks, 2") == 1
     assert not (lhtrain.folder / "misfit").exists()
+
+
+def test_ranks_that_differ_end_with_one_error(lhtrain):
+    """Started one by one, as a mistaken command on one of two machines is."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run_dir = lhtrain.folder / "differ"
+    mine = [[], ["optim.lr=0.5", "run.steps=8", f"data.path={lhtrain.folder / 'text' / '1.txt'}"]]
+    processes = []
+    for rank, settings in enumerate(mine):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+        environment = lhtrain.environment | {key: str(value) for key, value in place.items()}
+        command = [sys.executable, "-m", "lhtrain", *lhtrain.data, *TINY, *SHARED, f"run.dir={run_dir}"]
+        processes.append(
+            subprocess.Popen(
+                [*command, *settings],
+                env=environment | {"MASTER_PORT": str(port)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert said[1] == ""
+    assert said[0].splitlines() == [
+        "lhtrain: the ranks of this run differ; start all of them with the same settings, data, code and "
+        "versions:",
+        "  optim.lr: 0.002 on rank 0, 0.5 on rank 1",
+        "  run.steps: 16 on rank 0, 8 on rank 1",
+    ]
+    assert not run_dir.exists()
+
+
+def test_a_restart_by_torchrun_continues_the_run(lhtrain):
+    """Without run.dir, whose default holds the time: every attempt would begin another run."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, "--max-restarts=1", "-m", "lhtrain", *lhtrain.data, *TINY, *SHARED, "stage=dense"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=lhtrain.folder, env=lhtrain.environment, **pipes)
+    for line in process.stdout:
+        if line.startswith("saved     step_00000004"):
+            break
+    (run_dir,) = (lhtrain.folder / "runs").iterdir()
+    os.kill(json.loads((run_dir / "ranks" / "1.json").read_text())["pid"], signal.SIGKILL)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "continues from step_" in out and [run_dir] == list((lhtrain.folder / "runs").iterdir())
 
 
 def test_each_rank_leaves_where_it_is(two_ranks):

@@ -1,9 +1,14 @@
 """A scheduler's signals, before there is a step to finish and in the middle of the run."""
 
+import contextlib
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.integration.command import TINY, Run
 
 
 def _catches(pid, number):
@@ -13,7 +18,7 @@ def _catches(pid, number):
     return int(caught, 16) >> (number - 1) & 1
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
 def test_before_the_first_step_the_run_ends_in_order(lhtrain, undisturbed, which):
     name = f"early_{which.name}"
     process = lhtrain.start(name)
@@ -26,7 +31,55 @@ def test_before_the_first_step_the_run_ends_in_order(lhtrain, undisturbed, which
     assert lhtrain(name, "resume=auto").trace == undisturbed.trace
 
 
-def test_usr1_saves_and_leaves(lhtrain, undisturbed):
-    stopped = lhtrain.kill_after("usr1", 3, with_signal=signal.SIGUSR1)
-    assert stopped.status == 128 + signal.SIGUSR1 and stopped.checkpoints
-    assert lhtrain("usr1", "resume=auto").trace == undisturbed.trace
+@pytest.mark.parametrize("which", [signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_saves_and_leaves(lhtrain, undisturbed, which):
+    """HUP comes when the terminal is closed."""
+    stopped = lhtrain.kill_after(which.name, 3, with_signal=which)
+    assert stopped.status == 128 + which and stopped.checkpoints
+    assert lhtrain(which.name, "resume=auto").trace == undisturbed.trace
+
+
+# The command, with a disk that never finishes writing a checkpoint.
+HANGS = """
+import sys, threading
+from lhtrain.saver import Saver
+def write(*_):
+    print("saving", flush=True)
+    threading.Event().wait()
+Saver._write = write
+from lhtrain.__main__ import main
+main()
+"""
+
+
+def test_a_second_ctrl_c_leaves_while_a_save_is_written(lhtrain):
+    settings = [
+        *lhtrain.data,
+        *TINY,
+        "stage=dense",
+        f"run.dir={lhtrain.folder / 'twice'}",
+        "checkpoint.every=1",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS, *settings],
+        env=lhtrain.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert any(line == "saving\n" for line in process.stdout)
+    presses = 0
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        presses += 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    out, err = process.communicate()
+    assert process.returncode == 130 and presses > 1, out + err
+    assert "interrupted again, leaving at once; there is no checkpoint yet" in err
+
+
+def test_streams_that_are_closed_or_full_end_nothing(lhtrain, undisturbed):
+    closed = lhtrain.start("closed", through=["sh", "-c", 'exec "$@" <&- >&- 2>/dev/full', "sh"])
+    assert closed.wait() == 0
+    assert Run(lhtrain.folder / "closed", 0, "", "").trace == undisturbed.trace

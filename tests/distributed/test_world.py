@@ -1,0 +1,60 @@
+"""Ranks that wait for each other longer than a collective may take, differ, or fail while they start."""
+
+import time
+
+import torch
+
+from lhtrain.agreement import Disagreement
+from lhtrain.errors import RunError
+from lhtrain.meeting import PeerFailed
+from lhtrain.world import World, announce, leave
+from tests.distributed.ranks import on_ranks
+
+LIMIT = 2  # seconds that a collective may take here
+
+
+def tokenize_slowly():
+    """The first rank takes longer than any collective may; afterwards collectives work."""
+    world = World.start(torch.device("cpu"), timeout=30, limit=LIMIT)
+    with world.first_of_each_machine():
+        if world.rank == 0:
+            time.sleep(2 * LIMIT)
+    world.agree({"data": "the same"})
+    return world.largest(world.rank)
+
+
+def differ():
+    try:
+        world = World.start(torch.device("cpu"), 30, mine={"optim.lr": 0.1, "run.steps": 4})
+        world.agree({"data": f"hash {world.rank}"})
+    except Disagreement as error:
+        leave()
+        return str(error)
+
+
+def fail_on_one():
+    """A rank that fails while the others wait for it: they end, and do not say it a second time."""
+    world = World.start(torch.device("cpu"), 30)
+    try:
+        if world.rank == 1:
+            announce("no data here")
+            raise RunError("no data here")
+        world.agree({"data": "x"})
+    except RunError as error:
+        leave()
+        return type(error).__name__, str(error), world.attempt
+
+
+def test_a_first_tokenization_may_take_longer_than_a_collective(tmp_path):
+    assert on_ranks(tokenize_slowly, 2, folder=tmp_path) == [1, 1]
+
+
+def test_ranks_with_other_data_all_end_with_the_same_words(tmp_path):
+    first, second = on_ranks(differ, 2, folder=tmp_path)
+    assert first == second and "data: hash 0 on rank 0, hash 1 on rank 1" in first
+
+
+def test_a_rank_that_fails_frees_the_others(tmp_path):
+    (kind, words, attempt), failed = on_ranks(fail_on_one, 2, folder=tmp_path)
+    assert kind == PeerFailed.__name__ and words.startswith("rank 1, process ")
+    assert failed == ("RunError", "no data here", attempt), "the attempt is the same on all ranks"

@@ -224,10 +224,9 @@ def _tokenizer(there: _Values) -> Mapping[str, Any]:
     there.whole("eos", 0, vocab_size - 1)
     if there.content.get("bos") is not None:
         there.whole("bos", 0, vocab_size - 1)
-    there.content.setdefault("bos", None)  # type: ignore[attr-defined]
     there.hexadecimal("hash", 64)
     there.text("name")
-    return there.content
+    return {key: there.content.get(key) for key in ("name", "vocab_size", "eos", "bos", "hash")}
 
 
 def _recipe(there: _Values) -> Mapping[str, Any]:

@@ -32,8 +32,7 @@ def _checks(folder: Path, manifest: Manifest) -> Iterator[Callable[[], object]]:
     first: list[TokenStore] = []
     for shard in manifest.shards:
         yield partial(_check_shard, folder, manifest, shard, first)
-    if manifest.tokenizer["name"] not in ENCODINGS:  # those are of no file here
-        yield partial(open_tokenizer, f"{PREPARED}{folder}")
+    yield partial(_check_tokenizer, folder, manifest)
     described = any((folder / name).exists() for name in (PLAN, LOCK))
     if described or next(folder.glob("*.skipped.json"), None):  # the cache's own folders have none of these
         yield partial(_check_plan, folder, manifest)
@@ -49,12 +48,24 @@ def _check_shard(folder: Path, manifest: Manifest, shard: Shard, first: list[Tok
         raise DamagedStore(f"{str(store.path)!r}: {rule}; {REMEDY}")
 
 
+def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
+    """Of a tiktoken encoding, which is no file of the folder and may have to be fetched, the size alone."""
+    name, vocab_size = manifest.tokenizer["name"], manifest.tokenizer["vocab_size"]
+    if name not in ENCODINGS:
+        open_tokenizer(f"{PREPARED}{folder}")
+    elif vocab_size != ENCODINGS[name]:
+        rule = f"tokenizer.vocab_size={vocab_size}: must be {name}'s {ENCODINGS[name]}"
+        raise DamagedStore(f"{str(folder / 'meta.json')!r}: {rule}; {REMEDY}")
+
+
 def _check_plan(folder: Path, manifest: Manifest) -> None:
     path = folder / PLAN
     there = read_json(path, MOST_PLAN_BYTES, "preparing cannot continue without it")
     units = there.get("units")
     same = there.get("fingerprint") == manifest.fingerprint and there.get("recipe") == manifest.recipe
-    if not same or type(units) is not int or units < len(manifest.shards):
+    limited = any(manifest.recipe.get(key) is not None for key in ("max_documents", "max_tokens"))
+    wanted = len(manifest.shards)
+    if not same or type(units) is not int or units < wanted or (units > wanted and not limited):
         raise DamagedStore(f"{str(path)!r}: must agree with meta.json")
 
 

@@ -217,11 +217,8 @@ CRAFTED = {
 @pytest.mark.parametrize("name", CRAFTED)
 def test_a_crafted_description_is_refused(folder, name):
     """Whatever it holds: nothing outside the folder is read, and one sentence names key, value and rule."""
-    meta = json.loads((folder / "meta.json").read_text())
-    meta.pop(CHECKSUM)
     change, message = CRAFTED[name]
-    change(meta)
-    (folder / "meta.json").write_text(json.dumps(meta))
+    without_checksum(folder, change)
     for read in (trained_on, statistics.inspect):
         with pytest.raises(DataError, match=message) as caught:
             read(folder)
@@ -231,6 +228,33 @@ def test_a_crafted_description_is_refused(folder, name):
         assert verify(folder)[1]
     except DataError as error:
         assert str(folder) in str(error)
+
+
+def without_checksum(folder: Path, change: Callable[[dict], object]) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    meta.pop(CHECKSUM)
+    change(meta)
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def test_verify_misses_a_shard_that_the_description_leaves_out(folder):
+    def leave_out(meta: dict) -> None:
+        shard = meta["shards"].pop()
+        meta["documents"] -= shard["documents"]
+        meta["tokens"] -= shard["tokens"]
+
+    without_checksum(folder, leave_out)
+    assert any("plan.json': must agree with meta.json" in fault for fault in verify(folder)[1])
+
+
+def test_verify_compares_the_size_of_an_encoding_without_fetching_it(folder):
+    without_checksum(folder, in_tokenizer(name="gpt2"))
+    assert any("must be gpt2's 50257" in fault for fault in verify(folder)[1])
+
+
+def test_keys_that_nobody_knows_have_no_effect(sound, folder):
+    without_checksum(folder, lambda meta: [part.update(more=1) for part in (meta, meta["tokenizer"])])
+    assert trained_on(folder) == trained_on(sound["one"]) and verify(folder)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -259,10 +283,7 @@ def test_a_description_that_is_no_description(folder, content):
 @pytest.mark.parametrize("itself", ["prepared:{folder}", "prepared:.", "{folder}/other.json", "/etc/passwd"])
 def test_a_folder_does_not_choose_which_file_is_its_tokenizer(folder, itself):
     """Itself as its tokenizer would be opened for ever; another file is not for it to name."""
-    meta = json.loads((folder / "meta.json").read_text())
-    meta.pop(CHECKSUM)
-    meta["tokenizer"]["name"] = itself.format(folder=folder)
-    (folder / "meta.json").write_text(json.dumps(meta))
+    without_checksum(folder, in_tokenizer(name=itself.format(folder=folder)))
     assert open_corpus("prepared", path=str(folder)).tokenizer.path == folder / "tokenizer.json"
     (folder / "tokenizer.json").unlink()
     with pytest.raises(DataError, match="must be there, a regular file: the copy of the tokenizer"):
@@ -279,11 +300,8 @@ def crafted_shard(folder: Path, tokens: list[int], **options: Any) -> None:
         for i in range(60):
             writer.append(np.array(tokens))
             writer.end_document(manifest.tokenizer["eos"], i << 58)
-    meta = json.loads((folder / "meta.json").read_text())
-    meta.pop(CHECKSUM)
     shard = {"file": "00000.bin", "documents": 60, "tokens": writer.n_tokens, "crc": writer.crc}
-    meta |= {"shards": [shard], "documents": 60, "tokens": writer.n_tokens}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    without_checksum(folder, crafted(shards=[shard], documents=60, tokens=writer.n_tokens))
 
 
 def test_tokens_beyond_the_vocabulary_are_found_before_they_are_read(folder):
@@ -311,10 +329,7 @@ def test_shards_of_two_widths(folder):
             writer.append(store.document(i)[:-1])
             writer.end_document(manifest.tokenizer["eos"], int(store.hashes[i]))
     (folder / "wide").replace(folder / "00001.bin")
-    meta = json.loads((folder / "meta.json").read_text())
-    meta.pop(CHECKSUM)
-    meta["shards"][1]["crc"] = writer.crc
-    (folder / "meta.json").write_text(json.dumps(meta))
+    without_checksum(folder, in_shard(1, crc=writer.crc))
     with pytest.raises(DamagedStore, match=r"00001\.bin': must store its tokens as 00000\.bin does"):
         open_corpus("prepared", path=str(folder))
     assert any("must store its tokens as" in fault for fault in verify(folder)[1])
@@ -448,10 +463,7 @@ def test_inspect_shows_no_control_characters_and_needs_no_split(tmp_path):
     """A text, or a crafted name, must not speak to the terminal; one byte cannot be split."""
     (tmp_path / "a.txt").write_text("\x1b")
     prepare(Recipe(source="text", path=str(tmp_path / "a.txt")), tmp_path / "out", 1, progress=False)
-    meta = json.loads((tmp_path / "out/meta.json").read_text())
-    meta.pop(CHECKSUM)
-    meta["skipped"]["\x1b[2J"] = 1
-    (tmp_path / "out/meta.json").write_text(json.dumps(meta))
+    without_checksum(tmp_path / "out", crafted(skipped={"\x1b[2J": 1}))
     report = statistics.inspect(tmp_path / "out")
     assert "\x1b" not in report and "1 \\x1b[2J" in report
     assert "tokens      2, data: the only document has 1 tokens" in report

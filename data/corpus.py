@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from lhtrain.data.encode import write_document
 from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.manifest import Manifest, Shard, save_tokenizer, shard_name
 from lhtrain.data.order import Part
+from lhtrain.data.plan import make_plan, plan_fingerprint
 from lhtrain.data.progress import progress_bar, watched
 from lhtrain.data.recipe import AUTOMATIC, Recipe, differences
 from lhtrain.data.source import find_files, is_prepared
@@ -120,6 +122,8 @@ class _Opener:
         if wanted is not None and manifest.recipe != wanted.as_dict():
             rule = f"was prepared with other settings: {differences(manifest.recipe, wanted.as_dict())}"
             raise DataError(f"data: {str(folder)!r} {rule}")
+        if wanted is not None:
+            _check_source(folder, manifest, wanted)
         tokenizer = open_tokenizer(f"{PREPARED}{folder}")
         checks = None if self.checks is None else Checks.of_prepared(folder, self.checks)
         splits = self.splits(folder, manifest, checks)
@@ -135,6 +139,19 @@ class _Opener:
             with progress_bar("comparing checksums", n_bytes, self.progress) as advance:
                 checks.compare(stores, advance)
         return split_documents(stores, self.val_fraction, [shard.documents for shard in manifest.shards])
+
+
+def _check_source(folder: Path, manifest: Manifest, wanted: Recipe) -> None:
+    """Raises DataError: the files that a folder was prepared from, or its tokenizer's, are others by now. A
+    dataset of the hub is not asked for."""
+    if wanted.source == "hf":
+        return
+    tokenizer = open_tokenizer(wanted.tokenizer, wanted.bos, wanted.eos)
+    if plan_fingerprint(wanted, tokenizer.fingerprint, make_plan(wanted)) != manifest.fingerprint:
+        rule = "was prepared from other files: the source, or the tokenizer's file, has changed since"
+        remedy = "Remove the folder and prepare the data again, or train on what is there with"
+        place = shlex.quote(f"data.path={folder}")
+        raise DataError(f"data={wanted.source}: {str(folder)!r} {rule}. {remedy} data=prepared {place}")
 
 
 def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:

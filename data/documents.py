@@ -9,10 +9,12 @@ CHUNK_CHARS = 1 << 20
 
 @dataclass
 class Text:
-    """chunks: UTF-8 bytes, consumed once, front to back; they need not respect characters."""
+    """chunks: UTF-8 bytes, consumed once, front to back; they need not respect characters. size: characters,
+    0 where nobody counted."""
 
     name: object  # str() of it names the document in an error
     chunks: Iterable[bytes]
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Skip:
 
     name: object
     reason: str
+    size: int = 0  # characters, as above
 
 
 def encoded(text: str) -> Iterator[bytes]:

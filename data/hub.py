@@ -1,5 +1,7 @@
 """Datasets of the Hugging Face hub, through the `datasets` library: streamed, or downloaded first."""
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -7,9 +9,11 @@ from typing import Any
 from lhtrain.data.documents import Skip, Text
 from lhtrain.data.errors import DataError
 from lhtrain.data.filters import Filters
+from lhtrain.data.paths import stamp
 from lhtrain.data.plan import Item, Unit
 from lhtrain.data.recipe import Recipe
 from lhtrain.data.rows import document_of
+from lhtrain.data.source import find_files
 
 ROWS = 1 << 16  # of a downloaded dataset, in a unit
 
@@ -17,17 +21,20 @@ ROWS = 1 << 16  # of a downloaded dataset, in a unit
 def hub_units(recipe: Recipe) -> list[Unit]:
     """Streamed: a unit for each of the dataset's files. Downloaded: one for every ROWS rows.
 
-    Raises DataError as `load` does.
+    data.name may be a folder, such as a copy of a dataset's repository: its items have the stamp of all of
+    its files. Raises DataError as `load` does.
     """
     options = _options(recipe)
+    mark = _folder_stamp(str(recipe.name))
     dataset = load(**options)
     name = f"{recipe.name}/{recipe.subset or 'default'}/{recipe.split}"
     if recipe.streaming:
         count = dataset.num_shards
-        return [Unit("hub", (Item("", name, i, count),), 0, options) for i in range(count)]
+        return [Unit("hub", (Item("", name, i, count, mark),), 0, options) for i in range(count)]
     total = dataset.num_rows
     return [
-        Unit("hub", (Item("", name, i, min(i + ROWS, total)),), 0, options) for i in range(0, total, ROWS)
+        Unit("hub", (Item("", name, i, min(i + ROWS, total), mark),), 0, options)
+        for i in range(0, total, ROWS)
     ]
 
 
@@ -36,7 +43,7 @@ def read_hub(
 ) -> Iterator[Text | Skip]:
     """The documents of a unit; `advance` is called with the length of their texts.
 
-    Raises DataError as `load` does, and where the network fails half-way.
+    Raises DataError as `load` does, where the network fails half-way, and where a folder's files changed.
     """
     dataset, [item] = load(**unit.options), unit.items  # type: ignore[arg-type]
     rows: Any
@@ -46,12 +53,30 @@ def read_hub(
         rows = (dataset[i] for i in range(item.start, item.stop))
     try:
         for number, row in enumerate(rows):
-            yield document_of(f"{item.name} file {item.start} row {number}", row, column, filters)
-            advance(len(row[column] or ""))
+            document = document_of(f"{item.name} file {item.start} row {number}", row, column, filters)
+            yield document
+            advance(document.size)
     except DataError:
         raise
     except Exception as error:  # fsspec, httpx, huggingface_hub and pyarrow each have their own
+        _check_folder(unit)
         raise _explained(str(unit.options["name"]), error) from error
+    _check_folder(unit)
+
+
+def _check_folder(unit: Unit) -> None:
+    name = str(unit.options["name"])
+    if _folder_stamp(name) != unit.items[0].stamp:
+        rule = "changed while it was prepared; it must stay as it is, until the end. Prepare it again"
+        raise DataError(f"data.name={name!r}: {rule} into a new folder")
+
+
+def _folder_stamp(name: str) -> str:
+    """Of the names, sizes and times of change of a folder's files; "" for a dataset of the hub."""
+    if not os.path.isdir(name):
+        return ""
+    files = [f"{file.name} {stamp(file.path)}" for file in find_files("text", name)]
+    return hashlib.sha256("\n".join(files).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @lru_cache(maxsize=1)

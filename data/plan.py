@@ -60,6 +60,12 @@ def make_plan(recipe: Recipe) -> list[Unit]:
     return units
 
 
+def plan_fingerprint(recipe: Recipe, tokenizer: str, units: Iterable[Unit]) -> str:
+    """32 hex digits of everything that decides the tokens; `tokenizer` is its fingerprint."""
+    decided = [recipe.as_dict() | {"path": None, "tokenizer": None}, tokenizer, plan_hash(units)]
+    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:32]
+
+
 def plan_hash(units: Iterable[Unit]) -> str:
     """Hex digest of everything in the plan: another one is a plan of other data."""
     return hashlib.sha256(json.dumps([asdict(unit) for unit in units]).encode()).hexdigest()

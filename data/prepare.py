@@ -5,7 +5,6 @@ is there under its name, an unfinished one is not; meta.json is written when all
 """
 
 import fcntl
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -35,7 +34,7 @@ from lhtrain.data.manifest import (
     skipped_documents,
 )
 from lhtrain.data.paths import expanded, matching
-from lhtrain.data.plan import Unit, make_plan, plan_hash
+from lhtrain.data.plan import Unit, make_plan, plan_fingerprint
 from lhtrain.data.progress import Meter
 from lhtrain.data.recipe import PREPARABLE, Recipe, differences
 from lhtrain.data.shard import write_shard
@@ -69,7 +68,9 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
     _check_apart(folder, recipe, units)
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK) and _is_of(folder, _fingerprint(recipe, tokenizer, units)):
+        if not os.access(folder, os.W_OK) and _is_of(
+            folder, plan_fingerprint(recipe, tokenizer.fingerprint, units)
+        ):
             return Manifest.read(folder)  # complete, and kept from being changed
         with _locked(folder):
             return _prepare(recipe, folder, tokenizer, units, workers or _cores(), progress)
@@ -153,15 +154,9 @@ def _manifest(folder: Path, recipe: Recipe, tokenizer: Tokenizer, fingerprint: s
     return Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), shards, skipped)
 
 
-def _fingerprint(recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]) -> str:
-    """Of everything that decides the tokens."""
-    decided = [recipe.as_dict() | {"path": None, "tokenizer": None}, tokenizer.fingerprint, plan_hash(units)]
-    return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:32]
-
-
 def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]) -> str:
     """Write plan.json, or check that it is of the same plan; returns the hash of what decides the tokens."""
-    fingerprint = _fingerprint(recipe, tokenizer, units)
+    fingerprint = plan_fingerprint(recipe, tokenizer.fingerprint, units)
     path = folder / PLAN
     try:
         there = read_json(path, MOST_PLAN_BYTES, "")

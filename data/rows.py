@@ -94,7 +94,9 @@ def document_of(place: object, row: Row, column: str, filters: Filters) -> Text 
     if isinstance(text, str):
         if not text:
             return Skip(place, "empty")
-        return Text(place, encoded(text)) if filters.passes(row, text, place) else Skip(place, "filtered")
+        if filters.passes(row, text, place):
+            return Text(place, encoded(text), len(text))
+        return Skip(place, "filtered", len(text))
     if text is None:
         return Skip(place, "empty")
     shown = repr(text) if len(repr(text)) < 80 else f"{repr(text)[:76]} …"

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lhtrain.data import PADDING, Corpus, DataError, SequenceOrder, Split, open_corpus
 from lhtrain.data import corpus as corpus_module
+from lhtrain.data.prepare import prepare
+from lhtrain.data.recipe import Recipe
 
 TEXTS = {f"folder/{name}.txt": f"text of {name}: é€😀\n" * (ord(name) - 90) for name in "abcdefghij"}
 
@@ -276,3 +279,42 @@ def test_stdlib(cache: Path) -> None:
     assert rows.shape == (4, 8193) and rows.min() >= PADDING and rows.max() <= 256
     text = corpus.tokenizer.decode(np.concatenate([corpus.train.document(i) for i in range(20)]))
     assert text.count("<|endoftext|>") >= 20 and "import " in text and "\ufffd" not in text
+
+
+@pytest.mark.parametrize("source", ["text", "files", "code"])
+@pytest.mark.parametrize("change", ["content", "more", "fewer"])
+def test_prepared_data_whose_source_changed_are_noticed(tmp_path, source, change):
+    """With a limit, or a folder of their own, texts are not tokenized at each start."""
+    (tmp_path / "src").mkdir()
+    for name in "abc":
+        (tmp_path / "src" / f"{name}.jsonl").write_text('{"text": "some words"}\n' * 9)
+    settings = {"source": source, "path": str(tmp_path / "src"), "max_tokens": 10_000}
+    recipe = Recipe(**settings)
+    folder = recipe.folder(None, tmp_path / "cache")
+    prepare(recipe, folder, 1, progress=False)
+    assert open_corpus(cache_dir=tmp_path / "cache", **settings).n_tokens("train")
+    if change == "fewer":
+        (tmp_path / "src" / "c.jsonl").unlink()
+    else:
+        (tmp_path / "src" / ("a.jsonl" if change == "content" else "d.jsonl")).write_text(
+            '{"text": "other"}\n'
+        )
+    with pytest.raises(
+        DataError, match=rf"data={source}: .* was prepared from other files: .*data=prepared data\.path="
+    ):
+        open_corpus(cache_dir=tmp_path / "cache", **settings)
+    assert open_corpus("prepared", str(folder)).n_tokens("train")
+
+
+def test_a_tokenizer_file_that_changed_since_is_noticed(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "?": 2}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("a a a b a")
+    settings = {"path": str(tmp_path / "a.txt"), "tokenizer": str(tmp_path / "tokenizer.json")}
+    prepare(Recipe(source="text", **settings), tmp_path / "out", 1, progress=False)
+    assert open_corpus("text", out=str(tmp_path / "out"), **settings)
+    tokenizer.add_tokens(["b"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="the source, or the tokenizer's file, has changed since"):
+        open_corpus("text", out=str(tmp_path / "out"), **settings)

@@ -1,6 +1,7 @@
 """Hub datasets through the real `datasets` library: from a local copy, and without a network."""
 
 import json
+import os
 
 import pytest
 
@@ -78,3 +79,32 @@ def test_no_network_names_the_remedy(tmp_path, monkeypatch):
 )
 def test_each_failure_has_its_remedy(error, remedy):
     assert remedy in str(hub._explained("owner/name", error))
+
+
+def test_a_column_in_an_object(dataset, tmp_path):
+    for part in range(2):
+        (dataset / f"train-{part}.jsonl").write_text('{"meta": {"q": "words"}}\n' * 3)
+    recipe = Recipe(source="hf", name=str(dataset), column="meta.q")
+    assert prepare(recipe, tmp_path / "out", 1, progress=False).documents == 6
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_folder_that_changes_is_not_mixed(dataset, tmp_path, monkeypatch, streaming):
+    """Between two attempts, and while it is read."""
+    recipe = Recipe(source="hf", name=str(dataset), streaming=streaming)
+    real = hub.document_of
+
+    def changing(*arguments):
+        with (dataset / "train-1.jsonl").open("a") as stream:
+            stream.write('{"text": "another", "n": 1}\n')
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "document_of", changing)
+        with pytest.raises(DataError, match=r"data\.name=.* changed while it was prepared"):
+            prepare(recipe, tmp_path / "out", 1, progress=False)
+    hub.load.cache_clear()
+    prepare(recipe, tmp_path / "other", 1, progress=False)
+    os.utime(dataset / "train-0.jsonl", ns=(1, 1))
+    with pytest.raises(DataError, match="the source or the tokenizer has changed since"):
+        prepare(recipe, tmp_path / "other", 1, progress=False)

@@ -17,7 +17,9 @@ from lhtrain.data.recipe import Recipe
         Recipe("stdlib", max_tokens=5000),
         Recipe("hf", name="allenai/c4", subset="en", max_tokens=51_000_000_000),
         Recipe("hf", name="o/n", revision="1e5", split="train[:10%]", streaming=False),
-        Recipe("files", path=["a b", "it's", "proj[v2]", "2024_11_05", "~/x", "ü=1"], filters=["score >= 3"]),
+        Recipe(
+            "files", path=["a b", "it's", "proj[v2]", "2024_11_05", "a~/x", "ü=1"], filters=["score >= 3"]
+        ),
         Recipe("text", path="-dash", tokenizer="gpt2", bos=True, max_documents=7),
     ],
 )

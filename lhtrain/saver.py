@@ -129,8 +129,9 @@ class Saver:
         for note in self._notes:
             self.say(f"warning   {note}")
         self._notes = []
-        if self.world.is_main and self._under_way is not None and self._under_way.done():
-            self._tell(self._under_way.result())
+        save = self._under_way
+        if self.world.is_main and save is not None and save.done() and save.exception() is None:
+            self._tell(save.result())  # an exception, of a rank that is lost, is for `wait` to raise
 
     def wait(self) -> None:
         """Until no save is under way on any rank; its outcome is reported. A collective."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +24,12 @@ class Entry:
         return -(-self.bytes // self.block)
 
 
-def hashes(content: memoryview, block: int = BLOCK) -> Iterator[tuple[memoryview, str]]:
-    """The blocks of `content`, each with its SHA-256."""
-    for begin in range(0, len(content), block):
-        part = content[begin : begin + block]
-        yield part, hashlib.sha256(part).hexdigest()
+def blocks_of(content: memoryview) -> list[memoryview]:
+    return [content[begin : begin + BLOCK] for begin in range(0, len(content), BLOCK)]
+
+
+def digest(content: memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class BlockFile:
@@ -66,10 +66,10 @@ class BlockFile:
     def verify(self, number: int) -> None:
         """Compare a block's content with its hash."""
         begin, end = self._range(number)
-        digest = hashlib.sha256()
+        found = hashlib.sha256()
         for at in range(begin, end, BLOCK):
-            digest.update(self._pread(at, min(at + BLOCK, end)))
-        if begin < end and digest.hexdigest() != self.entry.sha256[number]:
+            found.update(self._pread(at, min(at + BLOCK, end)))
+        if begin < end and found.hexdigest() != self.entry.sha256[number]:
             raise self._altered()
 
     def read(self, begin: int, end: int) -> memoryview:
@@ -93,7 +93,7 @@ class BlockFile:
     def _block(self, number: int) -> memoryview:
         if number != self._newest:
             content = self._pread(*self._range(number))
-            if hashlib.sha256(content).hexdigest() != self.entry.sha256[number]:
+            if digest(content) != self.entry.sha256[number]:
                 raise self._altered()
             self._newest, self._content = number, content
         return self._content
@@ -116,3 +116,29 @@ class BlockFile:
 
     def _altered(self) -> Fault:
         return Fault(f"{self.name} was altered: its SHA-256 is not the manifest's")
+
+
+class Opened:
+    """Files of a checkpoint, of which one at a time is open. Use as a context manager."""
+
+    def __init__(self, folder: Path, entries: dict[str, Entry]):
+        self._folder, self._entries = folder, entries
+        self._file: BlockFile | None = None
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._close()
+
+    def open(self, name: str) -> BlockFile:
+        """The file `name`; closes the one that was open. Raises as `BlockFile`."""
+        if self._file is None or self._file.name != name:
+            self._close()
+            self._file = BlockFile(self._folder, name, self._entries[name])
+        return self._file
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None

@@ -4,16 +4,17 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lhtrain.checkpoint import manifest
-from lhtrain.checkpoint.blocks import BlockFile
+from lhtrain.checkpoint.blocks import BlockFile, Opened
 from lhtrain.checkpoint.faults import Fault, OtherFormat
 from lhtrain.checkpoint.manifest import Manifest
 from lhtrain.checkpoint.names import step_of
-from lhtrain.checkpoint.together import on_all
+from lhtrain.checkpoint.together import in_parallel, on_all
 from lhtrain.errors import RunError
 from lhtrain.world import World
 
@@ -73,19 +74,14 @@ def _verify(path: Path, rank: int, size: int) -> None:
     described = opened(path)
     blocks = described.blocks()
     share = blocks[len(blocks) * rank // size : len(blocks) * (rank + 1) // size]
-    file: BlockFile | None = None
-    try:
-        for name, number in share:
-            if file is None or file.name != name:
-                if file is not None:
-                    file.close()
-                file = None
-                file = BlockFile(path, name, described.files[name])
-            file.verify(number)
-    finally:
-        if file is not None:
-            file.close()
+    in_parallel(partial(_verify_blocks, path, described), share)
     _state(path, described)
+
+
+def _verify_blocks(path: Path, described: Manifest, blocks: Sequence[tuple[str, int]]) -> None:
+    with Opened(path, described.files) as files:
+        for name, number in blocks:
+            files.open(name).verify(number)
 
 
 def opened(path: Path) -> Manifest:

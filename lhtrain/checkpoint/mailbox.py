@@ -22,12 +22,11 @@ class Mailbox:
     """To create one is a collective. Of one rank alone it does nothing."""
 
     def __init__(self, world: World):
-        self._store: dist.Store | None = None
-        if world.together:
+        self._meeting, self._store = world.meeting, None
+        if world.meeting is not None:
             # The store may outlive a run: in a sweep, or where torchrun starts the ranks again.
             unique = world.on_main(lambda: uuid.uuid4().hex)
-            store = dist.distributed_c10d._get_default_store()
-            self._store = dist.PrefixStore(f"lhtrain/saver/{unique}", store)
+            self._store = dist.PrefixStore(f"saver/{unique}", world.meeting.store)
 
     def post(self, key: str, message: Any) -> None:
         """Leave a message of JSON for who takes `key`."""
@@ -35,10 +34,11 @@ class Mailbox:
             self._store.set(key, b64encode(zlib.compress(json.dumps(message).encode())).decode())
 
     def read(self, key: str) -> Any:
-        """The message `key`, when it is there."""
-        assert self._store is not None
+        """The message `key`, when it is there. Raises PeerFailed: another rank has failed."""
+        assert self._store is not None and self._meeting is not None
         pause = LOOK[0]
         while not self._store.check([key]):
+            self._meeting.check()
             time.sleep(pause)
             pause = min(2 * pause, LOOK[1])
         return json.loads(zlib.decompress(b64decode(self._store.get(key))))

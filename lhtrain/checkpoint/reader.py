@@ -1,6 +1,7 @@
 """Filling tensors from a checkpoint, on any mesh: each rank reads what overlaps with its own shards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lhtrain.checkpoint import format2
-from lhtrain.checkpoint.blocks import BLOCK, BlockFile
+from lhtrain.checkpoint.blocks import BLOCK, BlockFile, Opened
 from lhtrain.checkpoint.check import opened, patiently
 from lhtrain.checkpoint.faults import Fault
 from lhtrain.checkpoint.layout import Chunk, Saved
 from lhtrain.checkpoint.manifest import Manifest
 from lhtrain.checkpoint.tensors import local_part
-from lhtrain.checkpoint.together import is_together, on_all
+from lhtrain.checkpoint.together import in_parallel, is_together, on_all
 from lhtrain.errors import RunError
 
 
@@ -50,20 +51,13 @@ def _load(path: Path, tensors: dict[str, Tensor]) -> None:
     described = opened(path)
     _compare(path, described.tensors, tensors)
     reads = sorted(_reads(described, tensors), key=lambda read: (read.chunk.file, read.chunk.begin))
-    file: BlockFile | None = None
-    try:
+    in_parallel(partial(_fill_all, path, described), reads)
+
+
+def _fill_all(path: Path, described: Manifest, reads: Sequence[Read]) -> None:
+    with Opened(path, described.files) as files, torch.no_grad():
         for read in reads:
-            name = read.chunk.file
-            if file is None or file.name != name:
-                if file is not None:
-                    file.close()
-                file = None
-                file = BlockFile(path, name, described.files[name])
-            with torch.no_grad():
-                _fill(read, file, described.format)
-    finally:
-        if file is not None:
-            file.close()
+            _fill(read, files.open(read.chunk.file), described.format)
 
 
 def _compare(path: Path, saved: dict[str, Saved], tensors: dict[str, Tensor]) -> None:

@@ -5,8 +5,9 @@ parallel.timeout never ends a run because one rank's disk is slow.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from lhtrain.errors import RunError
 
 T = TypeVar("T")
 LOOK = 0.2  # seconds between two such collectives
+THREADS = 4  # that a rank reads with: SHA-256 alone is slower than a disk
 
 
 def is_together() -> bool:
@@ -36,6 +38,17 @@ def in_background(work: Callable[[], T], name: str) -> "Future[T]":
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def in_parallel(work: Callable[[Sequence[T]], object], items: Sequence[T]) -> None:
+    """Call `work` with parts of `items`, which follow each other, on several threads; what it raises of the
+    first part that fails is raised."""
+    count = max(min(THREADS, len(items)), 1)
+    parts = [items[len(items) * n // count : len(items) * (n + 1) // count] for n in range(count)]
+    futures = [in_background(partial(work, part), "files") for part in parts]
+    wait(futures)  # none may still write into tensors when this raises
+    for future in futures:
+        future.result()
 
 
 def all_done(future: "Future[Any]", together: bool) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain.checkpoint import manifest
-from lhtrain.checkpoint.blocks import Entry, hashes
+from lhtrain.checkpoint.blocks import Entry, blocks_of, digest
 from lhtrain.checkpoint.folder import REPLACED, WRITING, free_name, reason, remove
 from lhtrain.checkpoint.staging import Staging
+from lhtrain.checkpoint.together import in_background
 from lhtrain.files import open_regular
 
 
@@ -54,10 +55,10 @@ def write_part(aside: Path, staged: Staging) -> Part:
 def write_file(path: Path, content: memoryview) -> Entry:
     """Write a new file and sync it. Raises OSError with the file's path."""
     handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    digests = []
+    blocks = blocks_of(content)
+    digests = in_background(lambda: tuple(map(digest, blocks)), "hashes")
     try:
-        for block, digest in hashes(content):
-            digests.append(digest)
+        for block in blocks:
             while block:
                 block = block[os.write(handle, block) :]
         os.fsync(handle)
@@ -66,7 +67,7 @@ def write_file(path: Path, content: memoryview) -> Entry:
         raise
     finally:
         os.close(handle)
-    return Entry(len(content), tuple(digests))
+    return Entry(len(content), digests.result())
 
 
 def publish(

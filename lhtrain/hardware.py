@@ -13,6 +13,8 @@ import lhtrain
 from lhtrain.conf.schema import Device, Precision
 from lhtrain.errors import RunError
 
+LEAST_BFLOAT16 = (8, 0)  # Ampere and later
+
 
 def pick_device(wanted: Device) -> torch.device:
     """The device of the run. Raises RunError if cuda is asked for and absent."""
@@ -24,10 +26,18 @@ def pick_device(wanted: Device) -> torch.device:
 
 
 def compute_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
-    """bfloat16 on GPUs, float32 on CPUs (bfloat16 products are many times slower there) unless told."""
-    if wanted is Precision.auto:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, wanted.value)
+    """bfloat16 on GPUs, float32 on CPUs (bfloat16 products are many times slower there) unless told.
+
+    Raises RunError: a GPU that has no bfloat16.
+    """
+    if device.type == "cuda" and wanted is not Precision.float32:
+        if torch.cuda.get_device_capability(device) >= LEAST_BFLOAT16:
+            return torch.bfloat16
+        raise RunError(
+            f"compute.precision={wanted.value}: bfloat16 needs a GPU of compute capability 8.0 or higher, "
+            f"not {torch.cuda.get_device_name(device)}; use compute.precision=float32"
+        )
+    return torch.float32 if wanted is Precision.auto else getattr(torch, wanted.value)
 
 
 def set_deterministic(on: bool) -> None:

@@ -27,10 +27,10 @@ def launch(config: Config) -> World:
     set_deterministic(config.compute.deterministic)
     try:
         device = pick_device(config.run.device)
+        dtype = str(compute_dtype(config.compute.precision, device)).removeprefix("torch.")
     except RunError as error:
         refuse(ranks, str(error))
         raise
-    dtype = str(compute_dtype(config.compute.precision, device)).removeprefix("torch.")
     mine = agreement.settings(config) | agreement.surroundings(device.type, dtype)
     limit = collective_limit(config.watchdog, config.parallel.timeout)
     return World.start(device, config.parallel.timeout, limit, mine)

@@ -65,6 +65,8 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> T
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.shape[2] != k.shape[2] and _shares_no_heads(q):
+        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -73,6 +75,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return out.transpose(1, 2)
+
+
+def _shares_no_heads(q: Tensor) -> bool:
+    """Whether no fused kernel of PyTorch takes fewer key/value heads than query heads for such a q: only its
+    kernel that stores all scores would be left, which is silently taken (pytorch 154363)."""
+    return q.is_cuda and (q.dtype == torch.float32 or q.shape[-1] > 256)
 
 
 def check_dense_backend(backend: str) -> None:

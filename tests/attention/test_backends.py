@@ -100,6 +100,25 @@ def test_the_compiler_is_told_the_strides_that_flash_attention_4_has(monkeypatch
     torch.library.opcheck(dense._fa4_backward, given, test_utils="test_faketensor")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 64), (torch.bfloat16, 64), (torch.bfloat16, 320)])
+def test_fewer_key_and_value_heads_do_not_cost_a_table_of_scores(dtype, dim):
+    """4 heads of 8,192 squared scores would be 1.07 GB in float32."""
+    q, k, v = (x[:1].requires_grad_() for x in qkv("cuda", dtype, 4, 2, 8192, dim))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    dense_attention(q, k, v).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 0.4e9
+
+
+def test_which_tensors_no_kernel_takes_with_fewer_key_and_value_heads():
+    def found(is_cuda, dtype, dim):
+        return dense._shares_no_heads(SimpleNamespace(is_cuda=is_cuda, dtype=dtype, shape=(1, 8, 4, dim)))
+
+    assert found(True, torch.float32, 64) and found(True, torch.bfloat16, 512)
+    assert not found(True, torch.bfloat16, 128) and not found(False, torch.float32, 64)
+
+
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv_heads", [4, 2])

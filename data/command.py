@@ -34,7 +34,8 @@ Sources
 
 Keys most often set
   data.out=FOLDER        where the shards go; else a folder of the cache, whose name is printed
-  data.tokenizer=bytes   or gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, or a tokenizer.json
+  data.tokenizer=bytes   or gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, or a tokenizer.json;
+                         data.eos=TOKEN names its end-of-text token, if it has none of a known name
   data.max_tokens=N      and data.max_documents=N: stop there;  data.workers=N processes
   data.column=text       where the text is;  data.filters: ["COLUMN >= VALUE", "chars > 200"]
 

@@ -18,6 +18,7 @@ from lhtrain.data.encode import write_document
 from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.manifest import Manifest, Shard, save_tokenizer, shard_name
 from lhtrain.data.order import Part
+from lhtrain.data.paths import expanded
 from lhtrain.data.plan import make_plan, plan_fingerprint
 from lhtrain.data.progress import progress_bar, watched
 from lhtrain.data.recipe import AUTOMATIC, Recipe, differences
@@ -94,7 +95,7 @@ def open_corpus(
     if source == "mix":
         return _mixture(mix or {}, opener)
     if source == "prepared":
-        return opener.prepared(Path(str(path)).expanduser())
+        return opener.prepared(expanded(str(path)))
     wanted = Recipe(source=source, path=path, tokenizer=tokenizer, **recipe)
     limited = wanted.max_documents is not None or wanted.max_tokens is not None
     if out is not None or limited or source not in AUTOMATIC:
@@ -158,7 +159,10 @@ def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
     """Prepared folders, each with its weight; all of one tokenizer."""
     if not mix:
         raise DataError("data.mix={}: needs at least one source, NAME: {path: FOLDER, weight: NUMBER}")
-    corpora = {name: opener.prepared(Path(str(part["path"])).expanduser()) for name, part in mix.items()}
+    corpora = {
+        name: opener.prepared(expanded(str(part["path"]), f"data.mix.{name}.path"))
+        for name, part in mix.items()
+    }
     (first, one), *others = corpora.items()
     for name, other in others:
         if other.tokenizer.fingerprint != one.tokenizer.fingerprint:

@@ -71,7 +71,7 @@ class Recipe:
     def folder(self, out: str | os.PathLike | None, cache_dir: str | os.PathLike | None) -> Path:
         """Where the shards go: `out`, else a folder of the cache named after the recipe."""
         if out is not None:
-            return Path(out).expanduser()
+            return expanded(out, "data.out")
         key = hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:20]
         return cache_root(cache_dir) / f"{self.source}_{key}"
 

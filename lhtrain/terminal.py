@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -22,8 +23,9 @@ ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "×": "x", "−": 
 
 
 class Output:
-    """Standard output as a place where writing cannot fail: on a full disk, to a reader that is gone, closed,
-    or in an encoding that lacks a character."""
+    """Standard output as rich writes to it: a character that its encoding lacks has a replacement, and what a
+    full or closed stream refuses is dropped. The command's own streams (`streams.Steady`) do the same later,
+    with escapes; a trainer that is used as a library has others."""
 
     def __init__(self, stream: TextIO | None):
         self.stream = stream  # None where the process was started without one
@@ -32,7 +34,7 @@ class Output:
     def isatty(self) -> bool:
         try:
             return self.stream is not None and self.stream.isatty()
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError):
             return False
 
     def fileno(self) -> int:
@@ -41,24 +43,15 @@ class Output:
         return self.stream.fileno()
 
     def write(self, text: str) -> int:
-        if self.stream is not None:
-            self._try(lambda stream: stream.write(_encodable(text, self.encoding)))
+        with suppress(OSError, ValueError):  # a full disk, a reader that is gone, a closed file
+            if self.stream is not None:
+                self.stream.write(_encodable(text, self.encoding))
         return len(text)
 
     def flush(self) -> None:
-        if self.stream is not None:
-            self._try(lambda stream: stream.flush())
-
-    def _try(self, call: Any) -> None:
-        try:
-            call(self.stream)
-        except BrokenPipeError:  # who reads is gone, as tee is after a Ctrl-C: what is buffered has no reader
-            try:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            except (OSError, ValueError):
-                self.stream = None
-        except (OSError, ValueError):  # a full disk, a closed file
-            pass
+        with suppress(OSError, ValueError):
+            if self.stream is not None:
+                self.stream.flush()
 
 
 def _encodable(text: str, encoding: str) -> str:

@@ -39,6 +39,15 @@ def test_a_jump_of_the_loss_is_told():
     assert guard.spike(6.0) > 6
 
 
+def test_a_new_stage_is_not_compared_with_the_old_one():
+    guard = Guard(GuardConfig())
+    for _ in range(40):
+        guard.spike(2.0)
+    guard.switched()
+    assert all(guard.spike(3.0) is None for _ in range(LEAST))
+    assert guard.spike(6.0) > 6
+
+
 @pytest.mark.parametrize("config", [GuardConfig(spike=0.0), GuardConfig()])
 def test_no_jump_without_a_past_or_when_told_not_to(config):
     guard = Guard(config)

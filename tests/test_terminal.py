@@ -43,9 +43,11 @@ def test_output_that_is_refused_does_not_end_the_run(monkeypatch, stream):
 def test_a_reader_that_is_gone_does_not_end_the_run(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as pipe:
-        monkeypatch.setattr(sys, "stdout", pipe)
-        a_run_prints()
+    pipe = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    a_run_prints()
+    with pytest.raises(BrokenPipeError):  # it was one
+        pipe.close()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

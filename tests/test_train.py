@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from lhtrain import train
+from lhtrain import guard, train
 from lhtrain.conf.compose import compose_config
 from lhtrain.watchdog import Watchdog
 from lhtrain.world import Ranks, World
@@ -83,3 +83,20 @@ def test_the_wait_for_data_is_that_of_the_stage(trainer, monkeypatch):
     monkeypatch.setattr(trainer.drift, "compare", lambda waited: found.append(waited) or [])
     trainer.run()
     assert found == pytest.approx([3 * 0.25 / 3, 2 * 1.0 / 3])
+
+
+def test_a_switch_is_no_spike(trainer, monkeypatch):
+    """Full attention begins far above Lighthouse's losses: what that costs is said by the switch."""
+    monkeypatch.setattr(guard, "LEAST", 2)
+    losses, update = {"lighthouse": 3.0, "recovery": 30.0}, train.update
+
+    def update_with_loss(*arguments):
+        return update(*arguments)._replace(loss=torch.tensor(losses[trainer.record.name]))
+
+    monkeypatch.setattr(train, "update", update_with_loss)
+    trainer.run()
+    rows = [json.loads(line) for line in trainer.dir.metrics.read_text().splitlines()]
+    assert [row["loss"] for row in rows if row["kind"] == "train"] == [3.0] * 3 + [30.0] * 3
+    assert "spike" not in {row["kind"] for row in rows}
+    (switch,) = (row for row in rows if row["kind"] == "switch")
+    assert switch["loss_before"] == 3.0 and switch["loss_before_stderr"] == 0.0

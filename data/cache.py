@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lhtrain.data.errors import DamagedStore, DataError
+from lhtrain.data.paths import expanded
 
 ATTEMPTS = 4
 ASIDE = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{12}")  # a folder that is being built, or taken out of the way
@@ -23,10 +24,18 @@ T = TypeVar("T")
 
 
 def cache_root(cache_dir: str | os.PathLike | None) -> Path:
-    """`cache_dir`, else $LHTRAIN_CACHE, else $XDG_CACHE_HOME/lhtrain, else ~/.cache/lhtrain."""
+    """`cache_dir`, else $LHTRAIN_CACHE, else $XDG_CACHE_HOME/lhtrain, else ~/.cache/lhtrain.
+
+    Raises DataError: a ~ without a home directory.
+    """
     if cache_dir or os.environ.get("LHTRAIN_CACHE"):
-        return Path(cache_dir or os.environ["LHTRAIN_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lhtrain"
+        return expanded(cache_dir or os.environ["LHTRAIN_CACHE"], "data.cache_dir")
+    try:
+        return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "data.cache_dir") / "lhtrain"
+    except DataError as error:
+        raise DataError(
+            "data.cache_dir=null: must be set, or $LHTRAIN_CACHE, without a home directory"
+        ) from error
 
 
 def load_or_build(folder: Path, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:

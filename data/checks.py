@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lhtrain.data.cache import cache_root
 from lhtrain.data.descriptors import Identity
+from lhtrain.data.errors import DataError
 from lhtrain.data.store import TokenStore
 from lhtrain.files import open_append, read_regular
 
@@ -17,16 +19,20 @@ AT_ONCE = 4 << 30  # bytes compared before training starts; shards beyond are wh
 
 
 class Checks:
-    """The shards of a folder. path: where it is remembered; where that cannot be written nothing is."""
+    """The shards of a folder. path: where it is remembered; None, or where that cannot be written: nowhere."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self._known: set[str] = set()
         self._size = -1  # of the file, when it was read
 
     @classmethod
-    def of_prepared(cls, folder: Path, root: Path) -> "Checks":
-        """Of a folder that may be anybody's: remembered in the cache at `root`."""
+    def of_prepared(cls, folder: Path, cache_dir: str | os.PathLike | None) -> "Checks":
+        """Of a folder that may be anybody's: remembered in the cache, if there is one."""
+        try:
+            root = cache_root(cache_dir)
+        except DataError:
+            return cls(None)
         key = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:20]
         return cls(root / "checked" / f"{key}.txt")
 
@@ -57,6 +63,8 @@ class Checks:
         store.verify(store.vocab_size if store.vocab_size is not None else 1 << 32)
         line = _line(store.identity, store)
         self._known.add(line)
+        if self.path is None:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open_append(self.path) as stream:
@@ -71,6 +79,8 @@ class Checks:
 
     def _renew(self) -> bool:
         """Read what other processes have added; whether there was any."""
+        if self.path is None:
+            return False
         try:
             size = self.path.stat().st_size
             if size == self._size:

@@ -91,7 +91,7 @@ def open_corpus(
     Raises:
         DataError: anything wrong with the arguments, the files or the cache.
     """
-    opener = _Opener(val_fraction, cache_root(cache_dir) if verify else None, progress)
+    opener = _Opener(val_fraction, verify, cache_dir, progress)
     if source == "mix":
         return _mixture(mix or {}, opener)
     if source == "prepared":
@@ -105,16 +105,16 @@ def open_corpus(
             command = wanted.command(out, cache_dir)
             raise DataError(f"data={source}: {str(folder)!r} is missing or not complete; {rule}\n  {command}")
         return opener.prepared(folder, wanted)
-    return _tokenized(wanted, opener, cache_dir)
+    return _tokenized(wanted, opener)
 
 
 @dataclass(frozen=True)
 class _Opener:
-    """How folders of shards are opened. checks: the cache, which has what is known to be sound; None compares
-    no checksums."""
+    """How folders of shards are opened; the arguments of `open_corpus`."""
 
     val_fraction: float
-    checks: Path | None
+    verify: bool
+    cache_dir: str | os.PathLike | None
     progress: bool
 
     def prepared(self, folder: Path, wanted: Recipe | None = None) -> Corpus:
@@ -126,7 +126,7 @@ class _Opener:
         if wanted is not None:
             _check_source(folder, manifest, wanted)
         tokenizer = open_tokenizer(f"{PREPARED}{folder}")
-        checks = None if self.checks is None else Checks.of_prepared(folder, self.checks)
+        checks = Checks.of_prepared(folder, self.cache_dir) if self.verify else None
         splits = self.splits(folder, manifest, checks)
         told = f"{manifest.fingerprint} {float(self.val_fraction)!r}"
         fingerprint = hashlib.sha256(told.encode()).hexdigest()[:32]
@@ -180,7 +180,7 @@ def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
     return Corpus(one.tokenizer, parts, fingerprint, one.folder)
 
 
-def _tokenized(recipe: Recipe, opener: _Opener, cache_dir: str | os.PathLike | None) -> Corpus:
+def _tokenized(recipe: Recipe, opener: _Opener) -> Corpus:
     """Local texts, from the cache or into it, by the hash of their content."""
     progress = opener.progress
     codec = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
@@ -193,7 +193,7 @@ def _tokenized(recipe: Recipe, opener: _Opener, cache_dir: str | os.PathLike | N
             rule += "; it is a folder of prepared shards, for data=prepared"
         raise DataError(f"data.path={str(recipe.path)!r}: {rule}")
     fingerprint = _fingerprint(documents, codec, opener.val_fraction)
-    folder = cache_root(cache_dir) / fingerprint
+    folder = cache_root(opener.cache_dir) / fingerprint
 
     def load(folder: Path) -> Corpus:
         return _load(folder, codec, opener, fingerprint)
@@ -249,5 +249,5 @@ def _load(folder: Path, tokenizer: Tokenizer, opener: _Opener, fingerprint: str)
     manifest = Manifest.read(folder)
     if manifest.fingerprint != fingerprint:
         raise DamagedStore(f"{str(folder)!r}: meta.json must agree with the folder's name")
-    splits = opener.splits(folder, manifest, Checks.of_cached(folder) if opener.checks else None)
+    splits = opener.splits(folder, manifest, Checks.of_cached(folder) if opener.verify else None)
     return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)

@@ -2,6 +2,8 @@
 
 import os
 
+REMEDY = "prepare the data again"  # which keeps what is sound
+
 
 class DataError(Exception):
     """The data cannot be used as asked; the message names the key, the value and the rule."""

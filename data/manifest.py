@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lhtrain.data.errors import DamagedStore
+from lhtrain.data.errors import REMEDY, DamagedStore
 from lhtrain.data.store import FORMAT_VERSION, TokenStore
 from lhtrain.files import read_regular, write_atomic
 
@@ -106,9 +106,6 @@ class Manifest:
             rule = f"must be below the vocabulary's {vocab_size}"
             raise DamagedStore(f"{str(store.path)!r}: escaped token {store.header.escaped} {rule}")
         return store
-
-
-REMEDY = "prepare the data again"
 
 
 def shard_name(number: int) -> str:

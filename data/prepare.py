@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from lhtrain.data.cache import cache_root
 from lhtrain.data.checks import Checks
 from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.manifest import (
@@ -109,7 +108,7 @@ def _prepare(
     remove_leftovers(folder)  # of a killed process; the lock says that nobody writes them now
     for leftover in folder.glob(".*.bin.*"):  # of an earlier version
         leftover.unlink()
-    checks = Checks.of_prepared(folder, cache_root(None))
+    checks = Checks.of_prepared(folder, None)
     finished = {i for i in range(len(units)) if _is_finished(folder, i, tokenizer, checks)}
     if os.path.lexists(folder / "meta.json"):
         try:

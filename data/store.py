@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from lhtrain.data.descriptors import Descriptors, Identity, identity
-from lhtrain.data.errors import DamagedStore, unreadable
+from lhtrain.data.errors import REMEDY, DamagedStore, unreadable
 from lhtrain.files import open_regular
 
 FORMAT_VERSION = 2
@@ -133,11 +133,11 @@ class TokenStore:
             os.close(descriptor)
         if crc != self.header.crc:
             rule = f"the content's crc32 must be the header's {self.header.crc:08x}"
-            raise DamagedStore(f"{str(self.path)!r}: crc32 {crc:08x}; {rule}")
+            raise DamagedStore(f"{str(self.path)!r}: crc32 {crc:08x}; {rule}; {REMEDY}")
 
     def _outside(self, place: int, token: int, vocab_size: int) -> DamagedStore:
         rule = f"tokens must be below the vocabulary's {vocab_size}"
-        return DamagedStore(f"{str(self.path)!r}: token {place} is {token}; {rule}")
+        return DamagedStore(f"{str(self.path)!r}: token {place} is {token}; {rule}; {REMEDY}")
 
 
 class TokenStoreWriter:
@@ -270,23 +270,27 @@ def _read_offsets(path: Path, descriptor: int, tables: int, n_documents: int, n_
     else:
         if before == n_tokens:
             return offsets
-    raise DamagedStore(f"{str(path)!r}: document offsets must rise from 0 to {n_tokens} tokens")
+    rule = f"document offsets must rise from 0 to {n_tokens} tokens"
+    raise DamagedStore(f"{str(path)!r}: {rule}; {REMEDY}")
 
 
 def _read_header(path: Path, descriptor: int) -> Header:
     size = os.fstat(descriptor).st_size
     data = _pread(path, descriptor, 0, min(size, HEADER.size))
     if len(data) < HEADER.size or not data.startswith(MAGIC):
-        raise DamagedStore(f"{str(path)!r}: must start with a token file's header")
+        raise DamagedStore(f"{str(path)!r}: must start with a token file's header; {REMEDY}")
     _, version, *fields, _, escaped = HEADER.unpack(data)
     header = Header(*[*fields, escaped])
     if version != FORMAT_VERSION or header.itemsize not in DTYPES:
         rule = f"must be format {FORMAT_VERSION} with 1, 2 or 4 bytes a token"
-        raise DamagedStore(f"{str(path)!r}: format {version}, {header.itemsize} bytes a token; {rule}")
+        raise DamagedStore(
+            f"{str(path)!r}: format {version}, {header.itemsize} bytes a token; {rule}; {REMEDY}"
+        )
     if header.pack() != data:
-        raise DamagedStore(f"{str(path)!r}: the header must have the checksum it was written with")
+        rule = "the header must have the checksum it was written with"
+        raise DamagedStore(f"{str(path)!r}: {rule}; {REMEDY}")
     expected = _tables_at(header.n_tokens, header.itemsize) + 8 * (2 * header.n_documents + 1)
     if size != expected:
         rule = f"must have {expected} for its {header.n_tokens} tokens in {header.n_documents} documents"
-        raise DamagedStore(f"{str(path)!r}: has {size} bytes, {rule}")
+        raise DamagedStore(f"{str(path)!r}: has {size} bytes, {rule}; {REMEDY}")
     return header

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from lhtrain.data.errors import DamagedStore, DataError
-from lhtrain.data.manifest import REMEDY, Manifest, Shard, read_json, skipped_documents
+from lhtrain.data.errors import REMEDY, DamagedStore, DataError
+from lhtrain.data.manifest import Manifest, Shard, read_json, skipped_documents
 from lhtrain.data.source import LOCK, PLAN
 from lhtrain.data.store import TokenStore
 from lhtrain.data.tokenizer import ENCODINGS, PREPARED, open_tokenizer

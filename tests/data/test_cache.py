@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lhtrain.data import DataError
+from lhtrain.data import DataError, open_corpus
 from lhtrain.data.cache import cache_root, load_or_build, remove_abandoned
 from lhtrain.data.errors import DamagedStore
+from lhtrain.data.prepare import prepare
+from lhtrain.data.recipe import Recipe
 
 
 def load(folder: Path) -> str:
@@ -167,3 +169,21 @@ def test_a_link_among_leftovers_is_not_followed(tmp_path):
     (tmp_path / f".{'0' * 32}.{'1' * 12}").symlink_to("kept")
     remove_abandoned(tmp_path)
     assert (tmp_path / "kept/file").exists()
+
+
+def test_without_a_home_directory(tmp_path, monkeypatch):
+    """Prepared data need no cache; texts do, and the key is named."""
+
+    def no_home(path: Path) -> Path:
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    for name in ("LHTRAIN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    (tmp_path / "a.txt").write_text("some words\n" * 9)
+    prepare(Recipe(source="text", path=str(tmp_path / "a.txt")), tmp_path / "out", 1, progress=False)
+    assert open_corpus("prepared", path=str(tmp_path / "out")).train.n_tokens
+    with pytest.raises(DataError, match=r"data\.cache_dir=null: must be set, or \$LHTRAIN_CACHE"):
+        open_corpus("text", path=str(tmp_path / "a.txt"), progress=False)

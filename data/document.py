@@ -28,6 +28,9 @@ MAGIC = {  # how files begin that people take for text, or that hold text in ano
 }
 
 
+LFS = b"version https://git-lfs.github.com/spec/"  # what a clone has in place of a large file
+
+
 class NotText(Exception):
     """A file that is to be skipped; its argument says why."""
 
@@ -127,9 +130,18 @@ def checked_chunks(file: SourceFile, advance: Callable[[int], object]) -> Iterat
         raise unreadable(file.path, error) from error
 
 
+def check_fetched(path: Path | str, head: bytes) -> None:
+    """Raises DataError: `head`, how a file begins, is that of a pointer of Git LFS."""
+    if head.startswith(LFS):
+        rule = "is a pointer of Git LFS, not the file itself; fetch it: git lfs pull"
+        raise DataError(f"data.path={str(path)!r}: {rule}")
+
+
 def _check_chunk(file: SourceFile, chunk: bytes, size: int, decoder: codecs.IncrementalDecoder) -> None:
     """`chunk` begins at byte `size`; an empty one ends the file."""
     broken = False
+    if not size:
+        check_fetched(file.path, chunk)
     try:
         decoder.decode(chunk, final=not chunk)
     except UnicodeDecodeError:
@@ -157,6 +169,8 @@ def _scan(path: Path, advance: Callable[[int], object]) -> _Scan:
             chunk = None
             while chunk != b"":
                 chunk = stream.read(CHUNK_BYTES)  # the last, empty one tells the decoder that the file ends
+                if not size:
+                    check_fetched(path, chunk)
                 digest.update(chunk)
                 if nul_at is None and (found := chunk.find(0)) >= 0:
                     nul_at = size + found

@@ -10,11 +10,12 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from lhtrain.data.document import BOM, line_breaks
+from lhtrain.data.document import BOM, LFS, check_fetched, line_breaks
 from lhtrain.data.documents import Skip, Text, encoded
 from lhtrain.data.errors import DataError
 from lhtrain.data.filters import Filters, look_up
@@ -26,6 +27,8 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".xz", ".zst", ".zstd")
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc")
+# What `datasets` writes beside its arrow files, and is no data.
+DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 BATCH_ROWS = 64  # of a parquet or arrow file in memory at a time
 
 Row = Mapping[str, Any]
@@ -43,6 +46,8 @@ def row_units(paths: list[str]) -> Iterator[Unit]:
     for file in find_files("text", paths):
         ending = _ending(file.path)
         whole = Item(os.path.abspath(file.path), file.name, 0, file.size, stamp(file.path))
+        if file.origin == "found" and file.path.name in DESCRIPTIONS:
+            continue
         if not (ending in (*JSON_LINES, *PARQUET, *ARROW) or _is_compressed(file.path)):
             if file.origin == "named":
                 raise DataError(f"data.path={whole.path!r}: must be one of {kinds}")
@@ -84,6 +89,7 @@ def read_rows(
         for place, row in rows:
             yield document_of(place, row, column, filters)
     except _damage() as error:
+        _check_pointer(item.path)
         raise DataError(f"data.path={item.path!r}: must be readable and whole ({error})") from error
 
 
@@ -140,6 +146,7 @@ def _json_rows(item: Item, advance: Callable[[int], object]) -> Iterator[tuple[o
             number += 1
             place = _Line(item.path, byte=at) if plain else _Line(item.path, number)
             if not at:
+                check_fetched(item.path, line)
                 _check_encoding(line, place)
                 line, at = line.removeprefix(BOM), len(line) - len(line.removeprefix(BOM))
             at += len(line)
@@ -285,6 +292,7 @@ def _parquet_file(path: str) -> Any:
     try:
         return parquet.ParquetFile(path)
     except _damage() as error:
+        _check_pointer(path)
         raise DataError(f"data.path={path!r}: must be a parquet file, and whole ({error})") from error
 
 
@@ -354,7 +362,14 @@ def _arrow_batches(pyarrow: Any, ipc: Any, source: Any, path: str) -> Iterator[A
             batch.validate(full=True)
             yield batch
     except _damage() as error:
+        _check_pointer(path)
         raise DataError(f"data.path={path!r}: must be an arrow file, and whole ({error})") from error
+
+
+def _check_pointer(path: str) -> None:
+    """Of a file that could not be read."""
+    with suppress(OSError), Path(path).open("rb") as stream:
+        check_fetched(path, stream.read(len(LFS)))
 
 
 def _damage() -> tuple[type[Exception], ...]:

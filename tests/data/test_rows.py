@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+import datasets
 import pyarrow as pa
 import pytest
 import zstandard
@@ -341,3 +342,22 @@ def test_a_document_of_a_hundred_megabytes_passes_in_chunks(tmp_path):
     ]
     sizes = [len(chunk) for chunk in document.chunks]
     assert sum(sizes) == 100_000_000 and max(sizes) <= 1 << 22
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.parquet", "a.arrow"]
+)
+def test_pointers_of_git_lfs_are_named(tmp_path, name):
+    """A clone has them in place of the files if `git lfs` is not installed."""
+    (tmp_path / name).write_bytes(LFS)
+    with pytest.raises(DataError, match=rf"{name}': is a pointer of Git LFS.*git lfs pull"):
+        documents(tmp_path / name)
+
+
+def test_a_folder_that_datasets_saved_is_read(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    texts, left_out = documents(tmp_path / "saved")
+    assert texts == [row["text"] for row in ROWS if row["text"]] and left_out == 60

@@ -170,7 +170,7 @@ class DataConfig:
     bos: bool = False  # begin every document with the beginning-of-text token
     eos: str | None = None  # a tokenizer.json's end-of-text token, by text or number; null: by a known name
     val_fraction: float = 0.05  # of the documents
-    long_fraction: float | None = None  # of the sequences: documents above half the longest
+    long_fraction: float | None = None  # of the sequences, cut from long documents: data/README.md
     mix: Any = None  # mix: name -> {path: prepared folder, weight: number}
     out: str | None = None  # folder of the prepared shards; null: one in cache_dir
     workers: int | None = None  # of lhtrain data prepare; null: one a core

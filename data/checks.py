@@ -19,7 +19,8 @@ AT_ONCE = 4 << 30  # bytes compared before training starts; shards beyond are wh
 
 
 class Checks:
-    """The shards of a folder. path: where it is remembered; None, or where that cannot be written: nowhere."""
+    """The shards of a folder. path: where they are remembered; without one, or if it cannot be written, they
+    are not."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path

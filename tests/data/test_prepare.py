@@ -437,3 +437,38 @@ def test_a_pattern_that_matches_no_shard_may_lie_beside_them(texts, tmp_path):
     wanted = recipe(texts / "*.txt")
     first = prepare(wanted, texts, workers=1, progress=False)
     assert first.documents == 12 and prepare(wanted, texts, workers=1, progress=False) == first
+
+
+DYING_WORKER = """
+import os, signal, sys
+from pathlib import Path
+from lhtrain.data import DataError, encode, plan, prepare, shard
+from lhtrain.data.recipe import Recipe
+
+plan.UNIT_BYTES = 13_000
+
+def dying(writer, tokenizer, chunks, name, *more):
+    if name == "09.txt":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode.write_document(writer, tokenizer, chunks, name, *more)
+
+shard.write_document = dying
+if __name__ == "__main__":
+    try:
+        prepare.prepare(Recipe(source="text", path=sys.argv[1]), Path(sys.argv[2]), workers=2, progress=False)
+    except DataError as error:
+        print(error)
+"""
+
+
+def test_a_worker_that_is_killed(texts, tmp_path):
+    """As the kernel does where memory runs out: said in a sentence, and nothing is lost."""
+    (tmp_path / "dying.py").write_text(DYING_WORKER)
+    command = [sys.executable, str(tmp_path / "dying.py"), str(texts), str(tmp_path / "out")]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert said.startswith("data.workers=2: a worker process was killed, perhaps for lack of memory")
+    assert not (tmp_path / "out/meta.json").exists()
+    again = prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
+    assert again == prepare(recipe(texts), tmp_path / "whole", workers=1, progress=False)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "out").glob(".*"))

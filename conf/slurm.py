@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config
 
-# SLURM's own notations, from the manual of sbatch; minutes, or hours:minutes:seconds, or days before either.
+# SLURM's own notations, from the manual of sbatch: M, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 _MEMORY = re.compile(r"\d+[KMGT]?")
+LONG = 10_080  # minutes, a week: more in a plain number is likelier to be meant as seconds
+UNLIMITED = ("unlimited", "infinite")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -21,14 +23,8 @@ def cluster_problems(config: Config) -> Iterator[Problem]:
             yield Problem(f"cluster.{key}", number, f"must be at least {bound}")
     if cluster.signal_seconds > 65535:
         yield Problem("cluster.signal_seconds", cluster.signal_seconds, "must be at most SLURM's 65535")
-    if cluster.time is not None:
-        seconds = slurm_seconds(cluster.time)
-        if seconds is None:
-            rule = "must be MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, in quotes"
-            yield Problem("cluster.time", cluster.time, rule)
-        elif seconds <= cluster.signal_seconds:
-            rule = f"must be longer than cluster.signal_seconds={cluster.signal_seconds}"
-            yield Problem("cluster.time", cluster.time, rule)
+    if cluster.time is not None and (rule := time_rule(cluster.time, cluster.signal_seconds)):
+        yield Problem("cluster.time", cluster.time, rule)
     if cluster.memory is not None and not _MEMORY.fullmatch(cluster.memory):
         yield Problem("cluster.memory", cluster.memory, "must be a number with K, M, G or T, or 0 for all")
     if not _MODULE.fullmatch(cluster.module):
@@ -45,6 +41,36 @@ def cluster_problems(config: Config) -> Iterator[Problem]:
                 yield Problem(
                     f"cluster.{key}", repr(text), "each must be one option, on one line: --KEY=VALUE"
                 )
+
+
+def time_rule(time: str, signal_seconds: int) -> str | None:
+    """The rule that a time limit breaks, if any. What SLURM takes for something else than most people is
+    refused with the notations that nobody mistakes."""
+    if time.lower() in UNLIMITED:
+        return None
+    seconds = slurm_seconds(time)
+    if seconds is None:
+        return "must be MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, in quotes"
+    if time.isdigit() and int(time) > LONG:
+        return (
+            f"is minutes to SLURM, {clock(seconds)}: write '{clock(seconds)}' if that is meant, "
+            f"'{clock(int(time))}' for so many seconds"
+        )
+    if re.fullmatch(r"\d+:\d+", time):
+        return (
+            f"is minutes and seconds to SLURM: write '{clock(seconds * 60)}' for hours and minutes, "
+            f"'{clock(seconds)}' if it is meant so"
+        )
+    if seconds <= signal_seconds:
+        return f"must be longer than cluster.signal_seconds={signal_seconds}; it is {clock(seconds)}"
+    return None
+
+
+def clock(seconds: int) -> str:
+    """HH:MM:SS, or D-HH:MM:SS from a day on: a time limit that has one reading."""
+    days, rest = divmod(seconds, 86400)
+    text = f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days}-{text}" if days else text
 
 
 def slurm_seconds(text: str) -> int | None:

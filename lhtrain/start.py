@@ -55,10 +55,7 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
         return Start("restarted")
     if resume is Resume.never:
         if world.on_main(lambda: holds_run(run_dir.path)):
-            raise RunError(
-                f"run.dir={run_dir.path} holds a run already: `lhtrain resume DIR` continues it, "
-                "resume=restart keeps its files aside and starts over, a new run needs another directory"
-            )
+            raise RunError(_held(run_dir))
         return Start("new run")
     path, notes = checkpoint.newest_sound(run_dir.checkpoints, world)
     if path is None and (lost := world.on_main(lambda: lost_run(run_dir))):
@@ -103,22 +100,8 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     assert path is not None
     state = checkpoint.state_of(path)
     start.changed = differences(state, config, corpus.fingerprint)
-    history = History(run_dir.history)
-    known, started = history.accepted(), history.accepted("start")
-    refused = [one for one in start.changed if not _in(known, one)]
-    if refused and config.resume is not Resume.force:
-        lines = "".join(f"\n  {change}" for change in refused)
-        raise RunError(
-            f"{path} was saved with other settings (saved -> now):{lines}\n"
-            f"Give the saved values, or resume=force to continue with the new ones{_longer(refused)}, "
-            f"or start a new run with init_from={path}"
-        )
-    progress, steps = Progress.from_dict(state["progress"]), Schedule.of(config).steps
-    if progress.step > steps:
-        raise RunError(
-            f"run.steps={steps}: {path.name} has done {progress.step:,} steps already; "
-            f"set run.steps to at least {progress.step}, or start a new run with init_from={path}"
-        )
+    check_changes(path, state, start.changed, run_dir, config)
+    progress, started = Progress.from_dict(state["progress"]), History(run_dir.history).accepted("start")
     start.new = [one for one in start.changed if not _in(started, one)]
     start.guard = state.get("guard")
     for record in progress.stages:  # of versions that did not keep what a stage attended with
@@ -126,6 +109,59 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
             record.settings = attention_settings_of(state["config"]["stages"][record.name])
     checkpoint.load(path, tensors)
     return progress
+
+
+def check_changes(
+    path: Path, state: dict[str, Any], changed: list[Change], run_dir: RunDir, config: Config
+) -> None:
+    """Check that the run may continue from `path`, whose state this is, with settings that are `changed`.
+
+    Raises:
+        RunError: changes that nobody accepted, each named; fewer steps than are done.
+    """
+    known = History(run_dir.history).accepted()
+    refused = [one for one in changed if not _in(known, one)]
+    if refused and config.resume is not Resume.force:
+        lines = "".join(f"\n  {change}" for change in refused)
+        raise RunError(
+            f"{path} was saved with other settings (saved -> now):{lines}\n"
+            f"Give the saved values, or resume=force to continue with the new ones{_longer(refused)}, "
+            f"or start a new run with init_from={path}"
+        )
+    done, steps = state["progress"]["step"], Schedule.of(config).steps
+    if done > steps:
+        raise RunError(
+            f"run.steps={steps}: {path.name} has done {done:,} steps already; "
+            f"set run.steps to at least {done}, or start a new run with init_from={path}"
+        )
+
+
+def check_start(run_dir: RunDir, config: Config) -> None:
+    """Check before a start, on one machine and without opening the data, what `find_start` and `resume_run`
+    would refuse. The newest checkpoint is not read but for its settings.
+
+    Raises RunError as they do.
+    """
+    if config.resume is Resume.restart:
+        return
+    if config.resume is Resume.never:
+        if holds_run(run_dir.path):
+            raise RunError(_held(run_dir))
+        return
+    done = checkpoint.complete(run_dir.checkpoints)
+    if not done:
+        if lost := lost_run(run_dir):
+            raise RunError(lost)
+        return
+    state = checkpoint.state_of(done[-1])
+    check_changes(done[-1], state, differing(state["config"], as_container(config)), run_dir, config)
+
+
+def _held(run_dir: RunDir) -> str:
+    return (
+        f"run.dir={run_dir.path} holds a run already: `lhtrain resume DIR` continues it, "
+        "resume=restart keeps its files aside and starts over, a new run needs another directory"
+    )
 
 
 def _longer(changes: list[Change]) -> str:

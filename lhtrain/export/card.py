@@ -56,7 +56,7 @@ def remarks(model: ModelConfig, tokenizer: ExportedTokenizer) -> list[str]:
     if tokenizer.spelt:
         lines[-1] += (
             f" A text that spells a special token, such as `{tokenizer.text(tokenizer.eos)}`, is ordinary "
-            "text, as in training; `from_pretrained(..., split_special_tokens=False)` makes it the special token."
+            "text, as in training; `from_pretrained(..., split_special_tokens=False)` makes it special."
         )
     if tokenizer.content["model"]["type"] == "BPE" and tokenizer.name not in KNOWN_TO_LLAMA_CPP:
         lines.append(

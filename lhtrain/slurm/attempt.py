@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from lhtrain.run_dir import RunDir
 from lhtrain.slurm.folder import Attempts, SlurmFolder
 
 CONFIGURATION_ERROR = 2  # what `lhtrain` ends with when its arguments are at fault
@@ -26,6 +27,7 @@ class Next(Enum):
     """What the script does; the values are what it reads."""
 
     run = "run"
+    continue_ = "continue"  # run, with resume=auto instead of what was submitted
     finished = "finished"
     requeue = "requeue"
     stop = "stop"
@@ -41,24 +43,34 @@ class End:
     finished: bool  # summary.json says so
     orderly: bool  # summary.json, written in this attempt, says that the run ended by itself or by a signal
     saved: bool  # there is a later checkpoint than at its beginning
+    preempted: bool = False  # SLURM said that it needs the nodes for another job
 
 
-def begin(run_dir: Path, job: str, max_restarts: int) -> tuple[Next, str]:
-    """Whether an attempt of job number `job` is to run, and why not; noted in the run directory."""
+def begin(run_dir: Path, job: str, max_restarts: int, resume: str = "auto") -> tuple[Next, str]:
+    """Whether an attempt of job number `job` is to run, and why not; noted in the run directory.
+
+    resume: what was submitted. What it says beyond auto is for the job's first attempts, until one of them
+    has started the run that way; later attempts continue what that one saved.
+    """
     folder = SlurmFolder(run_dir)
-    if folder.finished():
+    first = resume != "auto" and not _has_begun(folder, job, resume)
+    afresh = first and resume == "restart"
+    if folder.finished() and not afresh:
         return Next.finished, "finished already"
     attempts = folder.read_attempts()
     if attempts.job != job:
         attempts = Attempts(job)
     killed = attempts.count > 0 and not attempts.outcome  # before its end could be noted
-    if killed and folder.saved_step() <= attempts.step:
+    if killed and folder.saved_step() <= attempts.step and not _taken_by_slurm(folder):
         attempts.restarts += 1
+    folder.ended_by.unlink(missing_ok=True)
     attempts.outcome = ""
-    answer = Next.run
+    answer = Next.run if first or resume == "auto" else Next.continue_
     if attempts.restarts > max_restarts:
         answer = Next.stop
         attempts.outcome = f"stopped: cluster.max_restarts={max_restarts} is used up"
+    elif not afresh and (lost := _lost(run_dir)):
+        answer, attempts.outcome = Next.stop, f"stopped: {lost}"
     attempts.count += 1
     attempts.step, attempts.summary = folder.saved_step(), folder.summary_time()
     folder.write_attempts(attempts)
@@ -66,8 +78,35 @@ def begin(run_dir: Path, job: str, max_restarts: int) -> tuple[Next, str]:
     return answer, attempts.outcome
 
 
-def end(run_dir: Path, status: int, by: By, max_restarts: int) -> tuple[Next, str]:
-    """What to do after an attempt that ended with `status`, and why; noted in the run directory."""
+def _has_begun(folder: SlurmFolder, job: str, resume: str) -> bool:
+    # What a restart set aside is not to be continued before the new run has a checkpoint of its own.
+    return folder.started_by(job) and (resume != "restart" or folder.saved_step() > 0)
+
+
+def _taken_by_slurm(folder: SlurmFolder) -> bool:
+    """Whether the latest attempt was preempted, requeued or cancelled, by its script's own note."""
+    try:
+        return folder.ended_by.read_text().strip() == By.slurm.value
+    except OSError:
+        return False
+
+
+def _lost(run_dir: Path) -> str | None:
+    """Why what is there cannot be continued, which no further attempt changes; None if it can."""
+    folder = RunDir(run_dir)
+    damaged = any(folder.checkpoints.glob("damaged-step_*"))
+    if not (damaged or folder.metrics.exists() or folder.history.exists()):
+        return None
+    from lhtrain import checkpoint, start  # they import torch, which takes seconds
+
+    return None if checkpoint.complete(folder.checkpoints) else start.lost_run(folder)
+
+
+def end(run_dir: Path, status: int, by: By, max_restarts: int, preempted: bool = False) -> tuple[Next, str]:
+    """What to do after an attempt that ended with `status`, and why; noted in the run directory.
+
+    preempted: SLURM takes the nodes for another job.
+    """
     folder = SlurmFolder(run_dir)
     attempts = folder.read_attempts()
     ended = End(
@@ -76,6 +115,7 @@ def end(run_dir: Path, status: int, by: By, max_restarts: int) -> tuple[Next, st
         finished=folder.finished(),
         orderly=folder.ended_orderly(since=attempts.summary),
         saved=folder.saved_step() > attempts.step,
+        preempted=preempted,
     )
     answer, counts, attempts.outcome = decide(ended, attempts.restarts, max_restarts)
     attempts.restarts += counts
@@ -96,6 +136,8 @@ def decide(ended: End, restarts: int, max_restarts: int) -> tuple[Next, bool, st
     signalled = ended.orderly or ended.status in SIGNALS  # an orderly end before the run's is a signal's
     if signalled and ended.saved:
         return Next.requeue, False, "saved after a signal, requeued"
+    if ended.preempted:  # which is no fault of the run, however early it came
+        return Next.requeue, False, "preempted before a step was done, requeued"
     what = "ended by a signal before a step was done" if signalled else f"crashed with status {ended.status}"
     if restarts >= max_restarts:
         return Next.stop, False, f"stopped: {what}, and cluster.max_restarts={max_restarts} is used up"

@@ -6,32 +6,45 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lhtrain.errors import RunError
 
-HELP = """lhtrain slurm: runs as SLURM jobs that save, requeue and go on by themselves.
+if TYPE_CHECKING:  # imported where a command needs them: a job's script asks often, and quickly
+    from lhtrain.conf.schema import Config
+    from lhtrain.slurm.script import Job
+
+HELP = """lhtrain slurm: runs as SLURM jobs that save, requeue and continue by themselves.
 
 Usage: lhtrain slurm submit [--dry-run] [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]
+       lhtrain slurm resume [--dry-run] DIR [KEY=VALUE ...]
+       lhtrain slurm extend DIR steps=+N|N [KEY=VALUE ...]
        lhtrain slurm status [FOLDER ...]
 
 submit takes the settings of training, and cluster.*: what to ask SLURM for. It writes the script, the
 configuration with every value and the code's version into the folder slurm of the run directory, and calls
-sbatch; --dry-run prints the script and writes nothing. Again with its run.dir=DIR, a run goes on.
+sbatch; --dry-run prints the script and writes nothing. What the run directory's checkpoint would refuse is
+refused at once.
+resume continues the run in DIR as a job, with its own configuration; KEY=VALUE replaces values, also those of
+cluster.*. extend lengthens it before, also if it is finished. `lhtrain extend --help` says what that changes.
 status lists the runs in the folders (default: runs), their jobs, and how far they are.
 
 Examples
   lhtrain slurm submit model=gpt_1b run.batch_tokens=2097152 cluster=gpu8 cluster.nodes=4 --dry-run
   lhtrain slurm submit cluster.partition=gpu cluster.gpus_per_node=1 cluster.time=4:00:00 run.dir=runs/mine
+  lhtrain slurm resume runs/mine cluster.nodes=2
+  lhtrain slurm extend runs/mine steps=+2000
   lhtrain slurm status runs
 
 Keys most often set
-  cluster.nodes=2  cluster.gpus_per_node=8  cluster.cpus_per_task=64  cluster.memory=0  cluster.time=24:00:00
+  cluster.nodes=2  cluster.gpus_per_node=8  cluster.cpus_per_task=64  cluster.memory=0
+  cluster.time=24:00:00          a plain number is minutes, as everywhere in SLURM
   cluster.partition=NAME  cluster.account=NAME  cluster.qos=NAME  cluster.exclusive=true
   cluster.launch=torchrun        one task a node; srun: one task a GPU
   cluster.signal_seconds=300     how long before the time limit the run saves and requeues
   cluster.max_restarts=3         attempts that may crash or make no step before the job gives up
-  cluster.setup=['module load cuda']     lines of bash before everything else
-  cluster.extra_args=['--mail-type=FAIL']
+  'cluster.setup=["module load cuda"]'     lines of bash before everything else; quotes within quotes
+  'cluster.extra_args=["--mail-type=FAIL"]'
 
 All keys and their meaning: lhtrain/conf/schema.py, ClusterConfig."""
 
@@ -43,6 +56,8 @@ def main(arguments: list[str]) -> None:
 
     commands: dict[str, Callable[[list[str]], None]] = {
         "submit": _submit,
+        "resume": _resume,
+        "extend": _extend,
         "status": _status,
         "begin": _begin,
         "end": _end,
@@ -52,7 +67,10 @@ def main(arguments: list[str]) -> None:
         return
     command, *rest = arguments
     if command not in commands:
-        fail(f"no command slurm {command!r} (there is: submit, status); try lhtrain slurm --help")
+        fail(
+            f"no command slurm {command!r} (there is: submit, resume, extend, status); "
+            "try lhtrain slurm --help"
+        )
     try:
         commands[command](rest)
     except ConfigError as error:
@@ -63,8 +81,7 @@ def main(arguments: list[str]) -> None:
 
 def _submit(arguments: list[str]) -> None:
     from lhtrain.cli import fail
-    from lhtrain.slurm.script import render
-    from lhtrain.slurm.submit import prepare, submit
+    from lhtrain.slurm.submit import prepare
 
     config_dir = None
     if "--config-dir" in arguments:
@@ -79,7 +96,48 @@ def _submit(arguments: list[str]) -> None:
         if argument.startswith("-") and argument != "--dry-run":
             fail(f"{argument}: no such option of lhtrain slurm submit (there is: --dry-run, --config-dir)")
     job, config = prepare([argument for argument in arguments if argument != "--dry-run"], config_dir)
-    if "--dry-run" in arguments:
+    _hand_over(job, config, "--dry-run" in arguments)
+
+
+def _resume(arguments: list[str]) -> None:
+    from lhtrain.slurm.submit import prepare_own
+
+    path, settings, dry_run = _run_and_settings("resume", arguments)
+    _hand_over(*prepare_own(path, settings), dry_run)
+
+
+def _extend(arguments: list[str]) -> None:
+    from lhtrain.cli import fail
+    from lhtrain.saved_run import extend
+    from lhtrain.slurm.submit import check_free, prepare_own, require_sbatch
+
+    path, settings, dry_run = _run_and_settings("extend", arguments)
+    steps = [text.partition("=")[2] for text in settings if text.startswith("steps=")]
+    settings = [text for text in settings if not text.startswith("steps=")]
+    if len(steps) != 1 or dry_run:
+        fail("slurm extend: needs DIR steps=+N, so many more, or steps=N, so many in all; no --dry-run")
+    require_sbatch()
+    check_free(path)
+    prepare_own(path, settings)  # what it refuses is refused before the plan changes
+    print(*extend(path, steps[0]), sep="\n", flush=True)
+    _hand_over(*prepare_own(path, settings), dry_run=False)
+
+
+def _run_and_settings(command: str, arguments: list[str]) -> tuple[Path, list[str], bool]:
+    """The run directory, KEY=VALUE, and whether there is --dry-run."""
+    from lhtrain.cli import fail
+
+    place, *settings = [argument for argument in arguments if argument != "--dry-run"] or [""]
+    if not place or place.startswith("-") or any(s.startswith("-") or "=" not in s for s in settings):
+        fail(f"slurm {command} {' '.join(arguments)}: needs DIR and then KEY=VALUE; try lhtrain slurm --help")
+    return Path(place).expanduser(), settings, "--dry-run" in arguments
+
+
+def _hand_over(job: "Job", config: "Config", dry_run: bool) -> None:
+    from lhtrain.slurm.script import render
+    from lhtrain.slurm.submit import submit
+
+    if dry_run:
         print(render(job), end="")
         return
     number = submit(job, config)
@@ -110,16 +168,18 @@ def _status(arguments: list[str]) -> None:
 def _begin(arguments: list[str]) -> None:
     from lhtrain.slurm.attempt import begin
 
-    run_dir, max_restarts = arguments
-    answer, why = begin(Path(run_dir), os.environ["SLURM_JOB_ID"], int(max_restarts))
+    run_dir, max_restarts, *resume = arguments
+    answer, why = begin(Path(run_dir), os.environ["SLURM_JOB_ID"], int(max_restarts), *resume)
     _answer(answer.value, why or "an attempt begins")
 
 
 def _end(arguments: list[str]) -> None:
     from lhtrain.slurm.attempt import By, end
+    from lhtrain.slurm.queue import preempted
 
     run_dir, status, by, max_restarts = arguments
-    answer, why = end(Path(run_dir), int(status), By(by), int(max_restarts))
+    taken = preempted(os.environ.get("SLURM_JOB_ID", ""))
+    answer, why = end(Path(run_dir), int(status), By(by), int(max_restarts), taken)
     _answer(answer.value, why)
 
 

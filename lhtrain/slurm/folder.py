@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lhtrain import metrics
+from lhtrain.history import History
 from lhtrain.run_dir import RunDir
 
 
@@ -51,6 +54,12 @@ class SlurmFolder:
     @property
     def attempts(self) -> Path:
         return self.path / "attempts.json"
+
+    @property
+    def ended_by(self) -> Path:
+        """Who ended an attempt, a value of `attempt.By`. The script notes it at once when SLURM ends the job,
+        which may kill it before it has done the rest."""
+        return self.path / "ended_by"
 
     def read_job(self) -> str:
         """The number of the run's latest job; empty without one."""
@@ -114,8 +123,30 @@ class SlurmFolder:
         how = ended.get("how") if isinstance(ended, dict) else None
         return how in ("finished", "signal") and self.summary_time() != since
 
+    def planned_steps(self) -> int | None:
+        """run.steps as it was submitted or as the trainer last had it, whichever is newer; None: unknown."""
+        paths = [path for path in (self.config, RunDir(self.run_dir).config) if path.exists()]
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            try:
+                return int(yaml.safe_load(path.read_text())["run"]["steps"])
+            except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+                continue
+        return None
+
     def finished(self) -> bool:
-        return self.summary().get("finished") is True
+        """Whether the run is done with all the steps that are planned now."""
+        summary, planned = self.summary(), self.planned_steps()
+        done = summary.get("steps")
+        longer = planned is not None and isinstance(done, int) and done < planned
+        return summary.get("finished") is True and not longer
+
+    def started_by(self, job: str) -> bool:
+        """Whether the trainer has begun or continued the run in job number `job`."""
+        try:
+            records = History(RunDir(self.run_dir).history).records()
+        except OSError:
+            return False
+        return any(record.get("event") == "start" and record.get("job") == job for record in records)
 
 
 def write_aside(path: Path, content: Any) -> None:

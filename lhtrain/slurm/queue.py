@@ -1,8 +1,10 @@
 """What SLURM says about jobs."""
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 
 
 @dataclass(frozen=True)
@@ -27,3 +29,19 @@ def queued() -> dict[str, Queued] | None:
         return None
     rows = [line.split("|", 3) for line in done.stdout.splitlines()]
     return {row[0].strip(): Queued(*(cell.strip() for cell in row[1:])) for row in rows if len(row) == 4}
+
+
+def preempted(job: str) -> bool:
+    """Whether SLURM is taking the resources of job number `job`, which runs, for another one; False where it
+    does not answer."""
+    try:
+        command = ["scontrol", "show", "job", "--oneliner", job]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    times = dict(re.findall(r"(StartTime|PreemptTime)=(\S+)", done.stdout))
+    try:
+        began, ended = (datetime.fromisoformat(times[key]) for key in ("StartTime", "PreemptTime"))
+    except (KeyError, ValueError):  # not preempted: None
+        return False
+    return ended >= began  # an earlier one was of an earlier attempt

@@ -20,6 +20,8 @@ class Job:
     overrides: list[str]  # of the run, without run.dir and resume
     python: str
     version: str  # of the code, in words
+    resume: str = "auto"  # of the first attempt that starts; then it is auto
+    own: bool = False  # continue with the run directory's own configuration, which the overrides change
 
 
 def render(job: Job) -> str:
@@ -34,19 +36,26 @@ def render(job: Job) -> str:
         f"python={_sh(job.python)}",
         f"max_restarts={cluster.max_restarts}",
         f"cd -- {_sh(job.work_dir)} || exit 1",
+        TERM,
         *_setup(cluster.setup),
-        BEGIN,
+        BEGIN if job.resume == "auto" else BEGIN_WITH.replace("@RESUME@", job.resume),
         "overrides=(",
-        *(
-            f"  {_sh(override)}"
-            for override in (*job.overrides, f"run.dir={quote.override(str(job.run_dir))}")
-        ),
-        "  resume=auto  # from the newest checkpoint, afresh if there is none",
+        *(f"  {_sh(argument)}" for argument in _arguments(job)),
+        "  resume=auto  # from the newest checkpoint; a new run if there is none"
+        if job.resume == "auto"
+        else '  "resume=$resume"',
         ")",
         _launch(cluster, ranks),
         END,
     ]
     return "\n".join(parts)
+
+
+def _arguments(job: Job) -> list[str]:
+    """What a rank gets, but for resume: settings, or the command to continue and settings that change."""
+    if job.own:
+        return ["resume", str(job.run_dir), *job.overrides]
+    return [*job.overrides, f"run.dir={quote.override(str(job.run_dir))}"]
 
 
 def _sh(text: object) -> str:
@@ -94,6 +103,19 @@ def _setup(lines: list[str]) -> list[str]:
     return ["", "# cluster.setup", *lines] if lines else []
 
 
+TERM = """
+# TERM comes to this shell when SLURM ends the job, not when a signal is sent to its ranks alone. The note is
+# for the next attempt: this shell may be killed before its end.
+by=ranks
+by_slurm() {
+  [ "$by" = ranks ] || return  # it comes twice
+  by=slurm
+  [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ] && by=limit
+  printf '%s\\n' "$by" >"$run_dir/slurm/ended_by"
+  [ "$by" = limit ] && scontrol requeue "$SLURM_JOB_ID"  # at once: saving may take until the job is killed
+}
+trap by_slurm TERM"""
+
 BEGIN = """
 # Finished already: nothing to do, however often it is submitted.
 case $("$python" -m lhtrain slurm begin "$run_dir" "$max_restarts") in
@@ -101,6 +123,19 @@ run) ;;
 finished) exit 0 ;;
 *) exit 1 ;;
 esac
+[ "$by" = ranks ] || exit 1
+"""
+BEGIN_WITH = """
+# Finished already: nothing to do, however often it is submitted. Attempts start as it was submitted until
+# one of them did; then they continue from the newest checkpoint.
+resume=@RESUME@
+case $("$python" -m lhtrain slurm begin "$run_dir" "$max_restarts" "$resume") in
+run) ;;
+continue) resume=auto ;;
+finished) exit 0 ;;
+*) exit 1 ;;
+esac
+[ "$by" = ranks ] || exit 1
 """
 
 RANK_BY_RANK = """
@@ -125,15 +160,17 @@ run=("$python" -m @MODULE@ "${overrides[@]}")
 """
 
 STEP = """
-# Every process of a step gets USR1 and TERM, and torchrun has to outlive them. They are blocked rather than
-# ignored: one that comes before a rank has its handlers waits there for it.
-# After a signal no rank ends with 0, and one ends first: the others get time to end too (--wait).
+# Every process of a step gets USR1 and TERM. Both are blocked: they wait until a rank has its own handlers,
+# however early they come, and torchrun outlives them. After a signal no rank ends with 0, and one ends first:
+# the others get time to end too (--wait).
+hold='import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM))
+for number in signal.SIGUSR1, signal.SIGTERM: signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])'
 step() {
   exec srun --ntasks=@TASKS@ --ntasks-per-node=@TASKS_PER_NODE@ --cpus-per-task=@CPUS@ \\
     --kill-on-bad-exit=0 --wait=120@SRUN_ARGS@ \\
-    "$python" -c 'import os, signal, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
-os.execvp(sys.argv[1], sys.argv[1:])' "${run[@]}"
+    bash -c 'trap "" USR1 TERM; exec "$@"' rank "$python" -S -c "$hold" "${run[@]}"
 }"""
 
 
@@ -158,17 +195,6 @@ def _launch(cluster: ClusterConfig, ranks: int) -> str:
 
 
 END = """
-# TERM comes to this shell when SLURM ends the job, not when a signal is sent to its ranks alone.
-by=ranks
-by_slurm() {
-  [ "$by" = ranks ] || return  # it comes twice
-  by=slurm
-  [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ] || return
-  by=limit
-  scontrol requeue "$SLURM_JOB_ID"  # at once: saving may take until the job is killed
-}
-trap by_slurm TERM
-
 # A trap runs only between commands: the step runs beside this shell, which waits.
 step &
 step=$!

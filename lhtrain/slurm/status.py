@@ -1,22 +1,25 @@
 """`lhtrain slurm status`: the runs under some folders, with what their files and the queue say."""
 
+import json
 import os
+import platform
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 from rich.text import Text
 
 from lhtrain.metrics import Row
-from lhtrain.plain_text import number, one_line
+from lhtrain.plain_text import duration, number, one_line
 from lhtrain.run_dir import RunDir
 from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import Queued, queued
 
 RECENT = 50  # logged steps that the speed is taken from
+SIGN = 60.0  # seconds after which a rank that writes no sign of life counts as gone or stuck
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,23 @@ def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
     folder = SlurmFolder(path)
     summary, attempts, rows = folder.summary(), folder.read_attempts(), folder.train_rows()
     row: dict[str, Any] = rows[-1] if rows else {}
-    number = folder.read_job()
-    job = (jobs or {}).get(number)
-    finished = summary.get("finished") is True
+    job_number = folder.read_job()
+    job = (jobs or {}).get(job_number)
+    finished, steps = folder.finished(), folder.planned_steps()
     if finished:
         state = "finished"
     elif job:
         state = job.state if job.state != "PENDING" else f"PENDING {job.reason}"
+    elif alive := running(path):
+        state = alive
     else:
-        state = attempts.outcome or ("unknown: no SLURM here" if number and jobs is None else "not running")
-    steps, step = _total_steps(folder), int(row.get("step", 0))
+        unknown = "unknown: no SLURM here" if job_number and jobs is None else None
+        state = attempts.outcome or unknown or _ended(summary)
+    step = int(row.get("step", 0))
     return RunStatus(
         path=path,
         state=state,
-        job=number,
+        job=job_number,
         step=step,
         steps=steps,
         stage=row.get("stage"),
@@ -75,6 +81,56 @@ def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
         restarts=attempts.restarts,
         run_left=None if finished else _seconds_left(summary, rows, steps),
         job_left=job.left if job else None,
+    )
+
+
+def running(path: Path, patience: float = SIGN) -> str | None:
+    """That the run in `path` is running without a job, in words, by the files that its ranks write every few
+    seconds; None if it is not."""
+    here, newest = platform.node(), None
+    for file in (path / "ranks").glob("*.json"):
+        try:
+            doing = json.loads(file.read_text())
+            host, pid, at = str(doing["host"]), int(doing["pid"]), file.stat().st_mtime
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being written
+        if host == here and not _lives(pid, at):
+            continue
+        if newest is None or at > newest[1]:
+            newest = (host, at)
+    if newest is None:
+        return None
+    host, silent = newest[0], time.time() - newest[1]
+    if silent < patience:
+        return f"running on {host}"
+    # A process that is there and writes nothing is stopped, or its file system hangs.
+    return f"running on {host}, but silent for {duration(silent)}" if host == here else None
+
+
+def _lives(pid: int, since: float) -> bool:
+    """Whether the process that wrote a file at `since` is there; not another one that has its number now."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    try:  # its start, in clock ticks since the machine's
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):  # no /proc here
+        return True
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK") <= since + 1
+
+
+def _ended(summary: dict[str, Any]) -> str:
+    """How the latest attempt ended, by the summary."""
+    ended = summary.get("ended")
+    if not isinstance(ended, dict):
+        return "not running"
+    reason = one_line(ended.get("reason") or "no reason given", most=60)
+    return {"signal": f"stopped by {reason}", "error": f"failed: {reason}"}.get(
+        str(ended.get("how")), "not running"
     )
 
 
@@ -89,15 +145,6 @@ def _seconds_left(summary: dict[str, Any], rows: list[Row], steps: int | None) -
     except (KeyError, TypeError):
         seconds = sorted(row["step_seconds"] for row in rows[-RECENT:] if row.get("step_seconds"))
         return (steps - rows[-1]["step"]) * seconds[len(seconds) // 2] if steps and seconds else None
-
-
-def _total_steps(folder: SlurmFolder) -> int | None:
-    for path in (folder.config, RunDir(folder.run_dir).config):
-        try:
-            return int(yaml.safe_load(path.read_text())["run"]["steps"])
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-            continue
-    return None
 
 
 def table(runs: list[RunStatus]) -> Table:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,72 +14,132 @@ from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.fill import filled
 from lhtrain.conf.micro_batches import batch_problems
 from lhtrain.conf.parallel import parallel_problems
+from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, Resume
 from lhtrain.errors import RunError
 from lhtrain.provenance import code_version, in_words
-from lhtrain.run_dir import as_container, unwritable
+from lhtrain.run_dir import RunDir, as_container, unwritable
+from lhtrain.saved_run import load, parsed
 from lhtrain.slurm import quote
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
 from lhtrain.slurm.script import Job, render
+from lhtrain.start import check_start
 
-# The script says these itself, with an absolute path and resume=auto.
-_OWN = re.compile(r"(run\.dir|resume)=")
+# The script says these itself, with an absolute path.
+_OWN = re.compile(r"\+{0,2}(run\.dir|resume)=")
+# What may stand beside run.dir without choosing a run's settings.
+_OF_THE_JOB = re.compile(r"(run\.dir|resume|cluster(\.\w+)?)=")
 
 
 def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, Config]:
-    """The job of a command line, and its configuration.
+    """The job of a command line, and its configuration, whose `resume` is that of the job's first attempt.
+
+    The directory of a run, alone or with settings of the job, is continued with its own configuration.
 
     Raises:
         ConfigError: as for training, and for what a job cannot take.
     """
+    if config_dir is None and all(_OF_THE_JOB.match(text) for text in overrides):
+        places = [parsed(text.partition("=")[2]) for text in overrides if text.startswith("run.dir=")]
+        if places and RunDir(Path(str(places[-1])).expanduser()).config.is_file():
+            settings = [text for text in overrides if not text.startswith("run.dir=")]
+            return prepare_own(Path(str(places[-1])).expanduser(), settings)
     if config_dir is not None:
         overrides = [quote.search_path(config_dir), *overrides]
     config = check_overrides(overrides)
-    n_ranks = config.cluster.nodes * max(config.cluster.gpus_per_node, 1)
+    if not any(re.match(r"\+{0,2}resume=", text) for text in overrides):
+        config.resume = Resume.auto
+    return _job(config, [text for text in overrides if not _OWN.match(text)], own=False)
+
+
+def prepare_own(path: Path, overrides: list[str]) -> tuple[Job, Config]:
+    """The job that continues the run in `path` with its own configuration, whose values `overrides` replace.
+
+    Raises:
+        ConfigError: as `prepare`.
+        RunError: no run directory, or a config.yaml that cannot be read.
+    """
+    config = load(path, overrides, _n_ranks(load(path, overrides)))
+    return _job(config, [text for text in overrides if not _OWN.match(text)], own=True)
+
+
+def _job(config: Config, overrides: list[str], own: bool) -> tuple[Job, Config]:
+    n_ranks = _n_ranks(config)
     if misfits := [*parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]:
         raise ConfigError(misfits)
     config = filled(config, n_ranks)  # micro-batches are derived again on the node, from its GPU's memory
-    config.run.dir = os.path.abspath(config.run.dir)
+    config.run.dir = os.path.abspath(os.path.expanduser(config.run.dir))
     # SLURM fills in %j and its like in the path of a job's output, and takes \\ for "do not".
     if wrong := [part for part in ("${", "%", "\\") if part in config.run.dir]:
         rule = f"a job's must not hold {' and '.join(wrong)}: SLURM or Hydra takes it for something else"
         raise ConfigError([Problem("run.dir", repr(config.run.dir), rule)])
+    first = Resume.auto if config.resume is Resume.never else config.resume
     job = Job(
         name=config.run.name,
         run_dir=Path(config.run.dir),
         work_dir=Path.cwd(),
         cluster=config.cluster,
-        overrides=[text for text in overrides if not _OWN.match(text)],
+        overrides=overrides,
         python=config.cluster.python or sys.executable,
         version=in_words(code_version()),
+        resume=first.value,
+        own=own,
     )
     return job, config
+
+
+def _n_ranks(config: Config) -> int:
+    return config.cluster.nodes * max(config.cluster.gpus_per_node, 1)
+
+
+def check_free(run_dir: Path) -> None:
+    """Raises RunError: the run in `run_dir` has a job already."""
+    number = SlurmFolder(run_dir).read_job()
+    if other := (queued() or {}).get(number):
+        raise RunError(
+            f"run.dir={run_dir} has job {number} already, which is {other.state}; two would write over "
+            f"each other. scancel {number} ends it"
+        )
+
+
+def check(job: Job, config: Config) -> None:
+    """Check what the job would find in its run directory, so that it does not wait in the queue to fail.
+
+    Raises:
+        RunError: the run has a job already, or is finished; or its directory cannot be continued so.
+    """
+    check_free(job.run_dir)
+    folder = SlurmFolder(job.run_dir)
+    chosen = job.own or not all(_OF_THE_JOB.match(text) for text in job.overrides)
+    if not chosen and folder.config.exists() and not RunDir(job.run_dir).config.exists():
+        raise RunError(
+            f"run.dir={job.run_dir} was submitted before and has not started, so that it has no config.yaml "
+            f"to continue with: give all its settings again, or call sbatch in {folder.path} with job.sh"
+        )
+    done = folder.summary().get("steps")
+    longer = isinstance(done, int) and config.run.steps > done
+    if folder.summary().get("finished") is True and not longer and config.resume is not Resume.restart:
+        where = shlex.quote(str(job.run_dir))
+        raise RunError(
+            f"run.dir={job.run_dir} is finished, with {done} steps; `lhtrain slurm extend {where} steps=+N` "
+            "lengthens it, a new run needs another directory"
+        )
+    check_start(RunDir(job.run_dir), with_absolute_paths(config))
 
 
 def submit(job: Job, config: Config) -> str:
     """Write the script and what it belongs to into the run directory, submit it; returns the job's number.
 
     Raises:
-        RunError: no sbatch here, sbatch refuses, or the run has a job already or is finished.
+        RunError: no sbatch here, sbatch refuses, or what `check` finds.
     """
-    if shutil.which("sbatch") is None:
-        raise RunError(
-            "there is no sbatch on this machine: submit from a login node of the cluster, "
-            "or see the script with --dry-run"
-        )
-    folder = SlurmFolder(job.run_dir)
-    if folder.finished():
-        raise RunError(f"run.dir={job.run_dir} is finished; a new run needs another directory")
+    require_sbatch()
     if problem := unwritable(job.run_dir):
         raise RunError(f"run.dir={job.run_dir}: {problem}")
-    number = folder.read_job()
-    if other := (queued() or {}).get(number):
-        raise RunError(
-            f"run.dir={job.run_dir} has job {number} already, which is {other.state}; two would write over "
-            f"each other. scancel {number} ends it"
-        )
+    check(job, config)
+    folder = SlurmFolder(job.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.script.write_text(render(job))
     folder.config.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(config))))
@@ -92,3 +153,12 @@ def submit(job: Job, config: Config) -> str:
     number = done.stdout.strip().split(";")[0]  # the cluster's name may follow
     folder.job.write_text(f"{number}\n")
     return number
+
+
+def require_sbatch() -> None:
+    """Raises RunError where there is none."""
+    if shutil.which("sbatch") is None:
+        raise RunError(
+            "there is no sbatch on this machine: submit from a login node of the cluster, "
+            "or see the script with --dry-run"
+        )

@@ -129,3 +129,85 @@ def test_unreadable_files_are_none(run_dir):
     folder.attempts.write_text("{")
     (run_dir / "summary.json").write_text("")
     assert begin(run_dir, "7", 3)[0] is Next.run
+
+
+def test_preemption_before_a_step_is_no_crash(run_dir):
+    for status in (1, 138, 143):  # torchrun's, a rank's
+        assert begin(run_dir, "7", 0)[0] is Next.run
+        answer, why = end(run_dir, status, By.ranks, 0, preempted=True)
+        assert answer is Next.requeue and "preempted before a step was done" in why
+    assert restarts(run_dir) == 0
+    begin(run_dir, "7", 0)
+    assert (
+        end(run_dir, 2, By.ranks, 0, preempted=True)[0] is Next.stop
+    )  # the configuration's fault all the same
+
+
+@pytest.mark.parametrize(("by", "counted"), [("slurm", 0), ("limit", 1), (None, 1)])
+def test_an_attempt_that_slurm_killed_counts_by_the_scripts_note(run_dir, by, counted):
+    begin(run_dir, "7", 3)
+    if by:
+        SlurmFolder(run_dir).ended_by.write_text(f"{by}\n")
+    assert begin(run_dir, "7", 3)[0] is Next.run
+    assert restarts(run_dir) == counted and not SlurmFolder(run_dir).ended_by.exists()
+
+
+def started(run_dir, job):
+    (run_dir / "history.jsonl").write_text(json.dumps({"event": "start", "job": job}) + "\n")
+
+
+def test_force_is_for_the_attempts_until_one_has_started(run_dir):
+    started(run_dir, "6")  # another job
+    assert begin(run_dir, "7", 3, "force")[0] is Next.run
+    assert begin(run_dir, "7", 3, "force")[0] is Next.run
+    started(run_dir, "7")
+    assert begin(run_dir, "7", 3, "force")[0] is Next.continue_
+    assert begin(run_dir, "8", 3, "force")[0] is Next.run
+
+
+def test_restart_is_for_the_attempts_until_one_has_saved(run_dir):
+    save(run_dir, 9)
+    summarize(run_dir, finished=True)
+    assert begin(run_dir, "7", 3, "restart")[0] is Next.run
+    (run_dir / "checkpoints" / "step_00000009").rename(run_dir / "earlier")
+    (run_dir / "summary.json").unlink()
+    started(run_dir, "7")
+    assert begin(run_dir, "7", 3, "restart")[0] is Next.run
+    save(run_dir, 2)
+    (run_dir / "checkpoints" / "step_00000002" / "manifest.json").touch()
+    assert begin(run_dir, "7", 3, "restart")[0] is Next.continue_
+
+
+def test_a_run_that_is_longer_now_is_not_finished(run_dir):
+    (run_dir / "summary.json").write_text('{"finished": true, "steps": 40}')
+    (run_dir / "config.yaml").write_text("run: {steps: 40}")
+    assert begin(run_dir, "7", 3)[0] is Next.finished
+    SlurmFolder(run_dir).config.write_text("run: {steps: 60}")
+    os.utime(run_dir / "config.yaml", (1, 1))
+    assert begin(run_dir, "7", 3)[0] is Next.run
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_what_cannot_be_continued_stops(run_dir, rows):
+    """Starting from nothing would write over the rows; a further attempt finds the same."""
+    (run_dir / "checkpoints" / "damaged-step_00000009").mkdir(parents=True)
+    if rows:
+        (run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "loss": 1.0}\n')
+    answer, why = begin(run_dir, "7", 3)
+    assert answer is Next.stop
+    assert "no sound checkpoint is left, only damaged-step_00000009; resume=restart" in why
+    assert SlurmFolder(run_dir).read_attempts().outcome == why
+    assert begin(run_dir, "8", 3, "restart")[0] is Next.run
+
+
+def test_rows_whose_checkpoints_are_gone_stop(run_dir):
+    (run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "loss": 1.0}\n')
+    (run_dir / "history.jsonl").write_text('{"event": "checkpoint"}\n')
+    answer, why = begin(run_dir, "7", 3)
+    assert answer is Next.stop and "holds no checkpoint any more" in why
+
+
+def test_a_kill_before_the_first_checkpoint_is_no_loss(run_dir):
+    (run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "loss": 1.0}\n')
+    started(run_dir, "7")
+    assert begin(run_dir, "7", 3)[0] is Next.run

@@ -1,6 +1,8 @@
 """The script as text: what it asks for, and that no value can break out of its quotes."""
 
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -8,14 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from lhtrain.conf.compose import compose_config
+from lhtrain.conf.compose import check_overrides, compose_config
+from lhtrain.conf.fill import filled
+from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError
-from lhtrain.conf.schema import ClusterConfig, Launch
+from lhtrain.conf.schema import ClusterConfig, Launch, Resume
 from lhtrain.errors import RunError
+from lhtrain.run_dir import as_container
 from lhtrain.slurm import quote
 from lhtrain.slurm.script import Job, render
-from lhtrain.slurm.submit import prepare, submit
+from lhtrain.slurm.submit import check, prepare, prepare_own, submit
 
 HOSTILE = [
     "two words",
@@ -202,7 +208,7 @@ def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch
         (["submit", "cluster.nodez=2"], "cluster.nodez=2: no such key; did you mean cluster.nodes?"),
         (["submit", "-m", "optim.lr=1,2"], "a sweep goes through Hydra's launcher"),
         (["submit", "--dryrun"], "--dryrun: no such option"),
-        (["sumbit"], "no command slurm 'sumbit' (there is: submit, status)"),
+        (["sumbit"], "no command slurm 'sumbit' (there is: submit, resume, extend, status)"),
     ],
 )
 def test_wrong_arguments(arguments, expected, tmp_path):
@@ -210,3 +216,113 @@ def test_wrong_arguments(arguments, expected, tmp_path):
 
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and expected in done.stderr
+
+
+def run_of(path, steps=20, done=20):
+    """The directory of a run that was trained for `done` steps, with its configuration and a checkpoint."""
+    config = filled(check_overrides([*SMALL, f"run.steps={steps}"]), 1)
+    saved = as_container(with_absolute_paths(config))
+    checkpoint = path / "checkpoints" / f"step_{done:08d}"
+    checkpoint.mkdir(parents=True)
+    state = {"progress": {"step": done}, "config": saved, "data": "0" * 32}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "manifest.json").write_text("{}")
+    (path / "config.yaml").write_text(OmegaConf.to_yaml(saved))
+    (path / "summary.json").write_text(json.dumps({"finished": done == steps, "steps": done}))
+    return path
+
+
+SMALL = ["stage=dense", "model.seq_len=256", "run.batch_tokens=512"]
+
+
+def test_a_finished_run_is_refused_with_how_to_lengthen_it(tmp_path):
+    run = run_of(tmp_path / "a b")
+    message = re.escape(f"is finished, with 20 steps; `lhtrain slurm extend '{run}' steps=+N` lengthens it")
+    for given in ([], [*SMALL, "run.steps=20"]):
+        with pytest.raises(RunError, match=message):
+            check(*prepare([*given, f"run.dir='{run}'"]))
+    longer = [*SMALL, "run.steps=40", f"run.dir='{run}'"]
+    with pytest.raises(RunError, match=r"run\.steps: 20 -> 40"):
+        check(*prepare(longer))
+    job, config = prepare([*longer, "resume=force"])
+    check(job, config)
+    assert job.resume == "force" and "resume=force\n" in render(job) and '  "resume=$resume"\n' in render(job)
+
+
+def test_what_the_checkpoint_would_refuse_is_refused_at_submission(tmp_path):
+    run = run_of(tmp_path / "run", done=10)
+    same = [*SMALL, "run.steps=20", f"run.dir={run}"]
+    check(*prepare([*same, "cluster.nodes=1", "run.name=other"]))
+    for more, message in (
+        (["optim.lr=7e-4"], r"optim\.lr: 0\.002 -> 0\.0007"),
+        (["run.steps=5", "resume=force"], "has done 10 steps already"),
+        (["resume=never"], "holds a run already"),
+    ):
+        with pytest.raises(RunError, match=message):
+            check(*prepare([*same, *more]))
+    for resume in ("force", "restart"):
+        job, config = prepare([*same, "optim.lr=7e-4", f"resume={resume}"])
+        check(job, config)
+        assert job.resume == resume
+    (run / "checkpoints" / "step_00000010").rename(run / "checkpoints" / "damaged-step_00000010")
+    with pytest.raises(RunError, match="no sound checkpoint is left"):
+        check(*prepare(same))
+
+
+def test_a_run_directory_alone_is_continued_with_its_own_configuration(tmp_path):
+    run = run_of(tmp_path / "it's", done=10)
+    quoted = quote.override(str(run))
+    (tmp_path / "empty").mkdir()
+    for job, config in (
+        prepare([f"run.dir={quoted}", "cluster.time=2:00:00"]),
+        prepare_own(run, ["cluster.time=2:00:00"]),
+    ):
+        check(job, config)
+        assert config.model.seq_len == 256 and config.run.steps == 20 and config.resume is Resume.auto
+        assert job.own and job.run_dir == run and "--time=2:00:00" in render(job)
+        arguments = arrays_of(render(job), tmp_path / "empty")[3:]
+        assert arguments == ["resume", str(run), "cluster.time=2:00:00", "resume=auto"]
+    job, _ = prepare_own(run, ["optim.lr=1e-4", "resume=force"])
+    assert job.resume == "force" and job.overrides == ["optim.lr=1e-4"]
+    with pytest.raises(RunError, match="give the directory of a run"):
+        prepare_own(tmp_path / "none", [])
+
+
+def test_a_run_that_has_not_started_needs_its_settings_again(tmp_path):
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "config.yaml").write_text("run: {steps: 20}")
+    with pytest.raises(RunError, match="was submitted before and has not started"):
+        check(*prepare([f"run.dir={tmp_path}", "cluster.nodes=1"]))
+    check(*prepare([f"run.dir={tmp_path}", *SMALL]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume"], "needs DIR and then KEY=VALUE"),
+        (["resume", "none"], "none does not exist: give the directory of a run"),
+        (["extend", "none"], "needs DIR steps=+N"),
+        (["extend", "none", "steps=+5"], "there is no sbatch"),
+    ],
+)
+def test_wrong_directories(arguments, message, tmp_path, monkeypatch, capsys):
+    from lhtrain.slurm.command import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_examples_of_the_help_are_read_as_they_are_typed(tmp_path):
+    """Bash and zsh take quotes away, and zsh refuses brackets outside of them."""
+    from lhtrain.slurm.command import HELP
+
+    keys = HELP[HELP.index("Keys most often set") :]
+    words = [word for word in shlex.split(keys.replace("GPU;", "").replace("'", "'")) if "=" in word]
+    config = compose_config([word for word in words if word.startswith("cluster.") and "NAME" not in word])
+    assert config.cluster.extra_args == ["--mail-type=FAIL"] and config.cluster.setup == ["module load cuda"]
+    for line in HELP.splitlines():
+        outside = re.sub(r"'[^']*'", "", line)
+        assert not re.search(r"=\[|=\{", outside), line

@@ -2,6 +2,10 @@
 
 import json
 import os
+import platform
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +110,74 @@ def test_names_are_there_in_a_narrow_terminal(tmp_path):
 def test_no_such_folder(tmp_path, arguments):
     done = command("status", *arguments, cwd=tmp_path)
     assert done.returncode == 1 and "no such folder" in done.stderr
+
+
+@pytest.fixture
+def process():
+    """A process of this machine, as a rank is one."""
+    started = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield started
+    started.communicate()
+
+
+def beat(run, pid, host=None, age=0.0):
+    (run / "ranks").mkdir(exist_ok=True)
+    file = run / "ranks" / "0.json"
+    file.write_text(json.dumps({"rank": 0, "pid": pid, "host": host or platform.node()}))
+    now = time.time()
+    os.utime(file, (now - age, now - age))
+
+
+def test_a_run_without_a_job_shows_that_it_is_alive(tmp_path, process):
+    run = make_run(tmp_path / "a", step=3, job="", outcome="crashed with status 1")
+    here = platform.node()
+    assert status_of(run, None).state == "crashed with status 1"
+    beat(run, process.pid)
+    assert status_of(run, None).state == f"running on {here}"
+    beat(run, process.pid, age=-1000)  # a clock that differs
+    assert status_of(run, None).state == f"running on {here}"
+    beat(run, 0, host="node7")
+    assert status_of(run, {}).state == "running on node7"
+    (run / "ranks" / "1.json").write_text("{")
+    beat(run, 0, host="node7", age=600)
+    assert status_of(run, {}).state == "crashed with status 1"
+
+
+def test_a_process_that_is_gone_or_another_is_not_the_run(tmp_path, process):
+    run = make_run(tmp_path / "a", step=3, job="")
+    process.communicate()
+    beat(run, process.pid)
+    assert status_of(run, None).state == "not running"
+    beat(run, os.getpid(), age=7 * 86400)  # its number is this process's now
+    assert status_of(run, None).state == "not running"
+
+
+def test_a_process_that_is_stopped_is_silent(tmp_path):
+    run = make_run(tmp_path / "a", step=3, job="")
+    beat(run, 1, age=0.0)
+    assert "silent" not in status_of(run, None).state
+    beat(run, 1, age=90.0)  # the machine's first process is older than that
+    assert status_of(run, None).state.startswith(f"running on {platform.node()}, but silent for 1:3")
+
+
+@pytest.mark.parametrize(
+    ("ended", "state"),
+    [
+        ({"how": "signal", "reason": "SIGTERM"}, "stopped by SIGTERM"),
+        ({"how": "error", "reason": "the loss\nis not finite"}, "failed: the loss is not finite"),
+        (None, "not running"),
+        ("odd", "not running"),
+    ],
+)
+def test_how_a_run_ended(tmp_path, ended, state):
+    run = make_run(tmp_path / "a", step=3, job="")
+    (run / "summary.json").write_text(json.dumps({"finished": False, "ended": ended}))
+    assert status_of(run, None).state == state
+
+
+def test_a_finished_run_that_was_lengthened_is_not_finished(tmp_path):
+    run = make_run(tmp_path / "a", step=100)
+    (run / "summary.json").write_text(json.dumps({"finished": True, "steps": 100}))
+    assert status_of(run, None).state == "finished"
+    SlurmFolder(run).config.write_text("run: {steps: 150}\n")
+    assert status_of(run, {}).state == "not running" and status_of(run, {}).steps == 150

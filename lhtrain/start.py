@@ -153,8 +153,13 @@ def check_start(run_dir: RunDir, config: Config) -> None:
         if lost := lost_run(run_dir):
             raise RunError(lost)
         return
-    state = checkpoint.state_of(done[-1])
-    check_changes(done[-1], state, differing(state["config"], as_container(config)), run_dir, config)
+    for path in reversed(done):
+        try:
+            state = checkpoint.state_of(path)
+        except (RunError, OSError):
+            continue  # damaged: the run will put it aside and take the one before
+        check_changes(path, state, differing(state["config"], as_container(config)), run_dir, config)
+        return
 
 
 def _held(run_dir: RunDir) -> str:

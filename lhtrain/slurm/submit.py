@@ -20,7 +20,7 @@ from lhtrain.conf.schema import Config, Resume
 from lhtrain.errors import RunError
 from lhtrain.provenance import code_version, in_words
 from lhtrain.run_dir import RunDir, as_container, unwritable
-from lhtrain.saved_run import load, parsed
+from lhtrain.saved_run import load, value_of
 from lhtrain.slurm import quote
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
@@ -42,10 +42,9 @@ def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, C
         ConfigError: as for training, and for what a job cannot take.
     """
     if config_dir is None and all(_OF_THE_JOB.match(text) for text in overrides):
-        places = [parsed(text.partition("=")[2]) for text in overrides if text.startswith("run.dir=")]
-        if places and RunDir(Path(str(places[-1])).expanduser()).config.is_file():
-            settings = [text for text in overrides if not text.startswith("run.dir=")]
-            return prepare_own(Path(str(places[-1])).expanduser(), settings)
+        places = [text for text in overrides if text.startswith("run.dir=")]
+        if places and RunDir(path := Path(str(value_of(places[-1]))).expanduser()).config.is_file():
+            return prepare_own(path, [text for text in overrides if text not in places])
     if config_dir is not None:
         overrides = [quote.search_path(config_dir), *overrides]
     config = check_overrides(overrides)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from lhtrain.conf.compose import check_overrides, compose_config
@@ -19,9 +20,11 @@ from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import ClusterConfig, Launch, Resume
 from lhtrain.errors import RunError
 from lhtrain.run_dir import as_container
+from lhtrain.saver import Saver
 from lhtrain.slurm import quote
 from lhtrain.slurm.script import Job, render
 from lhtrain.slurm.submit import check, prepare, prepare_own, submit
+from lhtrain.world import Ranks, World
 
 HOSTILE = [
     "two words",
@@ -222,11 +225,10 @@ def run_of(path, steps=20, done=20):
     """The directory of a run that was trained for `done` steps, with its configuration and a checkpoint."""
     config = filled(check_overrides([*SMALL, f"run.steps={steps}"]), 1)
     saved = as_container(with_absolute_paths(config))
-    checkpoint = path / "checkpoints" / f"step_{done:08d}"
-    checkpoint.mkdir(parents=True)
     state = {"progress": {"step": done}, "config": saved, "data": "0" * 32}
-    (checkpoint / "state.json").write_text(json.dumps(state))
-    (checkpoint / "manifest.json").write_text("{}")
+    saver = Saver(path / "checkpoints", 3, World(Ranks(), torch.device("cpu")))
+    saver.save(done, {"weight": torch.zeros(1)}, state)
+    saver.finish()
     (path / "config.yaml").write_text(OmegaConf.to_yaml(saved))
     (path / "summary.json").write_text(json.dumps({"finished": done == steps, "steps": done}))
     return path

@@ -196,7 +196,7 @@ def _checked(parsed: Namespace, settings: Arguments, ranks: Ranks) -> tuple[Argu
     return [*settings, f"run.dir={override(str(name))}"], Path(f"{name}{suffix}")
 
 
-def fail_together(ranks: Ranks, message: str) -> NoReturn:
+def fail_together(ranks: Ranks, message: str, status: int = 2) -> NoReturn:
     """End all ranks, of which this one cannot start, with one error."""
     if ranks.size > 1:
         from lhtrain.agreement import Disagreement
@@ -207,8 +207,8 @@ def fail_together(ranks: Ranks, message: str) -> NoReturn:
             refuse(ranks, message)
         except Disagreement as everyones:
             leave()
-            fail(str(everyones))
-    fail(message, of_all=ranks.size == 1)
+            fail(str(everyones), status, of_all=True)
+    fail(message, status, of_all=ranks.size == 1)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")

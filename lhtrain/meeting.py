@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from lhtrain.errors import RunError
 from lhtrain.ranks import Ranks, attempt, meeting_place
+from lhtrain.within import within
 
 POLL = 0.1  # seconds between two looks into the store
 UNRESOLVED = 20.0  # seconds that the name of a machine, perhaps still starting, may be unknown
@@ -214,9 +215,6 @@ def meet(ranks: Ranks, timeout: float) -> Meeting:
     return _met[0]
 
 
-def if_met(what: Callable[[Meeting], Any]) -> Any:
-    """what(meeting), if there is one and its store can still be reached; else None."""
-    try:
-        return what(_met[0]) if _met else None
-    except (RuntimeError, ValueError):
-        return None
+def if_met(what: Callable[[Meeting], T]) -> T | None:
+    """what(meeting), if there is one whose store answers soon; else None."""
+    return within(LINGER + POLL, lambda: what(_met[0])) if _met else None

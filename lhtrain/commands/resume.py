@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from lhtrain.conf.problems import ConfigError
+from lhtrain.conf.schema import Config
 from lhtrain.errors import RunError
 
 RESUME_HELP = """lhtrain resume: continue a run from its newest sound checkpoint, with its own configuration.
@@ -41,11 +42,9 @@ def resume(arguments: list[str]) -> None:
 
 def extend(arguments: list[str]) -> None:
     """`lhtrain extend ARGUMENTS`. Ends the program: status 2 for wrong arguments, 1 for what is there."""
-    from lhtrain.cli import fail
-    from lhtrain.hardware import pick_device
+    from lhtrain.cli import explained, fail
+    from lhtrain.launch import launch
     from lhtrain.saved_run import extend as lengthen
-    from lhtrain.saved_run import load
-    from lhtrain.world import World, find_ranks
 
     path, overrides = _parsed(arguments, "extend", EXTEND_HELP)
     steps = [text.partition("=")[2] for text in overrides if text.startswith("steps=")]
@@ -54,18 +53,20 @@ def extend(arguments: list[str]) -> None:
         fail("extend: needs steps=+N, so many more, or steps=N, so many in all; try lhtrain extend --help")
     # torchrun starts the same command again after a failure: the plan is longer by then.
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    try:
-        if not again:
-            ranks, config = find_ranks(), load(path, overrides)
-            # Every rank reads the plan; the first one writes it, before the others read.
-            world = World.start(pick_device(config.run.device), config.parallel.timeout)
-            lines = world.on_main(lambda: lengthen(path, steps[0]))
-            if ranks.rank == 0:
+    if not again:
+        config, main = _loaded(path, overrides)
+
+        def lengthen_plan() -> None:
+            """Every rank has read the plan; the first one writes it, before the others read it again."""
+            world = launch(config)
+            try:
+                lines = world.on_main(lambda: lengthen(path, steps[0]))
+            except OSError as error:
+                raise RunError(str(error)) from error
+            if main:
                 print(*lines, sep="\n", flush=True)
-    except ConfigError as error:
-        fail(str(error))
-    except (RunError, OSError) as error:
-        fail(str(error), status=1)
+
+        explained(lengthen_plan, lambda: config)
     _train(path, overrides)
 
 
@@ -99,18 +100,30 @@ def _parsed(arguments: list[str], command: str, words: str) -> tuple[Path, list[
 
 def _train(path: Path, overrides: list[str]) -> None:
     from lhtrain.__main__ import begin_training
-    from lhtrain.cli import fail
-    from lhtrain.saved_run import load
-    from lhtrain.world import find_ranks
+    from lhtrain.cli import explained
 
     begin_training()
-    try:
-        config = load(path, overrides, n_ranks=find_ranks().size)
-    except ConfigError as error:
-        fail(str(error))
-    except (RunError, OSError) as error:
-        fail(str(error), status=1)
-    from lhtrain.cli import explained
+    config, _ = _loaded(path, overrides)
     from lhtrain.train import train_config
 
     explained(lambda: train_config(config), lambda: config)
+
+
+def _loaded(path: Path, overrides: list[str]) -> tuple[Config, bool]:
+    """The configuration of the run at `path`, and whether this is rank 0."""
+    from lhtrain.cli import fail, fail_together
+    from lhtrain.ranks import find_ranks, meeting_place
+    from lhtrain.saved_run import load
+
+    try:
+        ranks = find_ranks()
+        if ranks.size > 1:
+            meeting_place()
+    except RunError as error:
+        fail(str(error), of_all=False)
+    try:
+        return load(path, overrides, n_ranks=ranks.size), ranks.rank == 0
+    except ConfigError as error:
+        fail_together(ranks, str(error))
+    except (RunError, OSError) as error:
+        fail_together(ranks, str(error), status=1)

@@ -33,7 +33,13 @@ def launch(config: Config) -> World:
         raise
     mine = agreement.settings(config) | agreement.surroundings(device.type, dtype)
     limit = collective_limit(config.watchdog, config.parallel.timeout)
-    return World.start(device, config.parallel.timeout, limit, mine)
+    try:
+        return World.start(device, config.parallel.timeout, limit, mine)
+    except RunError:
+        made = Path(config.run.dir)  # by Hydra, for a run that does not begin
+        if ranks.rank == 0 and made.is_dir() and not any(made.iterdir()):
+            made.rmdir()
+        raise
 
 
 def refuse(ranks: Ranks, problem: str) -> None:

@@ -23,6 +23,10 @@ class Identity(NamedTuple):
     modified_ns: int
     changed_ns: int
 
+    def is_of(self, other: "Identity") -> bool:
+        """Whether this may be the same content. Not by inode: some network file systems number files anew."""
+        return (self.size, self.modified_ns) == (other.size, other.modified_ns)
+
 
 def identity(descriptor: int) -> Identity:
     """The identity of an open file."""
@@ -76,8 +80,7 @@ def _reopened(path: Path, expected: Identity) -> Descriptor:
         raise DamagedStore(f"{str(path)!r}: {rule}") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    now = identity(descriptor.number)
-    if (now.inode, now.size, now.modified_ns) != (expected.inode, expected.size, expected.modified_ns):
+    if not identity(descriptor.number).is_of(expected):
         rule = "was replaced or changed while it was in use; start again with data that stay as they are"
         raise DamagedStore(f"{str(path)!r}: {rule}")
     return descriptor

@@ -118,7 +118,7 @@ class TokenStore:
         crc, at, end = 0, HEADER.size, HEADER.size + self.n_tokens * self.dtype.itemsize
         descriptor = _open(self.path)
         try:
-            if identity(descriptor) != self.identity:
+            if not identity(descriptor).is_of(self.identity):
                 raise DamagedStore(f"{str(self.path)!r}: was replaced while it was read; open it again")
             while size := min(CHUNK_BYTES, self.identity.size - at):
                 chunk = _pread(self.path, descriptor, at, size)

@@ -29,6 +29,11 @@ AT_ONCE = 128 + signal.SIGINT  # the exit status after a second Ctrl-C
 _early: list[signal.Signals] = []
 
 
+def early() -> signal.Signals | None:
+    """The signal that has asked this run to stop before it had a loop, if one has."""
+    return _early[0] if _early else None
+
+
 def stopping() -> tuple[signal.Signals, ...]:
     """The signals, besides Ctrl-C, that stop a run.
 

@@ -7,22 +7,28 @@ between ranks on different kinds of devices, and a rank that fails can say so to
 import json
 import os
 import platform
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
 
 from lhtrain.errors import RunError
+from lhtrain.interrupt import early
 from lhtrain.ranks import Ranks, attempt, meeting_place
 from lhtrain.within import within
 
 POLL = 0.1  # seconds between two looks into the store
 UNRESOLVED = 20.0  # seconds that the name of a machine, perhaps still starting, may be unknown
+STOP = (
+    5.0  # seconds after a signal that a rank still waits for the others: they may come to their end together
+)
 LINGER = 5.0  # seconds that the rank with the store stays for the others to read why it ends
 FAILED = "failed"
 
@@ -109,8 +115,13 @@ class Meeting:
     def wait(self, keys: Sequence[str], timeout: float | None = None) -> None:
         """Until all `keys` are there; raises as `exchange` does."""
         ends = None if timeout is None else time.monotonic() + timeout
+        told = None  # when this rank was first found to be asked to stop
         while not self.store.check(list(keys)):
             self.check()
+            if early() is not None:
+                told = told or time.monotonic()
+                if time.monotonic() > told + STOP:
+                    self._stop()
             if ends is not None and time.monotonic() > ends:
                 missing = [key.rpartition("/")[2] for key in keys if not self.store.check([key])]
                 who = f"ranks {', '.join(missing)}" if len(keys) > 1 else "rank 0"
@@ -118,6 +129,14 @@ class Meeting:
                 self.fail(message)
                 raise RunError(message)
             time.sleep(POLL)
+
+    def _stop(self) -> NoReturn:
+        """End the process after a signal: nothing is lost, and the rank that it waits for may be gone."""
+        received = early() or signal.SIGTERM
+        message = f"{received.name}: stopped before the first step, while it waited for other ranks"
+        if self.fail(message):
+            print(f"lhtrain: {f'rank {self.rank}: ' if self.rank else ''}{message}", file=sys.stderr)
+        sys.exit(128 + received)
 
     def next_turn(self, leader: int) -> str:
         """The key under which `leader` says that its machine's turn is over."""

@@ -1,5 +1,6 @@
 """What ranks tell each other before they compute together; here threads with one store."""
 
+import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from lhtrain import meeting
+from lhtrain import interrupt, meeting
 from lhtrain.agreement import PROBLEM, Disagreement, agree, differences
 from lhtrain.errors import RunError
 from lhtrain.meeting import Meeting, PeerFailed
@@ -81,6 +82,17 @@ def test_ranks_that_do_not_come_are_named():
             met.exchange("here", timeout=0.05)
 
     assert str(on_threads(3, work)[0]) == "ranks 1, 2 of 3 did not come within parallel.timeout=0.05 s"
+
+
+def test_a_rank_that_waits_for_one_that_is_gone_ends_after_a_signal(monkeypatch, capsys):
+    """torchrun sends TERM to the others when a rank was killed: nothing else tells them."""
+    monkeypatch.setattr(meeting, "STOP", 0.01)
+    monkeypatch.setattr(interrupt, "_early", [signal.SIGTERM])
+    alone = Meeting(dist.HashStore(), Ranks(0, 2, 0), is_host=True)
+    with pytest.raises(SystemExit) as ended:
+        alone.exchange("here")
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert "SIGTERM: stopped before the first step, while it waited for other" in capsys.readouterr().err
 
 
 def test_two_processes_of_one_rank_are_found():

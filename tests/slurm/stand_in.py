@@ -5,6 +5,7 @@ Each rank takes the overrides, shows how it was started, and behaves as STAND_IN
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -20,11 +21,17 @@ def main() -> None:
     run_dir = Path(next(str(given.value()) for given in overrides if given.key_or_group == "run.dir"))
     behaviour = os.environ["STAND_IN"]
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0"))
+    if behaviour == "start":  # until a signal waits for it
+        print(f"rank {rank} on {socket.gethostname()}: start", flush=True)
+        while not signal.sigpending() & {signal.SIGUSR1, signal.SIGTERM}:
+            time.sleep(0.05)
     with Interrupt() as interrupt:
         print(f"rank {rank} on {socket.gethostname()}: {behaviour}", flush=True)
         if behaviour == "wait":
             while interrupt.requested is None:
                 time.sleep(0.05)
+    if behaviour == "start" and interrupt.requested:  # before its first step, as the trainer
+        sys.exit(128 + interrupt.requested)
     if behaviour == "crash":
         sys.exit(1)
     if behaviour == "meet":

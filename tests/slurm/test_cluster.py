@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.integration.command import Run
-from tests.slurm.cluster import STEPS, command, slurm
+from tests.slurm.cluster import STEPS, SlurmRun, command, slurm
 
 pytestmark = pytest.mark.slurm
 
@@ -66,6 +66,34 @@ def test_preemption(stand_in):
     assert "JobState=COMPLETED" in slurm("scontrol", "show", "job", first)
     slurm("scancel", run.job)
     run.until_over("CANCELLED")
+
+
+def test_preemption_before_the_first_step_is_no_crash(stand_in):
+    """The signal comes before the rank has a handler, waits for it, and does not use up max_restarts."""
+    options = ("cluster.extra_args=['--exclusive','--nodelist=node0']", "cluster.max_restarts=0")
+    run = stand_in("start", *options).submit("preempted_early")
+    run.until_printed("rank 0 on node0: start")
+    first = ("-p", "high", "--exclusive", "-w", "node0", "--output=/dev/null", "--wrap=sleep 1")
+    slurm("sbatch", *first)
+    run.until_requeued(1)
+    assert "preempted before a step was done, requeued" in run.out
+    run.until("second attempt", lambda: run.out.count("an attempt begins") == 2)
+    slurm("scancel", run.job)
+    run.until_over("CANCELLED")
+
+
+def test_a_finished_run_is_lengthened(trainer):
+    """By a job of its own configuration; then there is nothing more to do."""
+    run = trainer.submit("lengthened", "run.steps=16")
+    run.until_over("COMPLETED")
+    done = command("extend", "lengthened", "steps=+4", cwd=trainer.folder)
+    assert done.returncode == 0, done.stderr
+    assert "is now planned for 20 steps instead of 16" in done.stdout
+    longer = SlurmRun(run.path, done.stdout.split("job ")[1].split()[0])
+    longer.until_over("COMPLETED")
+    assert json.loads((run.path / "summary.json").read_text())["steps"] == 20
+    again = command("resume", "lengthened", cwd=trainer.folder)
+    assert again.returncode == 1 and "is finished, with 20 steps" in again.stderr
 
 
 def test_a_cancelled_job_stays_cancelled(stand_in):

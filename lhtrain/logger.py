@@ -122,7 +122,7 @@ def open_logger(
     settings: dict[str, Any],
     say: Callable[[str], object] = print,
 ) -> Logger:
-    """The configured logger. Raises nothing: what fails, here or later, is told by `say`."""
+    """The configured logger. Raises nothing: failures, here or later, are reported through `say`."""
     logger = Harmless(say)
     logger.open(config, name, run_dir, settings)
     return logger

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lhtrain.metrics import Row
 from lhtrain.plain_text import duration, number, one_line
+from lhtrain.progress import Losses
 from lhtrain.run_dir import RunDir
 from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import Queued, queued
@@ -77,7 +78,7 @@ def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
         step=step,
         steps=steps,
         stage=row.get("stage"),
-        loss=row.get("loss"),
+        loss=_loss(rows),
         restarts=attempts.restarts,
         run_left=None if finished else _seconds_left(summary, rows, steps),
         job_left=job.left if job else None,
@@ -132,6 +133,15 @@ def _ended(summary: dict[str, Any]) -> str:
     return {"signal": f"stopped by {reason}", "error": f"failed: {reason}"}.get(
         str(ended.get("how")), "not running"
     )
+
+
+def _loss(rows: list[Row]) -> float | None:
+    """Mean of the last losses of the newest stage: a single batch is too noisy to compare runs by."""
+    losses = Losses()
+    for row in rows:
+        if row.get("stage") == rows[-1].get("stage") and row.get("loss") is not None:
+            losses.take(row["loss"])
+    return losses.mean
 
 
 def _seconds_left(summary: dict[str, Any], rows: list[Row], steps: int | None) -> float | None:

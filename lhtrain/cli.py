@@ -256,7 +256,7 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
 
     from lhtrain.conf.problems import ConfigError
     from lhtrain.data import DataError
-    from lhtrain.errors import RunError
+    from lhtrain.errors import LOST_CONTACT, RunError
     from lhtrain.world import lost_contact
 
     if isinstance(error, ConfigError | DataError | RunError):
@@ -264,7 +264,7 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return out_of_memory(error, config())
     if lost_contact(error):
-        return "lost contact with another rank, whose error is the one to look at"
+        return LOST_CONTACT
     if isinstance(error, torch.distributed.DistStoreError):
         return f"the ranks did not meet within parallel.timeout={config().parallel.timeout} s: {error}"
     if isinstance(error, OSError) and error.errno in DISK:

@@ -1,5 +1,7 @@
 """Errors that end a run with one clear message instead of a stack trace."""
 
+LOST_CONTACT = "lost contact with another rank, whose error is the one to look at"
+
 
 class RunError(Exception):
     """The run cannot go on; the message names what, where, and what to do."""

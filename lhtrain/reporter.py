@@ -7,7 +7,7 @@ from typing import Any
 from lhtrain import checkpoint, summary
 from lhtrain.command_line import resume_command
 from lhtrain.conf.schema import Config
-from lhtrain.errors import reason
+from lhtrain.errors import LOST_CONTACT, reason
 from lhtrain.guard import Skip
 from lhtrain.logger import open_logger
 from lhtrain.metrics import MetricsFile, Row
@@ -18,6 +18,7 @@ from lhtrain.remaining import Remaining
 from lhtrain.run_dir import RunDir, as_container
 from lhtrain.switch import SwitchWatch
 from lhtrain.terminal import Terminal
+from lhtrain.world import lost_contact
 
 Ended = dict[str, Any]
 
@@ -176,7 +177,8 @@ class Reporter:
         if isinstance(error, KeyboardInterrupt):  # of a second Ctrl-C, which leaves at once
             self._write_summary({"how": "signal", "reason": SIGINT.name}, SIGINT)
             return
-        self._show(self._write_summary({"how": "error", "reason": reason(error)}))
+        why = LOST_CONTACT if lost_contact(error) else reason(error)
+        self._show(self._write_summary({"how": "error", "reason": why}))
         self.logger.finish(None)
         self._say_how_to_continue(f"stopped   by an error after step {self.progress.step:,}")
 

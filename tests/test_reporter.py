@@ -7,6 +7,7 @@ import sys
 from functools import cached_property
 
 import pytest
+import torch.distributed as dist
 
 from lhtrain import reporter as module
 from lhtrain.conf.compose import compose_config
@@ -112,6 +113,7 @@ def test_a_run_that_obeyed_a_signal_says_how_to_continue(run, capsys):
         (RuntimeError("[/x] $y_z %s \ud800"), "RuntimeError: [/x] $y_z %s"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left"),
         (SystemExit(3), "SystemExit: 3"),
+        (dist.DistBackendError("NCCL error in: ..."), "lost contact with another rank"),
     ],
 )
 def test_a_run_that_an_error_ends_leaves_summary_plot_and_table(run, capsys, error, reason):

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lhtrain.conf.schema import WatchdogConfig
-from lhtrain.files import read_regular, remove_leftovers, write_atomic
+from lhtrain.files import open_regular, read_regular, remove_leftovers, write_atomic
 from lhtrain.within import within
 
 STALLED = 75  # the exit status: EX_TEMPFAIL, "try again"
@@ -150,7 +150,7 @@ def _tidy(ranks: Path, attempt: str) -> None:
 
 def _dump(path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
         faulthandler.dump_traceback(file, all_threads=True)
     return True
 

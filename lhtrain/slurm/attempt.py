@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from lhtrain.files import write_atomic
 from lhtrain.run_dir import RunDir
 from lhtrain.slurm.folder import Attempts, SlurmFolder
 
@@ -74,7 +75,7 @@ def begin(run_dir: Path, job: str, max_restarts: int, resume: str = "auto") -> t
     attempts.count += 1
     attempts.step, attempts.summary = folder.saved_step(), folder.summary_time()
     folder.write_attempts(attempts)
-    folder.job.write_text(f"{job}\n")
+    write_atomic(folder.job, f"{job}\n")
     return answer, attempts.outcome
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lhtrain import metrics
+from lhtrain.files import write_atomic
 from lhtrain.history import History
 from lhtrain.run_dir import RunDir
 
@@ -151,6 +152,4 @@ class SlurmFolder:
 
 def write_aside(path: Path, content: Any) -> None:
     """JSON, written aside and renamed: a reader never sees half of it."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(path)
+    write_atomic(path, json.dumps(content, indent=1) + "\n")

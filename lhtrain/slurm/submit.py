@@ -18,6 +18,7 @@ from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.errors import RunError
+from lhtrain.files import write_atomic
 from lhtrain.provenance import code_version, in_words
 from lhtrain.run_dir import RunDir, as_container, unwritable
 from lhtrain.saved_run import load, value_of
@@ -140,8 +141,8 @@ def submit(job: Job, config: Config) -> str:
     check(job, config)
     folder = SlurmFolder(job.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.script.write_text(render(job))
-    folder.config.write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(config))))
+    write_atomic(folder.script, render(job))
+    write_atomic(folder.config, OmegaConf.to_yaml(OmegaConf.create(as_container(config))))
     write_aside(folder.version, code_version())
     # The folder goes here and not into the script: a line of #SBATCH has no notation for every path. By an
     # absolute path to the script no name is taken for an option.
@@ -150,7 +151,7 @@ def submit(job: Job, config: Config) -> str:
     if done.returncode != 0:
         raise RunError(f"sbatch {folder.script}: {done.stderr.strip() or f'status {done.returncode}'}")
     number = done.stdout.strip().split(";")[0]  # the cluster's name may follow
-    folder.job.write_text(f"{number}\n")
+    write_atomic(folder.job, f"{number}\n")
     return number
 
 

@@ -68,7 +68,7 @@ def test_several_ranks_compute_what_one_does(tmp_path, dtype):
     loss, alone = gradients(dtype, 1)
     low = dtype is torch.bfloat16
     for other_loss, together in on_ranks(gradients, 2, dtype, 2, folder=tmp_path):
-        assert other_loss == pytest.approx(loss, rel=1e-6)
+        assert other_loss == pytest.approx(loss, rel=1e-6 if DEVICE == "cpu" else 1e-4)
         for name, gradient in alone.items():
             error = (together[name] - gradient).norm() / gradient.norm()
             assert error < (1e-2 if low else 1e-5), name

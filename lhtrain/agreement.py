@@ -62,7 +62,7 @@ def surroundings(device: str, dtype: str) -> dict[str, Any]:
 def code_digest() -> str:
     """A hash of the package's sources: the same commit with a changed file is other code."""
     digest, root = hashlib.sha256(), Path(lhtrain.__file__).parent
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True):  # data, conf and kernels are links
         folders.sort()
         for name in sorted(names):
             if name.endswith(".py"):
@@ -100,9 +100,9 @@ def differences(said: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = {key: None for one in said for key in one}
     lines = []
     for key in keys:
-        values = {rank: _text(one[key]) if key in one else "absent" for rank, one in enumerate(said)}
+        values = {rank: str(one[key]) if key in one else "absent" for rank, one in enumerate(said)}
         if len(set(values.values())) > 1:
-            parts = (f"{value} on {_names(ranks)}" for value, ranks in _by_value(values).items())
+            parts = (f"{_text(value)} on {_names(ranks)}" for value, ranks in _by_value(values).items())
             lines.append(f"{key}: {', '.join(parts)}")
     return lines
 
@@ -126,8 +126,7 @@ def _names(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(texts)}"
 
 
-def _text(value: Any) -> str:
-    text = str(value)
+def _text(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 

@@ -6,6 +6,7 @@ import torch
 
 from lhtrain.agreement import Disagreement
 from lhtrain.errors import RunError
+from lhtrain.launch import same_folder
 from lhtrain.meeting import PeerFailed
 from lhtrain.world import World, announce, leave
 from tests.distributed.ranks import on_ranks
@@ -23,13 +24,20 @@ def tokenize_slowly():
     return world.largest(world.rank)
 
 
-def differ():
-    try:
-        world = World.start(torch.device("cpu"), 30, mine={"optim.lr": 0.1, "run.steps": 4})
-        world.agree({"data": f"hash {world.rank}"})
-    except Disagreement as error:
-        leave()
-        return str(error)
+def differ(folder):
+    """Other data; then a run directory that is not the same folder on all ranks."""
+    world = World.start(torch.device("cpu"), 30, mine={"optim.lr": 0.1, "run.steps": 4})
+    same_folder(folder, world)
+    said = []
+    for compare in (
+        lambda: world.agree({"data": f"hash {world.rank}"}),
+        lambda: same_folder(folder / str(world.rank), world),
+    ):
+        try:
+            compare()
+        except Disagreement as error:
+            said.append(str(error).splitlines()[1])
+    return said
 
 
 def fail_on_one():
@@ -49,9 +57,10 @@ def test_a_first_tokenization_may_take_longer_than_a_collective(tmp_path):
     assert on_ranks(tokenize_slowly, 2, folder=tmp_path) == [1, 1]
 
 
-def test_ranks_with_other_data_all_end_with_the_same_words(tmp_path):
-    first, second = on_ranks(differ, 2, folder=tmp_path)
-    assert first == second and "data: hash 0 on rank 0, hash 1 on rank 1" in first
+def test_ranks_that_differ_all_end_with_the_same_words(tmp_path):
+    first, second = on_ranks(differ, 2, tmp_path, folder=tmp_path)
+    assert first == second and first[0] == "  data: hash 0 on rank 0, hash 1 on rank 1"
+    assert "is the folder of rank 0 (all machines must share it): True on rank 0, False on rank 1" in first[1]
 
 
 def test_a_rank_that_fails_frees_the_others(tmp_path):

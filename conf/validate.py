@@ -343,26 +343,29 @@ def _without_effect(data: DataConfig) -> Iterator[Problem]:
 
 
 def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
-    """data.tokenizer beside folders that were prepared with another: their tokens would mean other texts."""
+    """data.tokenizer beside folders that were prepared with another: their tokens would mean other texts.
+    Other rules have what is wrong with the folders."""
     from lhtrain.data.errors import DataError
     from lhtrain.data.tokenizer import PREPARED, same_tokenizer
 
-    parts = data.mix.values() if isinstance(data.mix, dict) else []
-    paths = (
-        [data.path] if data.source == "prepared" else [p["path"] for p in parts if "path" in dict(p or {})]
-    )
-    if not paths or data.tokenizer.startswith(PREPARED):
+    if data.tokenizer.startswith(PREPARED):
         return  # the folder's own, which `conf/data` sets
-    try:
-        there = same_tokenizer(Path(str(paths[0])).expanduser(), data.tokenizer)
-    except DataError as error:
-        yield Problem("data.path" if data.source == "prepared" else "data.mix", str(paths[0]), str(error))
-        return
-    if there is not None:
-        rule = (
-            f"the data were prepared with {there}, which fixes it; leave the key out, or prepare them again"
-        )
-        yield Problem("data.tokenizer", data.tokenizer, rule)
+    folders = {"data.path": data.path}
+    if data.source == "mix":
+        parts = data.mix.items() if isinstance(data.mix, dict) else ()
+        folders = {f"data.mix.{name}.path": p.get("path") for name, p in parts if isinstance(p, dict)}
+    for key, path in folders.items():
+        if not isinstance(path, str) or not path:
+            continue
+        try:
+            there = same_tokenizer(Path(path).expanduser(), data.tokenizer)
+        except (DataError, RuntimeError) as error:
+            yield Problem(key, path, str(error))
+            continue
+        if there is not None:
+            rule = f"the data in {path} were prepared with {there}, which fixes it; leave the key out"
+            yield Problem("data.tokenizer", data.tokenizer, f"{rule}, or prepare them again")
+            return
 
 
 def _mix(mix: Any) -> Iterator[Problem]:

@@ -30,8 +30,11 @@ def tokenizer_file(path, end):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["data.tokenizer=gpt2"], r"data\.tokenizer=gpt2: the data were prepared with bytes, which fixes it"),
-        (["data.tokenizer={file}"], r"data\.tokenizer=.*: the data were prepared with bytes"),
+        (
+            ["data.tokenizer=gpt2"],
+            r"data\.tokenizer=gpt2: the data in .*web were prepared with bytes, which fixes it",
+        ),
+        (["data.tokenizer={file}"], r"data\.tokenizer=.*: the data in .* were prepared with bytes"),
         (["data.tokenizer=/no/such.json"], r"data\.tokenizer=/no/such.json: must exist"),
         (["data.bos=true"], r"data\.bos=True: does not go with data="),
         (["data.eos=x"], r"data\.eos=x: does not go with data="),
@@ -62,7 +65,9 @@ def test_a_folder_of_a_file_with_an_end_of_text_of_its_own(tmp_path):
     other = json.loads(file.read_text())
     other["model"]["vocab"]["word"] = 400
     (tmp_path / "other.json").write_text(json.dumps(other))
-    with pytest.raises(ConfigError, match=r"data\.tokenizer=.*other\.json: the data were prepared with"):
+    with pytest.raises(
+        ConfigError, match=r"data\.tokenizer=.*other\.json: the data in .* were prepared with"
+    ):
         check_overrides(
             ["data=prepared", f"data.path={tmp_path / 'web'}", f"data.tokenizer={tmp_path / 'other.json'}"]
         )
@@ -96,3 +101,20 @@ def test_a_weight_with_too_small_a_share(tmp_path):
     mix = f"{{web: {{path: {tmp_path}, weight: 1}}, code: {{path: {tmp_path}, weight: 1e-7}}}}"
     with pytest.raises(ConfigError, match=r"data\.mix\.code\.weight=1e-07: must be at least 1 / 262,144"):
         check_overrides(["data=mix", f"data.mix={mix}"])
+
+
+@pytest.mark.parametrize(
+    "mix", ["{a: 5}", "{a: [1]}", "{a: null}", "{a: {path: null}}", "{a: {path: [x]}}", "5"]
+)
+@pytest.mark.parametrize("more", [[], ["data.tokenizer=gpt2"]])
+def test_a_mixture_of_another_shape_is_a_problem_of_the_mixture(mix, more):
+    with pytest.raises(ConfigError, match=r"data\.mix.*: (must be|needs at least)"):
+        check_overrides(["data=mix", f"data.mix={mix}", *more])
+
+
+@pytest.mark.parametrize("kind", ["prepared", "mix"])
+def test_a_folder_that_is_not_there_is_no_matter_of_the_tokenizer(tmp_path, kind):
+    where = f"data.path={tmp_path}" if kind == "prepared" else f"data.mix={{a: {{path: {tmp_path}}}}}"
+    with pytest.raises(ConfigError, match=r"meta\.json") as error:
+        check_overrides([f"data={kind}", where, "data.tokenizer=bytes"])
+    assert "data.tokenizer=" not in str(error.value)

@@ -3,8 +3,9 @@
 from copy import deepcopy
 
 from lhtrain.conf.micro_batches import CHOICES, counts, data_ranks
+from lhtrain.conf.parallel import mesh_sizes
 from lhtrain.conf.schema import Config, Recompute
-from lhtrain.estimate import estimate
+from lhtrain.estimate import estimate, how
 
 
 def advice(config: Config, capacity: float) -> list[str]:
@@ -27,6 +28,16 @@ def advice(config: Config, capacity: float) -> list[str]:
             lines.append(_line(setting, other, capacity))
     lines.append("  more GPUs (parallel.dp_shard, parallel.cp), shorter sequences, a smaller model")
     return lines
+
+
+def outlook(config: Config, n_ranks: int, memory: int) -> tuple[str, list[str]]:
+    """A line on the memory that a run of the filled `config` needs by the estimate, and with which settings;
+    and warnings where a GPU of `memory` bytes does not have it."""
+    config = deepcopy(config)
+    config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
+    peaks = _peaks(config)
+    line = f"{_said(peaks)} of {memory / 1e9:.1f} GB, estimated, with {how(config)}"
+    return line, advice(config, memory / 1e9) if max(peaks.values()) * 1e9 >= memory else []
 
 
 def _more_micro_batches(config: Config) -> Config | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from lhtrain.advice import outlook
 from lhtrain.attention import Pyramid
 from lhtrain.conf.schema import Attention, Config
 from lhtrain.cost import cost, repeats
@@ -24,6 +25,14 @@ def about_model(config: Config, parameters: Mapping[str, int], dtype: torch.dtyp
         f"model     {config.model.name}: {parameters['parameters']:,} parameters, {inner}",
         f"device    {world.size} x {device}, {str(dtype).removeprefix('torch.')}",
     ]
+
+
+def about_memory(config: Config, world: World, memory: int) -> list[str]:
+    """What the run needs of a GPU's `memory` bytes, 0 on a CPU, and what helps where that is too much."""
+    if not memory:
+        return []
+    line, warnings = outlook(config, world.size, memory)
+    return [f"memory    {line}", *(f"warning   {text.strip()}" for text in warnings)]
 
 
 def about_data(config: Config, corpus: Corpus) -> list[str]:

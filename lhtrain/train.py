@@ -190,6 +190,7 @@ class Trainer:
         return [
             f"run       {self.dir.path}: {self.start_note}",
             *greeting.about_model(config, parameters, self.dtype, self.world),
+            *greeting.about_memory(config, self.world, gpu_memory(self.device)),
             *greeting.about_data(config, self.corpus),
             *greeting.about_cost(config, self.corpus, parameters["parameters"], self.world, done),
             *(f"warning   {note}" for note in self.start.notes),

@@ -1,6 +1,6 @@
 """What to change when memory runs out, with the estimates."""
 
-from lhtrain.advice import advice
+from lhtrain.advice import advice, outlook
 from lhtrain.conf.compose import compose_config
 
 
@@ -39,3 +39,12 @@ def test_a_choice_says_all_that_it_changes():
     for choice, line in zip(choices, lines[1:], strict=False):
         said = advice(compose_config([*settings, *choice]), 40)[0].split(": ")[1].split(";")[0]
         assert said in line
+
+
+def test_a_run_says_what_memory_it_needs_and_warns_where_there_is_less():
+    config = compose_config(["model=gpt_1b"], 4, 80 * 10**9)
+    line, warnings = outlook(config, 4, 80 * 10**9)
+    assert line.startswith("lighthouse 5") and "recovery 6" in line and not warnings
+    assert line.endswith("of 80.0 GB, estimated, with compute.recompute=selective run.grad_accum=1")
+    _, warnings = outlook(config, 4, 20 * 10**9)
+    assert warnings[0].startswith("Estimated peak: ") and warnings[-1].strip().startswith("more GPUs")

@@ -156,13 +156,13 @@ class StageConfig:
 @dataclass
 class DataConfig:
     source: str = MISSING  # stdlib, text, code, files, hf, prepared or mix: conf/data has a file for each
-    path: Any = None  # a file, a folder, or a list of them; prepared: the folder
+    path: Any = None  # a file, a folder, a pattern such as dump/*.jsonl, or a list; prepared: the folder
     name: str | None = None  # hf: dataset on the hub
     subset: str | None = None  # hf: its configuration, such as sample-10BT
     split: str = "train"  # hf: its split
     revision: str | None = None  # hf: branch, tag or commit
     streaming: bool = True  # hf: read while it loads; false: download it first, into the hub's cache
-    column: str = "text"  # files and hf: where the text is
+    column: str = "text"  # files and hf: where the text is; a.b: column b within the objects of column a
     filters: list[str] = field(default_factory=list)  # files and hf: 'COLUMN >= VALUE'; chars: text length
     max_documents: int | None = None  # null: all
     max_tokens: int | None = None  # documents are taken whole until there are as many

@@ -182,6 +182,8 @@ def _parsed(line: bytes, place: object) -> Row:
     try:
         row = _DECODER.decode(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
+        if line.startswith(BOM):  # files with such marks, one after another in one
+            return _parsed(line.removeprefix(BOM), place)
         hint = _ARRAY if line.strip() in (b"[", b"{") else ""
         raise DataError(f"data.path: {place}: {rule}{hint} ({error})") from error
     if not isinstance(row, dict):

@@ -154,6 +154,7 @@ def test_the_line_is_that_of_the_whole_file(tmp_path, monkeypatch, unit_bytes):
     [
         (b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n', ["a", "b"]),
         (b'\xef\xbb\xbf\r\n{"text": "a"}', ["a"]),
+        (b'\xef\xbb\xbf{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n', ["a", "b"]),
         (b'\n\n{"text": "a"}\r\n  \n{"text": null}\n{"text": "b"}', ["a", "b"]),
         (b'{"text": "a\\ud800b"}\n{"text": "\\ud83d\\ude00"}\n', ["a\ufffdb", "😀"]),
         (b'{"text": "a\\u0000b\\r\\n\xe2\x80\xa8c"}\n', ["a\0b\r\n\u2028c"]),

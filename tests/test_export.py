@@ -89,7 +89,8 @@ def test_a_width_that_is_no_multiple_of_the_heads(tmp_path, heads):
     path, model = saved(tmp_path, **heads)
     export(path, tmp_path / "out")
     assert same(tmp_path / "out", model).config.model_type == "mistral"
-    AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer(" a b")["input_ids"] == list(b" a b")
 
 
 def test_weights_in_several_files(tmp_path):

@@ -2,5 +2,6 @@
 
 from lhtrain.export.command import main
 from lhtrain.export.folder import export
+from lhtrain.export.llama import llama_config, llama_name
 
-__all__ = ["export", "main"]
+__all__ = ["export", "llama_config", "llama_name", "main"]

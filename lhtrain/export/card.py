@@ -9,8 +9,8 @@ from lhtrain.data.tokenizer import PREPARED
 from lhtrain.export.tokenizer import ExportedTokenizer
 from lhtrain.export.trained import Trained, longest, stages
 
-# Encodings whose tokens llama.cpp's converter knows, as those of gpt2.
-KNOWN_TO_LLAMA_CPP = ("gpt2", "r50k_base")
+# Encodings whose tokens llama.cpp's converter knows, by the names of gpt-2 and dbrx.
+KNOWN_TO_LLAMA_CPP = ("gpt2", "r50k_base", "cl100k_base")
 
 
 def card(
@@ -58,7 +58,8 @@ def remarks(model: ModelConfig, tokenizer: ExportedTokenizer) -> list[str]:
             f" A text that spells a special token, such as `{tokenizer.text(tokenizer.eos)}`, is ordinary "
             "text, as in training; `from_pretrained(..., split_special_tokens=False)` makes it special."
         )
-    if tokenizer.content["model"]["type"] == "BPE" and tokenizer.name not in KNOWN_TO_LLAMA_CPP:
+    known = tokenizer.name in KNOWN_TO_LLAMA_CPP and tokenizer.bos is None
+    if tokenizer.content["model"]["type"] == "BPE" and not known:
         lines.append(
             "llama.cpp's convert_hf_to_gguf.py refuses byte-pair tokenizers that are not in its own list "
             "(`BPE pre-tokenizer was not recognized`); this one may have to be added there, in "

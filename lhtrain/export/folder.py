@@ -58,7 +58,7 @@ def export(
         notes.append(f"no tokenizer is exported; the tokens are those of {its_tokenizer.name}")
     count = sum(tensor.numel() for tensor in weights.values())
     length = longest(state)
-    config = llama_config(model, length, dtype, its_tokenizer.eos, its_tokenizer.bos)
+    config = llama_config(model, dtype, its_tokenizer.eos, its_tokenizer.bos, length)
     texts = {
         "config.json": _json(config),
         "generation_config.json": _json({key: config[key] for key in ("bos_token_id", "eos_token_id")}),

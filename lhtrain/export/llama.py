@@ -34,16 +34,16 @@ def llama_name(parameter: str) -> str:
 
 def llama_config(
     model: ModelConfig,
-    longest: int,
     dtype: str = "float32",
     eos: int | None = None,
     bos: int | None = None,
+    longest: int | None = None,
 ) -> dict[str, Any]:
     """The config.json of the same decoder.
 
     Args:
-        longest: tokens of the longest sequences that it was trained on.
         eos, bos: the tokens that end and begin a document; None where there is none.
+        longest: tokens of the longest sequences that it was trained on; None: model.seq_len.
     """
     return {
         **_architecture(model),
@@ -55,7 +55,7 @@ def llama_config(
         "num_key_value_heads": model.n_kv_heads,
         "head_dim": model.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": longest,
+        "max_position_embeddings": longest or model.seq_len,
         "rms_norm_eps": model.norm_eps,
         "rope_theta": model.rope_theta,  # as transformers 4 reads it; the next line as 5 does
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},

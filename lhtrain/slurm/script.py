@@ -111,7 +111,8 @@ by_slurm() {
   [ "$by" = ranks ] || return  # it comes twice
   by=slurm
   [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ] && by=limit
-  printf '%s\\n' "$by" >"$run_dir/slurm/ended_by"
+  rm -f -- "$run_dir/slurm/ended_by"
+  (set -C && printf '%s\\n' "$by" >"$run_dir/slurm/ended_by")  # no link that somebody put there is followed
   [ "$by" = limit ] && scontrol requeue "$SLURM_JOB_ID"  # at once: saving may take until the job is killed
 }
 trap by_slurm TERM"""

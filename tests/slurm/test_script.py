@@ -22,6 +22,7 @@ from lhtrain.errors import RunError
 from lhtrain.run_dir import as_container
 from lhtrain.saver import Saver
 from lhtrain.slurm import quote
+from lhtrain.slurm.attempt import begin
 from lhtrain.slurm.script import Job, render
 from lhtrain.slurm.submit import check, prepare, prepare_own, submit
 from lhtrain.world import Ranks, World
@@ -328,3 +329,19 @@ def test_examples_of_the_help_are_read_as_they_are_typed(tmp_path):
     for line in HELP.splitlines():
         outside = re.sub(r"'[^']*'", "", line)
         assert not re.search(r"=\[|=\{", outside), line
+
+
+def test_no_planted_link_is_followed(tmp_path, monkeypatch):
+    """Whoever may write into the run directory must not have a submission write elsewhere."""
+    bin_, run, precious = tmp_path / "bin", tmp_path / "run", tmp_path / "precious"
+    bin_.mkdir(), (run / "slurm").mkdir(parents=True)
+    (bin_ / "sbatch").write_text("#!/bin/sh\necho 17\n")
+    (bin_ / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
+    precious.write_text("mine")
+    for name in ("job.sh", "config.yaml", "version.json", "job", "attempts.json"):
+        (run / "slurm" / name).symlink_to(precious)
+    assert submit(*prepare([*SMALL, f"run.dir={run}"])) == "17"
+    begin(run, "17", 3)
+    assert precious.read_text() == "mine"
+    assert not any(path.is_symlink() for path in (run / "slurm").iterdir())

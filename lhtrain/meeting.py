@@ -29,7 +29,7 @@ UNRESOLVED = 20.0  # seconds that the name of a machine, perhaps still starting,
 STOP = (
     5.0  # seconds after a signal that a rank still waits for the others: they may come to their end together
 )
-LINGER = 5.0  # seconds that the rank with the store stays for the others to read why it ends
+LINGER = 10.0  # seconds that the rank with the store stays for the others to read why it ends
 FAILED = "failed"
 
 T = TypeVar("T")

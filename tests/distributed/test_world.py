@@ -1,6 +1,8 @@
 """Ranks that wait for each other longer than a collective may take, differ, or fail while they start."""
 
+import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -28,15 +30,19 @@ def differ(folder):
     """Other data; then a run directory that is not the same folder on all ranks."""
     world = World.start(torch.device("cpu"), 30, mine={"optim.lr": 0.1, "run.steps": 4})
     same_folder(folder, world)
+    mine = folder / f"machine_{world.rank}"  # where the same path is another folder
+    mine.mkdir()
+    os.chdir(mine)
     said = []
     for compare in (
         lambda: world.agree({"data": f"hash {world.rank}"}),
-        lambda: same_folder(folder / str(world.rank), world),
+        lambda: same_folder(Path("run"), world),
     ):
         try:
             compare()
         except Disagreement as error:
             said.append(str(error).splitlines()[1])
+    leave()
     return said
 
 

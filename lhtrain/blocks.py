@@ -5,6 +5,7 @@ recomputing whole blocks, and offloading, go around the compiler: they are about
 """
 
 import os
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from lhtrain.conf.schema import Compile, ComputeConfig, Recompute
 from lhtrain.data.cache import cache_root
+from lhtrain.data.errors import DataError
 from lhtrain.loss import chunk_grad, chunk_loss
 from lhtrain.model import GPT, Block, Rotation, RunBlock, run_plainly
 
@@ -62,8 +64,9 @@ def compiles(compute: ComputeConfig, device: torch.device) -> bool:
 
 def compiled(run: RunBlock) -> RunBlock:
     """One graph for all blocks that attend alike; its code is kept in the user's cache from run to run."""
-    for name, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
-        os.environ.setdefault(name, str(cache_root(None) / "compile" / folder))
+    with suppress(DataError):  # without a home directory the compilers have caches of their own
+        for name, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+            os.environ.setdefault(name, str(cache_root(None) / "compile" / folder))
     # A graph for each attention, sequence length and gradient mode may well be more than the default limit.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(run, fullgraph=True, dynamic=False)

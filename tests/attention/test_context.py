@@ -139,6 +139,26 @@ def test_a_part_of_the_keys_is_the_naive_one(kernel, causal, n_kv, dim, monkeypa
         torch.testing.assert_close(a, b, rtol=2e-2 if on_gpu else 1e-5, atol=2e-2 if on_gpu else 1e-5)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_naive_kernel_stores_the_scores_of_a_part_of_the_queries(causal, monkeypatch):
+    """All of them would take 77 GB where two ranks share 98,304 tokens in float32 on a GPU."""
+    torch.manual_seed(0)
+    keys = 50 if causal else 70
+    q, grad = (torch.randn(2, 50, 4, DIM) for _ in range(2))
+    k, v = (torch.randn(2, keys, 2, DIM) for _ in range(2))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    want = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in leaves), is_causal=causal, enable_gqa=True
+    ).transpose(1, 2)
+    monkeypatch.setattr(block, "NAIVE_SCORES", 7 * 2 * 4 * keys)
+    out, lse = block_forward(q, k, v, causal, "naive")
+    assert len(block._query_chunks(q, k)) == 8
+    grads = block_backward(grad, q, k, v, out, lse, causal, "naive")
+    expected = (want, *torch.autograd.grad(want, leaves, grad))
+    for one, other in zip((out, *grads), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dim", "kernel"), [(64, "flash"), (12, "flash"), (256, "flash"), (264, "naive")])
 def test_every_head_dim_has_a_kernel_on_a_gpu(dim, kernel):

@@ -16,6 +16,7 @@ from lhtrain.attention.dense import FA4_FROM, fa4_backward, fa4_runs
 KERNELS = ("naive", "cpu", "flash", "fa4")
 MULTIPLES = {"cpu": 1, "flash": 8}  # of a head dim that the kernel takes; others are filled up with zeros
 MOST = 256  # the largest that "flash" takes
+NAIVE_SCORES = 2**26  # that "naive", which float32 takes on a GPU, stores at once: 0.27 GB
 
 
 def block_kernel(q: Tensor) -> str:
@@ -83,31 +84,43 @@ def _summed(grad: Tensor, of: Tensor) -> Tensor:
     return grad if grad.shape[2] == of.shape[2] else grad.unflatten(2, (of.shape[2], -1)).sum(3)
 
 
-def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    """Float32 scores (B, H, T, S)."""
+def _query_chunks(q: Tensor, k: Tensor) -> list[slice]:
+    """Parts of the queries whose scores are at most NAIVE_SCORES numbers, or one row."""
+    rows = max(NAIVE_SCORES // (q.shape[0] * q.shape[2] * k.shape[1]), 1)
+    return [slice(start, start + rows) for start in range(0, q.shape[1], rows)]
+
+
+def _scores(q: Tensor, k: Tensor, causal: bool, first: int) -> Tensor:
+    """Float32 scores (B, H, T, S) of queries, the first of which is number `first`."""
     scores = torch.einsum("bthd,bshd->bhts", q.float(), _repeated(k, q).float()) * q.shape[-1] ** -0.5
     if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + first)
         scores = scores.masked_fill(later, -torch.inf)
     return scores
 
 
 def _naive_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    scores = _scores(q, k, causal)
-    out = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), _repeated(v, q).float())
-    return out.to(q.dtype), scores.logsumexp(-1)
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+    for part in _query_chunks(q, k):
+        scores = _scores(q[:, part], k, causal, part.start)
+        lse[:, :, part] = scores.logsumexp(-1)
+        out[:, part] = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), _repeated(v, q).float())
+    return out, lse
 
 
 def _naive_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """FlashAttention's backward (arXiv:2307.08691, algorithm 2) with all scores at once."""
-    grad, scale = grad.float(), q.shape[-1] ** -0.5
-    weights = (_scores(q, k, causal) - lse.unsqueeze(-1)).exp()
-    grad_v = torch.einsum("bhts,bthd->bshd", weights, grad)
-    grad_weights = torch.einsum("bthd,bshd->bhts", grad, _repeated(v, q).float())
-    delta = (grad * out.float()).sum(-1).transpose(1, 2).unsqueeze(-1)
-    grad_scores = weights * (grad_weights - delta) * scale
-    grad_q = torch.einsum("bhts,bshd->bthd", grad_scores, _repeated(k, q).float())
-    grad_k = torch.einsum("bhts,bthd->bshd", grad_scores, q.float())
-    return grad_q.to(q.dtype), _summed(grad_k, k).to(k.dtype), _summed(grad_v, k).to(k.dtype)
+    """FlashAttention's backward (arXiv:2307.08691, algorithm 2), a part of the queries at a time."""
+    scale, grad_q = q.shape[-1] ** -0.5, torch.empty_like(q)
+    grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+    for part in _query_chunks(q, k):
+        of_part, grad_part = q[:, part].float(), grad[:, part].float()
+        weights = (_scores(q[:, part], k, causal, part.start) - lse[:, :, part].unsqueeze(-1)).exp()
+        grad_v += _summed(torch.einsum("bhts,bthd->bshd", weights, grad_part), v)
+        grad_weights = torch.einsum("bthd,bshd->bhts", grad_part, _repeated(v, q).float())
+        delta = (grad_part * out[:, part].float()).sum(-1).transpose(1, 2).unsqueeze(-1)
+        grad_scores = weights * (grad_weights - delta) * scale
+        grad_q[:, part] = torch.einsum("bhts,bshd->bthd", grad_scores, _repeated(k, q).float())
+        grad_k += _summed(torch.einsum("bhts,bthd->bshd", grad_scores, of_part), k)
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)

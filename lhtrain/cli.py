@@ -233,9 +233,9 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
     try:
         task()
     except Exception as error:
-        if not lost_contact(error):
-            record_failure(error)
         message = in_words(error, config)
+        if not lost_contact(error):
+            record_failure(error, message)
         if message is not None and of_sweep is not None:
             print(f"lhtrain: {of_sweep}: {message}", file=sys.stderr)
             setattr(error, "was_reported", True)  # noqa: B010

@@ -1,10 +1,12 @@
 """All ranks of a run, and what they do together."""
 
+import json
 import os
 import platform
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -231,12 +233,20 @@ def _check_places(meeting: Meeting, ranks: Ranks, device: torch.device) -> None:
             raise Disagreement(f"ranks {names} would share {place}: {rule}")
 
 
-def record_failure(error: Exception) -> None:
-    """Tell torchrun, where it runs us: it names the rank that failed first."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+def record_failure(error: Exception, message: str | None = None) -> None:
+    """Tell torchrun, where it runs us: it names the rank that failed first, and shows `message`, if there is
+    one, in place of a traceback."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    if message is None:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
+        return
+    extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+    with suppress(OSError):
+        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
 
 
 def _record_flights() -> None:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from lhtrain.errors import RunError
 from lhtrain.ranks import Ranks, find_ranks, meeting_place
-from lhtrain.world import lost_contact
+from lhtrain.world import lost_contact, record_failure
 
 SLURM = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -95,3 +96,13 @@ def test_an_error_of_pytorch_that_speaks_of_no_peer_is_not_a_lost_rank():
     with pytest.raises(RuntimeError) as found:
         torch.nn.functional.linear(torch.zeros(2, 3), torch.zeros(4, 5))
     assert not lost_contact(found.value)
+
+
+def test_torchrun_is_told_the_sentence_and_not_a_traceback(tmp_path, monkeypatch):
+    """In the form in which it reads it."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    record_failure(RunError("data.path=x: no such file"), "data.path=x: no such file")
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(file))
+    shown = ChildFailedError("lhtrain", {0: failure}).format_msg()
+    assert "data.path=x: no such file" in shown and "Traceback" not in shown

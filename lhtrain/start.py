@@ -99,9 +99,11 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     path = start.path
     assert path is not None
     state = checkpoint.state_of(path)
-    start.changed = differences(state, config, corpus.fingerprint)
+    with checkpoint.as_written(path):
+        start.changed = differences(state, config, corpus.fingerprint)
+        progress = Progress.from_dict(state["progress"])
     check_changes(path, state, start.changed, run_dir, config)
-    progress, started = Progress.from_dict(state["progress"]), History(run_dir.history).accepted("start")
+    started = History(run_dir.history).accepted("start")
     start.new = [one for one in start.changed if not _in(started, one)]
     start.guard = state.get("guard")
     for record in progress.stages:  # of versions that did not keep what a stage attended with
@@ -201,21 +203,23 @@ def start_from(
         RunError: a faulty checkpoint, or one of another model.
     """
     state = checkpoint.read_state(path, world)
-    saved, now = state["config"]["model"], as_container(config)["model"]
+    now = as_container(config)["model"]
+    with checkpoint.as_written(path):
+        saved, data, order = dict(state["config"]["model"]), state["data"], _order(state["config"])
+        step, position = state["progress"]["step"], state["progress"]["position"]
     if changed := differing_model(saved, now, LAYOUT):
         raise RunError(
             f"init_from={path}: its weights are of other heads (saved -> now): {', '.join(changed)}; "
             "give the saved values"
         )
     checkpoint.load(path, tensors)
-    note = f"weights and optimizer of {path}, step {state['progress']['step']}"
+    note = f"weights and optimizer of {path}, step {step}"
     if changed := differing_model(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
-    if state["data"] != corpus.fingerprint:
+    if data != corpus.fingerprint:
         return Progress(), f"{note}; other data, read from its start"
-    position = state["progress"]["position"]
     note += f"; data from token {position:,} on"
-    if _order(state["config"]) != _order(as_container(config)):
+    if order != _order(as_container(config)):
         note += ", in another order (run.seed, sequence lengths or data.long_fraction differ): some of it is"
         note += " read a second time"
     return Progress(position=position), note

@@ -17,7 +17,6 @@ from tests.checkpoint.made import (
     ALONE,
     OF_RANK_0,
     SMALL,
-    STATE,
     Trained,
     copy,
     flip,
@@ -355,4 +354,14 @@ def test_state_of_another_kind_is_refused(tmp_path):
         assert checkpoint.fault(path) == f"state.json: {next(iter(change))} must be " + (
             "text" if "data" in change else "an object"
         )
-    assert STATE["data"] == "of a test"
+    for progress in ({"step": -1}, {"step": 1, "position": "9"}, {"step": True}, {"position": 1e9}):
+        (path,) = saved(tmp_path, steps=(1,))
+        rewrite(path, lambda tree, progress=progress: tree.update(progress=progress), "state.json")
+        assert checkpoint.fault(path).startswith("state.json: progress.")
+
+
+def test_a_state_that_lacks_something_is_named(tmp_path):
+    for take in (lambda: {}["stages"], lambda: [].stages, lambda: 1 + "", lambda: int("x")):
+        refused = pytest.raises(RunError, match=r"step_1: state\.json must be as lhtrain writes it")
+        with refused, checkpoint.as_written(tmp_path / "step_1"):
+            take()

@@ -1,16 +1,19 @@
 """Whether a directory is continued, refused or started over."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lhtrain import start
 from lhtrain.conf.compose import compose_config
+from lhtrain.conf.fill import filled
 from lhtrain.conf.schema import Resume
 from lhtrain.errors import RunError
 from lhtrain.history import History
 from lhtrain.run_dir import RunDir, as_container, differing
+from lhtrain.saver import Saver
 from lhtrain.schedule import Schedule
 from lhtrain.world import Ranks, World
 
@@ -120,3 +123,36 @@ def test_planted_links_are_not_followed(tmp_path, name):
     except OSError as error:
         assert name in str(error) and "symbolic link" in str(error)
     assert victim.read_text() == "precious: 1\n"
+
+
+TINY = ["data=text", "data.path=x", "stage=dense", "model.seq_len=256", "model.n_layers=2", "model.dim=32"]
+TINY += ["model.ffn_dim=64", "run.batch_tokens=512", "run.steps=4", "run.device=cpu"]
+
+
+@pytest.mark.parametrize("change", ["model.n_heads", "model.head_dim", "model.rope_theta", "lost"])
+def test_init_from_compares_what_shapes_do_not_show(tmp_path, monkeypatch, change):
+    """Heads of another kind are refused; what weights were only trained for is named; a state that lacks
+    something is refused in a sentence."""
+    config = filled(compose_config([*TINY, "model.n_heads=4", f"run.dir={tmp_path}"]))
+    saved = as_container(config)
+    tensors = {"model.w": torch.ones(2)}
+    progress = {"step": 3, "position": 1536, "stages": []}
+    values = {"model.n_heads": 8, "model.head_dim": 4, "model.rope_theta": 5e5}
+    if change in values:
+        saved["model"][change.removeprefix("model.")] = values[change]
+    else:
+        del saved["stages"]
+    saver = Saver(tmp_path / "other", 1, WORLD)
+    saver.save(3, tensors, {"progress": progress, "config": saved, "data": "d"})
+    saver.finish()
+    path, corpus = tmp_path / "other" / "step_00000003", SimpleNamespace(fingerprint="d")
+    if change == "model.rope_theta":
+        begun, note = start.start_from(path, tensors, config, corpus, WORLD)
+        assert begun.position == 1536 and "model.rope_theta: 500000.0 -> 10000.0" in note
+        return
+    with pytest.raises(RunError) as refused:
+        start.start_from(path, tensors, config, corpus, WORLD)
+    what = (
+        f"{change}: {values[change]} -> " if change in values else "state.json must be as lhtrain writes it"
+    )
+    assert what in str(refused.value)

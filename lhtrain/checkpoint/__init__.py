@@ -25,7 +25,7 @@ Checkpoint wrote (.metadata and *.distcp), is still read.
   model.py     settings that decide what weights mean
 """
 
-from lhtrain.checkpoint.check import fault, read_state, state_of
+from lhtrain.checkpoint.check import as_written, fault, read_state, state_of
 from lhtrain.checkpoint.folder import complete, leftovers, newest_sound, tidy
 from lhtrain.checkpoint.names import folder_of
 from lhtrain.checkpoint.reader import load
@@ -33,6 +33,7 @@ from lhtrain.checkpoint.tensors import tensors_of
 from lhtrain.checkpoint.writer import publish
 
 __all__ = [
+    "as_written",
     "complete",
     "fault",
     "folder_of",

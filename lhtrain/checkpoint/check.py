@@ -4,7 +4,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,11 +123,26 @@ def _state(path: Path, described: Manifest) -> dict[str, Any]:
     for key, kind in (("progress", dict), ("config", dict), ("data", str)):
         if not isinstance(state.get(key, kind()), kind):
             raise Fault(f"state.json: {key} must be {'an object' if kind is dict else 'text'}")
+    for key in ("step", "position"):
+        number = state.get("progress", {}).get(key, 0)
+        if type(number) is not int or number < 0:
+            raise Fault(f"state.json: progress.{key} must be a whole number, not {number!r:.40}")
     step = state.get("progress", {}).get("step", described.step)
     _same_step(path, step, manifest.STATE)
     if described.step is not None and step != described.step:
         raise Fault(f"state.json is of step {step!r:.40}, manifest.json of step {described.step}")
     return state
+
+
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Around code that takes values out of a checkpoint's state.json: where one is missing or of another kind,
+    the error becomes a RunError."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        rule = f"must be as lhtrain writes it ({type(error).__name__}: {error})"
+        raise RunError(f"checkpoint {path}: state.json {rule}") from error
 
 
 def read_state(path: Path, world: World | None = None) -> dict[str, Any]:

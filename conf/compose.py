@@ -193,7 +193,7 @@ def _explain(setting: Setting, error: Exception, groups: set[str], config: DictC
         options = GlobalHydra.instance().config_loader().get_group_options(key)
         return Problem(key, value, f"must be one of {', '.join(options)}")
     if "Ambiguous value" in said or "requires --multirun" in said:
-        rule = "is several values: [A,B] is a list, -m makes a run of each, quotes make one text of it"
+        rule = "several values need a sweep; add -m. A list is [A,B]; quotes make one text of it"
         return Problem(key, value, f"{rule}: '{key}=\"A,B\"'")
     if setting.prefix == "~":
         rule = f"{setting.typed}: a key cannot be removed; KEY=null switches off one that may be null"

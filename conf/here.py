@@ -5,7 +5,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 
-from lhtrain.conf.problems import Problem
+from lhtrain.conf.problems import Problem, shown
 from lhtrain.conf.schema import Config, CpAttention, DataConfig, Device
 from lhtrain.conf.typed_paths import exists
 
@@ -14,8 +14,13 @@ def here_problems(config: Config) -> Iterator[Problem]:
     """Every file that is missing or unreadable, and every device or package that is not there."""
     yield from data_here(config.data)
     if config.init_from and not os.path.isdir(config.init_from):
-        yield Problem("init_from", config.init_from, "must be the folder of a checkpoint; there is none")
+        kind = "is a file" if os.path.exists(config.init_from) else "no such folder"
+        yield _missing("init_from", config.init_from, f"{kind}; a checkpoint is RUN/checkpoints/step_NUMBER")
     yield from _kernels(config)
+
+
+def _missing(key: str, path: str, rule: str) -> Problem:
+    return Problem(key, repr(shown(path)), rule, is_here=True)
 
 
 def data_here(data: DataConfig) -> Iterator[Problem]:
@@ -23,12 +28,12 @@ def data_here(data: DataConfig) -> Iterator[Problem]:
     if data.source in ("text", "code", "files"):
         for path in data.path if isinstance(data.path, list) else [data.path]:
             if isinstance(path, str) and path and (rule := _unreadable(path)):
-                yield Problem("data.path", path, rule)
+                yield _missing("data.path", path, rule)
     for name, part in data.mix.items() if isinstance(data.mix, dict) and data.source == "mix" else ():
         path = part.get("path") if isinstance(part, dict) else None
         if isinstance(path, str) and path and not os.path.isfile(os.path.join(path, "meta.json")):
             rule = "must be a folder that `lhtrain data prepare` wrote; it has no meta.json"
-            yield Problem(f"data.mix.{name}.path", path, rule)
+            yield _missing(f"data.mix.{name}.path", path, rule)
 
 
 def _unreadable(path: str) -> str | None:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 class Problem:
     """`rule` names what `key` must be, and what to do; `place` is the file and line that set it, if one did.
 
-    Without a key the problem is the file's own, such as broken YAML.
+    Without a key the problem is the file's own, such as broken YAML. `is_here`: the settings may be right, and
+    this machine lacks what they name.
     """
 
     key: str
     value: object
     rule: str
     place: str = ""
+    is_here: bool = False
 
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place else ""
@@ -29,11 +31,12 @@ def shown(value: object) -> str:
 
 
 class ConfigError(ValueError):
-    """All problems of one configuration."""
+    """All problems of one configuration. `status`: what the program ends with, 2 where settings are wrong."""
 
     def __init__(self, problems: list[Problem]):
         # Two runs of a sweep, or two rules on one value, may find the same.
         self.problems = list({str(problem): problem for problem in problems}.values())
+        self.status = 1 if all(problem.is_here for problem in self.problems) else 2
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "".join(f"\n  {problem}" for problem in self.problems)
         super().__init__(f"{count} in the configuration; nothing was started.{lines}")

@@ -14,7 +14,7 @@ from lhtrain.data.recipe import Recipe
 
 HELP = """lhtrain data: turn texts into token shards, once, for training to read.
 
-Usage: lhtrain data prepare [data=SOURCE] [KEY=VALUE ...]
+Usage: lhtrain data prepare [--config-dir DIR] [data=SOURCE] [KEY=VALUE ...]
        lhtrain data verify FOLDER ...
        lhtrain data inspect FOLDER [--document N]
 
@@ -70,14 +70,16 @@ def main(arguments: list[str]) -> None:
 
 def _prepare(arguments: list[str]) -> int:
     from lhtrain.cli import fail
+    from lhtrain.conf.arguments import settings_of
     from lhtrain.conf.compose import data_config
     from lhtrain.conf.problems import ConfigError
+    from lhtrain.conf.quote import setting
     from lhtrain.data.prepare import prepare
 
     try:
-        config = data_config(arguments)
+        config = data_config(settings_of(arguments, "data prepare"))
     except ConfigError as error:
-        fail(str(error))
+        fail(str(error), error.status)
     recipe = Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
     folder = recipe.folder(config.out, config.cache_dir)
     began = time.monotonic()
@@ -86,7 +88,7 @@ def _prepare(arguments: list[str]) -> int:
     left_out = "".join(f", {count:,} skipped ({why})" for why, count in manifest.skipped.items())
     print(
         f"{_contents(manifest)}{left_out}, {_counted(len(manifest.shards), 'shard')}, in {seconds:.1f} s\n"
-        f"{folder}\ntrain on it: lhtrain data=prepared data.path={folder}"
+        f"{folder}\ntrain on it: lhtrain data=prepared {setting('data.path', folder)}"
     )
     return 0
 

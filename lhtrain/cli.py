@@ -106,7 +106,9 @@ def train(arguments: Arguments) -> None:
             settings.insert(0, search_path(parsed.config_dir))
         if not (parsed.hydra_help or parsed.info or parsed.shell_completion or parsed.config_path):
             settings, claimed = _checked(parsed, settings, ranks)
-    except (ConfigError, RunError) as error:
+    except ConfigError as error:
+        fail_together(ranks, str(error), error.status)
+    except RunError as error:
         fail_together(ranks, str(error))
     sys.argv[1:] = [*flags, *settings]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here instead of being printed by Hydra

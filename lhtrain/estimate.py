@@ -29,9 +29,20 @@ from lhtrain.flops import rows
 from lhtrain.loss import chunk_rows
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-USE = """lhtrain estimate [gpu=h100|GB] [ranks=N] [GROUP=NAME ...] [KEY=VALUE ...]
-The memory that each GPU needs, with the settings of training.
-gpu: a name or a number of gigabytes; ranks: how many GPUs the run has."""
+USE = """lhtrain estimate: the GPU memory that a run needs, before there is a GPU.
+
+Usage: lhtrain estimate [gpu=NAME|GB] [ranks=N] [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]
+
+Takes the settings of training. Prints for each stage what a GPU holds at the moment that needs most, whether it
+fits, and if not, which settings help and by how much. No GPU and no data are touched.
+
+  gpu=h100    a100 and h100 (80 GB), h200 (141), b200 (180), or a number of gigabytes
+  ranks=8     the number of GPUs of the run; without it, what parallel.* names
+
+Examples
+  lhtrain estimate model=lighthouse_530m
+  lhtrain estimate model=llama3_8b gpu=h200 ranks=8 compute.recompute=full
+  lhtrain estimate model=gpt_1b gpu=48 run.batch_tokens=262144 run.grad_accum=4"""
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,7 @@ def _loss(model: ModelConfig, n: int, size: int) -> int:
 def main(arguments: list[str]) -> None:
     """The command. `gpu=` takes a name or a number of gigabytes, `ranks=` the number of GPUs."""
     from lhtrain.cli import fail
+    from lhtrain.conf.arguments import settings_of
     from lhtrain.conf.compose import compose_config
     from lhtrain.conf.problems import ConfigError
 
@@ -191,6 +203,7 @@ def main(arguments: list[str]) -> None:
         fail(f"ranks={ranks}: must be a whole number of at least 1")
     capacity, n_ranks = float(GPUS.get(gpu, 0) or gpu), int(ranks) if ranks else None
     try:
+        settings = settings_of(settings, "estimate")
         config = compose_config(settings, n_ranks, int(capacity * 1e9))
     except ConfigError as error:
         fail(str(error))

@@ -28,7 +28,6 @@ Examples
   lhtrain stage=two_stage data=text data.path=books/   your own files
   lhtrain stage=lighthouse model=gpt_350m run.steps=2000
   lhtrain run.dir=runs/mine resume=auto                continue from the newest checkpoint there
-  lhtrain stage=recovery init_from=runs/mine/checkpoints/step_00000100
   lhtrain -m optim.lr=1e-3,2e-3                        one run for each value
   torchrun --nproc-per-node=8 -m lhtrain run.batch_tokens=32768   eight ranks, FSDP; parallel.cp=2 and others
   lhtrain --cfg job                                    every key and its value, without running
@@ -50,9 +49,8 @@ Flags
   -m, --multirun       a run for every combination of the values that commas separate
   --config-dir DIR     a folder with groups of files of your own
   --cfg job            print the configuration instead of running it; --resolve, --package KEY
-  --info, --hydra-help what Hydra says of itself
-  -sc install=bash     eval "$(lhtrain -sc install=bash)" completes commands and settings (also zsh, fish)
-  --version"""
+  --version, --info, --hydra-help
+Completion in bash, zsh and fish: eval "$(lhtrain -sc install=bash)"."""
 
 
 def show(topics: list[str]) -> None:
@@ -71,7 +69,7 @@ def overview() -> str:
     names = [name for name in SUMMARIES if name in COMMANDS or name == "help"]
     names += [name for name in COMMANDS if name not in SUMMARIES]
     commands = "\n".join(f"  {name:9}  {SUMMARIES.get(name, '')}".rstrip() for name in names)
-    groups = "\n".join(f"  {group + ':':11} {', '.join(options)}" for group, options in _groups().items())
+    groups = "\n".join(f"  {group}: {', '.join(options)}" for group, options in _groups().items())
     return OVERVIEW.format(commands=commands, groups=groups)
 
 

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lhtrain.conf.keys import is_container, owner_of, type_of
 
 PRIMITIVES = (int, float, str)
-LITERALLY = "${NAME} stands for the value of another key; a text with ${ in it is written with \\${"
+LITERALLY = "${NAME} stands for the value of another key; \\${ for the characters ${ themselves"
 
 
 def misfit(key: str, value: Any) -> str | None:

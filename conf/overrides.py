@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lhtrain.conf.keys import holds_text, is_one_text, is_path
-from lhtrain.conf.quote import override
+from lhtrain.conf.quote import literal, override
 from lhtrain.conf.typed_paths import exists, expanded
 
 _SETTING = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
@@ -29,32 +29,34 @@ class Setting:
     override: str
 
     @classmethod
-    def of(cls, typed: str) -> "Setting":
+    def of(cls, typed: str, sweep: bool = False) -> "Setting":
+        """sweep: whether commas separate values; else they are part of a text that is no list."""
         match = _SETTING.fullmatch(typed)
         if match is None:  # a removal, ~KEY
             return cls(typed, typed[:1], typed[1:], "", typed)
         prefix, key, value = match["prefix"], match["key"], match["value"]
         if prefix == "~" or not holds_text(key):
             return cls(typed, prefix, key, value, typed)
-        return cls(typed, prefix, key, value, f"{prefix}{key}={_spelled(key, value)}")
+        return cls(typed, prefix, key, value, f"{prefix}{key}={_spelled(key, value, sweep)}")
 
 
-def spelled(overrides: list[str]) -> list[str]:
+def spelled(overrides: list[str], sweep: bool = False) -> list[str]:
     """The overrides as Hydra is to read them. Applied twice it changes nothing more."""
-    return [Setting.of(typed).override for typed in overrides]
+    return [Setting.of(typed, sweep).override for typed in overrides]
 
 
-def _spelled(key: str, value: str) -> str:
+def _spelled(key: str, value: str, sweep: bool) -> str:
     """`value` of the text key `key`, quoted for Hydra where that is needed."""
     if is_path(key) and value not in ("", "null") and exists(expanded(value)):
-        return override(value)
+        return override(literal(value))
     try:
         elements = _Reader(value).elements()
     except ValueError:  # brackets or quotes without their partners: no list and no dictionary
         elements = []
     if is_one_text(key) or key == "data.path":
         containers = ("[", "{") if is_one_text(key) else ("{",)
-        if not elements or any(element.startswith(containers) for element in elements):
+        is_text = len(elements) > 1 and not sweep and is_one_text(key)
+        if not elements or is_text or any(element.startswith(containers) for element in elements):
             return override(value.strip()) if value.strip() else value
     return ",".join(elements) if elements else value
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Problem:
     """`rule` names what `key` must be, and what to do; `place` is the file and line that set it, if one did.
 
-    Without a key the problem is the file's own, such as broken YAML. `is_here`: the settings may be right, and
-    this machine lacks what they name.
+    Without a key the problem is the file's own, such as broken YAML. `is_here`: the settings may be fine and
+    the machine lacks what they name.
     """
 
     key: str

@@ -20,7 +20,12 @@ def override(text: str) -> str:
 
 def setting(key: str, value: object) -> str:
     """KEY=VALUE as one word of a shell, for commands that a message suggests."""
-    return word(f"{key}={override(str(value))}")
+    return word(f"{key}={override(literal(str(value)))}")
+
+
+def literal(text: str) -> str:
+    """`text` such that OmegaConf takes ${ in it for these characters."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def word(text: object) -> str:

@@ -34,7 +34,7 @@ def sweep_of(overrides: list[str]) -> Sweep:
 
     Raises ConfigError: overrides that cannot be read, or whose values cannot be listed.
     """
-    overrides = spelled(overrides)
+    overrides = spelled(overrides, sweep=True)
     with hydra():
         parsed = _parsed(overrides)
         single = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
@@ -48,7 +48,10 @@ def sweep_of(overrides: list[str]) -> Sweep:
             return Sweep(overrides, [single], [])
         if own.sweeper.get("params"):
             params: Any = OmegaConf.to_container(own.sweeper.params, resolve=True)
-            overrides = [*spelled([f"{key}={value}" for key, value in params.items()]), *overrides]
+            overrides = [
+                *spelled([f"{key}={value}" for key, value in params.items()], sweep=True),
+                *overrides,
+            ]
             overrides = [text for text in overrides if not text.startswith("hydra.sweeper.params")]
             parsed = _parsed(overrides)
             overrides.append("hydra.sweeper.params=null")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from rich.console import Console
 from rich.table import Table
 
+from lhtrain.conf.notes import notes
 from lhtrain.conf.parallel import mesh_sizes
 from lhtrain.conf.schema import (
     Attention,
@@ -33,8 +34,8 @@ USE = """lhtrain estimate: the GPU memory that a run needs, before there is a GP
 
 Usage: lhtrain estimate [gpu=NAME|GB] [ranks=N] [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]
 
-Takes the settings of training. Prints for each stage what a GPU holds at the moment that needs most, whether it
-fits, and if not, which settings help and by how much. No GPU and no data are touched.
+Takes the settings of training. Prints for each stage what a GPU holds at the moment that needs most, whether
+it fits, and if not, which settings help and by how much. No GPU and no data are touched.
 
   gpu=h100    a100 and h100 (80 GB), h200 (141), b200 (180), or a number of gigabytes
   ranks=8     the number of GPUs of the run; without it, what parallel.* names

@@ -2,12 +2,10 @@
 
 import itertools
 import os
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from lhtrain.conf.own_files import read
 from lhtrain.conf.problems import ConfigError
@@ -127,9 +125,15 @@ def claim(path: Path, suffix: str = "") -> Path:
 
 def as_container(config: Config) -> dict[str, Any]:
     """The configuration as plain dicts, enums by name."""
-    out = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    assert isinstance(out, dict)
-    return {str(key): value for key, value in out.items()}
+    return {str(key): _plain(value) for key, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(child) for child in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
 from lhtrain.conf.overrides import Setting
 from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.quote import literal
 from lhtrain.conf.resolvers import budget
 from lhtrain.conf.schema import Config, StageConfig
 from lhtrain.errors import RunError
@@ -49,7 +50,7 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
         what = "is a folder without config.yaml" if path.is_dir() else "does not exist"
         raise RunError(f"{path} {what}: give the directory of a run, such as runs/mine")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), saved)
+        config = OmegaConf.merge(OmegaConf.structured(Config), _literal(saved))
     except OmegaConfBaseException as error:
         key, why = getattr(error, "full_key", None) or "?", str(error).strip().splitlines()[0]
         raise ConfigError([Problem(f"{run_dir.config}: {key}", "…", why)]) from error
@@ -62,6 +63,15 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
         raise ConfigError(problems)
     config.run.dir = str(path)
     return build(config, n_ranks)
+
+
+def _literal(tree: Any) -> Any:
+    """The saved values, none of which is an interpolation: all were resolved when they were saved."""
+    if isinstance(tree, dict):
+        return {key: _literal(child) for key, child in tree.items()}
+    if isinstance(tree, list):
+        return [_literal(child) for child in tree]
+    return literal(tree) if isinstance(tree, str) else tree
 
 
 def _derive_micro_batches(config: DictConfig) -> None:

@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,11 +19,11 @@ from lhtrain.conf.fill import filled
 from lhtrain.conf.keys import all_keys, nearest, type_of
 from lhtrain.conf.misfit import LITERALLY, misfit, rule_of
 from lhtrain.conf.overrides import Setting
-from lhtrain.conf.own_files import Document, number
+from lhtrain.conf.own_files import documents, number, recorded
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.quote import override
 from lhtrain.conf.schema import Config, DataConfig
-from lhtrain.conf.typed_paths import expanded
+from lhtrain.conf.typed_paths import exists, expanded
 from lhtrain.conf.validate import data_problems, validate
 
 # What Hydra raises where overrides do not fit; ValueError: a group's choice that it reads as a number.
@@ -59,7 +61,7 @@ def checked(
     with hydra():
         settings, problems = _settings(overrides)
         config, misfits = _composed(settings, config_name)
-        problems += misfits
+        problems += [*misfits, *_hidden(settings)]
         if config is not None:
             problems += _problems_of(config, n_ranks, here)
         if problems or config is None:
@@ -110,10 +112,12 @@ def build(config: DictConfig, n_ranks: int | None = None) -> Config:
     return _typed(config)
 
 
-def hydra() -> AbstractContextManager[None]:
+@contextmanager
+def hydra() -> Iterator[None]:
     """Hydra, with this program's files, for as long as the context lasts."""
     GlobalHydra.instance().clear()
-    return initialize_config_module("lhtrain.conf", version_base="1.3")
+    with initialize_config_module("lhtrain.conf", version_base="1.3"), recorded():
+        yield
 
 
 def search_path(folder: str) -> str:
@@ -140,6 +144,20 @@ def _settings(overrides: list[str]) -> tuple[list[Setting], list[Problem]]:
     if folders:
         settings.insert(0, Setting.of(f"{SEARCH}[{','.join(filter(None, folders))}]"))
     return settings, problems
+
+
+def _hidden(settings: list[Setting]) -> Iterator[Problem]:
+    """Files of the user's that a choice means, and that Hydra passes over for a preset of the same name."""
+    if not settings or not settings[0].override.startswith(SEARCH):
+        return
+    folders: Any = OverridesParser.create().parse_override(settings[0].override).value()
+    for setting in settings[1:]:
+        name = f"{setting.key}/{setting.value}.yaml"
+        for folder in folders if isinstance(folders, list) else ():
+            own = Path(str(folder).removeprefix("file://"), name)
+            if exists(str(own)) and resources.files("lhtrain.conf").joinpath(name).is_file():
+                rule = f"{own} would not be read: a preset has this name; rename the file"
+                yield Problem(setting.key, setting.value, rule)
 
 
 def _composed(settings: list[Setting], config_name: str) -> tuple[DictConfig | None, list[Problem]]:
@@ -182,13 +200,13 @@ def _one_by_one(settings: list[Setting], config_name: str) -> tuple[list[Problem
 def _explain(setting: Setting, error: Exception, groups: set[str], config: DictConfig) -> Problem:
     key, value = setting.key, setting.value
     said = f"{error}\n{error.__cause__ or ''}"  # Hydra wraps OmegaConf's errors and drops what they say
+    own = next((one for one in documents() if one.config_path == f"{key}/{value}"), None)
+    if own is not None:  # what the file asks of Hydra
+        place = own.at("hydra" if "Hydra" in said or "hydra" in said.lower().split() else "defaults")
+        return Problem("", None, _in_words(said).replace(f"In '{key}/{value}': ", ""), place)
     if "Could not find" in said and (key in groups or "/" in key):  # a group's option
-        wanted = re.search(r"In '([^']+)': Could not find '([^']+)'", said)
         options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
-        rule = f"must be one of {', '.join(options)}"
-        if wanted and wanted[1] not in ("config", "hydra/config"):
-            return Problem(key, value, f"its defaults ask for {wanted[2]}, which {rule}", wanted[1])
-        return Problem(key, value, rule)
+        return Problem(key, value, f"must be one of {', '.join(options)}")
     if "Config group override must be" in said:
         options = GlobalHydra.instance().config_loader().get_group_options(key)
         return Problem(key, value, f"must be one of {', '.join(options)}")
@@ -209,14 +227,11 @@ def _explain(setting: Setting, error: Exception, groups: set[str], config: DictC
 def _in_words(said: str) -> str:
     """The part of an error of Hydra's that says what is wrong."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and "full_key" not in line]
-    skipped = (
-        "Error merging override",
-        "See https",
-        "Error parsing override",
-        "reference_type",
-        "object_type",
-    )
-    return next((line for line in lines if not line.startswith(skipped)), said)
+    skipped = ("Error merging", "See https", "Error parsing", "reference_type", "object_type")
+    lines = [line for line in lines if not line.startswith(skipped) and "raised while composing" not in line]
+    options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
+    text = (lines or [said])[0].removeprefix("In 'config': ")
+    return f"{text}; there is: {', '.join(options)}" if options else text
 
 
 def _typed(config: DictConfig) -> Config:
@@ -345,16 +360,10 @@ def _placed(problem: Problem, settings: list[Setting]) -> Problem:
     """The problem with the file and line of the value, where a file of the user's has it."""
     if problem.place or any(setting.key == problem.key for setting in settings):
         return problem
-    for document in reversed(_documents()):
+    for document in reversed(documents()):
         if problem.key in document.lines:
             return replace(problem, place=document.at(problem.key))
     return problem
-
-
-def _documents() -> list[Document]:
-    """The user's files that were read, in their order."""
-    sources = GlobalHydra.instance().config_loader().get_sources()
-    return [document for source in sources for document in getattr(source, "documents", ())]
 
 
 def _first_line(error: BaseException) -> str:

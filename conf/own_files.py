@@ -7,8 +7,9 @@ text until the schema gives it a type: `010` is a number for a key that holds nu
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -44,11 +45,36 @@ class _Loader(yaml.SafeLoader):
     }
 
 
+# The user's files that Hydra has read. It makes and copies its sources itself: they cannot be asked.
+_documents: ContextVar[list["Document"] | None] = ContextVar("documents", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Remember what is read in this context, for `documents`."""
+    token = _documents.set([])
+    try:
+        yield
+    finally:
+        _documents.reset(token)
+
+
+def documents() -> list["Document"]:
+    """The user's files that were read, in their order; one may be there several times."""
+    return _documents.get() or []
+
+
+def _record(document: "Document") -> None:
+    if (read_so_far := _documents.get()) is not None:
+        read_so_far.append(document)
+
+
 @dataclass
 class Document:
     """A file of settings: its content, and the line of each key."""
 
     place: str  # the file, as it is named in messages
+    config_path: str  # as Hydra names it: GROUP/NAME
     group: str  # "" for one outside of all groups
     header: str | None = None  # the package that its first line names
     content: dict[str, Any] = field(default_factory=dict)
@@ -76,8 +102,7 @@ def read(data: bytes, place: str, config_path: str) -> Document:
 
     Raises ConfigError: not text, not YAML, a key twice, no mapping.
     """
-    group = os.path.dirname(config_path)
-    document = Document(place, group, _header(data, place))
+    document = Document(place, config_path, os.path.dirname(config_path), _header(data, place))
     try:
         loader = _Loader(data.decode("utf-8-sig"))
         node = loader.get_single_node()
@@ -127,6 +152,9 @@ def _misfits(tree: dict[str, Any], prefix: str, document: Document, known: list[
             yield from _misfits(value, f"{key}.", document, known)
         elif value is None and is_container(kind):
             yield Problem(key, None, "holds nothing: are the lines below it indented?", place)
+        elif is_container(kind):
+            first = fields(kind)[0].name if is_dataclass(kind) else "NAME"
+            yield Problem(key, value, f"must hold keys of its own, such as {key}.{first}", place)
         elif rule := misfit(key, value):
             yield Problem(key, value, rule, place)
 
@@ -278,11 +306,7 @@ def _result(source: Any, document: Document) -> ConfigResult:
 
 # Of the names that Hydra's own classes have: it registers those too, and keeps the first of a name.
 class FileConfigSource(HydraFiles):
-    """A folder of files, of --config-dir or hydra.searchpath. `documents`: those that were read."""
-
-    def __init__(self, provider: str, path: str) -> None:
-        super().__init__(provider, path)
-        self.documents: list[Document] = []
+    """A folder of the user's files, of --config-dir or hydra.searchpath."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
@@ -292,18 +316,14 @@ class FileConfigSource(HydraFiles):
             rule = f"must be a file that can be read ({error.strerror})"
             raise ConfigError([Problem("", None, rule, str(path))]) from error
         document = read(data, _shown(path), config_path)
-        self.documents.append(document)
+        _record(document)
         if problems := list(problems_of(document)):
             raise ConfigError(problems)
         return _result(self, document)
 
 
 class ImportlibResourcesConfigSource(HydraPackage):
-    """A folder of a Python package. `documents`: those that were read, but for this program's own."""
-
-    def __init__(self, provider: str, path: str) -> None:
-        super().__init__(provider, path)
-        self.documents: list[Document] = []
+    """A folder of a Python package; files of other packages than this program's are the user's."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         from importlib import resources
@@ -314,7 +334,7 @@ class ImportlibResourcesConfigSource(HydraPackage):
             raise ConfigLoadError(f"Config not found : {name}")
         document = read(file.read_bytes(), f"{self.path}:{name}", config_path)
         if self.path not in OURS:
-            self.documents.append(document)
+            _record(document)
             if problems := list(problems_of(document)):
                 raise ConfigError(problems)
         return _result(self, document)

@@ -1,0 +1,127 @@
+"""A mistake in a file of one's own: the file, the line and the key; nothing else is blamed."""
+
+import pytest
+
+from lhtrain.conf.compose import check_overrides, search_path
+from lhtrain.conf.problems import ConfigError
+
+GLOBAL = "# @package _global_\n"
+STAGES = "# @package stages\n"
+
+
+def problems(folder, group, content, *more, choice=None):
+    (folder / group).mkdir()
+    data = content if isinstance(content, bytes) else content.encode()
+    (folder / group / "mine.yaml").write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        check_overrides([search_path(str(folder)), choice or f"{group}=mine", *more])
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "expected"),
+    [
+        (
+            "experiment",
+            f"{GLOBAL}compute:\n  compile: offf\n",
+            "3: compute.compile=offf: must be one of auto",
+        ),
+        (
+            "experiment",
+            f"{GLOBAL}run:\n  steps: 1e1\n",
+            "3: run.steps=1e1: must be of type int, in digits: 10",
+        ),
+        (
+            "experiment",
+            f"{GLOBAL}run:\n  stepps: 3\n",
+            "3: run.stepps=3: no such key; did you mean run.steps?",
+        ),
+        ("experiment", f"{GLOBAL}run:\n\tsteps: 3\n", "3: a tab: YAML is indented with spaces"),
+        ("experiment", f"{GLOBAL}run:\n  steps: 3\n  steps: 4\n", "4: run.steps: is on line 3 too"),
+        ("experiment", f"{GLOBAL}run:\n  steps: 3\n name: x\n", "4: expected <block end>"),
+        ("experiment", f"{GLOBAL}run: [\n", "3: expected the node content"),
+        ("experiment", f"{GLOBAL}run: 'abc\n", "3: found unexpected end of stream"),
+        ("experiment", f"{GLOBAL}- a\n", "2: must hold KEY: VALUE lines"),
+        ("experiment", f"{GLOBAL}run: null\n", "2: run=null: holds nothing"),
+        ("experiment", f"{GLOBAL}run: {{name: !!python/name:os.system }}\n", "only plain YAML is read"),
+        ("experiment", f"{GLOBAL}a: &x\n  b: *x\n", "2: must not hold itself"),
+        ("experiment", f"{GLOBAL}run: {{name: *nope}}\n", "2: found undefined alias 'nope'"),
+        ("experiment", f"{GLOBAL}{'[' * 3000}", "must not be nested so deeply"),
+        ("experiment", f"{GLOBAL}run: {{name: a}}\n---\nrun: {{name: b}}\n", "3: but found another document"),
+        ("experiment", f"{GLOBAL}run:\n  steps: -1\n", "3: run.steps=-1: must be at least 1"),
+        (
+            "experiment",
+            f"{GLOBAL}run: {{name: '${{no}}'}}\n",
+            "2: run.name=${no}: Interpolation key 'no' not found",
+        ),
+        ("experiment", f"{GLOBAL}run:\n  steps: [1, 2]\n", "3: run.steps=['1', '2']: must be of type int"),
+        ("experiment", f"{GLOBAL}logger: {{tags: a}}\n", "2: logger.tags=a: must be a list [A,B]"),
+        ("experiment", f"{GLOBAL}defaults:\n  - override /model: nope\n", "2: Could not find 'model/nope'"),
+        ("experiment", f"{GLOBAL}defaults: 5\n", "2: Invalid defaults list"),
+        ("experiment", f"{GLOBAL}hydra:\n  foo: 1\n", "2: Key 'foo' not in 'HydraConf'"),
+        ("experiment", "run:\n  steps: 3\n", "1: the first line must be '# @package _global_'"),
+        ("experiment", "# @package\nrun: {steps: 3}\n", "1: '# @package' must be '# @package NAME'"),
+        ("experiment", b"\xff\xfe", "mine.yaml: must be UTF-8 text"),
+        ("experiment", f"{GLOBAL}run: {{name: 'a\0b'}}\n", "mine.yaml: is not YAML"),
+        ("stage", "short:\n  attention: dense\n", "1: the first line must be '# @package stages'"),
+        (
+            "stage",
+            f"{STAGES}short:\n  attention: dens\n",
+            "3: stages.short.attention=dens: must be one of dense",
+        ),
+        ("stage", f"{STAGES}attention: dense\n", "2: stages.attention=dense: must hold keys of its own"),
+        ("cluster", "time: 1h\n", "1: cluster.time=1h: must be MINUTES, HOURS:MINUTES:SECONDS"),
+        ("cluster", "cluster:\n  time: 10\n", "1: cluster.cluster={'time': '10'}: no such key"),
+        ("logger", "kind: none\nmode: off\n", "2: logger.mode=off: must be one of offline"),
+    ],
+)
+def test_the_mistake_is_named_where_it_is(tmp_path, monkeypatch, group, content, expected):
+    monkeypatch.chdir(tmp_path)
+    (found,) = problems(tmp_path, group, content)
+    assert found.startswith(f"{group}/mine.yaml") and expected in found
+
+
+def test_all_mistakes_of_a_file_are_named_with_those_of_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = f"{GLOBAL}run:\n  steps: 1e1\n  dirr: x\nmodel: {{n_layer: 3}}\n"
+    assert problems(tmp_path, "experiment", content, "optim.lr=fast") == [
+        "experiment/mine.yaml:3: run.steps=1e1: must be of type int, in digits: 10",
+        "experiment/mine.yaml:4: run.dirr=x: no such key; did you mean run.dir?",
+        "experiment/mine.yaml:5: model.n_layer=3: no such key; did you mean model.n_layers?",
+        "optim.lr=fast: must be of type float",
+    ]
+
+
+def test_a_value_that_the_command_line_replaces_is_not_blamed_on_the_file(tmp_path):
+    found = problems(tmp_path, "experiment", f"{GLOBAL}run:\n  steps: 3\n", "run.steps=-1")
+    assert found == ["run.steps=-1: must be at least 1"]
+
+
+def test_lines_that_are_not_indented(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert problems(tmp_path, "experiment", f"{GLOBAL}run:\nsteps: 3\n") == [
+        "experiment/mine.yaml:2: run=null: holds nothing: are the lines below it indented?",
+        "experiment/mine.yaml:3: steps=3: no such key; did you mean stages?",
+    ]
+
+
+def test_a_file_with_the_name_of_a_preset_is_not_passed_over(tmp_path):
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "gpu8.yaml").write_text("nodes: 3\n")
+    with pytest.raises(ConfigError, match="would not be read: a preset has this name; rename the file"):
+        check_overrides([search_path(str(tmp_path)), "cluster=gpu8"])
+
+
+@pytest.mark.parametrize(
+    "header", [GLOBAL, f"# what it is for\n\n{GLOBAL}", "#@package _global_\n", "\ufeff" + GLOBAL]
+)
+def test_a_header_may_follow_other_comments(tmp_path, header):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"{header}run: {{steps: 3}}\n")
+    assert check_overrides([search_path(str(tmp_path)), "experiment=mine"]).run.steps == 3
+
+
+def test_a_group_of_ones_own(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "short.yaml").write_text("# @package run\nsteps: 3\n")
+    assert check_overrides([search_path(str(tmp_path)), "+mine=short"]).run.steps == 3

@@ -136,8 +136,8 @@ def _state(path: Path, described: Manifest) -> dict[str, Any]:
 
 @contextmanager
 def as_written(path: Path) -> Iterator[None]:
-    """Around code that takes values out of a checkpoint's state.json: where one is missing or of another kind,
-    the error becomes a RunError."""
+    """Around code that takes values out of a checkpoint's state.json: where one is missing or of another
+    kind, the error becomes a RunError."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:

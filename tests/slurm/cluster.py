@@ -67,7 +67,7 @@ class SlurmRun:
     def __init__(self, path: Path, job: str):
         self.path, self.job = path, job
 
-    def until(self, what: str, holds, seconds: float = 60) -> None:
+    def until(self, what: str, holds, seconds: float = 180) -> None:
         """Wait until `holds()`; with what the job printed if it takes longer."""
         ends = time.monotonic() + seconds
         while not holds():

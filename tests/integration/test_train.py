@@ -151,9 +151,12 @@ def test_a_sweep_runs_every_combination(lhtrain):
 
 
 def test_a_run_that_fails_does_not_end_its_sweep(lhtrain):
-    swept = lhtrain("half_sweep", "-m", "run.steps=2", "init_from=/no/such,null", status=1)
+    empty = lhtrain.folder / "no_checkpoint"
+    empty.mkdir()
+    swept = lhtrain("half_sweep", "-m", "run.steps=2", f"init_from={empty},null", status=1)
     folder = lhtrain.folder / "half_sweep_sweep"
-    assert f"lhtrain: {folder / '0'}: checkpoint /no/such: no such folder" in swept.err
+    assert f"lhtrain: {folder / '0'}: " in swept.err and "Traceback" not in swept.err
+    assert "the sweep is over; what ended some of its runs is above" in swept.err
     assert (folder / "1" / "summary.json").exists()
 
 
@@ -198,13 +201,19 @@ def test_help_is_for_newcomers(lhtrain):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["frobnicate"], 2, "no command 'frobnicate' (there is: data, estimate, export, slurm, train)"),
+        (
+            ["frobnicate"],
+            2,
+            "no command 'frobnicate' (there is: data, estimate, export, extend, help, resume",
+        ),
         (["optim.lr=1,2"], 2, "optim.lr=1,2: several values need a sweep; add -m"),
         (["model.n_layer=3", "nonsense=1"], 2, "2 problems in the configuration"),
         (["data=text", "data.path=/no/such/place"], 1, "data.path='/no/such/place'"),
         (["run.device=cuda"], 1, "run.device=cuda: PyTorch sees no CUDA device here"),
-        (["resume=auto", "init_from=/no/such"], 1, "checkpoint /no/such: no such folder; a checkpoint is"),
-        (["data.path=a=b"], 2, "data.path=a=b: mismatched input '='"),
+        (["resume=auto", "init_from=/no/such"], 1, "init_from='/no/such': no such folder; a checkpoint is"),
+        (["data.path=a=b"], 2, "data.path=a=b: does not go with data=stdlib"),
+        (["-m", "--cfg", "job", "optim.lr=1,2"], 2, "leave one of them out"),
+        (["-m", "stage=glob(x*)"], 2, "stage=glob(x*): matches nothing that is there"),
         (["--config-dir", "/no/such", "run.steps=1"], 2, "--config-dir=/no/such: no such folder"),
         (["run.dir=/dev/null/x"], 2, "run.dir=/dev/null/x: /dev/null must be a folder that can be written"),
     ],

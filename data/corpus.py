@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lhtrain.conf.quote import setting
 from lhtrain.data.cache import cache_root, load_or_build
 from lhtrain.data.checks import Checks
 from lhtrain.data.document import Document, read_chunks, read_documents
@@ -151,7 +151,7 @@ def _check_source(folder: Path, manifest: Manifest, wanted: Recipe) -> None:
     if plan_fingerprint(wanted, tokenizer.fingerprint, make_plan(wanted)) != manifest.fingerprint:
         rule = "was prepared from other files: the source, or the tokenizer's file, has changed since"
         remedy = "Remove the folder and prepare the data again, or train on what is there with"
-        place = shlex.quote(f"data.path={folder}")
+        place = setting("data.path", folder)
         raise DataError(f"data={wanted.source}: {str(folder)!r} {rule}. {remedy} data=prepared {place}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lhtrain import checkpoint
 from lhtrain.checkpoint.model import LAYOUT, TRAINED_FOR
 from lhtrain.checkpoint.model import differing as differing_model
+from lhtrain.conf.quote import setting
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.data import Corpus
 from lhtrain.errors import RunError
@@ -128,13 +129,13 @@ def check_changes(
         raise RunError(
             f"{path} was saved with other settings (saved -> now):{lines}\n"
             f"Give the saved values, or resume=force to continue with the new ones{_longer(refused)}, "
-            f"or start a new run with init_from={path}"
+            f"or start a new run with {setting('init_from', path)}"
         )
     done, steps = state["progress"]["step"], Schedule.of(config).steps
     if done > steps:
         raise RunError(
             f"run.steps={steps}: {path.name} has done {done:,} steps already; "
-            f"set run.steps to at least {done}, or start a new run with init_from={path}"
+            f"set run.steps to at least {done}, or start a new run with {setting('init_from', path)}"
         )
 
 

@@ -1,6 +1,10 @@
 """The program's entry: what must come before the seconds that imports take."""
 
+import atexit
+import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 from lhtrain import interrupt
 from lhtrain.home import ensure_home
@@ -18,7 +22,27 @@ def main() -> None:
         begin_training()
     from lhtrain.cli import main as run
 
-    run()
+    try:
+        run()
+    except SystemExit as error:
+        _leave(error)
+    _leave(SystemExit(0))
+
+
+def _leave(end: SystemExit) -> NoReturn:
+    """End the process as `end` says, without the interpreter's own teardown.
+
+    By then the work is done and written. Threads of PyTorch's libraries that are still running when the
+    interpreter is taken apart now and then abort the process, which would count as a crash of the run.
+    """
+    if isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
+    status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    atexit._run_exitfuncs()  # what libraries still have to close
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def begin_training() -> None:

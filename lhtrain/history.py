@@ -78,8 +78,15 @@ class History:
                     out[change["key"]] = change.get("after")
         return out
 
-    def has(self, event: str) -> bool:
-        return any(record.get("event") == event for record in self.records())
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was written since the run began, or was started over."""
+        found = False
+        for record in self.records():
+            if record.get("event") == "checkpoint":
+                found = True
+            elif record.get("event") == "start" and record.get("checkpoint") is None:
+                found = False
+        return found
 
     def n_ranks(self) -> int | None:
         """The number of ranks of the latest start; None if there was none."""

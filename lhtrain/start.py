@@ -78,7 +78,7 @@ def lost_run(run_dir: RunDir) -> str | None:
     last = max((row["step"] for row in rows), default=0)
     # Directories of versions without a history: a checkpoint was due by then.
     due = not run_dir.history.exists() and last >= _first_due(run_dir)
-    if history.has("checkpoint") or due:
+    if history.has_checkpoint() or due:
         gone = f"its rows reach step {last:,}, and {run_dir.checkpoints} holds no checkpoint any more"
         return f"run.dir={run_dir.path}: {gone}; {remedy}"
     return None
@@ -271,7 +271,7 @@ def record_start(
         **about,
     )
     if start.path is not None:
-        if not History(run_dir.history).has("checkpoint"):
+        if not History(run_dir.history).has_checkpoint():
             History(run_dir.history).add("checkpoint")
         told = {change.key: change for change in [*others, *start.new]}
         lines += [f"changed {change}" for change in told.values()]

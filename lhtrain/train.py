@@ -97,7 +97,7 @@ class Trainer:
             for name, stage in config.stages.items()
         }
         self.full_attention = self.parallel.attention(FULL_ATTENTION)
-        self.noted = self.world.is_main and History(self.dir.history).has("checkpoint")
+        self.noted = self.start.path is not None  # whether the history says that there is a checkpoint
         self.launcher_checked = False
         self.entered: int | None = None  # index of the stage that the model is set up for
 

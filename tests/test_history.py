@@ -14,7 +14,7 @@ def test_the_latest_accepted_value_of_a_key_counts(tmp_path):
     history.add("extend", changed=as_records([Change("run.steps", 8, 16), Change("optim.lr", 1e-4, 1e-5)]))
     assert history.accepted() == {"optim.lr": 1e-5, "run.steps": 16}
     assert history.accepted("start") == {"optim.lr": 1e-4}
-    assert history.n_ranks() == 4 and not history.has("checkpoint")
+    assert history.n_ranks() == 4 and not history.has_checkpoint()
     record = history.records()[0]
     assert {"time", "command", "cwd", "host", "versions", "ranks"} <= record.keys()
 
@@ -25,6 +25,6 @@ def test_damaged_lines_cost_themselves_alone(tmp_path):
         b'\xff\xfe\n[1]\n{"event": "start", "changed": 3}\n{"event": "checkpoint"}\n{"event": "st'
     )
     history = History(path)
-    assert history.has("checkpoint") and history.accepted() == {}
+    assert history.has_checkpoint() and history.accepted() == {}
     history.add("start", changed=[])
     assert json.loads(path.read_bytes().split(b"\n")[-2])["event"] == "start"

@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 from rich.console import Console
 from rich.table import Table
 
-from lhtrain.conf.notes import notes
 from lhtrain.conf.parallel import mesh_sizes
 from lhtrain.conf.schema import (
     Attention,

@@ -8,7 +8,6 @@ import torch
 
 from lhtrain.advice import outlook
 from lhtrain.attention import Pyramid
-from lhtrain.conf.notes import all_dense, notes
 from lhtrain.conf.schema import Attention, Config
 from lhtrain.cost import cost, repeats
 from lhtrain.data import Corpus
@@ -55,10 +54,10 @@ def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, 
 
 def about_stages(config: Config) -> list[str]:
     """A line for each stage, and warnings on what they will not do."""
-    lines = [f"warning   {note}" for note in notes(config)]
+    lines = []
     for name, stage in config.stages.items():
         what = f"{stage.attention.value} attention, seq_len {stage.seq_len:,}"
-        if stage.attention is Attention.lighthouse and not all_dense(config):
+        if stage.attention is Attention.lighthouse:
             pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
             what += f" reduced to {pyramid.n_selected:,} rows (budget k = {stage.budget:,})"
             if dense := config.model.dense_layers:

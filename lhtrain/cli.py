@@ -249,7 +249,9 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
         leave()
         if message is None:
             raise
-        fail(message, status=2 if getattr(error, "of_settings", False) else 1, of_all=of_all)
+        # Disagreement has the one, ConfigError the other.
+        of_settings = getattr(error, "of_settings", False) or getattr(error, "status", 1) == 2
+        fail(message, status=2 if of_settings else 1, of_all=of_all)
 
 
 def in_words(error: Exception, config: Callable[[], Config]) -> str | None:

@@ -63,8 +63,9 @@ def _checkpoints(config: Config, n_parameters: int, steps: dict[str, int], done:
     count = sum(done < step <= last for step in at)
     size = STATE_BYTES * n_parameters
     kept = min(count, config.checkpoint.keep)
-    plural = "checkpoint" if count == 1 else "checkpoints"
-    return f"{count:,} {plural} of {_bytes(size)}; {kept} are kept: {_bytes(kept * size)} on disk"
+    if count == 1:
+        return f"1 checkpoint of {_bytes(size)}"
+    return f"{count:,} checkpoints of {_bytes(size)}; {kept} kept: {_bytes(kept * size)} on disk"
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ from lhtrain import checkpoint
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
 from lhtrain.conf.overrides import Setting
+from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.quote import literal
 from lhtrain.conf.resolvers import budget
@@ -23,7 +24,7 @@ from lhtrain.metrics import numbered
 from lhtrain.run_dir import Change, RunDir, as_container
 from lhtrain.run_lock import RunLock
 from lhtrain.schedule import Schedule
-from lhtrain.start import retire_summary
+from lhtrain.start import check_start, retire_summary
 
 # Settings of a stage -> the setting of the run that they are copied from unless they are given.
 FOLLOW = {
@@ -135,15 +136,19 @@ def _follow(config: DictConfig, key: str, before: Any) -> None:
             stage.budget = budget(after, stage.seq_len)
 
 
-def extend(path: Path, steps: str) -> list[str]:
+def extend(path: Path, steps: str, settings: Config | None = None) -> list[str]:
     """Lengthen the run in `path`: its last stage takes the steps that are added; returns the plan in lines.
 
     steps: "+N", so many more than planned, or "N", so many in all; the same N again changes nothing, so that
     a script may repeat it. The new plan is in config.yaml and in the history when this returns; `load` then
     continues with it.
 
+    settings: the filled configuration that will train, but for the steps. What the checkpoint refuses of it
+    is refused before the plan changes, since "+N" given again would add N once more.
+
     Raises:
-        RunError: no run, a run that is in use, steps that are done already, a plan that cannot be written.
+        RunError: no run, a run that is in use, steps that are done already, a plan that cannot be written,
+            settings that the newest checkpoint refuses.
         ConfigError: `steps` is no number.
     """
     config = filled(load(path, []))
@@ -155,6 +160,8 @@ def extend(path: Path, steps: str) -> list[str]:
     if match is None or total < 1:
         rule = "must be +N, so many more steps, or N, so many steps in all"
         raise ConfigError([Problem("steps", steps, rule)])
+    if settings is not None:
+        check_start(RunDir(path), with_absolute_paths(settings))
     if total == config.run.steps:
         return [f"{path} is planned for {total:,} steps already"]
     if total < config.run.steps:

@@ -12,7 +12,7 @@ def test_the_papers_run():
     tokens, checkpoints, time = cost(config, 530_117_632, 50_949_000_000, 989e12, 8)
     assert tokens == "50,331,648,000 tokens to read, 0.99 epochs of the data"
     # Every 1,000 of 16,000 steps; the first stage's end is one of them.
-    assert checkpoints == "16 checkpoints of 6.36 GB; 3 are kept: 19.1 GB on disk"
+    assert checkpoints == "16 checkpoints of 6.36 GB; 3 kept: 19.1 GB on disk"
     flops = 10_000 * step_flops(config.model, config.stages["lighthouse"])
     flops += 6_000 * step_flops(config.model, config.stages["recovery"])
     hours = flops / (989e12 * 8 * ASSUMED_MFU) / 3600
@@ -28,8 +28,8 @@ def test_what_is_left_after_a_resume():
     assert whole[0] == "655,360 tokens to read, 16 epochs of the data"
     assert rest[0] == "163,840 tokens to read, 4 epochs of the data"
     # 30, 60, 90, 100, 120, 150, 160
-    assert whole[1].startswith("7 checkpoints of 12 kB; 3 are kept: 36 kB")
-    assert rest[1].startswith("2 checkpoints of 12 kB; 2 are kept: 24 kB")
+    assert whole[1].startswith("7 checkpoints of 12 kB; 3 kept: 36 kB")
+    assert rest[1].startswith("2 checkpoints of 12 kB; 2 kept: 24 kB")
     assert len(whole) == 2  # no estimate of the time where no data sheet is known
     assert cost(config, 1000, 40_960, done=160)[1].startswith("0 checkpoints")
 

@@ -43,6 +43,7 @@ def resume(arguments: list[str]) -> None:
 def extend(arguments: list[str]) -> None:
     """`lhtrain extend ARGUMENTS`. Ends the program: status 2 for wrong arguments, 1 for what is there."""
     from lhtrain.cli import explained, fail
+    from lhtrain.conf.fill import filled
     from lhtrain.launch import launch
     from lhtrain.saved_run import extend as lengthen
 
@@ -60,7 +61,7 @@ def extend(arguments: list[str]) -> None:
             """Every rank has read the plan; the first one writes it, before the others read it again."""
             world = launch(config)
             try:
-                lines = world.on_main(lambda: lengthen(path, steps[0]))
+                lines = world.on_main(lambda: lengthen(path, steps[0], filled(config, world.size)))
             except OSError as error:
                 raise RunError(str(error)) from error
             if main:
@@ -112,6 +113,7 @@ def _train(path: Path, overrides: list[str]) -> None:
 def _loaded(path: Path, overrides: list[str]) -> tuple[Config, bool]:
     """The configuration of the run at `path`, and whether this is rank 0."""
     from lhtrain.cli import fail, fail_together
+    from lhtrain.conf.here import data_here
     from lhtrain.ranks import find_ranks, meeting_place
     from lhtrain.saved_run import load
 
@@ -122,8 +124,11 @@ def _loaded(path: Path, overrides: list[str]) -> tuple[Config, bool]:
     except RunError as error:
         fail(str(error), of_all=False)
     try:
-        return load(path, overrides, n_ranks=ranks.size), ranks.rank == 0
+        config = load(path, overrides, n_ranks=ranks.size)
+        if problems := list(data_here(config.data)):
+            raise ConfigError(problems)
+        return config, ranks.rank == 0
     except ConfigError as error:
-        fail_together(ranks, str(error))
+        fail_together(ranks, str(error), error.status)
     except (RunError, OSError) as error:
         fail_together(ranks, str(error), status=1)

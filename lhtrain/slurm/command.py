@@ -118,8 +118,8 @@ def _extend(arguments: list[str]) -> None:
         fail("slurm extend: needs DIR steps=+N, so many more, or steps=N, so many in all; no --dry-run")
     require_sbatch()
     check_free(path)
-    prepare_own(path, settings)  # what it refuses is refused before the plan changes
-    print(*extend(path, steps[0]), sep="\n", flush=True)
+    _, config = prepare_own(path, settings)  # what it refuses is refused before the plan changes
+    print(*extend(path, steps[0], config), sep="\n", flush=True)
     _hand_over(*prepare_own(path, settings), dry_run=False)
 
 

@@ -129,6 +129,13 @@ def test_extended_and_killed_and_resumed_it_is_the_longer_run(lhtrain):
     assert refused.returncode == 1 and "run.steps: 6 -> 9" in refused.stderr
     assert "lhtrain extend" in refused.stderr
 
+    plan = (alone / "config.yaml").read_bytes()
+    refused = lhtrain.bare("extend", str(alone), "steps=+10", "optim.lr=1e-4")
+    assert refused.returncode == 1 and "optim.lr: 0.002 -> 0.0001" in refused.stderr
+    refused = lhtrain.bare("extend", str(alone), "steps=+x")
+    assert refused.returncode == 2 and "steps=+x: must be +N" in refused.stderr
+    assert (alone / "config.yaml").read_bytes() == plan  # so that the command can be repeated
+
     extended = lhtrain.bare("extend", str(alone), "steps=+10")
     assert extended.returncode == 0, extended.stderr
     assert "planned for 16 steps instead of 6" in extended.stdout

@@ -19,17 +19,17 @@ def explain(key: str, default: object) -> str | None:
     kind = type_of(key)
     if kind is None:
         return None
+    found = owner_of(key)
+    meaning = _comment(*found) if found else ""
     if is_container(kind):
-        lines = [f"{key}: {_head(kind)}"] if _head(kind) else [key]
+        lines = [f"{key}: {_head(kind) or meaning}".rstrip(": ")]
         below = kind if is_dataclass(kind) else get_args(kind)[1]
         prefix = key if is_dataclass(kind) else f"{key}.NAME"
         rows = [(f"{prefix}.{field.name}", _comment(below, field.name)) for field in fields(below)]
         width = max(len(name) for name, _ in rows)
         return "\n".join([*lines, *(f"  {name:{width}}  {text}".rstrip() for name, text in rows)])
-    found = owner_of(key)
-    meaning = _comment(*found) if found else ""
     text = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-    lines = [f"{key}: {meaning}".rstrip(": "), f"  type     {_type(kind)}", f"  default  {text}"]
+    lines = [f"{key}: {meaning}".rstrip(": "), f"  type     {_type(kind, key)}", f"  default  {text}"]
     if isinstance(kind, type) and issubclass(kind, Enum):
         lines.append("  choices")
         width = max(len(member.name) for member in kind)
@@ -53,9 +53,10 @@ def default_of(config: Any, key: str) -> object:
     return value.name if isinstance(value, Enum) else value
 
 
-def _type(kind: Any) -> str:
+def _type(kind: Any, key: str) -> str:
     if kind is Any:
-        return "text or a list; or a number and auto"
+        several = {"data.path": "text, or a list of texts", "data.mix": "a mapping"}
+        return several.get(key, "a number, or auto")
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "one of the choices"
     if get_origin(kind) is list:

@@ -13,148 +13,156 @@ from omegaconf import II, MISSING
 class Attention(Enum):
     """What a stage's layers attend with."""
 
-    dense = "dense"
-    lighthouse = "lighthouse"
+    dense = "dense"  # all positions before
+    lighthouse = "lighthouse"  # selected rows of a pyramid, arXiv:2605.06554
 
 
 class Scorer(Enum):
-    norm = "norm"
+    """What the selection ranks a pyramid's entries by."""
+
+    norm = "norm"  # l2 norms of queries and keys; the maximum of an entry's positions
 
 
 class LrSchedule(Enum):
-    """Shape of the learning rate after the warm-up."""
+    """The learning rate after the warm-up, from optim.lr to optim.lr * final_lr_ratio."""
 
     wsd = "wsd"  # constant, then linear over the last `decay_fraction` of the run
-    linear = "linear"
-    cosine = "cosine"
+    linear = "linear"  # a line from the end of the warm-up to the end of the run
+    cosine = "cosine"  # half a cosine, over the same steps
 
 
 class Resume(Enum):
-    """`auto`: continue from the newest sound checkpoint in run.dir, or start a new run without one."""
+    """What to do where run.dir may hold a run."""
 
-    never = "never"
-    auto = "auto"
-    force = "force"  # auto, also with other settings than the saved ones
-    restart = "restart"  # keep what run.dir holds aside in run.dir/earlier.NNNN and start a new run there
+    never = "never"  # start a new run; one that is there is refused
+    auto = "auto"  # continue from the newest sound checkpoint; start a new run where there is none yet
+    force = "force"  # as auto, and accept settings that differ from the checkpoint's
+    restart = "restart"  # move what run.dir holds into run.dir/earlier.NNNN and start a new run
 
 
 class Device(Enum):
     auto = "auto"  # cuda where there is one
-    cpu = "cpu"
-    cuda = "cuda"
+    cpu = "cpu"  # also where there is a GPU
+    cuda = "cuda"  # NVIDIA GPUs, one for each rank
 
 
 class Precision(Enum):
     """What the forward and backward compute in; weights and optimizer state are always float32."""
 
     auto = "auto"  # bfloat16 on a GPU, float32 on a CPU
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+    float32 = "float32"  # slower, and more memory
+    bfloat16 = "bfloat16"  # matrix products and attention
 
 
 class Compile(Enum):
     """Whether blocks go through torch.compile."""
 
-    auto = "auto"  # on a GPU
-    on = "on"
-    off = "off"
+    auto = "auto"  # on a GPU only
+    on = "on"  # on a CPU too
+    off = "off"  # never
 
 
 class Recompute(Enum):
     """What the backward pass computes again instead of keeping it from the forward."""
 
     auto = "auto"  # the first of these that the GPU's memory allows, by the estimate
-    none = "none"
-    selective = "selective"  # keeps products and attention, recomputes what is cheap
-    full = "full"  # keeps the input of a block alone
+    none = "none"  # nothing: the most memory, the fastest
+    selective = "selective"  # keeps matrix products and attention, recomputes what is cheap
+    full = "full"  # keeps only the input of each block
 
 
 class CpAttention(Enum):
     """How context-parallel ranks attend together."""
 
     auto = "auto"  # ulysses where cp divides the numbers of heads, else ring
-    ring = "ring"  # keys and values travel around
+    ring = "ring"  # keys and values are passed around
     ulysses = "ulysses"  # each rank has some heads of the whole sequence
 
 
 class Selection(Enum):
     """What context-parallel Lighthouse layers select."""
 
-    exact = "exact"  # what one rank would
-    local = "local"  # the published way: each chunk by itself, none reaching into the next
+    exact = "exact"  # what one rank would select
+    local = "local"  # the published way: each chunk by itself, no output reaches into the next chunk
 
 
 class Launch(Enum):
     """How a SLURM job starts its ranks."""
 
-    torchrun = "torchrun"  # one task a node; torchrun starts its ranks, which meet by its rendezvous
-    srun = "srun"  # one task a rank
+    torchrun = "torchrun"  # one task for each node; torchrun starts its ranks
+    srun = "srun"  # one task for each rank
 
 
 class LoggerKind(Enum):
-    none = "none"
-    wandb = "wandb"
+    """Where metrics go besides run.dir."""
+
+    none = "none"  # nowhere else
+    wandb = "wandb"  # Weights & Biases: pip install 'lhtrain[wandb]'
 
 
 class LoggerMode(Enum):
-    offline = "offline"  # needs no account; `wandb sync` uploads it later
-    online = "online"
-    disabled = "disabled"
+    """How Weights & Biases is used."""
+
+    offline = "offline"  # into run.dir/wandb, without an account; `wandb sync` uploads it later
+    online = "online"  # uploaded as the run trains
+    disabled = "disabled"  # written nowhere
 
 
 @dataclass
 class ModelConfig:
     """A Llama-style decoder."""
 
-    name: str = MISSING
-    seq_len: int = MISSING  # tokens of context it is trained on; a stage may use another length
-    vocab_size: int = II("tokenizer_vocab:${data.tokenizer}")  # rounded up to a multiple of 64
-    dim: int = MISSING
-    n_layers: int = MISSING
-    n_heads: int = MISSING
-    n_kv_heads: int = II(".n_heads")
-    head_dim: int = II("div:${.dim},${.n_heads}")
+    name: str = MISSING  # part of run.name
+    seq_len: int = MISSING  # tokens of a training sequence; a stage may use another length
+    vocab_size: int = II("tokenizer_vocab:${data.tokenizer}")  # the tokenizer's, up to a multiple of 64
+    dim: int = MISSING  # width of the residual stream; a multiple of n_heads unless head_dim is set
+    n_layers: int = MISSING  # blocks of attention and SwiGLU
+    n_heads: int = MISSING  # query heads; a multiple of n_kv_heads
+    n_kv_heads: int = II(".n_heads")  # key and value heads (grouped-query attention); as many as n_heads
+    head_dim: int = II("div:${.dim},${.n_heads}")  # width of a head, even; dim / n_heads
     ffn_dim: int = MISSING  # hidden size of the SwiGLU
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = False
-    dense_layers: list[int] = field(default_factory=list)  # full attention in every stage; -1 is the last
-    init_std: float = 0.02  # output projections: divided by sqrt(2 n_layers)
+    rope_theta: float = 10_000.0  # base of the rotary embedding's wavelengths; more for longer contexts
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+    tie_embeddings: bool = False  # the output projection is the embedding matrix
+    dense_layers: list[int] = field(default_factory=list)  # layers with full attention; -1 is the last
+    init_std: float = 0.02  # of initial weights; of output projections divided by sqrt(2 n_layers)
 
 
 @dataclass
 class LighthouseConfig:
     """Settings of the Lighthouse layer (arXiv:2605.06554); each stage may override its own copy."""
 
-    levels: int = 3
-    pooling: int = 4
-    budget: int | None = None  # null: seq_len / 64, rounded up to a multiple of 128
-    scorer: Scorer = Scorer.norm
-    cover_prefix: bool = True
-    backend: str = "auto"
-    selection: Selection = Selection.exact  # under parallel.cp
+    levels: int = 3  # L, levels of the pyramid; at least 2. pooling^(levels - 1) must divide seq_len
+    pooling: int = 4  # p, entries that one entry of the next level pools; a power of two, at least 2
+    budget: int | None = None  # k, a multiple of 128; null: seq_len / 64, up to a multiple of 128
+    scorer: Scorer = Scorer.norm  # what entries are ranked by
+    cover_prefix: bool = True  # always expand each level's first entry: every position gets an output
+    backend: str = "auto"  # of pooling and selection: reference (PyTorch) or triton; auto: what works here
+    selection: Selection = Selection.exact  # what is selected where parallel.cp > 1
 
 
 @dataclass
 class StageConfig:
     """One stage of the run; stages follow each other in the order in which they are written."""
 
-    attention: Attention = MISSING
-    steps: int | None = None  # wins over fraction; with neither, the stage takes the rest of the run
-    fraction: float | None = None  # of run.steps
-    seq_len: int = II("model.seq_len")
-    batch_tokens: Any = II("run.batch_tokens")
-    grad_accum: Any = II("run.grad_accum")
-    lr_scale: float = 1.0
-    levels: int = II("lighthouse.levels")
-    pooling: int = II("lighthouse.pooling")
-    budget: int = II("budget:${lighthouse.budget},${.seq_len}")
-    scorer: Scorer = II("lighthouse.scorer")
-    cover_prefix: bool = II("lighthouse.cover_prefix")
+    attention: Attention = MISSING  # of all layers, but for model.dense_layers
+    steps: int | None = None  # optimizer steps; wins over fraction. With neither, the stage takes the rest
+    fraction: float | None = None  # of run.steps, above 0
+    seq_len: int = II("model.seq_len")  # must divide the longest stage's; as model.seq_len
+    batch_tokens: Any = II("run.batch_tokens")  # as run.batch_tokens
+    grad_accum: Any = II("run.grad_accum")  # as run.grad_accum
+    lr_scale: float = 1.0  # factor on the learning rate in this stage
+    levels: int = II("lighthouse.levels")  # as lighthouse.levels
+    pooling: int = II("lighthouse.pooling")  # as lighthouse.pooling
+    budget: int = II("budget:${lighthouse.budget},${.seq_len}")  # as lighthouse.budget, of its own seq_len
+    scorer: Scorer = II("lighthouse.scorer")  # as lighthouse.scorer
+    cover_prefix: bool = II("lighthouse.cover_prefix")  # as lighthouse.cover_prefix
 
 
 @dataclass
 class DataConfig:
+    """What is read. data/README.md has the details."""
+
     source: str = MISSING  # stdlib, text, code, files, hf, prepared or mix: conf/data has a file for each
     path: Any = None  # a file, a folder, a pattern such as dump/*.jsonl, or a list; prepared: the folder
     name: str | None = None  # hf: dataset on the hub
@@ -162,63 +170,63 @@ class DataConfig:
     split: str = "train"  # hf: its split
     revision: str | None = None  # hf: branch, tag or commit
     streaming: bool = True  # hf: read while it loads; false: download it first, into the hub's cache
-    column: str = "text"  # files and hf: where the text is; a.b: column b within the objects of column a
+    column: str = "text"  # files and hf: the column of the text; a.b: b within the objects of column a
     filters: list[str] = field(default_factory=list)  # files and hf: 'COLUMN >= VALUE'; chars: text length
     max_documents: int | None = None  # null: all
     max_tokens: int | None = None  # documents are taken whole until there are as many
     tokenizer: str = "bytes"  # or a tiktoken encoding, or the path of a tokenizer.json
     bos: bool = False  # begin every document with the beginning-of-text token
     eos: str | None = None  # a tokenizer.json's end-of-text token, by text or number; null: by a known name
-    val_fraction: float = 0.05  # of the documents
-    long_fraction: float | None = None  # of the sequences, cut from long documents: data/README.md
+    val_fraction: float = 0.05  # documents that validate, by the hash of their text
+    long_fraction: float | None = None  # of the sequences, from long documents; null: as they come
     mix: Any = None  # mix: name -> {path: prepared folder, weight: number}
     out: str | None = None  # folder of the prepared shards; null: one in cache_dir
-    workers: int | None = None  # of lhtrain data prepare; null: one a core
+    workers: int | None = None  # processes of lhtrain data prepare; null: one for each core
     cache_dir: str | None = None  # null: $LHTRAIN_CACHE, else the user's cache folder
-    verify: bool = True  # compare each shard with its checksum before it is read, once a machine
+    verify: bool = True  # compare each shard with its checksum before its first read on a machine
 
 
 @dataclass
 class OptimConfig:
     """AdamW and its learning-rate schedule."""
 
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1  # matrices only
-    clip_norm: float = 1.0
-    z_loss: float = 0.0  # times the mean square of the logits' logsumexp; in the training loss that is logged
-    schedule: LrSchedule = LrSchedule.wsd
-    warmup_fraction: float = 0.05  # of the run's steps
-    decay_fraction: float = 0.2  # wsd: of the run's steps, at its end
+    lr: float = 1e-3  # the highest learning rate, after the warm-up
+    betas: tuple[float, float] = (0.9, 0.95)  # decay of the first and second moments
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # of matrices only
+    clip_norm: float = 1.0  # gradients of a larger global norm are scaled down to it
+    z_loss: float = 0.0  # weight of the mean square of the logits' logsumexp in the training loss
+    schedule: LrSchedule = LrSchedule.wsd  # shape of the learning rate after the warm-up
+    warmup_fraction: float = 0.05  # of run.steps: the learning rate rises from 0
+    decay_fraction: float = 0.2  # wsd: of run.steps, at the end of the run
     final_lr_ratio: float = 0.0  # learning rate at the end of the run / lr
 
 
 @dataclass
 class RunConfig:
-    name: str = MISSING
-    dir: str = MISSING
-    steps: int = 200
-    batch_tokens: Any = (
-        "auto"  # of a step, over all ranks and micro-batches; auto: a sequence a rank with data
-    )
+    """A run: where it writes, how long it trains, and on what."""
+
+    name: str = MISSING  # shown in the terminal, the plot and the tracker
+    dir: str = MISSING  # where everything goes; by default a new folder at every start
+    steps: int = 200  # optimizer steps of all stages
+    batch_tokens: Any = "auto"  # of a step, over all ranks; auto: one sequence for each data-parallel rank
     grad_accum: Any = "auto"  # micro-batches of a step; auto: as few as the GPU's memory allows
-    seed: int = 0
-    device: Device = Device.auto
-    log_every: int = 1  # steps
+    seed: int = 0  # of initial weights and of the order of the data
+    device: Device = Device.auto  # where it trains
+    log_every: int = 1  # steps between rows in metrics.jsonl and the terminal
 
 
 @dataclass
 class ComputeConfig:
     """How a step is computed; none of it changes what is computed, beyond rounding."""
 
-    precision: Precision = Precision.auto
-    float8: bool = False  # the blocks' products, through torchao; Hopper and later
-    compile: Compile = Compile.auto
-    recompute: Recompute = Recompute.auto
-    recompute_every: int = 1  # every n-th block, from the first on
-    offload: bool = False  # recompute=full: the kept inputs wait in host memory; recompute=auto sets it
-    deterministic: bool = False  # the same bits from run to run on a GPU too; attention's backward is slower
+    precision: Precision = Precision.auto  # of forward and backward
+    float8: bool = False  # matrix products of the blocks in float8, through torchao; Hopper GPUs and later
+    compile: Compile = Compile.auto  # torch.compile of the blocks
+    recompute: Recompute = Recompute.auto  # in the backward pass, to save memory
+    recompute_every: int = 1  # recompute every n-th block only, from the first on
+    offload: bool = False  # recompute=full: keep inputs of blocks in host memory; recompute=auto may set it
+    deterministic: bool = False  # the same bits in every run on a GPU too; attention's backward is slower
 
 
 @dataclass
@@ -228,103 +236,111 @@ class ParallelConfig:
     dp_replicate: int = 1  # copies of the model
     dp_shard: int = -1  # ranks over which a copy is sharded, besides cp; -1: all that are left
     cp: int = 1  # ranks that share each sequence
-    cp_attention: CpAttention = CpAttention.auto
+    cp_attention: CpAttention = CpAttention.auto  # how they attend to each other's parts
     reduce_always: bool = False  # reduce gradients in every micro-batch: less memory, more communication
-    # Seconds that the ranks wait to meet. A collective may take as long, or longer than any watchdog.* limit,
-    # so that the watchdog finds a hang first and writes where.
-    timeout: int = 600
-    compare_every: int = 100  # steps; ranks slower than the others are then named
+    timeout: int = 600  # seconds in which all ranks must meet; collectives wait longer than any watchdog.*
+    compare_every: int = 100  # steps between comparisons of the ranks' speed; slow ones are named
 
 
 @dataclass
 class GuardConfig:
-    """What is done when numbers go wrong. A step whose loss or gradient is not finite updates nothing."""
+    """What happens when numbers go wrong. A step whose loss or gradient is not finite updates nothing."""
 
-    max_skips: int = 10  # such steps in a row; then back to the newest checkpoint, and past their data
-    max_rewinds: int = 3  # of a run; then it ends
-    spike: float = 6.0  # a loss so many standard deviations above the last 50 logged ones is told; 0: none
+    max_skips: int = 10  # such steps in a row, before the run returns to its newest checkpoint
+    max_rewinds: int = 3  # such returns, before the run ends with an error
+    spike: float = 6.0  # report a loss this many standard deviations above the last 50 logged; 0: never
 
 
 @dataclass
 class WatchdogConfig:
-    """Seconds that a rank may spend in one phase; then it writes its stacks to run.dir/stalls and ends with
-    status 75, on which `lhtrain slurm` and others start it again. null: for ever."""
+    """Seconds that a rank may spend in one phase; null: no limit.
+
+    Then it writes its stacks to run.dir/stalls and ends with status 75, so that a scheduler starts it again.
+    """
 
     start: float | None = 3600.0  # reading data, tokenizing them, loading a checkpoint
-    compile: float | None = 3600.0
-    step: float | None = 1800.0
-    validation: float | None = 3600.0
-    rewind: float | None = 3600.0  # going back to a checkpoint after steps that updated nothing
-    save: float | None = 1800.0  # until training goes on; and the last one, until it is written
+    compile: float | None = 3600.0  # of a stage's blocks
+    step: float | None = 1800.0  # one optimizer step
+    validation: float | None = 3600.0  # all of one validation
+    rewind: float | None = 3600.0  # returning to a checkpoint after steps that updated nothing
+    save: float | None = 1800.0  # until training continues; the last one, until it is written
 
 
 @dataclass
 class EvalConfig:
-    every: int = 50  # steps; stage ends are always evaluated
-    tokens: int = 32_768  # at most; all of a smaller validation split
+    """Validation."""
+
+    every: int = 50  # steps; the end of each stage is always validated
+    tokens: int = 32_768  # of a validation, at most; all of a smaller validation split
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = 100  # steps; stage ends are always saved
-    keep: int = 3
-    retry: float = 600.0  # seconds for which the last one is tried again where the disk is full or fails
+    """Checkpoints, in run.dir/checkpoints."""
+
+    every: int = 100  # steps; the end of each stage is always saved
+    keep: int = 3  # the newest so many; older ones are deleted
+    retry: float = 600.0  # seconds to try the last one again on a full or failing disk; below watchdog.save
 
 
 @dataclass
 class LoggerConfig:
-    kind: LoggerKind = LoggerKind.none
-    project: str = "lhtrain"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    mode: LoggerMode = LoggerMode.offline
+    """A tracker that gets the rows of metrics.jsonl too."""
+
+    kind: LoggerKind = LoggerKind.none  # which one
+    project: str = "lhtrain"  # wandb: its project
+    entity: str | None = None  # wandb: user or team; null: the account's default
+    group: str | None = None  # wandb: runs of one group are shown together
+    tags: list[str] = field(default_factory=list)  # wandb: each of 1 to 64 characters
+    mode: LoggerMode = LoggerMode.offline  # wandb: offline needs no account
 
 
 @dataclass
 class ClusterConfig:
     """The job that `lhtrain slurm submit` asks SLURM for; null: the partition's own default.
 
-    No key here decides what is trained: a run may go on with other ones.
+    No key here decides what is trained: a run may continue with others.
     """
 
-    nodes: int = 1
-    gpus_per_node: int = 0  # and as many ranks; 0: one rank a node, on its CPUs
-    cpus_per_task: int = 1  # of a node with launch=torchrun, of a rank with launch=srun
-    memory: str | None = None  # of a node, such as 200G; "0" is all of it
-    time: str | None = (
-        None  # limit of a job, as SLURM writes it: 90, 24:00:00, 2-00:00:00; the run may take longer
+    nodes: int = 1  # machines
+    gpus_per_node: int = 0  # GPUs of each node, a rank for each; 0: one rank a node, on its CPUs
+    cpus_per_task: int = 1  # CPU cores: launch=torchrun: of a node, launch=srun: of a rank
+    memory: str | None = None  # of a node, such as 200G; 0 is all of it
+    time: str | None = None  # limit of one job: 90 (minutes), 24:00:00, 2-00:00:00; a run may take several
+    partition: str | None = None  # sbatch --partition
+    account: str | None = None  # sbatch --account
+    qos: str | None = None  # sbatch --qos
+    constraint: str | None = None  # sbatch --constraint: features of the nodes
+    exclusive: bool = False  # no other jobs on the nodes
+    launch: Launch = Launch.torchrun  # how the ranks are started
+    signal_seconds: int = (
+        300  # before the time limit a job saves and requeues; more than a step and a save take
     )
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclusive: bool = False
-    launch: Launch = Launch.torchrun
-    signal_seconds: int = 300  # before its limit a job saves and requeues: at least a step and a save
-    max_restarts: int = 3  # after attempts that crashed or made no step; submitting again counts afresh
+    max_restarts: int = 3  # requeues after attempts that crashed or made no step; a new submit counts afresh
     setup: list[str] = field(default_factory=list)  # lines of bash before the ranks start: modules, variables
     python: str | None = None  # interpreter on the nodes; null: the one that submits
-    module: str = "lhtrain"  # what a rank runs, as python -m MODULE OVERRIDES
+    module: str = "lhtrain"  # what a rank runs: python -m MODULE KEY=VALUE ...
     srun_args: list[str] = field(default_factory=list)  # further options of srun
-    extra_args: list[str] = field(default_factory=list)  # further options of sbatch, a line of #SBATCH each
+    extra_args: list[str] = field(default_factory=list)  # further options of sbatch, each a line of #SBATCH
 
 
 @dataclass
 class Config:
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lighthouse: LighthouseConfig = field(default_factory=LighthouseConfig)
-    stages: dict[str, StageConfig] = field(default_factory=dict)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    resume: Resume = Resume.never
-    init_from: str | None = None  # a checkpoint folder: its weights, optimizer state and data position
+    """All settings of a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)  # the decoder's shape
+    lighthouse: LighthouseConfig = field(default_factory=LighthouseConfig)  # the Lighthouse layer
+    stages: dict[str, StageConfig] = field(default_factory=dict)  # in the order in which they are trained
+    data: DataConfig = field(default_factory=DataConfig)  # what is read
+    optim: OptimConfig = field(default_factory=OptimConfig)  # AdamW and the learning rate
+    run: RunConfig = field(default_factory=RunConfig)  # where, how long, on what
+    compute: ComputeConfig = field(default_factory=ComputeConfig)  # precision, memory and speed of a step
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # the mesh of ranks
+    guard: GuardConfig = field(default_factory=GuardConfig)  # numbers that go wrong
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)  # ranks that hang
+    eval: EvalConfig = field(default_factory=EvalConfig)  # validation
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # when to save
+    logger: LoggerConfig = field(default_factory=LoggerConfig)  # a tracker
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)  # the job of `lhtrain slurm submit`
+    resume: Resume = Resume.never  # what to do where run.dir holds a run
+    init_from: str | None = None  # a checkpoint folder: start with its weights, optimizer and data position

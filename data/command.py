@@ -40,7 +40,7 @@ Keys most often set
   data.column=text       where the text is;  data.filters: ["COLUMN >= VALUE", "chars > 200"]
 
 Stopped in any way, the same command continues after the last finished shard; what comes out is the same
-whatever the number of workers. All keys and their meaning: lhtrain/conf/schema.py, DataConfig."""
+whatever the number of workers. lhtrain help data.KEY explains a key."""
 
 
 def main(arguments: list[str]) -> None:

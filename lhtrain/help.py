@@ -7,12 +7,12 @@ from lhtrain.cli import COMMANDS, fail
 # One line for each command, in the order in which they are listed.
 SUMMARIES = {
     "train": "train a model; without a command's name this is what runs",
-    "resume": "continue a run from its newest checkpoint",
-    "extend": "continue a finished run for more steps",
+    "resume": "continue a run from its newest sound checkpoint",
+    "extend": "lengthen a run, finished or not, and continue it",
     "data": "prepare texts as token shards, verify and inspect them",
     "estimate": "the GPU memory that a run needs, before there is a GPU",
     "export": "write a checkpoint as a Hugging Face Llama",
-    "slurm": "submit runs as SLURM jobs, list runs",
+    "slurm": "submit, resume and extend runs as SLURM jobs, list runs",
     "help": "explain a command, a group of settings or a key: lhtrain help model.seq_len",
 }
 
@@ -26,8 +26,8 @@ Commands (lhtrain COMMAND --help says more)
 Examples
   lhtrain                                              both stages, on this machine's own text
   lhtrain stage=two_stage data=text data.path=books/   your own files
-  lhtrain stage=lighthouse model=gpt_350m run.steps=2000
-  lhtrain run.dir=runs/mine resume=auto                continue from the newest checkpoint there
+  lhtrain resume runs/mine                             continue from the newest sound checkpoint there
+  lhtrain extend runs/mine steps=+2000                 more steps
   lhtrain -m optim.lr=1e-3,2e-3                        one run for each value
   torchrun --nproc-per-node=8 -m lhtrain run.batch_tokens=32768   eight ranks, FSDP; parallel.cp=2 and others
   lhtrain --cfg job                                    every key and its value, without running
@@ -39,8 +39,8 @@ Keys most often set (lhtrain help KEY explains any; lhtrain help run lists a gro
   run.steps=400              optimizer steps, over all stages
   run.batch_tokens=65536     tokens of a step, over all ranks
   model.seq_len=8192         context length; stages.recovery.seq_len=… for one stage alone
-  stages.lighthouse.steps=300   or stages.lighthouse.fraction=0.75
-  lighthouse.budget=1536     the rows that a Lighthouse layer selects, k
+  stages.lighthouse.steps=300   or stages.lighthouse.fraction=0.75 of run.steps
+  lighthouse.budget=1536     k, of which follows how many rows a Lighthouse layer selects
   run.dir=runs/mine          where everything goes
 
 Text is kept as it is typed. A list is [A,B], null is none; quotes keep commas and brackets together.
@@ -50,7 +50,8 @@ Flags
   --config-dir DIR     a folder with groups of files of your own
   --cfg job            print the configuration instead of running it; --resolve, --package KEY
   --version, --info, --hydra-help
-Completion in bash, zsh and fish: eval "$(lhtrain -sc install=bash)"."""
+Completion in bash, zsh and fish: eval "$(lhtrain -sc install=bash)".
+Exit status: 0 done, 1 error, 2 wrong settings, 75 a rank hung, 128 + N stopped by signal N before its end."""
 
 
 def show(topics: list[str]) -> None:

@@ -46,7 +46,7 @@ Keys most often set
   'cluster.setup=["module load cuda"]'     lines of bash before everything else; quotes within quotes
   'cluster.extra_args=["--mail-type=FAIL"]'
 
-All keys and their meaning: lhtrain/conf/schema.py, ClusterConfig."""
+lhtrain help cluster lists all keys, lhtrain help cluster.KEY explains one."""
 
 
 def main(arguments: list[str]) -> None:

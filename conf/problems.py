@@ -40,3 +40,7 @@ class ConfigError(ValueError):
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "".join(f"\n  {problem}" for problem in self.problems)
         super().__init__(f"{count} in the configuration; nothing was started.{lines}")
+
+    def __reduce__(self) -> tuple:
+        """Other ranks get the problems, not the text."""
+        return type(self), (self.problems,)

@@ -20,12 +20,15 @@ def main() -> None:
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first in TRAIN or not first or "=" in first or first in ("-m", "--multirun"):
         begin_training()
-    from lhtrain.cli import main as run
-
     try:
+        from lhtrain.cli import main as run
+
         run()
     except SystemExit as error:
         _leave(error)
+    except KeyboardInterrupt:  # while the imports took their seconds
+        print("lhtrain: interrupted", file=sys.stderr)
+        _leave(SystemExit(130))
     _leave(SystemExit(0))
 
 

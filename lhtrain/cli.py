@@ -35,8 +35,11 @@ COMMANDS: dict[str, str] = {
 
 Arguments = list[str]
 
-# Full, read-only or forbidden: faults of a disk that are nobody's bug.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+# Full, read-only, forbidden, failing: faults of a disk or of its limits that are nobody's bug.
+DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR),
+}
 
 
 def main() -> None:
@@ -261,6 +264,7 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
     from lhtrain.conf.problems import ConfigError
     from lhtrain.data import DataError
     from lhtrain.errors import LOST_CONTACT, RunError
+    from lhtrain.files import NotRegular
     from lhtrain.world import lost_contact
 
     if isinstance(error, ConfigError | DataError | RunError):
@@ -271,7 +275,7 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
         return LOST_CONTACT
     if isinstance(error, torch.distributed.DistStoreError):
         return f"the ranks did not meet within parallel.timeout={config().parallel.timeout} s: {error}"
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, NotRegular) or (isinstance(error, OSError) and error.errno in DISK):
         return str(error)
     return None
 

@@ -58,18 +58,23 @@ def refuse(ranks: Ranks, problem: str) -> None:
 
 
 def same_folder(run_dir: Path, world: World) -> None:
-    """Raises Disagreement, on every rank: `run_dir` is another folder on some rank's machine."""
-    if not world.together:
-        return
+    """Note in `run_dir` which torchrun began the run, if one did; its restarts look for that.
+
+    Raises Disagreement, on every rank: `run_dir` is another folder on some rank's machine.
+    """
     proof = run_dir / "ranks" / "attempt"
 
     def write() -> None:
         proof.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(proof, world.attempt, durable=False)
+        if world.together:
+            write_atomic(proof, world.attempt, durable=False)
         if under_torchrun():
             write_atomic(run_dir / NOTE, launcher(), durable=False)
 
-    world.on_main(write)
+    if world.together or under_torchrun():
+        world.on_main(write)
+    if not world.together:
+        return
     try:
         found = proof.read_text() == world.attempt
     except OSError:

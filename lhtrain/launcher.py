@@ -8,12 +8,13 @@ from pathlib import Path
 
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.errors import RunError
-from lhtrain.files import read_regular
+from lhtrain.files import read_regular, write_atomic
 from lhtrain.ranks import attempt, under_torchrun
 
 FLAG, VARIABLE, DEFAULT = "--shutdown-timeout", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0
 SINCE = (2, 12)  # the PyTorch whose torchrun has that flag
-NOTE = Path("ranks", "launcher")  # in run.dir: the torchrun that began the run
+# In run.dir: the torchrun that began the run, and the one whose resume=restart has started it over.
+NOTE, STARTED_OVER = Path("ranks", "launcher"), Path("ranks", "started_over")
 
 
 def launcher() -> str:
@@ -45,6 +46,23 @@ def of_this_launch(config: Config, is_dated: bool) -> Path | None:
         except (OSError, ValueError):
             continue
     return None
+
+
+def note_started_over(run_dir: Path) -> None:
+    """Note, for later attempts of this torchrun, that the run has started over. Raises OSError."""
+    if under_torchrun():
+        (run_dir / STARTED_OVER).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(run_dir / STARTED_OVER, launcher(), durable=False)
+
+
+def started_over(run_dir: Path) -> bool:
+    """Whether an earlier attempt of this torchrun has started the run over, so that this one continues it."""
+    if not under_torchrun() or attempt() == 0:
+        return False
+    try:
+        return read_regular(run_dir / STARTED_OVER).decode() == launcher()
+    except (OSError, ValueError):
+        return False
 
 
 def patience() -> float | None:

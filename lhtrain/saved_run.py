@@ -108,11 +108,11 @@ def value_of(text: str) -> Any:
     Raises ValueError.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     try:
         override = OverridesParser.create().parse_override(Setting.of(text).override)
-    except OverrideParseException as error:
+    except HydraException as error:  # Hydra wraps some errors of its parser, and some not
         raise ValueError(str(error)) from error
     if override.is_sweep_override():
         raise ValueError("a resumed run takes one value, not several")
@@ -155,7 +155,7 @@ def extend(path: Path, steps: str, settings: Config | None = None) -> list[str]:
     done = checkpoint.complete(RunDir(path).checkpoints)
     if not done:
         raise RunError(f"{path} holds no checkpoint: there is nothing to extend; `lhtrain resume` starts it")
-    match = re.fullmatch(r"(\+?)(\d[\d_]*)", steps)
+    match = re.fullmatch(r"(\+?)([0-9]{1,15}(?:_[0-9]{1,15})*)", steps)
     total = int(match[2]) + (config.run.steps if match[1] else 0) if match else 0
     if match is None or total < 1:
         rule = "must be +N, so many more steps, or N, so many steps in all"

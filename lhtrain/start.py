@@ -18,6 +18,7 @@ from lhtrain.data import Corpus
 from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic
 from lhtrain.history import History, as_records
+from lhtrain.launcher import note_started_over, started_over
 from lhtrain.metrics import numbered, read
 from lhtrain.plain_text import to_json
 from lhtrain.progress import Progress
@@ -32,9 +33,10 @@ Tensors = dict[str, Tensor]
 class Start:
     """How a run starts.
 
-    how: "new run", "resumed", "restarted" or "init_from". path: the checkpoint to load, None for initial
-    weights. notes: warnings for the terminal. changed: settings that differ from the checkpoint's, all
-    accepted; new: those of them that no earlier start accepted. guard: what the checkpoint kept of the guard.
+    how: "new run", "resumed", "restarted" (with another run's weights too) or "init_from". path: the
+    checkpoint to load, None for initial weights. notes: warnings for the terminal. changed: settings that
+    differ from the checkpoint's, all accepted; new: those of them that no earlier start accepted. guard: what
+    the checkpoint kept of the guard.
     """
 
     how: str
@@ -52,7 +54,8 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
         RunError: the directory holds a run and nobody said to resume it, or what it holds is lost or damaged
             and nobody said to start over; a file that cannot be read now.
     """
-    if resume is Resume.restart:
+    # torchrun starts the same command again after a failure: by then the run has started over.
+    if resume is Resume.restart and not world.on_main(lambda: started_over(run_dir.path)):
         return Start("restarted")
     if resume is Resume.never:
         if world.on_main(lambda: holds_run(run_dir.path)):
@@ -255,8 +258,7 @@ def record_start(
     now, before = as_container(config), _earlier_config(run_dir)
     others = all_differing(before, now) if before is not None else []
     if others:
-        kept = numbered(run_dir.config)
-        run_dir.config.rename(kept)
+        kept = _keep_config(run_dir)
     write_atomic(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(now)))
     if step < config.run.steps:
         retire_summary(run_dir)
@@ -270,6 +272,8 @@ def record_start(
         config=kept.name if kept else None,
         **about,
     )
+    if start.how == "restarted":
+        note_started_over(run_dir.path)
     if start.path is not None:
         if not History(run_dir.history).has_checkpoint():
             History(run_dir.history).add("checkpoint")
@@ -294,6 +298,19 @@ def _earlier_config(run_dir: RunDir) -> dict[str, Any] | None:
         return run_dir.read_config()
     except RunError:
         return {}
+
+
+def _keep_config(run_dir: RunDir) -> Path:
+    """Keep a copy of config.yaml; returns it. The original stays until a new one takes its place: a kill or a
+    full disk in between must not leave a run without its configuration."""
+    kept = numbered(run_dir.config)
+    try:
+        content = read_regular(run_dir.config)
+    except OSError:  # a link, for instance, which is not followed
+        run_dir.config.rename(kept)
+    else:
+        write_atomic(kept, content)
+    return kept
 
 
 def _keep_aside(run_dir: RunDir) -> Path:

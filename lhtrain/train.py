@@ -131,7 +131,9 @@ class Trainer:
             return progress
         if config.init_from is None:
             return Progress()
-        source, self.start.how = Path(config.init_from), "init_from"
+        source = Path(config.init_from)
+        if self.start.how == "new run":  # where it starts over, what was there is still to be kept aside
+            self.start.how = "init_from"
         progress, self.start_note = start.start_from(source, self.tensors, config, self.corpus, self.world)
         return progress
 

@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lhtrain.agreement import Disagreement, agree
-from lhtrain.errors import RunError
+from lhtrain.agreement import PROBLEM, Disagreement, agree
 from lhtrain.meeting import Meeting, if_met, meet
 from lhtrain.ranks import Ranks, find_ranks
 
@@ -67,23 +66,23 @@ class World:
         watchdog should have ended a rank that hangs; as long as the meeting unless given.
         mine: what must be the same on all ranks, by name.
         Raises:
-            Disagreement: something of that differs; on every rank.
-            RunError: more ranks on this machine than GPUs; ranks that cannot meet, or do not come.
+            Disagreement: something of that differs, or a machine has more ranks than GPUs; on every rank.
+            RunError: ranks that cannot meet, or do not come.
         """
         ranks = find_ranks()
+        mine = {"number of ranks": ranks.size, "device": device.type, **(mine or {})}
         if device.type == "cuda":
             found = torch.cuda.device_count()
-            if ranks.local_rank >= found:
-                raise RunError(
-                    f"LOCAL_RANK={ranks.local_rank}: this machine has {found} GPUs, one for a rank"
-                )
+            if ranks.local_rank >= found:  # the others, which wait for this rank, are to know
+                rule = f"this machine has {found} GPUs, and every rank needs one of its own"
+                mine = {PROBLEM: f"LOCAL_RANK={ranks.local_rank}: {rule}"}
             device = torch.device("cuda", ranks.local_rank)
         if ranks.size == 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             return cls(ranks, device, timeout)
         meeting = meet(ranks, timeout)
-        agree(meeting, {"number of ranks": ranks.size, "device": device.type, **(mine or {})}, timeout)
+        agree(meeting, mine, timeout)
         _check_places(meeting, ranks, device)
         if device.type == "cuda":
             torch.cuda.set_device(device)

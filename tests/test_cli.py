@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from lhtrain.advice import advice
 from lhtrain.cli import in_words, out_of_memory
 from lhtrain.conf.compose import check_overrides, compose_config
+from lhtrain.files import NotRegular
 from lhtrain.run_dir import claim
 
 
@@ -45,6 +46,10 @@ def test_ranks_that_do_not_come_are_said():
 def test_faults_of_the_disk_are_said_and_bugs_leave_their_traceback():
     full = OSError(errno.ENOSPC, "No space left on device", "runs/a/summary.tmp")
     assert in_words(full, OmegaConf.create) == str(full)
+    link = NotRegular(errno.ELOOP, "is a symbolic link, must be a regular file", "runs/a/history.jsonl")
+    immutable = PermissionError(errno.EPERM, "Operation not permitted", "runs/a/checkpoints")
+    for error in (link, immutable):
+        assert in_words(error, OmegaConf.create) == str(error)
     assert in_words(OSError(errno.EBADF, "Bad file descriptor"), OmegaConf.create) is None
     assert in_words(ZeroDivisionError(), OmegaConf.create) is None
 
@@ -94,6 +99,8 @@ def test_a_sweep_with_runs_in_its_folder_starts_nothing(started, tmp_path, capsy
         (["-m", "stage=glob(x*)"], "stage=glob(x*): matches nothing that is there"),
         (["run.dir="], "run.dir=: must not be empty"),
         (["foo"], "'foo': must be a setting, KEY=VALUE"),
+        (["run.dir=r", "resume=[auto"], "resume=[auto"),
+        (["run.dir=r", "resume=auto,force"], "resume=auto,force"),
     ],
 )
 def test_arguments_that_cannot_be_run(started, capsys, arguments, said):

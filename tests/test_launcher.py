@@ -1,10 +1,13 @@
 """Which torchrun started the ranks, and how long it waits before it kills."""
 
 import pytest
+import torch
 
 from lhtrain import launcher
 from lhtrain.conf.compose import check_overrides
 from lhtrain.errors import RunError
+from lhtrain.launch import same_folder
+from lhtrain.world import Ranks, World
 
 
 @pytest.fixture
@@ -37,6 +40,11 @@ def test_a_restarted_rank_finds_the_run_of_the_first_attempt(torchrun, tmp_path)
     assert launcher.of_this_launch(config(f"run.dir={run}"), is_dated=False) == run
     torchrun.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert launcher.of_this_launch(dated, is_dated=True) is None
+
+
+def test_a_single_rank_of_torchrun_notes_its_run_too(torchrun, tmp_path):
+    same_folder(tmp_path / "run", World(Ranks(), torch.device("cpu")))
+    assert launcher.of_this_launch(config(f"run.dir={tmp_path}/run"), is_dated=False) == tmp_path / "run"
 
 
 def test_restarts_on_several_machines_need_a_directory(torchrun, tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lhtrain import start
+from lhtrain import launcher, start
 from lhtrain.conf.compose import compose_config
 from lhtrain.conf.fill import filled
 from lhtrain.conf.schema import Resume
@@ -109,6 +109,38 @@ def test_an_earlier_attempt_and_an_earlier_configuration_are_kept(tmp_path):
         "new run",
         "restarted",
     ]
+
+
+def test_a_full_disk_at_the_start_leaves_the_configuration(tmp_path, monkeypatch):
+    run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
+    start.record_start(start.Start("new run"), run_dir, config, 0, {})
+    before, write = run_dir.config.read_text(), start.write_atomic
+
+    def write_until_full(path, *args, **more):
+        if path == run_dir.config:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *args, **more)
+
+    monkeypatch.setattr(start, "write_atomic", write_until_full)
+    config.optim.lr = 0.5
+    with pytest.raises(OSError, match="No space left"):
+        start.record_start(start.Start("new run"), run_dir, config, 0, {})
+    assert run_dir.config.read_text() == before
+
+
+def test_torchrun_starts_a_run_over_once(tmp_path, monkeypatch):
+    """A later attempt of the same torchrun continues what the first one began anew."""
+    run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
+    rows(run_dir, 1, 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for attempt, how in (("0", "restarted"), ("1", "restarted"), ("2", "new run")):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        found = start.find_start(run_dir, Resume.restart, WORLD)
+        assert found.how == how
+        if attempt == "1":  # attempt 0 failed before this
+            start.record_start(found, run_dir, config, 0, {})
+    (run_dir.path / launcher.STARTED_OVER).write_text("another torchrun")
+    assert start.find_start(run_dir, Resume.restart, WORLD).how == "restarted"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "history.jsonl"])

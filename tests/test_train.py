@@ -2,12 +2,14 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lhtrain import guard, train
+from lhtrain import guard, start, train
 from lhtrain.conf.compose import compose_config
+from lhtrain.progress import Progress
 from lhtrain.watchdog import Watchdog
 from lhtrain.world import Ranks, World
 
@@ -31,6 +33,16 @@ class Device:
     def item(self):
         self.now, self.waiting = self.now + self.waiting, 0
         return 0.0
+
+
+def test_starting_over_from_another_run_still_starts_over(monkeypatch):
+    """What the directory held must be kept aside, or a later resume would continue that."""
+    begun = Progress(position=512)
+    monkeypatch.setattr(start, "start_from", lambda *_: (begun, "weights of another run"))
+    for how, after in (("restarted", "restarted"), ("new run", "init_from")):
+        rank = SimpleNamespace(start=start.Start(how), config=SimpleNamespace(init_from="other"))
+        rank.dir = rank.tensors = rank.corpus = rank.world = None
+        assert train.Trainer._start(rank) is begun and rank.start.how == after
 
 
 @pytest.fixture

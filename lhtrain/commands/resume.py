@@ -52,8 +52,9 @@ def extend(arguments: list[str]) -> None:
     overrides = [text for text in overrides if not text.startswith("steps=")]
     if len(steps) != 1:
         fail("extend: needs steps=+N, so many more, or steps=N, so many in all; try lhtrain extend --help")
-    # torchrun starts the same command again after a failure: the plan is longer by then.
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    # torchrun starts the same command again after a failure: the plan is longer by then. steps=N may be
+    # repeated, and the failure may have come before the plan was written.
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and steps[0].startswith("+")
     if not again:
         config, main = _loaded(path, overrides)
 
@@ -79,8 +80,11 @@ def continues(settings: list[str]) -> bool:
     from lhtrain.saved_run import value_of
 
     given = {text.partition("=")[0]: text for text in settings}
-    path = Path(str(value_of(given["run.dir"]))).expanduser()
-    if value_of(given["resume"]) == "never" or not (path / "config.yaml").exists():
+    try:
+        path = Path(str(value_of(given["run.dir"]))).expanduser()
+        if value_of(given["resume"]) == "never" or not os.path.exists(path / "config.yaml"):
+            return False
+    except (ValueError, RuntimeError):  # no value, several, no such home: the checks of a new run say it
         return False
     _train(path, [given["resume"]])
     return True

@@ -44,7 +44,8 @@ def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, C
     """
     if config_dir is None and all(_OF_THE_JOB.match(text) for text in overrides):
         places = [text for text in overrides if text.startswith("run.dir=")]
-        if places and RunDir(path := Path(str(value_of(places[-1]))).expanduser()).config.is_file():
+        path = _place(places[-1]) if places else None
+        if path is not None and os.path.isfile(RunDir(path).config):
             return prepare_own(path, [text for text in overrides if text not in places])
     if config_dir is not None:
         overrides = [quote.search_path(config_dir), *overrides]
@@ -52,6 +53,14 @@ def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, C
     if not any(re.match(r"\+{0,2}resume=", text) for text in overrides):
         config.resume = Resume.auto
     return _job(config, [text for text in overrides if not _OWN.match(text)], own=False)
+
+
+def _place(text: str) -> Path | None:
+    """The folder that run.dir=… names; None where it names none, which the checks of a new run say."""
+    try:
+        return Path(str(value_of(text))).expanduser()
+    except (ValueError, RuntimeError):
+        return None
 
 
 def prepare_own(path: Path, overrides: list[str]) -> tuple[Job, Config]:

@@ -1,11 +1,13 @@
 """What follows from other values, and how stages share a run."""
 
+import pickle
+
 import pytest
 from hydra import compose, initialize_config_module
 
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
-from lhtrain.conf.problems import ConfigError
+from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.resolvers import budget
 
 
@@ -76,3 +78,10 @@ def test_steps_that_were_given_are_never_changed(overrides, remedy):
     with pytest.raises(ConfigError) as error:
         config("run.steps=10", "stages.lighthouse.fraction=0.5", "+stages.recovery.fraction=0.5", *overrides)
     assert remedy in str(error.value)
+
+
+def test_problems_reach_other_ranks():
+    """Ranks pass on errors as pickles."""
+    error = ConfigError([Problem("steps", "4", "must be more", is_here=True)])
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) and copy.problems == error.problems and copy.status == 1

@@ -201,3 +201,14 @@ def test_a_run_that_is_resumed_keeps_text_that_was_typed_into_its_config(tmp_pat
     cluster = loaded.cluster
     assert (cluster.account, cluster.time, cluster.qos) == ("0123", "24:00:00", "1e3")
     assert loaded.model.n_layers == 4
+
+
+@pytest.mark.parametrize("text", ["optim.betas=[0.9", "optim.lr=1e-3,2e-3", "optim.lr="])
+def test_a_resumed_run_refuses_a_value_in_words(tmp_path, text):
+    from lhtrain.run_dir import as_container
+    from lhtrain.saved_run import load
+
+    config = as_container(check_overrides([f"run.dir={tmp_path}", "run.name=n"]))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=r"1 problem in the configuration(.|\n)*optim\."):
+        load(tmp_path, [text])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lhtrain.commands.resume import extend
 from lhtrain.conf.compose import check_overrides, compose_config
 from lhtrain.conf.fill import filled
 from lhtrain.conf.paths import with_absolute_paths
@@ -250,6 +251,22 @@ def test_a_finished_run_is_refused_with_how_to_lengthen_it(tmp_path):
     job, config = prepare([*longer, "resume=force"])
     check(job, config)
     assert job.resume == "force" and "resume=force\n" in render(job) and '  "resume=$resume"\n' in render(job)
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "message"),
+    [
+        (["steps=+4", "optim.lr=7e-4"], 1, "optim.lr: 0.002 -> 0.0007"),  # +4 again would add 4 more
+        (["steps=4_"], 2, "must be +N"),
+        (["steps=4"], 2, "must be more than the 20 steps"),
+    ],
+)
+def test_a_run_is_not_lengthened_in_vain(tmp_path, capsys, given, status, message):
+    run = run_of(tmp_path / "run")
+    with pytest.raises(SystemExit) as ended:
+        extend([str(run), *given])
+    assert ended.value.code == status and message in capsys.readouterr().err
+    assert "steps: 20" in (run / "config.yaml").read_text()
 
 
 def test_what_the_checkpoint_would_refuse_is_refused_at_submission(tmp_path):

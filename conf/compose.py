@@ -204,6 +204,8 @@ def _explain(setting: Setting, error: Exception, groups: set[str], config: DictC
     if own is not None:  # what the file asks of Hydra
         place = own.at("hydra" if "Hydra" in said or "hydra" in said.lower().split() else "defaults")
         return Problem("", None, _in_words(said).replace(f"In '{key}/{value}': ", ""), place)
+    if "submitit_slurm" in said and value == "lhtrain_slurm":
+        return Problem(key, value, "needs the package: pip install 'lhtrain[slurm]'")
     if "Could not find" in said and (key in groups or "/" in key):  # a group's option
         options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
         return Problem(key, value, f"must be one of {', '.join(options)}")
@@ -344,6 +346,11 @@ def _items(config: DictConfig | ListConfig) -> list[tuple[Any, Any]]:
 
 
 def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
+    parts = key.split(".")
+    if parts[0] == "stages" and len(parts) > 2 and isinstance(config.stages, DictConfig):
+        if parts[1] not in config.stages and type_of(key) is not None:
+            names = ", ".join(str(name) for name in config.stages)
+            return Problem(key, value, f"no stage {parts[1]!r} in this run (there is: {names})")
     known = [*_keys(OmegaConf.to_container(config)), *all_keys()]
     return Problem(key, value, f"no such key{nearest(key, known)}")
 

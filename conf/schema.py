@@ -179,7 +179,7 @@ class DataConfig:
     eos: str | None = None  # a tokenizer.json's end-of-text token, by text or number; null: by a known name
     val_fraction: float = 0.05  # documents that validate, by the hash of their text
     long_fraction: float | None = None  # of the sequences, from long documents; null: as they come
-    mix: Any = None  # mix: name -> {path: prepared folder, weight: number}
+    mix: Any = None  # the sources of data=mix: name -> {path: prepared folder, weight: number}
     out: str | None = None  # folder of the prepared shards; null: one in cache_dir
     workers: int | None = None  # processes of lhtrain data prepare; null: one for each core
     cache_dir: str | None = None  # null: $LHTRAIN_CACHE, else the user's cache folder
@@ -209,7 +209,9 @@ class RunConfig:
     name: str = MISSING  # shown in the terminal, the plot and the tracker
     dir: str = MISSING  # where everything goes; by default a new folder at every start
     steps: int = 200  # optimizer steps of all stages
-    batch_tokens: Any = "auto"  # of a step, over all ranks; auto: one sequence for each data-parallel rank
+    batch_tokens: Any = (
+        "auto"  # tokens of a step, over all ranks; auto: a sequence for each data-parallel rank
+    )
     grad_accum: Any = "auto"  # micro-batches of a step; auto: as few as the GPU's memory allows
     seed: int = 0  # of initial weights and of the order of the data
     device: Device = Device.auto  # where it trains

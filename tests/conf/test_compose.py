@@ -61,6 +61,12 @@ def test_a_key_that_is_forced_in_is_as_unknown():
     ]
 
 
+def test_a_stage_that_the_run_does_not_have():
+    assert problems("stages.foo.steps=3") == [
+        "stages.foo.steps=3: no stage 'foo' in this run (there is: lighthouse, recovery)"
+    ]
+
+
 def test_own_files_are_checked_like_the_others(tmp_path):
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "mine.yaml").write_text("# @package stages\nall: {attention: dense}\n")

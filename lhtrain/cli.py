@@ -40,6 +40,8 @@ DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR),
 }
+# Files that others have removed, or have put something else in place of.
+REPLACED = {errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 
 
 def main() -> None:
@@ -276,6 +278,8 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
     if isinstance(error, torch.distributed.DistStoreError):
         return f"the ranks did not meet within parallel.timeout={config().parallel.timeout} s: {error}"
     if isinstance(error, NotRegular) or (isinstance(error, OSError) and error.errno in DISK):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in REPLACED and error.filename is not None:
         return str(error)
     return None
 

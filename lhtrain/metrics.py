@@ -99,7 +99,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
     lines = content.split(b"\n")
     rows, damaged = [], []
     for number, line in enumerate(lines, 1):
-        row = _row(line)
+        row = row_of(line)
         if row is not None:
             rows.append(row)
         elif line.strip() and number < len(lines):
@@ -107,7 +107,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
     return rows, damaged
 
 
-def _row(line: bytes) -> Row | None:
+def row_of(line: bytes) -> Row | None:
     """The row that a line holds; None if it is none."""
     try:
         row = from_json(line.decode())

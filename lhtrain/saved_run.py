@@ -46,16 +46,19 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
         ConfigError: overrides that do not fit, each named.
     """
     run_dir = RunDir(path)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: give the directory of a run, such as runs/mine")
     saved = run_dir.read_config()
     if saved is None:
         what = "is a folder without config.yaml" if path.is_dir() else "does not exist"
         raise RunError(f"{path} {what}: give the directory of a run, such as runs/mine")
+    if not saved:
+        raise RunError(f"{run_dir.config} is empty: restore it, such as from a config.NNNN.yaml beside it")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), _literal(saved))
+        config = _merged(saved)
     except OmegaConfBaseException as error:
         key, why = getattr(error, "full_key", None) or "?", str(error).strip().splitlines()[0]
         raise ConfigError([Problem(f"{run_dir.config}: {key}", "…", why)]) from error
-    assert isinstance(config, DictConfig)
     before = History(run_dir.history).n_ranks()
     if n_ranks is not None and before is not None and before != n_ranks:
         _derive_micro_batches(config)
@@ -64,6 +67,13 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
         raise ConfigError(problems)
     config.run.dir = str(path)
     return build(config, n_ranks)
+
+
+def _merged(saved: dict[str, Any]) -> DictConfig:
+    """Saved values as a configuration. Raises OmegaConfBaseException: a key or a type that is not ours."""
+    config = OmegaConf.merge(OmegaConf.structured(Config), _literal(saved))
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def _literal(tree: Any) -> Any:
@@ -149,13 +159,13 @@ def extend(path: Path, steps: str, settings: Config | None = None) -> list[str]:
     Raises:
         RunError: no run, a run that is in use, steps that are done already, a plan that cannot be written,
             settings that the newest checkpoint refuses.
-        ConfigError: `steps` is no number.
+        ConfigError: `steps` is no number, or the longer plan breaks a rule; nothing is written.
     """
     config = filled(load(path, []))
     done = checkpoint.complete(RunDir(path).checkpoints)
     if not done:
         raise RunError(f"{path} holds no checkpoint: there is nothing to extend; `lhtrain resume` starts it")
-    match = re.fullmatch(r"(\+?)([0-9]{1,15}(?:_[0-9]{1,15})*)", steps)
+    match = re.fullmatch(r"(\+?)([0-9](?:_?[0-9]){0,17})", steps)
     total = int(match[2]) + (config.run.steps if match[1] else 0) if match else 0
     if match is None or total < 1:
         rule = "must be +N, so many more steps, or N, so many steps in all"
@@ -187,11 +197,12 @@ def _write_longer(run_dir: RunDir, config: Config, total: int) -> list[str]:
         Change(f"stages.{name}.steps", last.steps, last.steps + total - before),
     ]
     config.run.steps, last.steps = total, last.steps + total - before
+    plain = as_container(config) | {"resume": "never"}
+    build(_merged(plain))  # a plan that cannot be trained must not replace one that can
     kept = numbered(run_dir.config)
     write_atomic(kept, run_dir.config.read_bytes())
     # The history accepts the change before the configuration asks for it: a kill in between harms neither.
     History(run_dir.history).add("extend", changed=as_records(changes), config=kept.name)
-    plain = as_container(config) | {"resume": "never"}
     write_atomic(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
     retire_summary(run_dir)
     plan = Schedule.of(config)

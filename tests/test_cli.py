@@ -50,6 +50,10 @@ def test_faults_of_the_disk_are_said_and_bugs_leave_their_traceback():
     immutable = PermissionError(errno.EPERM, "Operation not permitted", "runs/a/checkpoints")
     for error in (link, immutable):
         assert in_words(error, OmegaConf.create) == str(error)
+    for replaced in (errno.ENOENT, errno.EISDIR):
+        with_name = OSError(replaced, "no such thing", "r/metrics.jsonl")
+        assert in_words(with_name, OmegaConf.create) == str(with_name)
+        assert in_words(OSError(replaced, "no such thing"), OmegaConf.create) is None
     assert in_words(OSError(errno.EBADF, "Bad file descriptor"), OmegaConf.create) is None
     assert in_words(ZeroDivisionError(), OmegaConf.create) is None
 

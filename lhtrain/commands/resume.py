@@ -98,6 +98,8 @@ def _parsed(arguments: list[str], command: str, words: str) -> tuple[Path, list[
         print(words)
         raise SystemExit(0)
     place, *overrides = arguments
+    if not place.strip():
+        fail(f"{command}: DIR is empty; give the directory of a run, . for the current folder")
     if place.startswith("-") or any(text.startswith("-") or "=" not in text for text in overrides):
         fail(f"{command} {' '.join(arguments)}: needs DIR and then KEY=VALUE; try lhtrain {command} --help")
     return Path(place).expanduser(), overrides

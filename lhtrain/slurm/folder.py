@@ -1,6 +1,7 @@
 """What lies where in a run directory: everything of SLURM is in its folder `slurm`."""
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from lhtrain import metrics
-from lhtrain.files import write_atomic
+from lhtrain.files import open_regular, read_regular, write_atomic
 from lhtrain.history import History
 from lhtrain.run_dir import RunDir
 
@@ -64,13 +65,16 @@ class SlurmFolder:
 
     def read_job(self) -> str:
         """The number of the run's latest job; empty without one."""
-        return self.job.read_text().strip() if self.job.exists() else ""
+        try:
+            return _text(self.job).strip()
+        except FileNotFoundError:
+            return ""
 
     def read_attempts(self) -> Attempts:
         """None so far where the file is not there, or not readable."""
         try:
-            return Attempts(**json.loads(self.attempts.read_text()))
-        except (OSError, ValueError, TypeError):
+            return Attempts(**json.loads(_text(self.attempts)))
+        except (OSError, ValueError, TypeError, RecursionError):
             return Attempts()
 
     def write_attempts(self, attempts: Attempts) -> None:
@@ -79,8 +83,8 @@ class SlurmFolder:
     def summary(self) -> dict[str, Any]:
         """summary.json; empty where there is none."""
         try:
-            summary = json.loads(RunDir(self.run_dir).summary.read_text())
-        except (OSError, ValueError):
+            summary = json.loads(_text(RunDir(self.run_dir).summary))
+        except (OSError, ValueError, RecursionError):
             return {}
         return summary if isinstance(summary, dict) else {}
 
@@ -100,20 +104,14 @@ class SlurmFolder:
         """The newest rows of training steps: the whole ones among the last `size` bytes of metrics.jsonl."""
         path = RunDir(self.run_dir).metrics
         try:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - size))
-                lines = file.read().decode(errors="replace").splitlines()
+            with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+                lines = file.read().split(b"\n")
         except OSError:
             return []
-        rows = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # cut by where reading began, or torn by a kill
-            if isinstance(row, dict) and row.get("kind") == "train":
-                rows.append(row)
-        return rows
+        # None: cut by where reading began, torn by a kill, or damaged.
+        rows = [row for line in lines if (row := metrics.row_of(line)) is not None]
+        return [row for row in rows if row["kind"] == "train" and isinstance(row.get("loss"), float | None)]
 
     def ended_orderly(self, since: int) -> bool:
         """Whether the run, in the attempt that began with a summary of `since`, finished or obeyed a signal.
@@ -129,8 +127,8 @@ class SlurmFolder:
         paths = [path for path in (self.config, RunDir(self.run_dir).config) if path.exists()]
         for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
             try:
-                return int(yaml.safe_load(path.read_text())["run"]["steps"])
-            except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+                return int(yaml.safe_load(_text(path))["run"]["steps"])
+            except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, yaml.YAMLError):
                 continue
         return None
 
@@ -153,3 +151,8 @@ class SlurmFolder:
 def write_aside(path: Path, content: Any) -> None:
     """JSON, written aside and renamed: a reader never sees half of it."""
     write_atomic(path, json.dumps(content, indent=1) + "\n")
+
+
+def _text(path: Path) -> str:
+    """The text of a regular file: a pipe of its name must not make a reader wait. Raises OSError."""
+    return read_regular(path).decode(errors="replace")

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from lhtrain.files import read_regular
 from lhtrain.metrics import Row
 from lhtrain.plain_text import duration, number, one_line
 from lhtrain.progress import Losses
@@ -48,7 +49,11 @@ def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
     if SlurmFolder(folder).config.exists() or RunDir(folder).metrics.exists():
         yield folder
     elif depth and folder.is_dir():
-        for inner in sorted(folder.iterdir()):
+        try:
+            inside = sorted(folder.iterdir())
+        except OSError:
+            return  # somebody else's
+        for inner in inside:
             if inner.is_dir():
                 yield from _runs_in(inner, depth - 1)
 
@@ -91,10 +96,10 @@ def running(path: Path, patience: float = SIGN) -> str | None:
     here, newest = platform.node(), None
     for file in (path / "ranks").glob("*.json"):
         try:
-            doing = json.loads(file.read_text())
+            doing = json.loads(read_regular(file))
             host, pid, at = str(doing["host"]), int(doing["pid"]), file.stat().st_mtime
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # being written
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue  # being written, or damaged
         if host == here and not _lives(pid, at):
             continue
         if newest is None or at > newest[1]:
@@ -114,6 +119,8 @@ def _lives(pid: int, since: float) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    except OverflowError:
+        return False  # no number of a process
     except PermissionError:
         pass  # somebody else's
     try:  # its start, in clock ticks since the machine's
@@ -169,7 +176,7 @@ def table(runs: list[RunStatus]) -> Table:
             Text(one_line(run.state, 200)),
             Text(run.job or "-"),
             f"{run.step:,}/{run.steps:,}" if run.steps else f"{run.step:,}",
-            Text(one_line(run.stage or "-", 24)),
+            Text(one_line(str(run.stage or "-"), 24)),
             number(run.loss),
             str(run.restarts),
             _duration(run.run_left),

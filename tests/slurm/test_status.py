@@ -176,3 +176,21 @@ def test_a_finished_run_that_was_lengthened_is_not_finished(tmp_path):
     assert status_of(run, None).state == "finished"
     SlurmFolder(run).config.write_text("run: {steps: 150}\n")
     assert status_of(run, {}).state == "not running" and status_of(run, {}).steps == 150
+
+
+def test_pipes_and_damaged_files_neither_hang_nor_end_the_list(tmp_path):
+    """A reader waits at a pipe for ever, and numbers may be any JSON."""
+    run = make_run(tmp_path / "a", step=4)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('\n{"kind": "train", "step": "x"}\n{"kind": "train", "step": 5, "loss": "x"}\n')
+    for path in (run / "config.yaml", run / "summary.json", run / "slurm" / "attempts.json"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    (run / "slurm" / "job").write_bytes(b"\xff\n")
+    (run / "ranks").mkdir()
+    os.mkfifo(run / "ranks" / "0.json")
+    for number, pid in enumerate(("1e999", "99999999999999999999"), 1):
+        (run / "ranks" / f"{number}.json").write_text(f'{{"host": "{platform.node()}", "pid": {pid}}}')
+    found = status_of(run, {})
+    assert (found.step, found.steps, found.state) == (4, 100, "not running")
+    Console(quiet=True).print(table([found]))

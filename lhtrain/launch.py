@@ -1,5 +1,6 @@
 """From one configuration on every rank to ranks that agree, or to one error for all of them."""
 
+import time
 from pathlib import Path
 
 from lhtrain import agreement
@@ -8,11 +9,12 @@ from lhtrain.errors import RunError
 from lhtrain.files import write_atomic
 from lhtrain.hardware import compute_dtype, pick_device, set_deterministic
 from lhtrain.launcher import NOTE, launcher
-from lhtrain.meeting import meet
+from lhtrain.meeting import POLL, meet
 from lhtrain.ranks import Ranks, find_ranks, under_torchrun
 from lhtrain.watchdog import collective_limit
 from lhtrain.world import World
 
+SEEN = 60.0  # seconds after which a client of NFS sees what another machine has made
 REFUSAL = 30.0  # seconds that a rank which cannot start waits for the others, to end with one error
 
 
@@ -57,6 +59,13 @@ def refuse(ranks: Ranks, problem: str) -> None:
         return
 
 
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except (OSError, ValueError):
+        return False
+
+
 def same_folder(run_dir: Path, world: World) -> None:
     """Note in `run_dir` which torchrun began the run, if one did; its restarts look for that.
 
@@ -75,8 +84,7 @@ def same_folder(run_dir: Path, world: World) -> None:
         world.on_main(write)
     if not world.together:
         return
-    try:
-        found = proof.read_text() == world.attempt
-    except OSError:
-        found = False
+    ends = time.monotonic() + (0 if world.is_on_main_machine else SEEN)
+    while not (found := _says(proof, world.attempt)) and time.monotonic() < ends:
+        time.sleep(POLL)
     world.agree({f"run.dir={run_dir} is the folder of rank 0 (all machines must share it)": found})

@@ -169,7 +169,9 @@ class Reporter:
         self._show(result)
         self.logger.finish(result)
         if ended["how"] == "signal" and signal:
-            self._say_how_to_continue(f"{Signals(signal).name}: stopped after step {self.progress.step:,}")
+            stopped = f"{Signals(signal).name}: stopped after step {self.progress.step:,}"
+            failure = f"{stopped}; how to continue is not known"
+            self._attempt(failure, lambda: self._say_how_to_continue(stopped))
         return result
 
     def _died(self, error: BaseException) -> None:

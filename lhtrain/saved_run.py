@@ -178,8 +178,8 @@ def extend(path: Path, steps: str, settings: Config | None = None) -> list[str]:
         rule = f"must be more than the {config.run.steps:,} steps that the run is planned for"
         raise ConfigError([Problem("steps", steps, rule)])
     lock = RunLock(path, patience=0)
-    lock.take()
     try:
+        lock.take()
         return _write_longer(RunDir(path), config, total)
     except OSError as error:
         raise RunError(f"{path}: the longer plan was not written: {error}") from error

@@ -107,6 +107,10 @@ class World:
         """Rank 0: the one that writes and speaks."""
         return self.rank == 0
 
+    @property
+    def is_on_main_machine(self) -> bool:
+        return self._leader == 0
+
     def mean(self, x: Tensor) -> Tensor:
         """The mean of x over all ranks, on x's device."""
         if self.together:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lhtrain import launcher
+from lhtrain import launch, launcher
 from lhtrain.conf.compose import check_overrides
 from lhtrain.errors import RunError
 from lhtrain.launch import same_folder
@@ -45,6 +45,24 @@ def test_a_restarted_rank_finds_the_run_of_the_first_attempt(torchrun, tmp_path)
 def test_a_single_rank_of_torchrun_notes_its_run_too(torchrun, tmp_path):
     same_folder(tmp_path / "run", World(Ranks(), torch.device("cpu")))
     assert launcher.of_this_launch(config(f"run.dir={tmp_path}/run"), is_dated=False) == tmp_path / "run"
+
+
+@pytest.mark.parametrize(("machine", "found"), [("another", True), ("the same", False)])
+def test_another_machine_may_see_the_folder_later(tmp_path, monkeypatch, machine, found):
+    """NFS remembers for a while that a file was not there."""
+    world = World(Ranks(1, 1, 0), torch.device("cpu"))
+    world.together, world._leader, said = True, int(machine == "another"), []
+    world.agree = lambda mine: said.extend(mine.values())
+    world.on_main = lambda write: None
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+
+    def later(seconds):
+        (tmp_path / "ranks").mkdir()
+        (tmp_path / "ranks" / "attempt").write_text(world.attempt)
+
+    monkeypatch.setattr(launch.time, "sleep", later)
+    same_folder(tmp_path, world)
+    assert said == [found]
 
 
 def test_restarts_on_several_machines_need_a_directory(torchrun, tmp_path):

@@ -94,6 +94,18 @@ def test_a_finished_run(run):
     assert run.summary == result and result["finished"] and result["ended"] == {"how": "finished"}
 
 
+def test_a_run_that_obeyed_a_signal_ends_so_though_its_folder_cannot_be_listed(run, capsys, monkeypatch):
+    def unreadable(folder):
+        raise RunError(f"{folder} cannot be read: [Errno 5] Input/output error")
+
+    monkeypatch.setattr(module.checkpoint, "complete", unreadable)
+    with run.reporter:
+        run.train(3)
+        run.reporter.finish(15)
+    assert run.summary["ended"] == {"how": "signal", "reason": "SIGTERM"}
+    assert "SIGTERM: stopped after step 3; how to continue is not known" in capsys.readouterr().out
+
+
 def test_a_run_that_obeyed_a_signal_says_how_to_continue(run, capsys):
     (run.dir.checkpoints / "step_00000003").mkdir(parents=True)
     (run.dir.checkpoints / "step_00000003" / "manifest.json").write_text("{}")

@@ -75,7 +75,9 @@ def main(arguments: list[str]) -> None:
         commands[command](rest)
     except ConfigError as error:
         fail(str(error))
-    except RunError as error:
+    except BrokenPipeError:
+        raise
+    except (RunError, OSError) as error:  # OSError: a run's file that cannot be read or written
         fail(str(error), status=1)
 
 

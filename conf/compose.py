@@ -346,11 +346,11 @@ def _items(config: DictConfig | ListConfig) -> list[tuple[Any, Any]]:
 
 
 def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
-    parts = key.split(".")
-    if parts[0] == "stages" and len(parts) > 2 and isinstance(config.stages, DictConfig):
-        if parts[1] not in config.stages and type_of(key) is not None:
-            names = ", ".join(str(name) for name in config.stages)
-            return Problem(key, value, f"no stage {parts[1]!r} in this run (there is: {names})")
+    group, _, rest = key.partition(".")
+    stage = rest.partition(".")[0]
+    if group == "stages" and "." in rest and type_of(key) is not None and stage not in config.stages:
+        names = ", ".join(str(name) for name in config.stages)
+        return Problem(key, value, f"no stage {stage!r} in this run (there is: {names})")
     known = [*_keys(OmegaConf.to_container(config)), *all_keys()]
     return Problem(key, value, f"no such key{nearest(key, known)}")
 

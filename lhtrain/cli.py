@@ -54,6 +54,11 @@ def main() -> None:
     except BrokenPipeError:  # lhtrain … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         sys.exit(1)
+    except OSError as error:  # a full disk behind stdout, a file that cannot be read
+        if error.errno not in DISK:
+            raise
+        where = "" if error.filename is not None else "; probably the output's: give it another place"
+        fail(f"{error}{where}", status=1)
 
 
 def _main(arguments: Arguments) -> None:
@@ -307,8 +312,11 @@ def fail(message: str, status: int = 2, of_all: bool | None = None) -> NoReturn:
     of_all: whether all ranks end with this message, and the first prints it for all; by default that is so
     of arguments.
     """
-    of_slurm = os.environ.get("SLURM_PROCID", "0") if "SLURM_STEP_ID" in os.environ else "0"
-    rank = os.environ.get("RANK") or of_slurm
-    if rank == "0" or not (status == 2 if of_all is None else of_all):
+    of_slurm = os.environ if "SLURM_STEP_ID" in os.environ else {}
+    rank = os.environ.get("RANK") or of_slurm.get("SLURM_PROCID", "0")
+    size = os.environ.get("WORLD_SIZE") or of_slurm.get("SLURM_NTASKS", "1")
+    # Where the variables of a launcher are half set or unreadable, there may be no first rank.
+    is_first = rank == "0" or not rank.isdecimal() or not size.isdecimal() or int(rank) >= int(size)
+    if is_first or not (status == 2 if of_all is None else of_all):
         print(f"lhtrain: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     sys.exit(status)

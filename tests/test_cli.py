@@ -7,8 +7,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import lhtrain.help
 from lhtrain.advice import advice
-from lhtrain.cli import in_words, out_of_memory
+from lhtrain.cli import fail, in_words, main, out_of_memory
 from lhtrain.conf.compose import check_overrides, compose_config
 from lhtrain.files import NotRegular
 from lhtrain.run_dir import claim
@@ -115,3 +116,38 @@ def test_arguments_that_cannot_be_run(started, capsys, arguments, said):
 
 def test_a_glob_of_choices_is_a_sweep(started):
     assert "stage=glob(d*)" in started("-m", "stage=glob(d*)", "run.dir=g")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({}, "lhtrain: wrong"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "lhtrain: wrong"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, ""),  # the first rank says it
+        ({"RANK": "1"}, "lhtrain: rank 1: wrong"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "lhtrain: rank 5: wrong"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "lhtrain: rank x: wrong"),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, ""),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "x", "SLURM_NTASKS": "1"}, "lhtrain: rank x: wrong"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "lhtrain: wrong"),  # a shell within a job
+    ],
+)
+def test_an_error_is_never_silent_where_there_may_be_no_first_rank(monkeypatch, capsys, variables, words):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        fail("wrong")
+    assert capsys.readouterr().err.strip() == words
+
+
+def test_a_full_disk_behind_stdout_is_one_sentence(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lhtrain.help, "show", full)
+    monkeypatch.setattr(sys, "argv", ["lhtrain", "help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1 and "No space left on device" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -223,6 +223,12 @@ def _explain(setting: Setting, error: Exception, groups: set[str], config: DictC
     if type_of(key) is not None:
         given = None if value.strip().lower() == "null" else value
         return Problem(key, given, misfit(key, given) or rule_of(key, given))
+    if isinstance(error, OverrideParseException):  # the grammar's own words name none of our keys
+        if key in groups:
+            options = GlobalHydra.instance().config_loader().get_group_options(key)
+            return Problem(key, value, f"must be one of {', '.join(options)}")
+        if not key.startswith("hydra.") and OmegaConf.select(config, key) is None:
+            return _no_such_key(key, value, config)
     return Problem(key, value, _in_words(said))
 
 

@@ -1,5 +1,7 @@
 """The command line's errors: everything that is wrong, once, with key, value and rule."""
 
+import re
+
 import pytest
 
 from lhtrain.conf.compose import check_overrides
@@ -210,3 +212,17 @@ def test_the_mesh_is_compared_with_the_ranks():
 )
 def test_slurms_time_limits(text, seconds):
     assert slurm_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("typed", "rule"),
+    [
+        ("p=k/+d;", "p=k/+d;: no such key"),
+        ("optim.lrr=3;", "no such key; did you mean optim.lr?"),
+        ("stage=;", "stage=;: must be one of curriculum, dense"),
+        ("optim.lr=3;", "optim.lr=3;: must be of type float"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_no_reason_to_show_the_parsers_words(typed, rule):
+    with pytest.raises(ConfigError, match=re.escape(rule)):
+        check_overrides([typed])

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lhtrain import metrics
-from lhtrain.files import open_regular, read_regular, write_atomic
+from lhtrain.files import NotRegular, open_regular, read_regular, write_atomic
 from lhtrain.history import History
 from lhtrain.run_dir import RunDir
 
@@ -154,5 +154,8 @@ def write_aside(path: Path, content: Any) -> None:
 
 
 def _text(path: Path) -> str:
-    """The text of a regular file: a pipe of its name must not make a reader wait. Raises OSError."""
-    return read_regular(path).decode(errors="replace")
+    """The text of a regular file; a link or a pipe is no file of ours and counts as none. Raises OSError."""
+    try:
+        return read_regular(path).decode(errors="replace")
+    except NotRegular as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from error

@@ -436,16 +436,19 @@ def train_config(config: Config, leave: bool = True) -> None:
     # A new run finds out at once that the place is taken; one that continues may wait for its predecessor.
     lock = RunLock(run_dir, patience=0 if config.resume is Resume.never else PATIENCE)
     is_new = world.on_main(lambda: not run_dir.is_dir() or not any(run_dir.iterdir()))
-    with Watchdog(config.watchdog, run_dir, world.rank, attempt=world.attempt) as watchdog:
-        world.on_main(lock.take)
-        same_folder(run_dir, world)
-        try:
+    starting = False
+    try:
+        with Watchdog(config.watchdog, run_dir, world.rank, attempt=world.attempt) as watchdog:
+            world.on_main(lock.take)
+            same_folder(run_dir, world)
+            starting = True
             trainer = Trainer(config, run_dir, world, watchdog)
-        except Exception:
-            if world.is_main and is_new:
-                _remove_empty(run_dir)
-            raise
-        result = trainer.run()
+            starting = False
+            result = trainer.run()
+    except Exception:
+        if starting and world.is_main and is_new:
+            _remove_empty(run_dir)  # not before the watchdog has ended, which writes there
+        raise
     lock.release()
     if leave:
         close()

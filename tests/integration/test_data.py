@@ -75,7 +75,7 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
             2,
             "data.column=body: does not go with data=text, only files, hf",
         ),
-        (["data", "prepare", "data=text", "data.path=/no/such"], 2, "data.path=/no/such: must exist"),
+        (["data", "prepare", "data=text", "data.path=/no/such"], 1, "data.path='/no/such': must exist"),
         (
             ["data=stdlib", "data.max_tokens=5000"],
             1,

@@ -57,7 +57,7 @@ def test_a_second_ctrl_c_leaves_while_a_save_is_written(lhtrain):
         *lhtrain.data,
         *TINY,
         "stage=dense",
-        f"run.dir={lhtrain.folder / 'twice'}",
+        f"run.dir={lhtrain.folder / 'hung_save'}",
         "checkpoint.every=1",
     ]
     process = subprocess.Popen(

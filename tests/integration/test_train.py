@@ -72,7 +72,8 @@ def test_the_switch_is_recorded(undisturbed):
 
 def test_the_run_directory_is_complete(undisturbed):
     names = {path.name for path in undisturbed.path.iterdir() if path.name != ".lock"}
-    assert names == {"checkpoints", "config.yaml", "loss.png", "metrics.jsonl", "ranks", "summary.json"}
+    files = {"config.yaml", "history.jsonl", "loss.png", "metrics.jsonl", "summary.json"}
+    assert names == files | {"checkpoints", "ranks"}
     config = yaml.safe_load((undisturbed.path / "config.yaml").read_text())
     assert config["stages"]["lighthouse"]["budget"] == 128 and config["stages"]["recovery"]["steps"] == 8
     assert config["model"]["vocab_size"] == 320
@@ -138,7 +139,11 @@ def test_recovery_starts_from_a_lighthouse_checkpoint(lhtrain, undisturbed):
     other = lhtrain("no_such", f"init_from={first.path}", status=1)
     assert f"the newest checkpoint in this folder is {source}" in other.err
     wrong = lhtrain("wrong_model", f"init_from={source}", "model.dim=64", status=1)
-    assert "is of another model: embedding.weight: (320, 32) there, (320, 64) in this model" in wrong.err
+    assert "its weights are of other heads (saved -> now): model.head_dim: 16 -> 32" in wrong.err
+    other = lhtrain("another_model", f"init_from={source}", "model.ffn_dim=32", status=1)
+    assert (
+        "is of another model: blocks.0.ffn.gate.weight: (64, 32) there, (32, 32) in this model" in other.err
+    )
 
 
 def test_a_sweep_runs_every_combination(lhtrain):

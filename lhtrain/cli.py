@@ -20,7 +20,7 @@ import lhtrain
 import lhtrain.conf  # registers the schema, the resolvers and how YAML is read
 from lhtrain.__main__ import begin_training
 from lhtrain.conf.schema import Config
-from lhtrain.ranks import Ranks, find_ranks, meeting_place
+from lhtrain.ranks import Ranks, ready_ranks
 
 # Further commands: name -> "module:function", called with the remaining arguments.
 COMMANDS: dict[str, str] = {
@@ -106,9 +106,7 @@ def train(arguments: Arguments) -> None:
             return
     claimed = None
     try:
-        ranks = find_ranks()
-        if ranks.size > 1:
-            meeting_place()
+        ranks = ready_ranks()
     except RunError as error:
         fail(str(error), of_all=False)
     try:
@@ -296,7 +294,7 @@ def out_of_memory(error: Exception, given: Config) -> str:
     from lhtrain.advice import advice
     from lhtrain.conf.fill import filled
     from lhtrain.conf.parallel import mesh_sizes
-    from lhtrain.world import find_ranks
+    from lhtrain.ranks import find_ranks
 
     memory, n_ranks = torch.cuda.mem_get_info()[1], find_ranks().size
     config = filled(given, n_ranks, memory)

@@ -89,3 +89,14 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
         return int(text)
     except ValueError:
         raise RunError(f"{name}={text}: must be a whole number, as a launcher sets it") from None
+
+
+def ready_ranks() -> Ranks:
+    """Who this process is, once it is also known where several ranks meet.
+
+    Raises RunError: variables that are half set or unreadable, an address that is missing or wrong.
+    """
+    ranks = find_ranks()
+    if ranks.size > 1:
+        meeting_place()
+    return ranks

@@ -120,13 +120,11 @@ def _loaded(path: Path, overrides: list[str]) -> tuple[Config, bool]:
     """The configuration of the run at `path`, and whether this is rank 0."""
     from lhtrain.cli import fail, fail_together
     from lhtrain.conf.here import data_here
-    from lhtrain.ranks import find_ranks, meeting_place
+    from lhtrain.ranks import ready_ranks
     from lhtrain.saved_run import load
 
     try:
-        ranks = find_ranks()
-        if ranks.size > 1:
-            meeting_place()
+        ranks = ready_ranks()
     except RunError as error:
         fail(str(error), of_all=False)
     try:

@@ -17,7 +17,7 @@ Checkpoint wrote (.metadata and *.distcp), is still read.
   staging.py   copy of a rank's tensors in host memory
   writer.py    a rank's file; publishing; rotation
   reader.py    filling tensors, on any mesh
-  names.py     names of checkpoints
+  names.py     names of checkpoints, and which a folder holds
   check.py     what is wrong with a checkpoint
   folder.py    the checkpoints of a run: their order, the newest sound one
   mailbox.py   messages between the ranks' saving threads
@@ -26,8 +26,8 @@ Checkpoint wrote (.metadata and *.distcp), is still read.
 """
 
 from lhtrain.checkpoint.check import as_written, fault, read_state, state_of
-from lhtrain.checkpoint.folder import complete, leftovers, newest_sound, tidy
-from lhtrain.checkpoint.names import folder_of
+from lhtrain.checkpoint.folder import leftovers, newest_sound, tidy
+from lhtrain.checkpoint.names import complete, folder_of
 from lhtrain.checkpoint.reader import load
 from lhtrain.checkpoint.tensors import tensors_of
 from lhtrain.checkpoint.writer import publish

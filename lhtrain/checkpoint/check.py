@@ -14,7 +14,7 @@ from lhtrain.checkpoint import manifest
 from lhtrain.checkpoint.blocks import BlockFile, Opened
 from lhtrain.checkpoint.faults import Fault, OtherFormat
 from lhtrain.checkpoint.manifest import Manifest
-from lhtrain.checkpoint.names import step_of
+from lhtrain.checkpoint.names import complete, step_of
 from lhtrain.checkpoint.together import in_parallel, on_all
 from lhtrain.errors import RunError
 from lhtrain.world import World
@@ -164,8 +164,6 @@ def read_state(path: Path, world: World | None = None) -> dict[str, Any]:
 
 def _instead_of(path: Path) -> str:
     """What to take where `path` is no sound checkpoint."""
-    from lhtrain.checkpoint.folder import complete
-
     if (step := step_of(path.name)) is not None:
         for other in reversed(complete(path.parent)):
             try:

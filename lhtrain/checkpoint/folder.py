@@ -12,31 +12,13 @@ from pathlib import Path
 
 from lhtrain.checkpoint.check import find_fault
 from lhtrain.checkpoint.faults import OtherFormat
-from lhtrain.checkpoint.names import step_of
+from lhtrain.checkpoint.names import complete, present
 from lhtrain.errors import RunError
 from lhtrain.files import sync_folder
 from lhtrain.world import World
 
 WRITING, DELETING, REPLACED, DAMAGED = ".writing-", ".deleting-", ".replaced-", "damaged-"
 _HIDDEN = re.compile(r"\.(writing|deleting|replaced)-(step_[0-9]{8,})(\.[0-9]+)?")
-
-
-def present(folder: Path) -> list[Path]:
-    """Everything in `folder` that has the name of a checkpoint, by step. Raises OSError."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    steps = [(step, name) for name in names if (step := step_of(name)) is not None]
-    return [folder / name for _, name in sorted(steps)]
-
-
-def complete(folder: Path) -> list[Path]:
-    """Checkpoints in `folder` that were finished, oldest first; not all need be sound."""
-    try:
-        return [path for path in present(folder) if (path / "manifest.json").exists()]
-    except OSError as error:
-        raise RunError(f"{folder} cannot be read: [Errno {error.errno}] {error.strerror}") from error
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ test: $(VENV)/.dev-ready
 
 test-multigpu: $(VENV)/.dev-ready
 	@$(BIN)/python -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(n < 2 and f"needs two GPUs; there are {n}")'
-	LHTRAIN_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/distributed tests/attention/test_context.py $(ARGS)
+	LHTRAIN_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/distributed tests/context_parallel/test_context.py $(ARGS)
 
 slurm-cluster:
 	scripts/slurm/local_cluster.sh install

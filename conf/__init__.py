@@ -2,8 +2,9 @@
 
 from hydra.core.config_store import ConfigStore
 
-from lhtrain.conf import own_files, resolvers
+from lhtrain.conf import resolvers
 from lhtrain.conf.schema import Config
+from lhtrain.conf.typed import own_files
 
 resolvers.register()
 own_files.register()

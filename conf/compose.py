@@ -17,14 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lhtrain.conf.fill import filled
 from lhtrain.conf.keys import all_keys, nearest, type_of
-from lhtrain.conf.misfit import LITERALLY, misfit, rule_of
-from lhtrain.conf.overrides import Setting
-from lhtrain.conf.own_files import documents, number, recorded
 from lhtrain.conf.problems import ConfigError, Problem
-from lhtrain.conf.quote import override
+from lhtrain.conf.rules.types import LITERALLY, misfit, rule_of
+from lhtrain.conf.rules.validate import data_problems, validate
 from lhtrain.conf.schema import Config, DataConfig
-from lhtrain.conf.typed_paths import exists, expanded
-from lhtrain.conf.validate import data_problems, validate
+from lhtrain.conf.typed.overrides import Setting
+from lhtrain.conf.typed.own_files import documents, number, recorded
+from lhtrain.conf.typed.paths import exists, expanded
+from lhtrain.conf.typed.quote import override
 
 # What Hydra raises where overrides do not fit; ValueError: a group's choice that it reads as a number.
 MISFITS = (HydraException, OmegaConfBaseException, ValueError)
@@ -77,7 +77,7 @@ def data_config(overrides: list[str]) -> DataConfig:
     Raises:
         ConfigError: as `check_overrides`, but of the rules only those on `data`.
     """
-    from lhtrain.conf.here import data_here
+    from lhtrain.conf.rules.machine import data_here
 
     with hydra():
         settings, problems = _settings(overrides)
@@ -288,7 +288,7 @@ def _problems_of(config: DictConfig, n_ranks: int | None, here: bool = False) ->
     typed = _typed(config)
     problems = validate(typed, n_ranks)
     if here:
-        from lhtrain.conf.here import here_problems
+        from lhtrain.conf.rules.machine import here_problems
 
         named = {problem.key for problem in problems}
         problems += [problem for problem in here_problems(typed) if problem.key not in named]

@@ -7,8 +7,8 @@ are derived from the hardware. `batch_tokens` decides what is learnt: `auto` giv
 import math
 from collections.abc import Iterator
 
-from lhtrain.conf.parallel import mesh_sizes
 from lhtrain.conf.problems import Problem
+from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import Config, Recompute, RunConfig, StageConfig
 
 AUTO = "auto"
@@ -148,7 +148,7 @@ def _on_cpu(stage: StageConfig, dp: int) -> int:
 
 def _fewest(config: Config, stage: StageConfig, dp: int, n_ranks: int | None, memory: int) -> tuple[int, int]:
     """Estimated peak in bytes, and the fewest micro-batches that fit; those of the least peak if none do."""
-    from lhtrain.estimate import estimate
+    from lhtrain.compute.memory import estimate
 
     given = number_or_auto(stage.grad_accum)
     peaks = []

@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 from lhtrain.conf.schema import Config
-from lhtrain.conf.typed_paths import expanded
+from lhtrain.conf.typed.paths import expanded
 
 
 def with_absolute_paths(config: Config) -> Config:

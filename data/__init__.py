@@ -2,10 +2,10 @@
 
 from lhtrain.data.corpus import Corpus, open_corpus
 from lhtrain.data.errors import DataError
-from lhtrain.data.order import PADDING, Part, SequenceOrder
-from lhtrain.data.split import Split
-from lhtrain.data.store import TokenStore
-from lhtrain.data.tokenizer import ByteTokenizer, Tokenizer
+from lhtrain.data.order.sequences import PADDING, Part, SequenceOrder
+from lhtrain.data.prepare.split import Split
+from lhtrain.data.store.tokens import TokenStore
+from lhtrain.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 
 __all__ = [
     "PADDING",

@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lhtrain.conf.quote import setting
-from lhtrain.data.cache import cache_root, load_or_build
-from lhtrain.data.checks import Checks
-from lhtrain.data.document import Document, read_chunks, read_documents
-from lhtrain.data.encode import write_document
+from lhtrain.conf.typed.quote import setting
 from lhtrain.data.errors import DamagedStore, DataError
-from lhtrain.data.manifest import Manifest, Shard, save_tokenizer, shard_name
-from lhtrain.data.order import Part
-from lhtrain.data.paths import expanded
-from lhtrain.data.plan import make_plan, plan_fingerprint
+from lhtrain.data.order.sequences import Part
+from lhtrain.data.prepare.encode import write_document
+from lhtrain.data.prepare.plan import make_plan, plan_fingerprint
+from lhtrain.data.prepare.recipe import AUTOMATIC, Recipe, differences
+from lhtrain.data.prepare.split import SPLITS, Split, split_documents
 from lhtrain.data.progress import progress_bar, watched
-from lhtrain.data.recipe import AUTOMATIC, Recipe, differences
-from lhtrain.data.source import find_files, is_prepared
-from lhtrain.data.split import SPLITS, Split, split_documents
-from lhtrain.data.store import FORMAT_VERSION, TokenStoreWriter
-from lhtrain.data.tokenizer import PREPARED, Tokenizer, open_tokenizer
+from lhtrain.data.sources.local import find_files, is_prepared
+from lhtrain.data.sources.paths import expanded
+from lhtrain.data.sources.text import Document, read_chunks, read_documents
+from lhtrain.data.store.cache import cache_root, load_or_build
+from lhtrain.data.store.checks import Checks
+from lhtrain.data.store.manifest import Manifest, Shard, save_tokenizer, shard_name
+from lhtrain.data.store.tokens import FORMAT_VERSION, TokenStoreWriter
+from lhtrain.data.tokenizers.tokenizer import PREPARED, Tokenizer, open_tokenizer
 
 SHARD_NAME = shard_name(0)
 

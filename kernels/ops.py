@@ -7,7 +7,7 @@ B batch, N sequence length, H query heads, G key/value heads, D head dim, E pyra
 import torch
 from torch import Tensor
 
-from lhtrain.attention.pyramid import Pyramid
+from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.kernel import score
 from lhtrain.kernels.selection.kernel import select_places
 from lhtrain.kernels.shapes import check_tokens

@@ -6,7 +6,7 @@ B batch, N sequence length, H query heads, G key/value heads, D head dim, E pyra
 import torch
 from torch import Tensor
 
-from lhtrain.attention.pyramid import Pyramid
+from lhtrain.kernels.pyramid import Pyramid
 
 MAX_UNROLLED_WINDOW = 64  # levels with longer windows go through loops instead of unrolled loads
 MAX_HEAD_DIM = 256

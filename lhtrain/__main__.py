@@ -6,9 +6,9 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from lhtrain import interrupt
-from lhtrain.home import ensure_home
-from lhtrain.streams import never_fail, open_closed
+from lhtrain.health import signals as interrupt
+from lhtrain.process.home import ensure_home
+from lhtrain.process.streams import never_fail, open_closed
 
 TRAIN = ("train", "resume", "extend")  # the commands that train; settings alone do, too
 

@@ -20,15 +20,15 @@ import lhtrain
 import lhtrain.conf  # registers the schema, the resolvers and how YAML is read
 from lhtrain.__main__ import begin_training
 from lhtrain.conf.schema import Config
-from lhtrain.ranks import Ranks, ready_ranks
+from lhtrain.distributed.ranks import Ranks, ready_ranks
 
 # Further commands: name -> "module:function", called with the remaining arguments.
 COMMANDS: dict[str, str] = {
     "train": "lhtrain.cli:train",
-    "data": "lhtrain.data.command:main",
-    "estimate": "lhtrain.estimate:main",
-    "export": "lhtrain.export:main",
-    "slurm": "lhtrain.slurm.command:main",
+    "data": "lhtrain.commands.data:main",
+    "estimate": "lhtrain.compute.memory:main",
+    "export": "lhtrain.interop:main",
+    "slurm": "lhtrain.commands.slurm:main",
     "resume": "lhtrain.commands.resume:resume",
     "extend": "lhtrain.commands.resume:extend",
 }
@@ -66,14 +66,14 @@ def _main(arguments: Arguments) -> None:
         print(f"lhtrain {lhtrain.__version__}")
         return
     if arguments[:1] == ["-sc"] and arguments[1:2] and arguments[1].startswith("query="):
-        from lhtrain.completion import complete
+        from lhtrain.commands.completion import complete
 
         return complete(arguments[1])
     command = "train"
     if arguments and not arguments[0].startswith(("-", "+", "~")) and "=" not in arguments[0]:
         command, *arguments = arguments
     if command == "help":
-        from lhtrain.help import show
+        from lhtrain.commands.help import show
 
         return show(arguments)
     if command not in COMMANDS:
@@ -90,7 +90,7 @@ def train(arguments: Arguments) -> None:
     """`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then hand over to Hydra."""
     begin_training()
     if {"-h", "--help"} & set(arguments):
-        from lhtrain.help import show
+        from lhtrain.commands.help import show
 
         return show([])
     from lhtrain.conf.compose import search_path
@@ -159,13 +159,13 @@ def _checked(parsed: Namespace, settings: Arguments, ranks: Ranks) -> tuple[Argu
     Raises ConfigError, RunError.
     """
     from lhtrain.conf.compose import checked
-    from lhtrain.conf.overrides import spelled
     from lhtrain.conf.problems import ConfigError, Problem
-    from lhtrain.conf.quote import override
     from lhtrain.conf.schema import Resume
-    from lhtrain.conf.sweep import Sweep, sweep_of
-    from lhtrain.launcher import of_this_launch
-    from lhtrain.run_dir import claim, holds_run, unwritable
+    from lhtrain.conf.typed.overrides import spelled
+    from lhtrain.conf.typed.quote import override
+    from lhtrain.conf.typed.sweep import Sweep, sweep_of
+    from lhtrain.distributed.launcher import of_this_launch
+    from lhtrain.runs.run_dir import claim, holds_run, unwritable
 
     is_sweep, starts = parsed.multirun or "hydra.mode=MULTIRUN" in settings, parsed.cfg is None
     sweep = sweep_of(settings) if is_sweep else Sweep(spelled(settings), [settings], [])
@@ -209,9 +209,9 @@ def _checked(parsed: Namespace, settings: Arguments, ranks: Ranks) -> tuple[Argu
 def fail_together(ranks: Ranks, message: str, status: int = 2) -> NoReturn:
     """End all ranks, of which this one cannot start, with one error."""
     if ranks.size > 1:
-        from lhtrain.agreement import Disagreement
-        from lhtrain.launch import refuse
-        from lhtrain.world import leave
+        from lhtrain.distributed.agreement import Disagreement
+        from lhtrain.distributed.launch import refuse
+        from lhtrain.distributed.world import leave
 
         try:
             refuse(ranks, message)
@@ -236,9 +236,9 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
 
     config: what the task trains. of_sweep: the directory of this run of a sweep, which continues after it.
     """
-    from lhtrain.agreement import Disagreement
-    from lhtrain.meeting import PeerFailed
-    from lhtrain.world import announce, leave, lost_contact, record_failure
+    from lhtrain.distributed.agreement import Disagreement
+    from lhtrain.distributed.meeting import PeerFailed
+    from lhtrain.distributed.world import announce, leave, lost_contact, record_failure
 
     try:
         task()
@@ -268,9 +268,9 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
 
     from lhtrain.conf.problems import ConfigError
     from lhtrain.data import DataError
+    from lhtrain.distributed.world import lost_contact
     from lhtrain.errors import LOST_CONTACT, RunError
     from lhtrain.files import NotRegular
-    from lhtrain.world import lost_contact
 
     if isinstance(error, ConfigError | DataError | RunError):
         return str(error)
@@ -291,10 +291,10 @@ def out_of_memory(error: Exception, given: Config) -> str:
     """What to say when the GPU's memory does not hold a run: the estimate, and what helps by how much."""
     import torch
 
-    from lhtrain.advice import advice
+    from lhtrain.compute.advice import advice
     from lhtrain.conf.fill import filled
-    from lhtrain.conf.parallel import mesh_sizes
-    from lhtrain.ranks import find_ranks
+    from lhtrain.conf.rules.parallel import mesh_sizes
+    from lhtrain.distributed.ranks import find_ranks
 
     memory, n_ranks = torch.cuda.mem_get_info()[1], find_ranks().size
     config = filled(given, n_ranks, memory)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lhtrain.conf.schema import OptimConfig
-from lhtrain.feed import Batch
-from lhtrain.model import GPT
-from lhtrain.parallel import Parallel, clip_grad_norm
+from lhtrain.distributed.mesh import Parallel, clip_grad_norm
+from lhtrain.loader import Batch
+from lhtrain.model.decoder import GPT
 
 
 class Measured(NamedTuple):

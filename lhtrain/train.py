@@ -17,43 +17,45 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lhtrain import checkpoint, greeting, start
+from lhtrain import checkpoint
 from lhtrain.attention import DenseAttention, LighthouseAttention
-from lhtrain.blocks import compiles, prepare
-from lhtrain.conf.compose import build
-from lhtrain.conf.fill import filled
-from lhtrain.conf.paths import with_absolute_paths
-from lhtrain.conf.schema import Attention, Config, LighthouseConfig, Resume, StageConfig
-from lhtrain.data import SequenceOrder, open_corpus
-from lhtrain.drift import Drift
-from lhtrain.errors import RunError
-from lhtrain.feed import Feed, validation_batches
-from lhtrain.flops import peak_flops, step_flops
-from lhtrain.guard import Guard
-from lhtrain.hardware import (
+from lhtrain.checkpoint.saver import Saver
+from lhtrain.compute.apply import compiles, prepare
+from lhtrain.compute.device import (
     compute_dtype,
     describe,
     gpu_memory,
     peak_memory,
     reset_peak_memory,
 )
-from lhtrain.history import History
-from lhtrain.interrupt import Interrupt
-from lhtrain.launch import launch, same_folder
-from lhtrain.launcher import too_short
-from lhtrain.model import FULL_ATTENTION, GPT
-from lhtrain.optim import build_optimizer
-from lhtrain.parallel import Parallel
+from lhtrain.compute.flops import peak_flops, step_flops
+from lhtrain.conf.compose import build
+from lhtrain.conf.fill import filled
+from lhtrain.conf.paths import with_absolute_paths
+from lhtrain.conf.schema import Attention, Config, LighthouseConfig, Resume, StageConfig
+from lhtrain.data import SequenceOrder, open_corpus
+from lhtrain.distributed.launch import launch, same_folder
+from lhtrain.distributed.launcher import too_short
+from lhtrain.distributed.mesh import Parallel
+from lhtrain.distributed.ranks import find_ranks
+from lhtrain.distributed.world import World, close
+from lhtrain.errors import RunError
+from lhtrain.health.hang import Watchdog
+from lhtrain.health.nonfinite import Guard
+from lhtrain.health.signals import Interrupt
+from lhtrain.health.straggler import Drift
+from lhtrain.loader import Feed, validation_batches
+from lhtrain.model.decoder import FULL_ATTENTION, GPT
+from lhtrain.model.optimizer import build_optimizer
 from lhtrain.progress import Progress, StageClock, StageRecord
-from lhtrain.ranks import find_ranks
-from lhtrain.reporter import Reporter, Silent
-from lhtrain.run_dir import RunDir, as_container, keep_tokenizer
-from lhtrain.run_lock import PATIENCE, RunLock
-from lhtrain.saver import Saver
+from lhtrain.report import greeting
+from lhtrain.report.reporter import Reporter, Silent
+from lhtrain.runs import resume as start
+from lhtrain.runs.history import History
+from lhtrain.runs.lock import PATIENCE, RunLock
+from lhtrain.runs.run_dir import RunDir, as_container, keep_tokenizer
 from lhtrain.schedule import Place, Schedule, attention_settings
 from lhtrain.step import Measured, update
-from lhtrain.watchdog import Watchdog
-from lhtrain.world import World, close
 
 
 def attention_of(stage: StageConfig, lighthouse: LighthouseConfig) -> DenseAttention | LighthouseAttention:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import lhtrain.help
-from lhtrain.advice import advice
+import lhtrain.commands.help
 from lhtrain.cli import fail, in_words, main, out_of_memory
+from lhtrain.compute.advice import advice
 from lhtrain.conf.compose import check_overrides, compose_config
 from lhtrain.files import NotRegular
-from lhtrain.run_dir import claim
+from lhtrain.runs.run_dir import claim
 
 
 def test_out_of_memory_says_what_helps(monkeypatch):
@@ -146,7 +146,7 @@ def test_a_full_disk_behind_stdout_is_one_sentence(monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lhtrain.help, "show", full)
+    monkeypatch.setattr(lhtrain.commands.help, "show", full)
     monkeypatch.setattr(sys, "argv", ["lhtrain", "help"])
     with pytest.raises(SystemExit) as end:
         main()

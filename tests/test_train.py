@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lhtrain import guard, start, train
+from lhtrain import train
 from lhtrain.conf.compose import compose_config
+from lhtrain.distributed.world import Ranks, World
+from lhtrain.health import nonfinite as guard
+from lhtrain.health.hang import Watchdog
 from lhtrain.progress import Progress
-from lhtrain.watchdog import Watchdog
-from lhtrain.world import Ranks, World
+from lhtrain.runs import resume as start
 
 SETTINGS = [
     *("model.seq_len=512", "model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.ffn_dim=32"),

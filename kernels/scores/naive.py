@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lhtrain.attention.pyramid import Pyramid
 from lhtrain.attention.selection import max_pooled
+from lhtrain.kernels.pyramid import Pyramid
 
 
 def score(q: Tensor, k: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lhtrain.attention.pyramid import TILE, Pyramid
+from lhtrain.kernels.pyramid import TILE, Pyramid
 from lhtrain.kernels.shapes import power_of_two
 
 EXPANDED = tl.constexpr(TILE)

@@ -5,8 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lhtrain.attention.pyramid import Pyramid
 from lhtrain.attention.selection import in_attention_order, kept_entries
+from lhtrain.kernels.pyramid import Pyramid
 
 
 def select_places(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lhtrain.attention.pyramid import Pyramid
+from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.shapes import blocks, power_of_two, rows_last, unrolled_levels
 
 # Measured on an H200: kernels/NOTES.md.

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lhtrain.attention.lighthouse import gather_pooled, scatter_back
-from lhtrain.attention.pyramid import Pyramid
+from lhtrain.kernels.pyramid import Pyramid
 
 
 def gather(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, pyramid: Pyramid) -> tuple[Tensor, ...]:

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lhtrain.attention.dense import DenseAttention, dense_attention
     from lhtrain.attention.lighthouse import LighthouseAttention, lighthouse_attention
-    from lhtrain.attention.pyramid import Pyramid
     from lhtrain.attention.selection import select
+    from lhtrain.kernels.pyramid import Pyramid
 
 # Where each name is. Imported when it is asked for, so that the shape of a pyramid, which checking a
 # configuration needs, can be had without the seconds that importing torch takes.
 _PLACES = {
-    "DenseAttention": "dense",
-    "LighthouseAttention": "lighthouse",
-    "Pyramid": "pyramid",
-    "dense_attention": "dense",
-    "lighthouse_attention": "lighthouse",
-    "select": "selection",
+    "DenseAttention": "lhtrain.attention.dense",
+    "LighthouseAttention": "lhtrain.attention.lighthouse",
+    "Pyramid": "lhtrain.kernels.pyramid",
+    "dense_attention": "lhtrain.attention.dense",
+    "lighthouse_attention": "lhtrain.attention.lighthouse",
+    "select": "lhtrain.attention.selection",
 }
 
 __all__ = [
@@ -33,4 +33,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
 from lhtrain.attention.names import BACKENDS, SCORERS
-from lhtrain.attention.pyramid import Pyramid
 from lhtrain.attention.selection import select_covered
+from lhtrain.kernels.pyramid import Pyramid
 
 HAS_TRITON = find_spec("triton") is not None
 

@@ -7,7 +7,7 @@ Source: arXiv:2605.06554, selection; the tie rule and `cover_prefix` are ours.
 import torch
 from torch import Tensor
 
-from lhtrain.attention.pyramid import TILE, Pyramid
+from lhtrain.kernels.pyramid import TILE, Pyramid
 
 
 def select(

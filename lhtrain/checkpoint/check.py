@@ -16,8 +16,8 @@ from lhtrain.checkpoint.faults import Fault, OtherFormat
 from lhtrain.checkpoint.manifest import Manifest
 from lhtrain.checkpoint.names import complete, step_of
 from lhtrain.checkpoint.together import in_parallel, on_all
+from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
-from lhtrain.world import World
 
 T = TypeVar("T")
 TRIES, PAUSE = 4, 2.0  # reading again after an error that may pass; seconds in between

@@ -13,9 +13,9 @@ from pathlib import Path
 from lhtrain.checkpoint.check import find_fault
 from lhtrain.checkpoint.faults import OtherFormat
 from lhtrain.checkpoint.names import complete, present
+from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.files import sync_folder
-from lhtrain.world import World
 
 WRITING, DELETING, REPLACED, DAMAGED = ".writing-", ".deleting-", ".replaced-", "damaged-"
 _HIDDEN = re.compile(r"\.(writing|deleting|replaced)-(step_[0-9]{8,})(\.[0-9]+)?")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lhtrain.world import World
+from lhtrain.distributed.world import World
 
 LOOK = (0.005, 0.5)  # seconds between two looks for a message: at first, and at most
 

@@ -44,8 +44,8 @@ def extend(arguments: list[str]) -> None:
     """`lhtrain extend ARGUMENTS`. Ends the program: status 2 for wrong arguments, 1 for what is there."""
     from lhtrain.cli import explained, fail
     from lhtrain.conf.fill import filled
-    from lhtrain.launch import launch
-    from lhtrain.saved_run import extend as lengthen
+    from lhtrain.distributed.launch import launch
+    from lhtrain.runs.saved import extend as lengthen
 
     path, overrides = _parsed(arguments, "extend", EXTEND_HELP)
     steps = [text.partition("=")[2] for text in overrides if text.startswith("steps=")]
@@ -77,7 +77,7 @@ def continues(settings: list[str]) -> bool:
 
     False, and nothing is done, where DIR has none yet: the settings then are those of a new run.
     """
-    from lhtrain.saved_run import value_of
+    from lhtrain.runs.saved import value_of
 
     given = {text.partition("=")[0]: text for text in settings}
     try:
@@ -119,9 +119,9 @@ def _train(path: Path, overrides: list[str]) -> None:
 def _loaded(path: Path, overrides: list[str]) -> tuple[Config, bool]:
     """The configuration of the run at `path`, and whether this is rank 0."""
     from lhtrain.cli import fail, fail_together
-    from lhtrain.conf.here import data_here
-    from lhtrain.ranks import ready_ranks
-    from lhtrain.saved_run import load
+    from lhtrain.conf.rules.machine import data_here
+    from lhtrain.distributed.ranks import ready_ranks
+    from lhtrain.runs.saved import load
 
     try:
         ranks = ready_ranks()

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from lhtrain.files import write_atomic
-from lhtrain.run_dir import RunDir
+from lhtrain.runs.run_dir import RunDir
 from lhtrain.slurm.folder import Attempts, SlurmFolder
 
 CONFIGURATION_ERROR = 2  # what `lhtrain` ends with when its arguments are at fault
@@ -98,7 +98,8 @@ def _lost(run_dir: Path) -> str | None:
     damaged = any(folder.checkpoints.glob("damaged-step_*"))
     if not (damaged or folder.metrics.exists() or folder.history.exists()):
         return None
-    from lhtrain import checkpoint, start  # they import torch, which takes seconds
+    from lhtrain import checkpoint
+    from lhtrain.runs import resume as start  # they import torch, which takes seconds
 
     return None if checkpoint.complete(folder.checkpoints) else start.lost_run(folder)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from lhtrain import metrics
 from lhtrain.files import NotRegular, open_regular, read_regular, write_atomic
-from lhtrain.history import History
-from lhtrain.run_dir import RunDir
+from lhtrain.report import metrics
+from lhtrain.runs.history import History
+from lhtrain.runs.run_dir import RunDir
 
 
 @dataclass

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lhtrain.files import read_regular
-from lhtrain.metrics import Row
-from lhtrain.plain_text import duration, number, one_line
 from lhtrain.progress import Losses
-from lhtrain.run_dir import RunDir
+from lhtrain.report.metrics import Row
+from lhtrain.report.plain_text import duration, number, one_line
+from lhtrain.runs.run_dir import RunDir
 from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import Queued, queued
 

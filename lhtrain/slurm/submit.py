@@ -13,20 +13,20 @@ from omegaconf import OmegaConf
 from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.fill import filled
 from lhtrain.conf.micro_batches import batch_problems
-from lhtrain.conf.parallel import parallel_problems
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.rules.parallel import parallel_problems
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.errors import RunError
 from lhtrain.files import write_atomic
 from lhtrain.provenance import code_version, in_words
-from lhtrain.run_dir import RunDir, as_container, unwritable
-from lhtrain.saved_run import load, value_of
+from lhtrain.runs.resume import check_start
+from lhtrain.runs.run_dir import RunDir, as_container, unwritable
+from lhtrain.runs.saved import load, value_of
 from lhtrain.slurm import quote
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
 from lhtrain.slurm.script import Job, render
-from lhtrain.start import check_start
 
 # The script says these itself, with an absolute path.
 _OWN = re.compile(r"\+{0,2}(run\.dir|resume)=")

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from lhtrain.data import SequenceOrder, open_corpus
-from lhtrain.data.prepare import prepare
-from lhtrain.data.recipe import Recipe
-from lhtrain.data.tokenizer import open_tokenizer
+from lhtrain.data.prepare.pipeline import prepare
+from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.tokenizers.tokenizer import open_tokenizer
 
 COLUMNS = [
     "cpu",

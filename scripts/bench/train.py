@@ -22,13 +22,8 @@ import torch
 from spans import communication, kernel_spans, print_kernels
 
 from lhtrain.attention.dense import fa4_runs
-from lhtrain.blocks import prepare
-from lhtrain.conf.compose import check_overrides
-from lhtrain.conf.fill import filled
-from lhtrain.conf.schema import Config, StageConfig
-from lhtrain.feed import Read, batches
-from lhtrain.flops import peak_flops, rows, step_flops
-from lhtrain.hardware import (
+from lhtrain.compute.apply import prepare
+from lhtrain.compute.device import (
     compute_dtype,
     gpu_memory,
     peak_memory,
@@ -36,12 +31,17 @@ from lhtrain.hardware import (
     reset_peak_memory,
     set_deterministic,
 )
-from lhtrain.model import FULL_ATTENTION, GPT
-from lhtrain.optim import build_optimizer
-from lhtrain.parallel import Parallel
+from lhtrain.compute.flops import peak_flops, rows, step_flops
+from lhtrain.conf.compose import check_overrides
+from lhtrain.conf.fill import filled
+from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.distributed.mesh import Parallel
+from lhtrain.distributed.world import World, close, find_ranks
+from lhtrain.loader import Read, batches
+from lhtrain.model.decoder import FULL_ATTENTION, GPT
+from lhtrain.model.optimizer import build_optimizer
 from lhtrain.step import update
 from lhtrain.train import attention_of
-from lhtrain.world import World, close, find_ranks
 
 COLUMNS = [
     "gpu",

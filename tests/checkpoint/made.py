@@ -9,11 +9,11 @@ import shutil
 import torch
 
 from lhtrain import checkpoint
+from lhtrain.checkpoint.saver import Saver
 from lhtrain.conf.schema import ModelConfig, OptimConfig
-from lhtrain.model import GPT
-from lhtrain.optim import build_optimizer
-from lhtrain.saver import Saver
-from lhtrain.world import Ranks, World
+from lhtrain.distributed.world import Ranks, World
+from lhtrain.model.decoder import GPT
+from lhtrain.model.optimizer import build_optimizer
 
 ALONE = World(Ranks(), torch.device("cpu"))
 SIZES = {"n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 32, "tie_embeddings": True}

@@ -21,8 +21,8 @@ from lhtrain import checkpoint
 from lhtrain.checkpoint import format2
 from lhtrain.conf.schema import ModelConfig, OptimConfig
 from lhtrain.errors import RunError
-from lhtrain.model import GPT
-from lhtrain.optim import build_optimizer
+from lhtrain.model.decoder import GPT
+from lhtrain.model.optimizer import build_optimizer
 from tests.checkpoint.made import copy, hash_again
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "checkpoint_format_2"

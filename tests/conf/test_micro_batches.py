@@ -4,12 +4,12 @@ from copy import deepcopy
 
 import pytest
 
+from lhtrain.compute.memory import estimate
 from lhtrain.conf.compose import check_overrides, compose_config
 from lhtrain.conf.fill import filled
 from lhtrain.conf.micro_batches import USABLE
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import Recompute
-from lhtrain.estimate import estimate
 
 GB = 10**9
 MODELS = ["gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "lighthouse_530m", "llama3_8b"]

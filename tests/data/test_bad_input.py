@@ -9,12 +9,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.problems import ConfigError
-from lhtrain.data import SequenceOrder, open_corpus, plan, rows
+from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.data.errors import DamagedStore, DataError
-from lhtrain.data.order import PADDING
-from lhtrain.data.prepare import prepare
-from lhtrain.data.recipe import Recipe
-from lhtrain.data.store import TokenStore, TokenStoreWriter
+from lhtrain.data.order.sequences import PADDING
+from lhtrain.data.prepare import plan
+from lhtrain.data.prepare.pipeline import prepare
+from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.sources import rows
+from lhtrain.data.store.tokens import TokenStore, TokenStoreWriter
 
 
 def prepared(folder, texts, **changes):

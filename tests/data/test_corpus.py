@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lhtrain.data import PADDING, Corpus, DataError, SequenceOrder, Split, open_corpus
 from lhtrain.data import corpus as corpus_module
-from lhtrain.data.prepare import prepare
-from lhtrain.data.recipe import Recipe
+from lhtrain.data.prepare.pipeline import prepare
+from lhtrain.data.prepare.recipe import Recipe
 
 TEXTS = {f"folder/{name}.txt": f"text of {name}: é€😀\n" * (ord(name) - 90) for name in "abcdefghij"}
 
@@ -184,7 +184,7 @@ def test_killed_while_tokenizing(texts: Path, cache: Path) -> None:
         """
         import os, signal, sys
         from lhtrain.data import open_corpus
-        from lhtrain.data.store import TokenStoreWriter
+        from lhtrain.data.store.tokens import TokenStoreWriter
 
         def end_document(self, *args, done=[]):
             done.append(args)

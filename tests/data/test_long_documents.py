@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lhtrain.data import SequenceOrder, open_corpus
-from lhtrain.data.order import PADDING
-from lhtrain.data.prepare import prepare
-from lhtrain.data.recipe import Recipe
+from lhtrain.data.order.sequences import PADDING
+from lhtrain.data.prepare.pipeline import prepare
+from lhtrain.data.prepare.recipe import Recipe
 
 SAMPLE = Path(__file__).parents[3] / "shared/corpus/sample.jsonl.xz"
 

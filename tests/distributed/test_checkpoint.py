@@ -7,9 +7,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from lhtrain import checkpoint
+from lhtrain.checkpoint.saver import Saver
+from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
-from lhtrain.saver import Saver
-from lhtrain.world import World
 from tests.checkpoint.made import ALONE, STATE, flip
 from tests.distributed.ranks import on_ranks
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from lhtrain import checkpoint, saver
-from lhtrain.checkpoint import writer
+from lhtrain import checkpoint
+from lhtrain.checkpoint import saver, writer
 from lhtrain.checkpoint.staging import Staging
-from lhtrain.world import World
+from lhtrain.distributed.world import World
 from tests.distributed.ranks import on_ranks
 
 TENSORS = {"model.w": torch.ones(8), "model.v": torch.ones(3)}

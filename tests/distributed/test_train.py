@@ -9,11 +9,11 @@ import torch
 from lhtrain import checkpoint
 from lhtrain.conf.compose import compose_config
 from lhtrain.conf.fill import filled
-from lhtrain.model import GPT
-from lhtrain.optim import build_optimizer
+from lhtrain.distributed.world import World
+from lhtrain.health.hang import Watchdog
+from lhtrain.model.decoder import GPT
+from lhtrain.model.optimizer import build_optimizer
 from lhtrain.train import Trainer
-from lhtrain.watchdog import Watchdog
-from lhtrain.world import World
 from tests.distributed.ranks import DEVICE, on_ranks
 
 TOLERANCE = 2e-4  # relative, after 20 steps of AdamW in float32, whose first steps amplify rounding

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from lhtrain.agreement import Disagreement
+from lhtrain.distributed.agreement import Disagreement
+from lhtrain.distributed.launch import same_folder
+from lhtrain.distributed.meeting import PeerFailed
+from lhtrain.distributed.world import World, announce, leave
 from lhtrain.errors import RunError
-from lhtrain.launch import same_folder
-from lhtrain.meeting import PeerFailed
-from lhtrain.world import World, announce, leave
 from tests.distributed.ranks import on_ranks
 
 LIMIT = 2  # seconds that a collective may take here

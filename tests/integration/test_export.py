@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lhtrain import checkpoint
 from lhtrain.conf.schema import StageConfig
 from lhtrain.data import SequenceOrder, open_corpus
-from lhtrain.feed import validation_batches
+from lhtrain.loader import validation_batches
 
 
 def test_the_exported_model_has_the_runs_loss(lhtrain, undisturbed):

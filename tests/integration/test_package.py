@@ -25,7 +25,12 @@ def test_a_built_wheel_works_from_another_directory(tmp_path):
     (wheel,) = tmp_path.glob("lhtrain-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"lhtrain"}
-    for needed in ("conf/model/gpt_tiny.yaml", "conf/config.yaml", "data/order.py", "kernels/__init__.py"):
+    for needed in (
+        "conf/model/gpt_tiny.yaml",
+        "conf/config.yaml",
+        "data/order/sequences.py",
+        "kernels/__init__.py",
+    ):
         assert f"lhtrain/{needed}" in names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     environment = os.environ | {

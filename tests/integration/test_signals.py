@@ -42,7 +42,7 @@ def test_a_signal_saves_and_leaves(lhtrain, undisturbed, which):
 # The command, with a disk that never finishes writing a checkpoint.
 HANGS = """
 import sys, threading
-from lhtrain.saver import Saver
+from lhtrain.checkpoint.saver import Saver
 def write(*_):
     print("saving", flush=True)
     threading.Event().wait()

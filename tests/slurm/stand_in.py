@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lhtrain.interrupt import Interrupt
+from lhtrain.health.signals import Interrupt
 
 
 def main() -> None:

@@ -13,20 +13,20 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lhtrain.checkpoint.saver import Saver
 from lhtrain.commands.resume import extend
 from lhtrain.conf.compose import check_overrides, compose_config
 from lhtrain.conf.fill import filled
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import ClusterConfig, Launch, Resume
+from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
-from lhtrain.run_dir import as_container
-from lhtrain.saver import Saver
+from lhtrain.runs.run_dir import as_container
 from lhtrain.slurm import quote
 from lhtrain.slurm.attempt import begin
 from lhtrain.slurm.script import Job, render
 from lhtrain.slurm.submit import check, prepare, prepare_own, submit
-from lhtrain.world import Ranks, World
 
 HOSTILE = [
     "two words",
@@ -326,7 +326,7 @@ def test_a_run_that_has_not_started_needs_its_settings_again(tmp_path):
     ],
 )
 def test_wrong_directories(arguments, message, tmp_path, monkeypatch, capsys):
-    from lhtrain.slurm.command import main
+    from lhtrain.commands.slurm import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nonexistent")
@@ -337,7 +337,7 @@ def test_wrong_directories(arguments, message, tmp_path, monkeypatch, capsys):
 
 def test_examples_of_the_help_are_read_as_they_are_typed(tmp_path):
     """Bash and zsh take quotes away, and zsh refuses brackets outside of them."""
-    from lhtrain.slurm.command import HELP
+    from lhtrain.commands.slurm import HELP
 
     keys = HELP[HELP.index("Keys most often set") :]
     words = [word for word in shlex.split(keys.replace("GPU;", "").replace("'", "'")) if "=" in word]

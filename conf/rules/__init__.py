@@ -1,0 +1,1 @@
+"""Which values fit together, and what this machine must have for them."""

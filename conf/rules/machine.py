@@ -1,0 +1,75 @@
+"""Whether this machine has what a configuration asks for: the files that it reads, and GPUs."""
+
+import glob
+import importlib.util
+import os
+from collections.abc import Iterator
+
+from lhtrain.conf.problems import Problem, shown
+from lhtrain.conf.schema import Config, CpAttention, DataConfig, Device
+from lhtrain.conf.typed.paths import exists
+
+
+def here_problems(config: Config) -> Iterator[Problem]:
+    """Every file that is missing or unreadable, and every device or package that is not there."""
+    yield from data_here(config.data)
+    if config.init_from and not os.path.isdir(config.init_from):
+        kind = "is a file" if os.path.exists(config.init_from) else "no such folder"
+        yield _missing("init_from", config.init_from, f"{kind}; a checkpoint is RUN/checkpoints/step_NUMBER")
+    yield from _kernels(config)
+
+
+def _missing(key: str, path: str, rule: str) -> Problem:
+    return Problem(key, repr(shown(path)), rule, is_here=True)
+
+
+def data_here(data: DataConfig) -> Iterator[Problem]:
+    """Paths of `data` that lead nowhere, or to what may not be read."""
+    if data.source in ("text", "code", "files"):
+        for path in data.path if isinstance(data.path, list) else [data.path]:
+            if isinstance(path, str) and path and (rule := _unreadable(path)):
+                yield _missing("data.path", path, rule)
+    for name, part in data.mix.items() if isinstance(data.mix, dict) and data.source == "mix" else ():
+        path = part.get("path") if isinstance(part, dict) else None
+        if isinstance(path, str) and path and not os.path.isfile(os.path.join(path, "meta.json")):
+            rule = "must be a folder that `lhtrain data prepare` wrote; it has no meta.json"
+            yield _missing(f"data.mix.{name}.path", path, rule)
+
+
+def _unreadable(path: str) -> str | None:
+    if not exists(path):
+        if glob.has_magic(path) and next(glob.iglob(path, recursive=True), None):
+            return None
+        return "must exist, or be a pattern of names that do (*, ?, [ ], **)"
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"is a link to {os.readlink(path)!r}, which must exist"
+    access = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
+    return None if os.access(path, access) else "must be readable"
+
+
+def _kernels(config: Config) -> Iterator[Problem]:
+    """Rules on what the kernels need."""
+    if config.lighthouse.backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            yield Problem("lighthouse.backend", "triton", "needs the package: pip install triton; or auto")
+        elif not _on_gpu(config) and os.environ.get("TRITON_INTERPRET") != "1":
+            rule = "needs an NVIDIA GPU, and the run is on a CPU: auto takes what works there"
+            yield Problem("lighthouse.backend", "triton", rule)
+    head_dim, parallel = config.model.head_dim, config.parallel
+    if parallel.cp > 1 and head_dim % 8 and _is_ring(config) and _on_gpu(config):
+        rule = "must be a multiple of 8 where keys travel in a ring on GPUs (parallel.cp_attention)"
+        yield Problem("model.head_dim", head_dim, rule)
+
+
+def _is_ring(config: Config) -> bool:
+    if config.parallel.cp_attention is CpAttention.auto:
+        return bool(config.model.n_heads % config.parallel.cp or config.model.n_kv_heads % config.parallel.cp)
+    return config.parallel.cp_attention is CpAttention.ring
+
+
+def _on_gpu(config: Config) -> bool:
+    if config.run.device is not Device.auto:
+        return config.run.device is Device.cuda
+    import torch  # seconds: only where a rule depends on it
+
+    return torch.cuda.is_available()

@@ -1,0 +1,65 @@
+"""Which values fit together when several ranks share a run."""
+
+from collections.abc import Iterator
+
+from lhtrain.conf.problems import Problem
+from lhtrain.conf.schema import Attention, Config, ParallelConfig, StageConfig
+from lhtrain.kernels.pyramid import TILE, Pyramid
+
+
+def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
+    """dp_replicate, dp_shard, cp, with what -1 stands for.
+
+    Raises ValueError: sizes whose product is not the number of ranks.
+    """
+    known = config.dp_replicate * config.cp
+    shard = n_ranks // known if config.dp_shard == -1 else config.dp_shard
+    if known * shard != n_ranks:
+        launch = "; torchrun --nproc-per-node=N -m lhtrain … starts N" if n_ranks == 1 else ""
+        raise ValueError(f"their product must be the number of ranks, {n_ranks}{launch}")
+    return config.dp_replicate, shard, config.cp
+
+
+def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
+    """Rules on `parallel`, and on what it shares out. Without `n_ranks`, dp_shard=-1 counts as one rank."""
+    parallel = config.parallel
+    if min(parallel.dp_replicate, parallel.cp) < 1:
+        return  # named already
+    if parallel.dp_shard < 1 and parallel.dp_shard != -1:
+        yield Problem(
+            "parallel.dp_shard", parallel.dp_shard, "must be at least 1, or -1 for all that are left"
+        )
+        return
+    try:
+        known = parallel.dp_replicate * parallel.cp
+        _, _, cp = mesh_sizes(parallel, n_ranks or known * max(parallel.dp_shard, 1))
+    except ValueError as error:
+        sizes = f"{parallel.dp_replicate} * {parallel.dp_shard} * {parallel.cp}"
+        yield Problem("parallel.dp_replicate * dp_shard * cp", sizes, str(error))
+        return
+    heads = {"n_heads": config.model.n_heads, "n_kv_heads": config.model.n_kv_heads}
+    if parallel.cp_attention.value == "ulysses" and any(count % cp for count in heads.values()):
+        rule = f"parallel.cp={cp} must divide {' and '.join(f'model.{k}={v}' for k, v in heads.items())}"
+        yield Problem("parallel.cp_attention", "ulysses", f"{rule}; ring takes any")
+    for name, stage in config.stages.items():
+        if stage.seq_len >= 1 and cp > 1:
+            yield from _stage(f"stages.{name}", stage, cp)
+
+
+def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
+    if stage.seq_len % (2 * cp):
+        yield Problem(f"{key}.seq_len", stage.seq_len, f"must be a multiple of 2 * parallel.cp = {2 * cp}")
+    elif stage.attention is Attention.lighthouse:
+        pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
+        if not pyramid.problems() and not _chunks_fit(pyramid, pyramid.budget, cp):
+            fitting = [k for k in range(TILE, pyramid.seq_len, TILE) if _chunks_fit(pyramid, k, cp)]
+            near = sorted(sorted(fitting, key=lambda k: abs(k - pyramid.budget))[:2])
+            advice = f"nearest: {' or '.join(map(str, near))}" if near else "no budget does; fewer ranks may"
+            rule = f"each of the 2 * parallel.cp = {2 * cp} chunks of a sequence must have whole tiles of it"
+            yield Problem(f"{key}.budget", stage.budget, f"{rule}; {advice}")
+
+
+def _chunks_fit(whole: Pyramid, budget: int, cp: int) -> bool:
+    if budget % (2 * cp):
+        return False
+    return not Pyramid(whole.seq_len // (2 * cp), whole.levels, whole.pooling, budget // (2 * cp)).problems()

@@ -1,0 +1,360 @@
+"""YAML files as Hydra gets them: every value as it was typed, and mistakes by file and line.
+
+YAML's own rules turn 24:00:00 into 86400, 010 into 8 and `off` into false. Here a value without quotes is
+text until the schema gives it a type: `010` is a number for a key that holds numbers, text for any other.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource as HydraFiles
+from hydra._internal.core_plugins.importlib_resources_config_source import (
+    ImportlibResourcesConfigSource as HydraPackage,
+)
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult
+from omegaconf import OmegaConf
+
+from lhtrain.conf.keys import all_keys, is_container, nearest, type_of
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.rules.types import misfit
+
+OURS = ("lhtrain.conf", "hydra.conf")  # packages whose files need no check
+PACKAGES = {
+    "stage": "stages",
+    "experiment": "_global_",
+}  # of groups whose keys do not belong under their name
+
+_PACKAGE = re.compile(r"#\s*@\s*package\s*:?\s+(\S+)\s*")
+_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values are text, but for null."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [("tag:yaml.org,2002:null", _NULL), ("tag:yaml.org,2002:merge", re.compile(r"^<<$"))]
+        for first in ("~", "n", "N", "", "<")
+    }
+
+
+# The user's files that Hydra has read. It makes and copies its sources itself: they cannot be asked.
+_documents: ContextVar[list["Document"] | None] = ContextVar("documents", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Remember what is read in this context, for `documents`."""
+    token = _documents.set([])
+    try:
+        yield
+    finally:
+        _documents.reset(token)
+
+
+def documents() -> list["Document"]:
+    """The user's files that were read, in their order; one may be there several times."""
+    return _documents.get() or []
+
+
+def _record(document: "Document") -> None:
+    if (read_so_far := _documents.get()) is not None:
+        read_so_far.append(document)
+
+
+@dataclass
+class Document:
+    """A file of settings: its content, and the line of each key."""
+
+    place: str  # the file, as it is named in messages
+    config_path: str  # as Hydra names it: GROUP/NAME
+    group: str  # "" for one outside of all groups
+    header: str | None = None  # the package that its first line names
+    content: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)  # of keys with their package, from 1
+
+    @property
+    def package(self) -> str:
+        """What the keys are below; "" at the top."""
+        package = "_group_" if self.header is None else self.header.removeprefix("_global_").lstrip(".")
+        return package.replace("_group_", self.group.replace("/", "."))
+
+    def typed(self) -> dict[str, Any]:
+        """The content of a whole configuration, each value with its key's type where it has that."""
+        return {name: _with_types(name, value) for name, value in self.content.items()}
+
+    def at(self, key: str) -> str:
+        """FILE:LINE of `key`, or of the nearest key above it that the file has."""
+        while key and key not in self.lines:
+            key = key.rpartition(".")[0]
+        return f"{self.place}:{self.lines[key]}" if key else self.place
+
+
+def read(data: bytes, place: str, config_path: str) -> Document:
+    """The document of a file's content; config_path: as Hydra names it, GROUP/NAME.
+
+    Raises ConfigError: not text, not YAML, a key twice, no mapping.
+    """
+    document = Document(place, config_path, os.path.dirname(config_path), _header(data, place))
+    try:
+        loader = _Loader(data.decode("utf-8-sig"))
+        node = loader.get_single_node()
+        if node is None:
+            return document
+        if not isinstance(node, yaml.MappingNode):
+            raise _wrong(place, node.start_mark, "must hold KEY: VALUE lines")
+        prefix = f"{document.package}." if document.package else ""
+        document.lines = dict(_lines(node, prefix, place))
+        document.content = loader.construct_document(node)
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("", None, f"must be UTF-8 text ({error.reason})", place)]) from error
+    except yaml.MarkedYAMLError as error:
+        raise _wrong(place, error.problem_mark or error.context_mark, _rule(error)) from error
+    except yaml.YAMLError as error:  # a character that no YAML may hold
+        raise ConfigError(
+            [Problem("", None, f"is not YAML: {' '.join(str(error).split())}", place)]
+        ) from error
+    except RecursionError as error:
+        raise ConfigError([Problem("", None, "must not be nested so deeply", place)]) from error
+    _give_types(document)
+    return document
+
+
+def problems_of(document: Document) -> Iterator[Problem]:
+    """Keys that do not exist, and values of a wrong type. Rules between values are `validate`'s part."""
+    if document.package.startswith("hydra"):
+        return
+    if document.package and type_of(document.package) is None:
+        yield Problem("", None, _no_package(document), f"{document.place}:1")
+        return
+    # `defaults` is Hydra's list of other files, `hydra` its own settings.
+    hidden = {"defaults"} if document.package else {"defaults", "hydra"}
+    tree: Any = {name: value for name, value in document.content.items() if name not in hidden}
+    for name in reversed(document.package.split(".") if document.package else []):
+        tree = {name: tree}
+    yield from _misfits(tree, "", document, list(all_keys()))
+
+
+def _misfits(tree: dict[str, Any], prefix: str, document: Document, known: list[str]) -> Iterator[Problem]:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        place, kind = document.at(key), type_of(key)
+        if kind is None:
+            yield Problem(key, value, f"no such key{nearest(key, known)}", place)
+        elif isinstance(value, dict) and is_container(kind):
+            yield from _misfits(value, f"{key}.", document, known)
+        elif value is None and is_container(kind):
+            yield Problem(key, None, "holds nothing: are the lines below it indented?", place)
+        elif is_container(kind):
+            first = fields(kind)[0].name if is_dataclass(kind) else "NAME"
+            yield Problem(key, value, f"must hold keys of its own, such as {key}.{first}", place)
+        elif rule := misfit(key, value):
+            yield Problem(key, value, rule, place)
+
+
+def _no_package(document: Document) -> str:
+    package = PACKAGES.get(document.group, "_global_")
+    return (
+        f"the first line must be '# @package {package}': without it the file's keys are those of "
+        f"{document.package!r}, which does not exist"
+    )
+
+
+def _header(data: bytes, place: str) -> str | None:
+    """The package that a comment before the first key names: # @package NAME."""
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            return None
+        if re.match(r"\s*#\s*@\s*package\b", line, re.IGNORECASE):
+            if match := _PACKAGE.fullmatch(line.strip()):
+                return match[1]
+            rule = f"{line.strip()!r} must be '# @package NAME', such as '# @package stages'"
+            raise ConfigError([Problem("", None, rule, f"{place}:{number}")])
+    return None
+
+
+def _lines(
+    node: yaml.MappingNode, prefix: str, place: str, above: tuple[int, ...] = ()
+) -> Iterator[tuple[str, int]]:
+    """Each key with its line."""
+    seen: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _wrong(place, key_node.start_mark, "a key must be a name")
+        name = key_node.value
+        if name in seen:
+            key = f"{prefix}{name}"
+            raise ConfigError(
+                [Problem("", None, f"{key}: is on line {seen[name]} too; remove one", f"{place}:{line}")]
+            )
+        seen[name] = line
+        key_node.tag = "tag:yaml.org,2002:str"  # so that a key `null` or `on` is a name as well
+        yield f"{prefix}{name}", line
+        yield from _lines_below(value_node, f"{prefix}{name}.", place, (*above, id(node)))
+
+
+def _lines_below(
+    node: yaml.Node, prefix: str, place: str, above: tuple[int, ...]
+) -> Iterator[tuple[str, int]]:
+    if id(node) in above:
+        raise _wrong(place, node.start_mark, "must not hold itself")
+    if isinstance(node, yaml.MappingNode):
+        yield from _lines(node, prefix, place, above)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, child in enumerate(node.value):
+            yield from _lines_below(child, f"{prefix}{number}.", place, (*above, id(node)))
+
+
+def _with_types(key: str, value: Any) -> Any:
+    kind = type_of(key)
+    if isinstance(value, dict):
+        return {name: _with_types(f"{key}.{name}", child) for name, child in value.items()}
+    if key.startswith("data.mix."):
+        return number(value) if key.endswith(".weight") else value
+    if isinstance(value, list):
+        inner = get_args(kind)[0] if get_args(kind) else str
+        return [_as_kind(child, inner) for child in value]
+    if key.endswith(("batch_tokens", "grad_accum")):  # which may also be auto
+        return number(value)
+    return _as_kind(value, kind)
+
+
+def number(value: Any) -> Any:
+    """The number that a text is, where it is one; anything else as it is."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
+    return value
+
+
+def _as_kind(value: Any, kind: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if kind is bool and value in ("true", "false"):
+        return value == "true"
+    if kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return value
+
+
+def _give_types(document: Document) -> None:
+    """Below `hydra` there are keys without a type in any schema, of launchers: numbers and true and false are
+    read there where nothing of the text is lost. What a sweep varies stays text."""
+    if document.package == "hydra" or document.package.startswith("hydra."):
+        document.content = _typed(document.content)
+    elif isinstance(document.content.get("hydra"), dict):
+        hydra = document.content["hydra"]
+        sweeper = hydra.get("sweeper")
+        params = sweeper.get("params") if isinstance(sweeper, dict) else None
+        document.content["hydra"] = _typed(hydra)
+        if params is not None:
+            document.content["hydra"]["sweeper"]["params"] = params
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _typed(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_typed(child) for child in value]
+    if not isinstance(value, str):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except ValueError:
+            continue
+        if str(number) == value:
+            return number
+    return value
+
+
+def _rule(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or "is not YAML"
+    if "'\\t'" in problem:
+        return "a tab: YAML is indented with spaces"
+    if "could not determine a constructor for the tag" in problem:
+        return f"{problem}: only plain YAML is read"
+    return f"{problem}: check the indentation, brackets and quotes here and in the line before"
+
+
+def _wrong(place: str, mark: yaml.Mark | None, rule: str) -> ConfigError:
+    return ConfigError([Problem("", None, rule, f"{place}:{mark.line + 1}" if mark else place)])
+
+
+def _result(source: Any, document: Document) -> ConfigResult:
+    return ConfigResult(
+        config=OmegaConf.create(document.content),
+        path=source.full_path(),
+        provider=source.provider,
+        header={"package": document.header},
+    )
+
+
+# Of the names that Hydra's own classes have: it registers those too, and keeps the first of a name.
+class FileConfigSource(HydraFiles):
+    """A folder of the user's files, of --config-dir or hydra.searchpath."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            rule = f"must be a file that can be read ({error.strerror})"
+            raise ConfigError([Problem("", None, rule, str(path))]) from error
+        document = read(data, _shown(path), config_path)
+        _record(document)
+        if problems := list(problems_of(document)):
+            raise ConfigError(problems)
+        return _result(self, document)
+
+
+class ImportlibResourcesConfigSource(HydraPackage):
+    """A folder of a Python package; files of other packages than this program's are the user's."""
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Without the folders of Python code beside the groups: they are no groups."""
+        here = resources.files(self.path).joinpath(config_path)
+        names = super().list(config_path, results_filter)
+        return [name for name in names if not here.joinpath(name, "__init__.py").is_file()]
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        name = self._normalize_file_name(config_path)
+        file = resources.files(self.path).joinpath(name)
+        if not file.is_file():
+            raise ConfigLoadError(f"Config not found : {name}")
+        document = read(file.read_bytes(), f"{self.path}:{name}", config_path)
+        if self.path not in OURS:
+            _record(document)
+            if problems := list(problems_of(document)):
+                raise ConfigError(problems)
+        return _result(self, document)
+
+
+def _shown(path: Path) -> str:
+    """Relative where the file is below the current folder."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
+
+
+def register() -> None:
+    """Read YAML in this way from now on, whatever asks Hydra for it."""
+    types = SourcesRegistry.instance().types
+    types["file"], types["pkg"] = FileConfigSource, ImportlibResourcesConfigSource

@@ -1,0 +1,106 @@
+"""The runs that a command line asks for: one, or with -m every combination of the values."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from lhtrain.conf.compose import MISFITS, checked, hydra
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.typed.overrides import spelled
+from lhtrain.conf.typed.paths import expanded
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # others choose values by themselves
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """overrides: as Hydra is to get them; jobs: those of each run; dirs: each run's directory, if known."""
+
+    overrides: list[str]
+    jobs: list[list[str]]
+    dirs: list[Path]
+
+
+def sweep_of(overrides: list[str]) -> Sweep:
+    """The runs of `lhtrain -m OVERRIDES`, hydra.sweeper.params among them.
+
+    Raises ConfigError: overrides that cannot be read, or whose values cannot be listed.
+    """
+    overrides = spelled(overrides, sweep=True)
+    with hydra():
+        parsed = _parsed(overrides)
+        single = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+        try:
+            own = compose("config", overrides=single, return_hydra_config=True).hydra
+        except MISFITS:
+            # Some of them are problems: each run would have them.
+            checked(single)
+            raise
+        if own.sweeper.get("_target_") != BASIC:
+            return Sweep(overrides, [single], [])
+        if own.sweeper.get("params"):
+            params: Any = OmegaConf.to_container(own.sweeper.params, resolve=True)
+            overrides = [
+                *spelled([f"{key}={value}" for key, value in params.items()], sweep=True),
+                *overrides,
+            ]
+            overrides = [text for text in overrides if not text.startswith("hydra.sweeper.params")]
+            parsed = _parsed(overrides)
+            overrides.append("hydra.sweeper.params=null")
+        choices: dict[str, list[str]] = {}
+        for override in parsed:
+            key = override.get_key_element()
+            choices[key] = (
+                list(_values(override)) if override.is_sweep_override() else [str(override.input_line)]
+            )
+        jobs = [list(job) for job in itertools.product(*choices.values())]
+        return Sweep(overrides, jobs, _dirs(own, len(jobs)))
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    """Raises ConfigError: what cannot be read, each with its text."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed, problems = [], []
+    for text in overrides:
+        try:
+            parsed += parser.parse_overrides([text])
+        except (HydraException, ValueError):
+            rule = "cannot be read as KEY=VALUE or KEY=VALUE,VALUE; special characters need quotes"
+            problems.append(Problem("", None, f"{text}: {rule}: 'KEY=\"VALUE\"'"))
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+def _values(override: Override) -> list[str]:
+    """KEY=VALUE for each value of one that is swept."""
+    key = override.get_key_element()
+    try:
+        values = list(override.sweep_string_iterator())
+    except (HydraException, ValueError, AssertionError, TypeError) as error:
+        rule = f"its values cannot be listed ({' '.join(str(error).split())})"
+        raise ConfigError([Problem(key, override.get_value_string(), rule)]) from error
+    if not values:
+        rule = "matches nothing that is there, so that there would be no run"
+        raise ConfigError([Problem(key, override.get_value_string(), rule)])
+    return [f"{key}={value}" for value in values]
+
+
+def _dirs(own: DictConfig, n_jobs: int) -> list[Path]:
+    """The directory of each run, where its name is the run's number alone."""
+    raw: Any = OmegaConf.to_container(own.sweep, resolve=False)
+    if raw["subdir"] != "${hydra.job.num}":
+        return []
+    try:
+        folder = Path(expanded(str(own.sweep.dir)))
+    except MISFITS:
+        return []
+    return [folder / str(number) for number in range(n_jobs)]

@@ -1,0 +1,1 @@
+"""A source into a folder of shards."""

@@ -1,0 +1,366 @@
+"""`prepare`: a source into a folder of shards, in parallel, again and again until it is complete.
+
+The plan lists the units in an order of its own; unit i becomes shard i, whoever writes it. A finished shard
+is there under its name, an unfinished one is not; meta.json is written when all are there.
+"""
+
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lhtrain.data.errors import DamagedStore, DataError
+from lhtrain.data.prepare.plan import Unit, make_plan, plan_fingerprint
+from lhtrain.data.prepare.recipe import PREPARABLE, Recipe, differences
+from lhtrain.data.prepare.shard import write_shard
+from lhtrain.data.progress import Meter
+from lhtrain.data.sources.local import LOCK, PLAN
+from lhtrain.data.sources.paths import expanded, matching
+from lhtrain.data.store.checks import Checks
+from lhtrain.data.store.manifest import (
+    SKIPPED,
+    Manifest,
+    Shard,
+    read_json,
+    save_tokenizer,
+    shard_name,
+    skipped_documents,
+)
+from lhtrain.data.store.tokens import TokenStore, read_header
+from lhtrain.data.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from lhtrain.files import NotRegular, open_lock, remove_leftovers, write_atomic
+
+MOST_PLAN_BYTES = 1 << 24  # of plan.json
+WRITTEN = (LOCK, PLAN, shard_name(0), f"00000{SKIPPED}", "meta.json", "tokenizer.json")
+
+log = logging.getLogger(__name__)
+
+
+def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: bool = True) -> Manifest:
+    """Tokenize `recipe` into `folder` and return what is there; what is there already is kept.
+
+    Args:
+        workers: processes; None takes one a core. What is written does not depend on it.
+        progress: a bar with tokens/s and time left on a terminal, else a line now and then; on stderr.
+
+    Raises:
+        DataError: anything wrong with the source or the folder, a full disk, a killed process. Shards that
+            are finished stay; the same call goes on after them.
+    """
+    if recipe.source not in PREPARABLE:
+        rule = f"must be one of {', '.join(PREPARABLE)} to be prepared"
+        raise DataError(f"data.source={recipe.source!r}: {rule}")
+    tokenizer = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
+    units = make_plan(recipe)
+    _check_apart(folder, recipe, units)
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK) and _is_of(
+            folder, plan_fingerprint(recipe, tokenizer.fingerprint, units)
+        ):
+            return Manifest.read(folder)  # complete, and kept from being changed
+        with _locked(folder):
+            return _prepare(recipe, folder, tokenizer, units, workers or _cores(), progress)
+
+
+def _check_apart(folder: Path, recipe: Recipe, units: list[Unit]) -> None:
+    """Refuse to write among what is read: the shards would be read as texts, or texts be hidden by them."""
+    out = os.path.realpath(folder)
+    key = f"data.out={str(folder)!r}: must be a folder of its own, but"
+    remedy = "give a new folder, beside data.path or in it"
+    roots = []
+    for given in recipe.paths:
+        found = matching(given)
+        roots += [os.path.realpath(path) for path in found]
+        beside = found != [expanded(given)] and any(os.path.dirname(root) == out for root in roots)
+        if beside and recipe.source != "code" and any(fnmatch(name, Path(given).name) for name in WRITTEN):
+            raise DataError(
+                f"{key} data.path={given!r} matches the names of the files written there; {remedy}"
+            )
+    if not any(_is_in(out, root) for root in roots):
+        return
+    parents = {os.path.dirname(item.path) for unit in units for item in unit.items if unit.reader != "hub"}
+    held = next((parent for parent in sorted(parents) if _is_in(os.path.realpath(parent), out)), None)
+    if held is not None:
+        raise DataError(f"{key} holds files that are to be read, in {held!r}; {remedy}")
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return os.path.join(path, "").startswith(os.path.join(folder, ""))
+
+
+def _prepare(
+    recipe: Recipe, folder: Path, tokenizer: Tokenizer, units: list[Unit], workers: int, progress: bool
+) -> Manifest:
+    fingerprint = _claim(folder, recipe, tokenizer, units)
+    remove_leftovers(folder)  # of a killed process; the lock says that nobody writes them now
+    for leftover in folder.glob(".*.bin.*"):  # of an earlier version
+        leftover.unlink()
+    checks = Checks.of_prepared(folder, None)
+    finished = {i for i in range(len(units)) if _is_finished(folder, i, tokenizer, checks)}
+    if os.path.lexists(folder / "meta.json"):
+        try:
+            manifest = Manifest.read(folder)
+            if manifest == _complete(folder, recipe, tokenizer, fingerprint, len(units), finished):
+                save_tokenizer(folder, tokenizer)
+                return manifest
+            log.warning("writing %s again: what it describes has changed", folder / "meta.json")
+        except DamagedStore as damage:
+            log.warning("writing it again: %s", damage)
+        (folder / "meta.json").unlink()
+    todo = [i for i in range(len(units)) if i not in finished]
+    left = None if recipe.max_tokens is None else max(recipe.max_tokens - _tokens(folder, finished), 1)
+    with Meter(sum(units[i].size for i in todo), left, progress) as meter:
+        _write_shards(folder, recipe, units, finished, min(workers, max(len(todo), 1)), meter)
+    manifest = _manifest(folder, recipe, tokenizer, fingerprint, len(units))
+    save_tokenizer(folder, tokenizer)
+    if not manifest.documents:
+        rule = f"no document is left; skipped {dict(manifest.skipped) or 'none'}"
+        raise DataError(f"data.path={recipe.path!r}: must hold at least one text that is not empty: {rule}")
+    for number in range(len(manifest.shards), len(units)):  # ahead of a limit that earlier ones reached
+        for path in ((folder / shard_name(number)), (folder / shard_name(number)).with_suffix(SKIPPED)):
+            path.unlink(missing_ok=True)
+    manifest.write(folder)
+    return manifest
+
+
+def _complete(
+    folder: Path, recipe: Recipe, tokenizer: Tokenizer, fingerprint: str, n_units: int, finished: set[int]
+) -> Manifest | None:
+    """What meta.json must hold if the finished shards are all that are needed; else None."""
+    first = next((i for i in range(n_units) if i not in finished), n_units)
+    manifest = _manifest(folder, recipe, tokenizer, fingerprint, first)
+    enough = first == n_units or _reaches(recipe, manifest.documents, manifest.tokens)
+    return manifest if enough else None
+
+
+def _manifest(folder: Path, recipe: Recipe, tokenizer: Tokenizer, fingerprint: str, n_units: int) -> Manifest:
+    """Of the first `n_units` shards, which are there."""
+    shards = _counted(folder, recipe, n_units)
+    skipped = dict(skipped_documents(folder, len(shards)))
+    return Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), shards, skipped)
+
+
+def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]) -> str:
+    """Write plan.json, or check that it is of the same plan; returns the hash of what decides the tokens."""
+    fingerprint = plan_fingerprint(recipe, tokenizer.fingerprint, units)
+    path = folder / PLAN
+    try:
+        there = read_json(path, MOST_PLAN_BYTES, "")
+    except DamagedStore as damage:
+        there = {}
+        if os.path.lexists(path):
+            log.warning("writing it again: %s", damage)
+    if there.get("fingerprint") == fingerprint:
+        return fingerprint
+    shards = next(folder.glob("*.bin"), None) is not None
+    if not there and shards and not _is_of(folder, fingerprint):
+        rule = "holds .bin files without a plan.json that says what they are; remove it or give another"
+        raise DataError(f"data.out={str(folder)!r}: {rule} data.out")
+    if there and (shards or os.path.lexists(folder / "meta.json")):
+        differing = differences(there.get("recipe"), recipe.as_dict())
+        rule = "holds shards of other data settings"
+        if not differing:
+            rule = "holds shards of the same settings, but the source or the tokenizer has changed since"
+        remedy = f"remove it or give another data.out{f' ({differing})' if differing else ''}"
+        raise DataError(f"data.out={str(folder)!r}: {rule}; {remedy}")
+    content = {"fingerprint": fingerprint, "recipe": recipe.as_dict(), "units": len(units)}
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
+    return fingerprint
+
+
+def _is_of(folder: Path, fingerprint: str) -> bool:
+    """Whether a complete folder has this fingerprint, though its plan.json is missing or damaged."""
+    try:
+        return Manifest.read(folder).fingerprint == fingerprint
+    except DamagedStore:
+        return False
+
+
+def _is_finished(folder: Path, number: int, tokenizer: Tokenizer, checks: Checks) -> bool:
+    """Whether shard `number` is there and as it was written; a damaged one is removed.
+    One of another width, which earlier versions wrote, is not finished: a folder's shards are of one kind."""
+    path = folder / shard_name(number)
+    try:
+        store = TokenStore(path, tokenizer.vocab_size)
+        checks.check(store)
+    except FileNotFoundError:
+        return False
+    except DamagedStore as damage:
+        log.warning("writing the damaged shard again: %s", damage)
+        path.unlink()
+        return False
+    try:
+        skipped_documents(folder, number + 1, number)
+    except DamagedStore:
+        return False
+    same = store.dtype.itemsize == tokenizer.dtype.itemsize
+    return same and store.header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
+
+
+def _write_shards(
+    folder: Path, recipe: Recipe, units: list[Unit], finished: set[int], workers: int, meter: Meter
+) -> None:
+    """Write what is not finished, in order, up to the first shards that reach the recipe's limits."""
+    waiting = [i for i in range(len(units)) if i not in finished]
+    if workers == 1:
+        _start_worker(recipe, None)
+        for number in waiting:
+            if _enough(folder, recipe, number):
+                return
+            _work(folder, number, units[number], meter.advance)
+        return
+    context = multiprocessing.get_context("spawn")
+    counts = context.Array("q", 3)  # bytes of source, tokens, whether to stop
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, counts))
+    running: dict[Future[None], int] = {}
+    try:
+        while waiting or running:
+            if _enough(folder, recipe, min([*running.values(), *waiting[:1]])):
+                return  # what still runs would be left out
+            while waiting and len(running) < workers and not _enough(folder, recipe, waiting[0]):
+                number = waiting.pop(0)
+                running[pool.submit(_work, folder, number, units[number])] = number
+            done, _ = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
+            meter.show(*counts[:2])
+            for future in done:
+                del running[future]
+                future.result()
+    except BrokenProcessPool as error:
+        rule = "a worker process was killed, perhaps for lack of memory: try fewer data.workers; "
+        raise DataError(f"data.workers={workers}: {rule}finished shards stay") from error
+    finally:
+        counts[2] = True
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Stopped(Exception):
+    """Nobody waits for this shard any more."""
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(recipe: Recipe, counts: Any) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _worker.update(
+        recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
+    )
+    if counts is not None:  # a process of its own; Ctrl-C reaches it too, and the parent answers it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Where prepare is killed, its workers would finish their shards, beside those of the next prepare, and
+    then wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(folder: Path, number: int, unit: Unit, advance: Any = None) -> None:
+    def count(n_bytes: int, n_tokens: int) -> None:
+        counts = _worker["counts"]
+        with counts.get_lock():
+            counts[0] += n_bytes
+            counts[1] += n_tokens
+        if counts[2]:
+            raise _Stopped
+
+    path = folder / shard_name(number)
+    try:
+        with _disk_errors(folder):
+            write_shard(path, unit, _worker["recipe"], _worker["tokenizer"], advance or count)
+    except MemoryError as error:
+        rule = "needs more memory than there is: try fewer data.workers, or split its largest document"
+        raise DataError(f"data.path: {unit.items[0].path!r} and what follows it {rule}") from error
+
+
+def _enough(folder: Path, recipe: Recipe, number: int) -> bool:
+    """Whether the shards before `number` that are there reach a limit. Those being written can only add."""
+    if recipe.max_documents is None and recipe.max_tokens is None:
+        return False
+    documents = tokens = 0
+    for earlier in range(number):
+        path = folder / shard_name(earlier)
+        if path.exists():
+            header = read_header(path)
+            documents, tokens = documents + header.n_documents, tokens + header.n_tokens
+    return _reaches(recipe, documents, tokens)
+
+
+def _reaches(recipe: Recipe, documents: int, tokens: int) -> bool:
+    enough = recipe.max_documents is not None and documents >= recipe.max_documents
+    return enough or (recipe.max_tokens is not None and tokens >= recipe.max_tokens)
+
+
+def _counted(folder: Path, recipe: Recipe, n_units: int) -> list[Shard]:
+    """The shards in order, up to the document that reaches a limit."""
+    shards: list[Shard] = []
+    documents = tokens = 0
+    for number in range(n_units):
+        if _reaches(recipe, documents, tokens):
+            break
+        store = TokenStore(folder / shard_name(number))
+        count = store.n_documents
+        if recipe.max_documents is not None:
+            count = min(count, recipe.max_documents - documents)
+        if recipe.max_tokens is not None:
+            last = int(np.searchsorted(store.offsets, recipe.max_tokens - tokens, side="left"))
+            count = min(count, last)
+        shards.append(Shard(store.path.name, count, int(store.offsets[count]), store.header.crc))
+        documents, tokens = documents + count, tokens + shards[-1].tokens
+    return shards
+
+
+def _tokens(folder: Path, numbers: Iterable[int]) -> int:
+    """Tokens of these shards together, which are there."""
+    return sum(read_header(folder / shard_name(number)).n_tokens for number in numbers)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process prepares a folder at a time. The lock goes with the process, even a killed one."""
+    with open_lock(folder / LOCK) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            rule = "is being prepared by another process"
+            raise DataError(f"data.out={str(folder)!r}: {rule}; wait for it") from error
+        except OSError as error:
+            log.warning("data.out=%r: no locks here (%s): prepare it once at a time", str(folder), error)
+        yield
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except NotRegular as error:
+        raise DataError(f"data.out={str(folder)!r}: {error.filename!r} {error.strerror}") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        rule = f"must be a folder, or a path where one can be made ({error.filename!r} is none)"
+        raise DataError(f"data.out={str(folder)!r}: {rule}; give another data.out") from error
+    except OSError as error:
+        rule = "must be writable, with room for the shards"
+        where = f"{error.filename!r}: " if error.filename else ""
+        text = f"data.out={str(folder)!r}: {rule} ({where}{error.strerror or error}); finished shards stay,"
+        raise DataError(f"{text} and the same command continues after them") from error

@@ -1,0 +1,98 @@
+"""One unit of a plan -> one shard: the work of a `prepare` process."""
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lhtrain.data.errors import DataError
+from lhtrain.data.prepare.encode import write_document
+from lhtrain.data.prepare.plan import Unit
+from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.sources.documents import Skip, Text
+from lhtrain.data.sources.filters import Filters
+from lhtrain.data.sources.hub import read_hub
+from lhtrain.data.sources.local import SourceFile
+from lhtrain.data.sources.paths import stamp
+from lhtrain.data.sources.repositories import read_repository
+from lhtrain.data.sources.rows import read_rows
+from lhtrain.data.sources.text import NotText, checked_chunks
+from lhtrain.data.store.manifest import SKIPPED
+from lhtrain.data.store.tokens import TokenStoreWriter
+from lhtrain.data.tokenizers.tokenizer import Tokenizer
+from lhtrain.files import SUFFIX, sync_folder, write_atomic
+
+
+def write_shard(
+    path: Path,
+    unit: Unit,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    advance: Callable[[int, int], object] = lambda n_bytes, n_tokens: None,
+) -> None:
+    """Write the shard of `unit` aside, flush it to the disk and rename it to `path`.
+
+    How many documents were skipped, by reason, goes into a file beside it. `advance` is told of the bytes of
+    source read and the tokens written. Raises DataError: whatever is wrong with the source, also that it
+    changed since the plan was made; OSError: disk.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{SUFFIX}")
+    skipped: Counter[str] = Counter()
+    told = 0
+
+    def progressed(n_bytes: int) -> None:
+        nonlocal told
+        advance(n_bytes, writer.n_tokens - told)
+        told = writer.n_tokens
+
+    try:
+        with TokenStoreWriter(aside, tokenizer.dtype, tokenizer.fingerprint, tokenizer.escaped) as writer:
+            for document in documents_of(unit, recipe, progressed):
+                if isinstance(document, Skip):
+                    skipped[document.reason] += 1
+                    continue
+                try:
+                    write_document(writer, tokenizer, document.chunks, document.name)
+                except NotText as error:
+                    writer.discard_document()
+                    skipped[str(error)] += 1
+                if _reached(writer, recipe):
+                    break
+            progressed(0)
+        _check_unchanged(unit)
+        write_atomic(path.with_suffix(SKIPPED), json.dumps(skipped))  # first: a shard there is finished
+        aside.replace(path)
+        sync_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _check_unchanged(unit: Unit) -> None:
+    """Every file must be as the plan has it: the folder is said to be made of those."""
+    for item in unit.items if unit.reader != "hub" else ():
+        if stamp(item.path) != item.stamp:
+            rule = "changed while it was prepared; it must stay as it is, until the end. Prepare it again"
+            raise DataError(f"data.path: {item.path!r} {rule} into a new folder")
+
+
+def documents_of(unit: Unit, recipe: Recipe, advance: Callable[[int], object]) -> Iterator[Text | Skip]:
+    """The documents of a unit, in order."""
+    filters = Filters(recipe.filters)
+    if unit.reader == "text":
+        for item in unit.items:
+            file = SourceFile(item.name, Path(item.path), item.stop, item.origin)  # type: ignore[arg-type]
+            yield Text(item.path, checked_chunks(file, advance))
+    elif unit.reader == "code":
+        yield from read_repository(unit.items, advance)
+    elif unit.reader == "rows":
+        for item in unit.items:
+            yield from read_rows(item, recipe.column, filters, advance)
+    else:
+        yield from read_hub(unit, recipe.column, filters, advance)
+
+
+def _reached(writer: TokenStoreWriter, recipe: Recipe) -> bool:
+    most_documents, most_tokens = recipe.max_documents, recipe.max_tokens
+    enough = most_documents is not None and writer.n_documents >= most_documents
+    return enough or (most_tokens is not None and writer.n_tokens >= most_tokens)

@@ -1,0 +1,1 @@
+"""Tokens on disk: folders of shards, their manifest, checks and cache."""

@@ -1,0 +1,1 @@
+"""How the model is computed: device and precision, recomputation, compilation, float8, cost."""

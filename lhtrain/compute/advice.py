@@ -1,0 +1,79 @@
+"""What to change when a GPU's memory does not hold a run: each choice with its estimated peak."""
+
+from copy import deepcopy
+
+from lhtrain.compute.memory import estimate, how
+from lhtrain.conf.micro_batches import CHOICES, counts, data_ranks
+from lhtrain.conf.rules.parallel import mesh_sizes
+from lhtrain.conf.schema import Config, Recompute
+
+
+def advice(config: Config, capacity: float) -> list[str]:
+    """Lines on the filled `config` and a GPU of `capacity` GB: what it needs by the estimate, what helps."""
+    peaks = _peaks(config)
+    lines = [
+        f"Estimated peak: {_said(peaks)}; the GPU has {capacity:.0f} GB. What helps, from the cheapest on:"
+    ]
+    if smaller := _more_micro_batches(config):
+        lines.append(_line(_micro_batches(config, smaller), smaller, capacity))
+    for recompute, offload in CHOICES:
+        if recompute is Recompute.none:
+            continue
+        setting = f"compute.recompute={recompute.value}" + (" compute.offload=true" if offload else "")
+        other = deepcopy(config)
+        other.compute.recompute, other.compute.offload = recompute, offload
+        if config.compute.recompute_every != 1:
+            other.compute.recompute_every, setting = 1, f"{setting} compute.recompute_every=1"
+        if max(_peaks(other).values()) < max(peaks.values()):
+            lines.append(_line(setting, other, capacity))
+    lines.append("  more GPUs (parallel.dp_shard, parallel.cp), shorter sequences, a smaller model")
+    return lines
+
+
+def outlook(config: Config, n_ranks: int, memory: int) -> tuple[str, list[str]]:
+    """A line on the memory that a run of the filled `config` needs by the estimate, and with which settings;
+    and warnings where a GPU of `memory` bytes does not have it."""
+    config = deepcopy(config)
+    config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
+    peaks = _peaks(config)
+    line = f"{_said(peaks)} of {memory / 1e9:.1f} GB, estimated, with {how(config)}"
+    return line, advice(config, memory / 1e9) if max(peaks.values()) * 1e9 >= memory else []
+
+
+def _more_micro_batches(config: Config) -> Config | None:
+    """The configuration with every stage's next larger number of micro-batches; None if no stage has one."""
+    dp, other = data_ranks(config, None), deepcopy(config)
+    for stage in other.stages.values():
+        stage.grad_accum = next((n for n in counts(stage, dp) if n > stage.grad_accum), stage.grad_accum)
+    return other if other.stages != config.stages else None
+
+
+def _micro_batches(config: Config, other: Config) -> str:
+    """The settings that make `other` of `config`: the run's where the stages that have it agree."""
+    changed = {
+        name: new.grad_accum
+        for name, new in other.stages.items()
+        if new.grad_accum != config.stages[name].grad_accum
+    }
+    of_run = [name for name, stage in config.stages.items() if stage.grad_accum == config.run.grad_accum]
+    new_of_run = {other.stages[name].grad_accum for name in of_run}
+    said = []
+    if len(new_of_run) == 1 and changed.keys() >= set(of_run):
+        said.append(f"run.grad_accum={new_of_run.pop()}")
+        changed = {name: count for name, count in changed.items() if name not in of_run}
+    return " ".join([*said, *(f"stages.{name}.grad_accum={count}" for name, count in changed.items())])
+
+
+def _peaks(config: Config) -> dict[str, float]:
+    """GB of each stage."""
+    return {name: estimate(config, stage).total / 1e9 for name, stage in config.stages.items()}
+
+
+def _said(peaks: dict[str, float]) -> str:
+    return ", ".join(f"{name} {peak:.1f} GB" for name, peak in peaks.items())
+
+
+def _line(setting: str, config: Config, capacity: float) -> str:
+    peaks = _peaks(config)
+    fits = "fits" if max(peaks.values()) < capacity else "does not fit"
+    return f"  {setting:<46} {_said(peaks)}: {fits}"

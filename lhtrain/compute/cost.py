@@ -1,0 +1,87 @@
+"""What a run will cost, before it starts: passes over the data, disk, days. Pure functions."""
+
+from lhtrain.compute.flops import step_flops
+from lhtrain.conf.schema import Config
+
+ASSUMED_MFU = 0.5  # of the data sheet's FLOP/s; 0.40 to 0.55 was measured, see scripts/bench/results
+STATE_BYTES = 12  # of a parameter in a checkpoint: float32 weight and AdamW's two moments
+MANY_EPOCHS = 4  # beyond which repeated text teaches little more (arXiv:2305.16264)
+
+
+def cost(
+    config: Config,
+    n_parameters: int,
+    tokens_per_epoch: int,
+    peak: float | None = None,
+    n_ranks: int = 1,
+    done: int = 0,
+) -> list[str]:
+    """Lines on what is left of a run of the filled `config` after `done` steps.
+
+    tokens_per_epoch: of the training data. peak: FLOP/s of a GPU by its data sheet; None if it is unknown.
+    """
+    steps = _steps_left(config, done)
+    tokens = sum(count * config.stages[name].batch_tokens for name, count in steps.items())
+    flops = sum(count * step_flops(config.model, config.stages[name]) for name, count in steps.items())
+    epochs = tokens / max(tokens_per_epoch, 1)
+    lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of the data"]
+    lines.append(_checkpoints(config, n_parameters, steps, done))
+    if peak is not None:
+        time = _duration(flops / (peak * n_ranks * ASSUMED_MFU))
+        lines.append(f"about {time}: an estimate, at {ASSUMED_MFU:.0%} of the FLOP/s of {n_ranks} such GPUs")
+    return lines
+
+
+def repeats(config: Config, tokens_per_epoch: int) -> str | None:
+    """A warning where the whole run reads its data more often than helps."""
+    tokens = sum((stage.steps or 0) * stage.batch_tokens for stage in config.stages.values())
+    epochs = tokens / max(tokens_per_epoch, 1)
+    if epochs <= MANY_EPOCHS:
+        return None
+    return (
+        f"the run reads its data {_number(epochs)} times, {tokens_per_epoch:,} tokens each time: "
+        f"beyond {MANY_EPOCHS} times a model learns little more; use more data or fewer steps"
+    )
+
+
+def _steps_left(config: Config, done: int) -> dict[str, int]:
+    left = {}
+    for name, stage in config.stages.items():
+        count = stage.steps or 0
+        left[name] = max(count - done, 0)
+        done = max(done - count, 0)
+    return left
+
+
+def _checkpoints(config: Config, n_parameters: int, steps: dict[str, int], done: int) -> str:
+    """How many checkpoints will be saved, and the disk that those kept take."""
+    last = done + sum(steps.values())
+    at, end = set(range(0, last + 1, config.checkpoint.every)), 0
+    for stage in config.stages.values():
+        end += stage.steps or 0
+        at.add(end)
+    count = sum(done < step <= last for step in at)
+    size = STATE_BYTES * n_parameters
+    kept = min(count, config.checkpoint.keep)
+    if count == 1:
+        return f"1 checkpoint of {_bytes(size)}"
+    return f"{count:,} checkpoints of {_bytes(size)}; {kept} kept: {_bytes(kept * size)} on disk"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{_number(seconds / length)} {unit}"
+    return f"{_number(seconds)} seconds"

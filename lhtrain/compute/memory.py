@@ -1,0 +1,246 @@
+"""`lhtrain estimate …`: the GPU memory of a configuration, before any GPU is touched.
+
+Goes through a step from the end of its forward pass to the end of its backward pass and takes the moment
+that needs most: the state (weights, gradients that are there by then, optimizer), what the forward pass kept
+and the backward pass has not used yet, and the work in flight. Activations are 2 bytes an element, 4 with
+compute.precision=float32. What a compiled block keeps, and what its backward takes, was read off measured
+peaks (scripts/bench/results, train.csv and multi_gpu.csv); a test holds the estimate to all of them. They are
+of bfloat16: the figures for float32 follow from the same tensors and were not measured. Float8 products may
+keep less.
+N tokens of a micro-batch, C model dim, F SwiGLU dim, V vocabulary, S rows that attention sees.
+"""
+
+from dataclasses import dataclass, fields
+
+from rich.console import Console
+from rich.table import Table
+
+from lhtrain.compute.flops import rows
+from lhtrain.conf.rules.parallel import mesh_sizes
+from lhtrain.conf.schema import (
+    Attention,
+    ComputeConfig,
+    Config,
+    ModelConfig,
+    Precision,
+    Recompute,
+    StageConfig,
+)
+from lhtrain.model.loss import chunk_rows
+
+GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
+USE = """lhtrain estimate: the GPU memory that a run needs, before there is a GPU.
+
+Usage: lhtrain estimate [gpu=NAME|GB] [ranks=N] [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]
+
+Takes the settings of training. Prints for each stage what a GPU holds at the moment that needs most, whether
+it fits, and if not, which settings help and by how much. No GPU and no data are touched.
+
+  gpu=h100    a100 and h100 (80 GB), h200 (141), b200 (180), or a number of gigabytes
+  ranks=8     the number of GPUs of the run; without it, what parallel.* names
+
+Examples
+  lhtrain estimate model=lighthouse_530m
+  lhtrain estimate model=llama3_8b gpu=h200 ranks=8 compute.recompute=full
+  lhtrain estimate model=gpt_1b gpu=48 run.batch_tokens=262144 run.grad_accum=4"""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one stage at its peak."""
+
+    weights: int  # float32
+    gradients: int  # float32, those that are there at the peak
+    optimizer: int  # AdamW's two moments, float32
+    casts: int  # copies of weights in the dtype that is computed in
+    activations: int  # kept from the forward pass
+    block: int  # work of the block whose backward is being computed, where that is the peak
+    loss: int  # a chunk of logits, and the gradients that the loss has computed already, where that is
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Bytes of one block."""
+
+    kept: int  # from its forward pass to its backward
+    work: int  # what its backward takes besides
+
+
+def estimate(config: Config, stage: StageConfig, n_ranks: int | None = None) -> Memory:
+    """Peak memory of `stage`, one of the filled `config`, on each GPU. For compiled blocks.
+
+    n_ranks: of the run; None: as many as `parallel` names, dp_shard=-1 counting as one.
+
+    Sharded, a rank has its share of weights, gradients and optimizer state, its sequences or slices of them,
+    and whole only the blocks at work: one in use and one on its way, and the gradients of one.
+    """
+    model, parallel = config.model, config.parallel
+    inner, embeddings = _parameters(model)
+    known = parallel.dp_replicate * parallel.cp
+    replicate, shard, cp = mesh_sizes(parallel, n_ranks or known * max(parallel.dp_shard, 1))
+    ranks, shards = replicate * shard * cp, shard * cp
+    tokens = stage.batch_tokens // stage.grad_accum // ranks
+    layers = [_layer(config, stage, tokens, number) for number in range(model.n_layers)]
+    state = 4 * (inner + embeddings) // shards
+    table = 4 * model.vocab_size * model.dim // shards  # the gradient of the output head, or of the embedding
+
+    kept = sum(layer.kept for layer in layers) + 8 * tokens * model.head_dim  # float32 cosines and sines
+    moments = [
+        (0, kept, 0, _loss(model, tokens, element(config.compute)))
+    ]  # gradients, activations, block, loss
+    gradients = table
+    for layer in reversed(layers):
+        moments.append((gradients, kept, layer.work, 0))
+        kept -= layer.kept
+        gradients += 4 * inner // model.n_layers // shards
+    # The embedding's, from a float32 gradient of its output; where it is tied, added to the head's.
+    moments.append((gradients, kept, 4 * tokens * model.dim + table, 0))
+
+    before = 0  # gradients of the micro-batches before, whole where only the last one reduces them
+    if stage.grad_accum > 1:
+        before = state if parallel.reduce_always else state * shards
+    casts = _casts(config, ranks)
+    peaks = (Memory(state, max(own, before), 2 * state, casts, *parts) for own, *parts in moments)
+    return max(peaks, key=lambda memory: memory.total)
+
+
+def element(compute: ComputeConfig) -> int:
+    """Bytes of an activation on a GPU."""
+    return 4 if compute.precision is Precision.float32 else 2
+
+
+def _casts(config: Config, ranks: int) -> int:
+    """Bytes of weights in the dtype of the activations. Sharded: the root's, gathered all along, and two
+    blocks', with the whole gradients of one. On one rank: those of blocks that are not recomputed, none in
+    float32."""
+    inner, embeddings = _parameters(config.model)
+    n_layers, size = config.model.n_layers, element(config.compute)
+    if ranks > 1:
+        return size * embeddings + (2 * size + 4) * inner // n_layers
+    kept = sum(not _recomputes(config.compute, number) for number in range(n_layers))
+    return 2 * inner * kept // n_layers if size == 2 else 0
+
+
+def _recomputes(compute: ComputeConfig, number: int) -> bool:
+    """Whether block `number` is computed again as a whole."""
+    return compute.recompute is Recompute.full and number % compute.recompute_every == 0
+
+
+def _layer(config: Config, stage: StageConfig, n: int, number: int) -> Layer:
+    """Block `number` with n tokens."""
+    model, compute = config.model, config.compute
+    dense = stage.attention is Attention.dense or number in model.dense_layers
+    seen = n if dense else rows(stage) * n // stage.seq_len
+    size, heads = element(compute), model.n_heads * model.head_dim
+    scattered = size * n * heads if seen < n else 0  # a Lighthouse layer's output
+    block_input = size * n * model.dim
+    kept = _kept_by_block(model, n, seen, size) + scattered
+    # The gradient that comes in, one inside the SwiGLU, attention's float32 sums of the queries' gradients.
+    work = size * n * (model.dim + model.ffn_dim) + 4 * seen * heads
+    if _recomputes(compute, number):
+        if not compute.offload:
+            return Layer(block_input, work + kept - block_input)
+        return Layer(0, work + kept + (block_input if number > 0 else 0))  # the input fetched ahead
+    if compute.recompute is Recompute.selective and number % compute.recompute_every == 0:
+        # Norms' and the gated product's results, and what is scattered from the rows.
+        again = size * n * (2 * model.dim + model.ffn_dim) + scattered
+        return Layer(kept - again, work + again)
+    return Layer(kept, work)
+
+
+def _parameters(model: ModelConfig) -> tuple[int, int]:
+    """Weights of the blocks and of the embeddings."""
+    heads = 2 * model.n_heads + 2 * model.n_kv_heads
+    block = model.dim * heads * model.head_dim + 3 * model.dim * model.ffn_dim + 2 * model.dim
+    tables = 1 if model.tie_embeddings else 2
+    return model.n_layers * block + model.dim, tables * model.vocab_size * model.dim
+
+
+def _kept_by_block(model: ModelConfig, n: int, s: int, size: int) -> int:
+    """Bytes that a compiled block keeps of n tokens: its input, both norms' results and the second residual;
+    queries, keys, values and outputs of the s rows that attention saw; the SwiGLU's gate, up and product."""
+    heads = 2 * (model.n_heads + model.n_kv_heads) * model.head_dim
+    statistics = 4 * s * model.n_heads  # float32 logsumexp
+    return size * (n * (4 * model.dim + 3 * model.ffn_dim) + s * heads) + statistics
+
+
+def _loss(model: ModelConfig, n: int, size: int) -> int:
+    """Bytes where forward and backward pass meet, the most of: a chunk's logits and their gradient, with the
+    weight and its gradient; the weight's gradient scaled; the last norm's backward. Beside each are hidden
+    states or their gradients, and the norm's input, some in float32."""
+    chunk = size * min(n, chunk_rows(model.vocab_size)) * model.vocab_size
+    table, hidden = model.vocab_size * model.dim, size * n * model.dim
+    cast, norm = (2 * table, 7 * hidden) if size == 2 else (0, 4 * hidden)
+    return max(2 * chunk + 4 * table + cast + 4 * hidden, 2 * 4 * table + 4 * hidden, 4 * table + norm)
+
+
+def main(arguments: list[str]) -> None:
+    """The command. `gpu=` takes a name or a number of gigabytes, `ranks=` the number of GPUs."""
+    from lhtrain.cli import fail
+    from lhtrain.conf.compose import compose_config
+    from lhtrain.conf.problems import ConfigError
+    from lhtrain.conf.typed.arguments import settings_of
+
+    if {"--help", "-h"} & set(arguments):
+        print(USE)
+        return
+    own = {"gpu": "h100", "ranks": ""}
+    settings = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value.lower()
+        else:
+            settings.append(argument)
+    gpu, ranks = own["gpu"], own["ranks"]
+    if gpu not in GPUS and not (gpu.replace(".", "", 1).isdigit() and float(gpu) > 0):
+        fail(f"gpu={gpu}: must be one of {', '.join(GPUS)}, or a number of gigabytes")
+    if ranks and not (ranks.isdecimal() and int(ranks) > 0):
+        fail(f"ranks={ranks}: must be a whole number of at least 1")
+    capacity, n_ranks = float(GPUS.get(gpu, 0) or gpu), int(ranks) if ranks else None
+    try:
+        settings = settings_of(settings, "estimate")
+        config = compose_config(settings, n_ranks, int(capacity * 1e9))
+    except ConfigError as error:
+        fail(str(error))
+    if n_ranks is not None:
+        config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
+    console = Console(markup=False, emoji=False, highlight=False)
+    total = sum(_parameters(config.model))
+    console.print(f"{config.model.name}: {total:,} parameters; a step's peak in GB, of {capacity:g}")
+    console.print(table(config, capacity))
+    console.print(f"with {how(config)}")
+    if any(estimate(config, stage).total >= capacity * 1e9 for stage in config.stages.values()):
+        from lhtrain.compute.advice import advice
+
+        print(*advice(config, capacity), sep="\n")
+
+
+def how(config: Config) -> str:
+    """The settings of a filled configuration that decide its memory, as they are typed."""
+    compute = config.compute
+    settings = [f"compute.recompute={compute.recompute.value}"]
+    settings += ["compute.offload=true"] if compute.offload else []
+    counts = {name: stage.grad_accum for name, stage in config.stages.items()}
+    if len(set(counts.values())) == 1:
+        return " ".join([*settings, f"run.grad_accum={counts.popitem()[1]}"])
+    return " ".join([*settings, *(f"stages.{name}.grad_accum={count}" for name, count in counts.items())])
+
+
+def table(config: Config, capacity: float) -> Table:
+    """A row a part, a column a stage, in GB (10^9 bytes)."""
+    stages = {name: estimate(config, stage) for name, stage in config.stages.items()}
+    out = Table("")
+    for name, stage in config.stages.items():
+        out.add_column(f"{name}\nN {stage.seq_len:,}", justify="right")
+    for field in fields(Memory):
+        parts = (getattr(memory, field.name) for memory in stages.values())
+        out.add_row(field.name, *(f"{part / 1e9:.2f}" for part in parts))
+    out.add_section()
+    out.add_row("total", *(f"{memory.total / 1e9:.2f}" for memory in stages.values()))
+    out.add_row("fits", *("yes" if memory.total < capacity * 1e9 else "NO" for memory in stages.values()))
+    return out

@@ -1,0 +1,61 @@
+"""Attention over sequences that are shared out among context-parallel ranks.
+
+PyTorch's own context parallelism is not used: it is experimental, changed its interface between the versions
+that are supported here, and its ring has no path for CPUs, on which these are tested.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lhtrain.attention.dense import DenseAttention
+from lhtrain.attention.lighthouse import LighthouseAttention
+from lhtrain.context_parallel.layout import positions
+from lhtrain.context_parallel.lighthouse import ContextLighthouse
+from lhtrain.context_parallel.ring import ring_attention
+from lhtrain.context_parallel.ulysses import ulysses_attention
+
+METHODS = ("auto", "ring", "ulysses")
+
+
+@dataclass(frozen=True)
+class ContextDense:
+    """The boundary's callable for full attention: q (B, T, H, D), k, v (B, T, Hkv, D) -> (B, T, H, D)."""
+
+    method: str
+    group: str
+    size: int
+    backend: str = "auto"
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.method == "ring":
+            return ring_attention(q, k, v, self.group)
+        return ulysses_attention(q, k, v, self.group, self.size, self.backend)
+
+
+def pick_method(method: str, n_heads: int, n_kv_heads: int, size: int) -> str:
+    """auto: ulysses where the ranks share the heads evenly (any dense kernel, two exchanges), else ring.
+
+    Raises ValueError: an unknown method, or ulysses with heads that cannot be shared.
+    """
+    if method not in METHODS:
+        raise ValueError(f"cp_attention={method}: must be one of {', '.join(METHODS)}")
+    divides = n_heads % size == 0 and n_kv_heads % size == 0
+    if method == "ulysses" and not divides:
+        heads = f"n_heads={n_heads} and n_kv_heads={n_kv_heads}"
+        raise ValueError(f"cp_attention=ulysses: {heads} must be multiples of cp={size}; ring takes any")
+    return ("ulysses" if divides else "ring") if method == "auto" else method
+
+
+def over_ranks(
+    attend: DenseAttention | LighthouseAttention, method: str, exact: bool, group: str, rank: int, size: int
+) -> ContextDense | ContextLighthouse:
+    """What a context-parallel rank attends with, in place of `attend`."""
+    backend = attend.dense if isinstance(attend, LighthouseAttention) else attend.backend
+    dense = ContextDense(method, group, size, backend)
+    if isinstance(attend, DenseAttention):
+        return dense
+    return ContextLighthouse(attend, dense, group, rank, size, exact)
+
+
+__all__ = ["METHODS", "ContextDense", "ContextLighthouse", "over_ranks", "pick_method", "positions"]

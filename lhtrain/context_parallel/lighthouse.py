@@ -1,0 +1,93 @@
+"""Lighthouse Attention on the tokens of one context-parallel rank.
+
+A rank has two chunks of the sequence (`layout.py`). Pooling, scoring and selection stay inside a chunk,
+with its share k / 2W of the budget: the layer selects tile by tile, and a chunk is a whole number of tiles,
+so that the chunks' kept rows, one after the other, are the rows that one rank alone would keep. They are
+attended to by all ranks together. Two things cross a chunk's border, and `exact` does them: the outputs of a
+chunk's last entries reach into the next chunk, and only the sequence's first chunk needs its prefix covered.
+
+B batch, T = 2 c tokens of a rank, c tokens of a chunk, H query heads, G key/value heads, D head dim, S rows.
+Source: arXiv:2605.06554, context parallelism, which does without `exact`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lhtrain.attention.lighthouse import Kept, LighthouseAttention, gather, scatter
+from lhtrain.context_parallel.collectives import all_gather
+from lhtrain.kernels.pyramid import Pyramid
+
+
+@dataclass(frozen=True)
+class ContextLighthouse:
+    """The boundary's callable: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
+
+    layer: the settings of the whole sequence. rows: how the ranks attend to their rows together.
+    """
+
+    layer: LighthouseAttention
+    rows: Callable[[Tensor, Tensor, Tensor], Tensor]
+    group: str
+    rank: int
+    size: int
+    exact: bool
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        layer, batch = self.layer, q.shape[0]
+        pyramid = chunk_pyramid(
+            Pyramid(q.shape[1] * self.size, layer.levels, layer.pooling, layer.budget), self.size
+        )
+        n_covered = 0
+        if layer.cover_prefix:
+            n_covered = 2 * batch if not self.exact else batch if self.rank == 0 else 0
+        q, k, v = (x.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1) for x in (q, k, v))  # (2 B, c, H, D)
+        kept = gather(q, k, v, pyramid, n_covered, layer.backend)
+        rows = self.rows(*(_one_after_the_other(x) for x in (kept.q, kept.k, kept.v)))
+        rows = rows.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1)  # (2 B, S / 2 W, H, D)
+        out = scatter(rows, kept, pyramid)
+        if self.exact:
+            out = self._with_spill(out, last_rows(rows, kept, pyramid), pyramid)
+        return _one_after_the_other(out)
+
+    def _with_spill(self, out: Tensor, last: Tensor, pyramid: Pyramid) -> Tensor:
+        """Add what the chunk before reaches into each chunk: out (2 B, c, H, D), last (2 B, L - 1, H, D)."""
+        all_last = all_gather(last, self.group, self.rank, self.size).unflatten(1, (2, -1))
+        # Chunk r follows r - 1, the head of that rank; chunk 2 W - 1 - r follows the tail of rank r + 1, or,
+        # in the middle of the sequence, its own head. The first chunk of all follows nothing.
+        head = all_last[self.rank - 1, 0] if self.rank else torch.zeros_like(all_last[0, 0])
+        tail = all_last[self.rank + 1, 1] if self.rank + 1 < self.size else all_last[self.rank, 0]
+        before = torch.cat([head, tail])  # (2 B, L - 1, H, D)
+        reach = pyramid.pooling ** (pyramid.levels - 1) - 1
+        first = out[:, :reach].float()
+        for level in range(1, pyramid.levels):
+            n = pyramid.pooling**level - 1
+            spilled = before[:, level - 1, None].float().expand(-1, n, -1, -1)
+            first = first + torch.nn.functional.pad(spilled, (0, 0, 0, 0, 0, reach - n))
+        return torch.cat([first.to(out.dtype), out[:, reach:]], 1)
+
+
+def chunk_pyramid(whole: Pyramid, size: int) -> Pyramid:
+    """The pyramid of one of the 2 W chunks of a sequence. Raises ValueError as `Pyramid.check` does."""
+    return Pyramid(
+        whole.seq_len // (2 * size), whole.levels, whole.pooling, whole.budget // (2 * size)
+    ).check()
+
+
+def last_rows(rows: Tensor, kept: Kept, pyramid: Pyramid) -> Tensor:
+    """The output of each level's last entry, from level 1 up, zero where it is not kept: (B, L - 1, H, D).
+
+    Entries are ordered by the last position of their windows, so these are among the last L - 1 rows.
+    """
+    n = pyramid.levels - 1
+    entries = (pyramid.offset(level) + pyramid.size(level) - 1 for level in range(1, pyramid.levels))
+    found = torch.stack([kept.indices[..., -n:] == entry for entry in entries], -1)  # (B, G, rows, levels)
+    tail = rows[:, -n:].unflatten(2, (kept.indices.shape[1], -1))  # (B, rows, G, R, D)
+    return torch.einsum("bgsl,bsgrd->blgrd", found.to(rows.dtype), tail).flatten(2, 3)
+
+
+def _one_after_the_other(x: Tensor) -> Tensor:
+    """The two chunks of a rank: (2 B, c, H, D) -> (B, 2 c, H, D)."""
+    return x.unflatten(0, (2, -1)).movedim(0, 1).flatten(1, 2)

@@ -1,0 +1,258 @@
+"""All ranks of a run, and what they do together."""
+
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lhtrain.distributed.agreement import PROBLEM, Disagreement, agree
+from lhtrain.distributed.meeting import Meeting, if_met, meet
+from lhtrain.distributed.ranks import Ranks, find_ranks
+
+__all__ = ["Ranks", "World", "announce", "close", "find_ranks", "leave", "lost_contact", "record_failure"]
+
+T = TypeVar("T")
+
+TORCH = str(Path(torch.__file__).parent)
+COMPILED = "torchinductor_"  # in the path of what the compiler writes
+# What gloo says of a peer that is gone or silent. Its errors have no type of their own.
+GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "connection was closed")
+
+
+class World:
+    """All ranks. `start` meets the others; the rest are collectives, which every rank must call."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        device: torch.device,
+        timeout: int = 600,
+        meeting: Meeting | None = None,
+        limit: float | None = None,
+    ):
+        self.rank, self.size, self.local_rank = ranks.rank, ranks.size, ranks.local_rank
+        self.device, self.timeout, self.limit = device, timeout, limit or timeout
+        self.together = ranks.size > 1
+        self.meeting = meeting
+        self.attempt = uuid.uuid4().hex  # of this start of the run; the same on all ranks
+        self._leader = 0  # first rank of this rank's machine
+        if meeting is not None:
+            me = [platform.node(), self.attempt]
+            hosts = meeting.exchange(me, timeout)
+            self.attempt = hosts[0][1]
+            self._leader = next(rank for rank, (host, _) in enumerate(hosts) if host == me[0])
+
+    @classmethod
+    def start(
+        cls,
+        device: torch.device,
+        timeout: int = 600,
+        limit: float | None = None,
+        mine: Mapping[str, Any] | None = None,
+    ) -> "World":
+        """Join the other ranks. device: the kind; each rank of a machine takes the GPU of its number.
+
+        timeout: seconds that the meeting may take. limit: seconds that a collective may take, in which the
+        watchdog should have ended a rank that hangs; as long as the meeting unless given.
+        mine: what must be the same on all ranks, by name.
+        Raises:
+            Disagreement: something of that differs, or a machine has more ranks than GPUs; on every rank.
+            RunError: ranks that cannot meet, or do not come.
+        """
+        ranks = find_ranks()
+        mine = {"number of ranks": ranks.size, "device": device.type, **(mine or {})}
+        if device.type == "cuda":
+            found = torch.cuda.device_count()
+            if ranks.local_rank >= found:  # the others, which wait for this rank, are to know
+                rule = f"this machine has {found} GPUs, and every rank needs one of its own"
+                mine = {PROBLEM: f"LOCAL_RANK={ranks.local_rank}: {rule}"}
+            device = torch.device("cuda", ranks.local_rank)
+        if ranks.size == 1:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            return cls(ranks, device, timeout)
+        meeting = meet(ranks, timeout)
+        agree(meeting, mine, timeout)
+        _check_places(meeting, ranks, device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            _record_flights()
+            # SLURM's names -> those that PyTorch reads, and that a sweep's next run finds here: all of them,
+            # since a rank without LOCAL_RANK would be its machine's first.
+            names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": ranks.local_rank}
+            os.environ |= {name: str(number) for name, number in names.items()}
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=dist.PrefixStore("groups", meeting.store),
+                rank=ranks.rank,
+                world_size=ranks.size,
+                timeout=timedelta(seconds=limit or timeout),
+                device_id=device if device.type == "cuda" else None,
+            )
+        return cls(ranks, device, timeout, meeting, limit)
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def is_on_main_machine(self) -> bool:
+        return self._leader == 0
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of x over all ranks, on x's device."""
+        if self.together:
+            dist.all_reduce(x)
+            x /= self.size
+        return x
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers; waits for no GPU."""
+        if not self.together:
+            return number
+        value = torch.tensor(number)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return int(value.item())
+
+    def least(self, number: int) -> int:
+        """The least of the ranks' numbers."""
+        return -self.largest(-number)
+
+    def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+        """Every rank's value, by rank."""
+        if not self.together:
+            return [value]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, value, group=group)
+        return out
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """What `function` returns on rank 0, on every rank; what it raises there, every rank raises.
+
+        The others wait for as long as it takes; on them the error has the attribute `of_rank_0`.
+        """
+        if not self.together:
+            return function()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            if not self.is_main:
+                outcome[1].of_rank_0 = True
+            raise outcome[1]
+        return outcome[0]
+
+    @contextmanager
+    def first_of_each_machine(self) -> Iterator[None]:
+        """The first rank of each machine does what is inside, then the others: caches are filled once.
+
+        Tokenizing may take longer than any collective may: the others look into the store until it is done.
+        """
+        if self.meeting is None:
+            yield
+            return
+        turn = self.meeting.next_turn(self._leader)
+        if self.rank != self._leader:
+            self.meeting.wait([turn])
+        yield
+        if self.rank == self._leader:
+            self.meeting.store.set(turn, "")
+
+    def agree(self, mine: Mapping[str, Any]) -> None:
+        """Compare what must be the same on all ranks; waits for as long as they take to say it.
+
+        Raises Disagreement, on every rank.
+        """
+        if self.meeting is not None:
+            agree(self.meeting, mine)
+
+    def set_limit(self, groups: list[dist.ProcessGroup]) -> None:
+        """Give groups that PyTorch made with limits of its own the one of this world."""
+        for group in groups:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.limit), group)
+
+
+def close() -> None:
+    """Leave the other ranks in order, if there are any. Not after an error: they may be waiting."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Did a collective fail because another rank is gone? Judged by what raised the error, and by its type.
+
+    Gloo raises plain RuntimeErrors: then PyTorch must have raised it, and not a logger or a file system that
+    happens to say the same.
+    """
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    if type(error) is not RuntimeError or not any(words in str(error) for words in GLOO):
+        return False
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = frame.tb_frame.f_code.co_filename if frame is not None else ""
+    return raised_in.startswith(TORCH) or COMPILED in raised_in
+
+
+def announce(message: str) -> bool:
+    """Tell ranks that wait for this one in the meeting that it ends; returns whether to print why."""
+    to_print = if_met(lambda meeting: meeting.fail(message))
+    return to_print is not False
+
+
+def leave() -> None:
+    """Before an end by an error: give the other ranks time to read it."""
+    if_met(lambda meeting: meeting.leave())
+
+
+def _check_places(meeting: Meeting, ranks: Ranks, device: torch.device) -> None:
+    """Raises Disagreement: two ranks have the same GPU."""
+    if device.type != "cuda":
+        return
+    gpu = str(torch.cuda.get_device_properties(device).uuid)
+    places = meeting.exchange(f"GPU {device.index} of {platform.node()} ({gpu})")
+    shared = {place: [r for r, other in enumerate(places) if other == place] for place in places}
+    for place, found in shared.items():
+        if len(found) > 1:
+            names = " and ".join(map(str, found))
+            rule = "every rank needs a GPU of its own; LOCAL_RANK counts the ranks of a machine from 0"
+            raise Disagreement(f"ranks {names} would share {place}: {rule}")
+
+
+def record_failure(error: Exception, message: str | None = None) -> None:
+    """Tell torchrun, where it runs us: it names the rank that failed first, and shows `message`, if there is
+    one, in place of a traceback."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    if message is None:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+        return
+    extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+    with suppress(OSError):
+        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
+
+
+def _record_flights() -> None:
+    """Have NCCL keep its last collectives, and write them out when one takes too long."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")

@@ -1,0 +1,1 @@
+"""The decoder, its loss and its optimizer. Knows nothing of devices or parallelism."""

@@ -1,0 +1,192 @@
+"""A Llama-style decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU.
+
+B batch, T tokens, C model dim, H query heads, Hkv key/value heads, D head dim, F SwiGLU dim, V vocabulary.
+Knows nothing of devices or parallelism. What a layer attends with is handed in (`attend_with`).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lhtrain.attention import DenseAttention
+from lhtrain.conf.schema import ModelConfig
+from lhtrain.model.loss import ChunkGrad, ChunkLoss, chunk_grad, chunk_loss, linear_cross_entropy
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, T, H, D), k, v (B, T, Hkv, D) -> (B, T, H, D)
+Rotation = tuple[Tensor, Tensor]  # cos, sin, each (T, D), float32
+FULL_ATTENTION = DenseAttention()
+
+
+def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
+    """Cosine and sine of the rotary embedding at `positions` (T,), (T, D) each, in float32."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = torch.outer(positions.float(), theta**-exponents)
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Rotary embedding of x (B, T, H, D) by halves, as Llama's published weights expect; keeps x's dtype."""
+    cos, sin = (part[:, None, :] for part in by)
+    first, second = x.float().chunk(2, -1)
+    return (x.float() * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
+
+
+class Linear(nn.Linear):
+    """Without bias, in the dtype of its input: the weight stays float32 and is cast at use."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__(n_in, n_out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.RMSNorm):
+    """In float32, whatever the dtype of its input, which it keeps. The gain is cast to that dtype at use, as
+    every weight is: sharded weights are gathered in it, and one rank must compute what several do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.weight.to(x.dtype).float()
+        return F.rms_norm(x.float(), self.normalized_shape, gain, self.eps).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.wq = Linear(config.dim, config.n_heads * self.head_dim)
+        self.wk = Linear(config.dim, config.n_kv_heads * self.head_dim)
+        self.wv = Linear(config.dim, config.n_kv_heads * self.head_dim)
+        self.wo = Linear(config.n_heads * self.head_dim, config.dim)
+        self.attend: Attend = DenseAttention()
+
+    def forward(self, x: Tensor, by: Rotation) -> Tensor:
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
+        return self.wo(self.attend(rotate(q, by), rotate(k, by), v).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate = Linear(config.dim, config.ffn_dim)
+        self.up = Linear(config.dim, config.ffn_dim)
+        self.down = Linear(config.ffn_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, number: int = 0):
+        super().__init__()
+        self.number = number  # from 0, first to last
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = SelfAttention(config)
+        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn = SwiGLU(config)
+
+        self.run: RunBlock = run_plainly
+
+    def forward(self, x: Tensor, by: Rotation) -> Tensor:
+        return self.run(self, x, by)
+
+    def compute(self, x: Tensor, by: Rotation) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), by)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+def run_plainly(block: Block, x: Tensor, by: Rotation) -> Tensor:
+    return block.compute(x, by)
+
+
+RunBlock = Callable[[Block, Tensor, Rotation], Tensor]
+
+
+class GPT(nn.Module):
+    """The decoder. Parameters are float32; activations have `dtype`.
+
+    Each block's `run` computes it, `chunk_grad` and `chunk_loss` are the loss of a chunk of logits with and
+    without its gradient: whoever trains may put recomputation or a compiler in between
+    (`lhtrain.compute.apply.prepare`).
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, number) for number in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.head = Linear(config.dim, config.vocab_size)
+        self.tie()
+        self.chunk_grad: ChunkGrad = chunk_grad
+        self.chunk_loss: ChunkLoss = chunk_loss
+
+    def tie(self) -> None:
+        """Make the output head's weight the embedding's, where the configuration says so."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Hidden states before the output head, (B, T, C) in `dtype`, of tokens (B, T) int64.
+
+        positions: (T,), where in their sequence the tokens stand; None: 0 … T - 1.
+        """
+        x = self.embedding(tokens).to(self.dtype)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        by = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        for block in self.blocks:
+            x = block(x, by)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (B, T, V) in `dtype`."""
+        return self.head(self.hidden(tokens))
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None, z_loss: float = 0.0
+    ) -> Tensor:
+        """Mean cross-entropy of targets (B, T), in nats, float32; the logits never exist whole."""
+        return linear_cross_entropy(
+            self.hidden(tokens, positions).flatten(0, 1),
+            self.head.weight,
+            targets.flatten(),
+            z_loss,
+            of_logits=self.chunk_grad,
+            value_of_logits=self.chunk_loss,
+        )
+
+    def attend_with(self, attend: Attend, dense: Attend = FULL_ATTENTION) -> None:
+        """Let every layer attend with `attend`, except `config.dense_layers`, which have `dense`.
+
+        One object of each for all layers and stages: a compiler takes several for different code.
+        """
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            block.attention.attend = dense if number in self.config.dense_layers else attend
+
+    @torch.no_grad()
+    def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+        """Normal weights of `init_std`, output projections over sqrt(2 n_layers) (GPT-2); norms at one.
+
+        Drawn whole on the CPU in the order of the modules, one at a time, so that a seed gives the same
+        weights on every device and however they are sharded: put(parameter, drawn) stores each.
+        """
+        draw = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                put(parameter, torch.ones(parameter.shape))
+                continue
+            output = name.endswith(("attention.wo.weight", "ffn.down.weight"))
+            std = self.config.init_std / (math.sqrt(2 * self.config.n_layers) if output else 1.0)
+            put(parameter, torch.empty(parameter.shape).normal_(0.0, std, generator=draw))
+
+    def n_parameters(self) -> tuple[int, int]:
+        """Number of parameters: all, and without the embedding and the output head."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        embeddings = self.embedding.weight.numel() * (1 if self.config.tie_embeddings else 2)
+        return total, total - embeddings

@@ -1,0 +1,1 @@
+"""The process itself: its home, its standard streams, its threads."""

@@ -1,0 +1,77 @@
+"""What a run prints before its first step: model, data, what is left to pay, stages. Functions to lines."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from lhtrain.attention import Pyramid
+from lhtrain.compute.advice import outlook
+from lhtrain.compute.cost import cost, repeats
+from lhtrain.compute.device import describe
+from lhtrain.compute.flops import peak_flops
+from lhtrain.conf.schema import Attention, Config
+from lhtrain.data import Corpus
+from lhtrain.distributed.world import World
+
+
+def about_model(config: Config, parameters: Mapping[str, int], dtype: torch.dtype, world: World) -> list[str]:
+    """The model and where it is computed."""
+    hardware = describe(world.device)["hardware"]
+    device = hardware.get("gpu", hardware["cpu"])
+    inner = f"{parameters['parameters_without_embeddings']:,} without embeddings"
+    return [
+        f"model     {config.model.name}: {parameters['parameters']:,} parameters, {inner}",
+        f"device    {world.size} x {device}, {str(dtype).removeprefix('torch.')}",
+    ]
+
+
+def about_memory(config: Config, world: World, memory: int) -> list[str]:
+    """What the run needs of a GPU's `memory` bytes, 0 on a CPU, and what helps where that is too much."""
+    if not memory:
+        return []
+    line, warnings = outlook(config, world.size, memory)
+    return [f"memory    {line}", *(f"warning   {text.strip()}" for text in warnings)]
+
+
+def about_data(config: Config, corpus: Corpus) -> list[str]:
+    """The tokens, and a warning where the run reads them too often."""
+    train, val = (corpus.n_tokens(split) for split in ("train", "val"))
+    lines = [f"data      {train:,} tokens to train on, {val:,} to validate"]
+    if many := repeats(config, train):
+        lines.append(f"warning   {many}")
+    return lines
+
+
+def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, done: int) -> list[str]:
+    """What the steps after the first `done` will cost; nothing where none are left."""
+    if done == config.run.steps:
+        return []
+    train, peak = corpus.n_tokens("train"), peak_flops(world.device)
+    return [f"cost      {line}" for line in cost(config, n_parameters, train, peak, world.size, done)]
+
+
+def about_stages(config: Config) -> list[str]:
+    """A line for each stage, and warnings on what they will not do."""
+    lines = []
+    for name, stage in config.stages.items():
+        what = f"{stage.attention.value} attention, seq_len {stage.seq_len:,}"
+        if stage.attention is Attention.lighthouse:
+            pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
+            what += f" reduced to {pyramid.n_selected:,} rows (budget k = {stage.budget:,})"
+            if dense := config.model.dense_layers:
+                what += f" in {config.model.n_layers - len(dense)} of {config.model.n_layers} layers"
+        parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
+        lines.append(
+            f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {what}"
+        )
+    return lines
+
+
+def about_end(run_dir: Path, steps: int, done: int) -> list[str]:
+    """Where no step is left: how to get more."""
+    if done < steps:
+        return []
+    command = shlex.join(["lhtrain", "extend", str(run_dir), "steps=+N"])
+    return [f"finished  all {steps:,} steps were done before; {command} adds N steps"]

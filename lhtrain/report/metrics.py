@@ -1,0 +1,129 @@
+"""metrics.jsonl: one row a logged step, one for every validation, switch, recovery, fault and change."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lhtrain.files import open_regular, read_regular, write_atomic
+from lhtrain.report.plain_text import from_json, to_json
+
+Row = dict[str, Any]
+KINDS = ("train", "validation", "switch", "recovered", "skipped", "spike", "rewound", "changed")
+
+
+class MetricsFile:
+    """Rows on disk, in order. `kind`: one of KINDS; `step`: the steps done.
+
+    If the disk is full, rows are buffered, `say` is called once, and the next row tries again.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], object] = print):
+        self.path, self.say = path, say
+        self.rows: list[Row] = []
+        self._file: BinaryIO | None = None
+        self._waiting = b""
+
+    def open(self, keep_until: int) -> None:
+        """Start writing after the rows of the first `keep_until` steps; later rows and a torn last line go.
+
+        The kept rows are written aside and renamed, so that a kill here loses nothing. Lines in the middle
+        that are damaged are reported, and the file is kept as it was beside the new one.
+        """
+        self.close()
+        rows = self.rows
+        if not rows and keep_until:
+            rows, damaged = read_rows(self.path)
+            if damaged:
+                copy = numbered(self.path)
+                shutil.copyfile(self.path, copy)
+                lines = "line" if len(damaged) == 1 else "lines"
+                self.say(
+                    f"warning   {self.path.name}: {lines} {', '.join(map(str, damaged[:5]))}"
+                    f"{' …' if len(damaged) > 5 else ''} are not JSON rows and are left out; "
+                    f"the file as it was is kept as {copy.name}"
+                )
+        self.rows = [row for row in rows if row["step"] <= keep_until]
+        write_atomic(self.path, "".join(_line(row) for row in self.rows))
+        descriptor = open_regular(self.path, os.O_WRONLY | os.O_APPEND)
+        self._file, self._waiting = os.fdopen(descriptor, "ab", buffering=0), b""
+
+    def write(self, row: Row) -> None:
+        """Add a row; numbers that are not finite become null, since JSON has no NaN."""
+        assert self._file is not None, "open() first"
+        line = _line(row).encode()
+        self.rows.append(row)
+        first = not self._waiting
+        self._waiting += line
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if first:
+                said = f"{self.path} was not written: {error}"
+                self.say(f"warning   {said}; its rows wait until there is room")
+
+    def sync(self) -> None:
+        """Force the rows to the disk, so that a checkpoint never outlives the rows of its steps.
+
+        Rows that a full disk refuses stay buffered: the checkpoint is worth more than they are.
+        """
+        if self._file is not None and not self._file.closed:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self.say(f"warning   {self.path} was not forced to the disk: {error}")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read(path: Path) -> list[Row]:
+    """All whole rows of a metrics file; [] if there is none."""
+    return read_rows(path)[0]
+
+
+def read_rows(path: Path) -> tuple[list[Row], list[int]]:
+    """All whole rows of a metrics file, and the numbers, from 1, of damaged lines before the last one.
+
+    The last line may be torn by a kill in mid-write, which is no damage.
+
+    Raises OSError: the file is not a regular file, or cannot be read.
+    """
+    try:
+        content = read_regular(path)
+    except FileNotFoundError:
+        return [], []
+    lines = content.split(b"\n")
+    rows, damaged = [], []
+    for number, line in enumerate(lines, 1):
+        row = row_of(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip() and number < len(lines):
+            damaged.append(number)
+    return rows, damaged
+
+
+def row_of(line: bytes) -> Row | None:
+    """The row that a line holds; None if it is none."""
+    try:
+        row = from_json(line.decode())
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        return None
+    whole = isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int
+    return row if whole else None
+
+
+def _line(row: Row) -> str:
+    return to_json(row) + "\n"
+
+
+def numbered(path: Path) -> Path:
+    """The first free name beside `path` for an earlier state of it: metrics.0001.jsonl, earlier.0001."""
+    number = 1
+    while os.path.lexists(free := path.with_name(f"{path.stem}.{number:04d}{path.suffix}")):
+        number += 1
+    return free

@@ -1,0 +1,107 @@
+"""summary.json and the final table: what each stage did and took."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from lhtrain.files import write_atomic
+from lhtrain.progress import LAST, Progress
+from lhtrain.report.plain_text import counted, finite, number, one_line, to_json, with_width
+
+Summary = dict[str, Any]
+
+
+def summarize(
+    progress: Progress,
+    switches: list[dict[str, Any]],
+    finished: bool,
+    peak_flops: float | None,
+    about: dict[str, Any],
+) -> Summary:
+    """Content of summary.json: totals, a record a stage, a record a switch; `about` is added as it is."""
+    stages = [stage.as_summary(peak_flops) for stage in progress.stages]
+    total = sum(stage["wall_clock_seconds"]["total"] for stage in stages)
+    last = stages[-1] if stages else {}
+    losses = ("last_loss", "loss_mean", "loss_stderr", "loss_mean_of", "val_loss")
+    return finite(
+        {
+            "finished": finished,
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "wall_clock_seconds": round(total, 3),
+            "first_loss": stages[0]["first_loss"] if stages else None,
+            **{key: last.get(key) for key in losses},
+            "stages": stages,
+            "switches": switches,
+            **about,
+        }
+    )
+
+
+def write(summary: Summary, path: Path, durable: bool) -> None:
+    """Raises OSError; then the file is as it was."""
+    write_atomic(path, to_json(summary, indent=2) + "\n", durable)
+
+
+def table(summary: Summary) -> Group:
+    """A column a stage, so that it stays legible in a narrow terminal; rows that are empty are left out."""
+    title = f"{one_line(summary['name'])}: {counted(summary['steps'], 'step')}, {summary['tokens']:,} tokens"
+    many = max((stage["loss_mean_of"] for stage in summary["stages"]), default=0) > 1
+    note = f"training loss, end: mean and standard error of the last {LAST} logged steps"
+    out = Table("")
+    for stage in summary["stages"]:
+        out.add_column(Text(one_line(stage["name"], 24)), justify="right", no_wrap=True)
+    columns = [_cells(stage) for stage in summary["stages"]]
+    for label in columns[0] if columns else ():
+        values = [column[label] for column in columns]
+        if any(value != "-" for value in values):
+            out.add_row(label, *values)
+    return Group(Text(title), out, *([Text(note)] if many else []))
+
+
+def _cells(stage: dict[str, Any]) -> dict[str, str]:
+    seconds = stage["wall_clock_seconds"]
+    return {
+        "steps": f"{stage['steps']:,}",
+        "tokens": f"{stage['tokens']:,}",
+        "tokens/s": number(stage["tokens_per_second"], ",.0f"),
+        "mfu": number(stage["mfu"], ".1%"),
+        "peak memory, GB": number(stage["peak_memory_gb"], ".1f"),
+        "wall-clock, s": f"{seconds['total']:,.1f}",
+        **{f"  {part}": f"{seconds[part]:,.1f}" for part in seconds if part != "total"},
+        "training loss, first": number(stage["first_loss"], ".2f"),
+        "training loss, end": with_width(stage["loss_mean"], stage["loss_stderr"]),
+        "validation loss": number(stage["val_loss"]),
+    }
+
+
+def switch_lines(summary: Summary) -> list[str]:
+    """A sentence for every switch."""
+    return [_switch_line(switch) for switch in summary["switches"]]
+
+
+def _switch_line(switch: dict[str, Any]) -> str:
+    names = f"{one_line(switch['from'])} -> {one_line(switch['to'])} after step {switch['step']:,}"
+    validation = f"{number(switch['val_loss_before'])} -> {number(switch['val_loss_after'])}"
+    return f"{names}: validation loss of the same weights {validation}, {recovery(switch)}"
+
+
+def recovery(switch: dict[str, Any]) -> str:
+    """Whether the validation loss after the switch came down to that before it, in words."""
+    above = switch["steps_still_above"]
+    if switch["val_loss_before"] is None:
+        return "not known before the switch"
+    if switch["steps_to_recover"] == 0:
+        return "no higher than before"
+    if switch["steps_to_recover"] is not None:
+        return f"back {steps_until(switch)}"
+    return f"still higher after {counted(above, 'step')}" if above else "not validated since"
+
+
+def steps_until(switch: dict[str, Any]) -> str:
+    """The steps between the last validation that was above the old level and the first that was not."""
+    first, last = switch["steps_still_above"] + 1, switch["steps_to_recover"]
+    return f"after {first:,} to {counted(last, 'step')}" if first < last else f"after {counted(last, 'step')}"

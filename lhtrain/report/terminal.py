@@ -1,0 +1,149 @@
+"""What a run prints: a live line on a terminal, plain lines in a file or pipe. Failing output ends no run."""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Column
+from rich.text import Text
+
+from lhtrain.report.plain_text import duration, number, one_line, printable
+
+LINES = 20  # plain lines over a whole run, at least
+SECONDS = 30.0  # and one at least this often
+PIPE_WIDTH = 400  # a pipe has no width: wide enough for any table
+
+# What is written for these where the output's encoding does not have them.
+ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "×": "x", "−": "-"})
+
+
+class Output:
+    """Standard output as rich writes to it: a character that its encoding lacks has a replacement, and what a
+    full or closed stream refuses is dropped. The command's own streams (`streams.Steady`) do the same later,
+    with escapes; a trainer that is used as a library has others."""
+
+    def __init__(self, stream: TextIO | None):
+        self.stream = stream  # None where the process was started without one
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        try:
+            return self.stream is not None and self.stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def fileno(self) -> int:
+        if self.stream is None:
+            raise OSError("no standard output")
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # a full disk, a reader that is gone, a closed file
+            if self.stream is not None:
+                self.stream.write(_encodable(text, self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            if self.stream is not None:
+                self.stream.flush()
+
+
+def _encodable(text: str, encoding: str) -> str:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(ASCII).encode(encoding, "replace").decode(encoding)
+    except LookupError:
+        return text.translate(ASCII).encode("ascii", "replace").decode("ascii")
+    return text
+
+
+class Clock(ProgressColumn):
+    """ "elapsed 0:57, 0:37 left", counted on between the logged steps."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        times = task.fields["times"]
+        since = time.monotonic() - times["at"]
+        left = times["left"]
+        return Text(clock(times["elapsed"] + since, None if left is None else max(left - since, 0.0)))
+
+
+def clock(elapsed: float, left: float | None) -> str:
+    return f"elapsed {duration(elapsed)}" + ("" if left is None else f", {duration(left)} left")
+
+
+class Terminal:
+    """Use as a context manager around the run; `steps` is the run's length, `done` the steps already done."""
+
+    def __init__(self, steps: int, done: int = 0, elapsed: float = 0.0):
+        output = Output(sys.stdout)
+        self.live = output.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+        self.console = Console(
+            file=output,  # type: ignore[arg-type]
+            force_terminal=self.live,
+            width=None if self.live else PIPE_WIDTH,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+        self.steps, self._printed, self._printed_at = steps, done, -SECONDS
+        self._stage: str | None = None
+        self._every = max(1, steps // LINES)
+        fixed = Column(no_wrap=True)  # in a narrow terminal the bar gives way first
+        self._bar = Bar(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(table_column=fixed),
+            TextColumn("{task.fields[state]}", markup=False),
+            Clock(table_column=fixed),
+            console=self.console,
+            disable=not self.live,
+        )
+        times = {"elapsed": elapsed, "left": None, "at": time.monotonic()}
+        self._task = self._bar.add_task("", total=steps, completed=done, state="", times=times)
+
+    def __enter__(self) -> "Terminal":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the live line away; what is printed from now on stays below it."""
+        self._bar.stop()
+
+    def print(self, what: object) -> None:
+        """Print a line of plain text, or a table."""
+        if isinstance(what, str):
+            self.console.print(printable(what), soft_wrap=True)
+        else:
+            self.console.print(what)
+
+    def step(self, row: dict[str, Any], elapsed: float, left: float | None) -> None:
+        """Show a logged training step; the run's seconds so far, and to its end if that is known."""
+        state = f"loss {number(row['loss'])}  {number(row['tokens_per_second'], ',.0f')} tok/s"
+        stage = one_line(row["stage"], 24)
+        if self.live:
+            times = {"elapsed": elapsed, "left": left, "at": time.monotonic()}
+            self._bar.update(self._task, completed=row["step"], description=stage, state=state, times=times)
+        elif self._due(row):
+            what = f"step {row['step']:>6}/{self.steps}  {stage:<12} {state}  lr {row['lr']:.2e}"
+            self.print(f"{what}  {clock(elapsed, left)}")
+
+    def _due(self, row: dict[str, Any]) -> bool:
+        """Whether to print a plain line: at regular steps, the first of a stage and the last, and in time."""
+        now, step = time.monotonic(), row["step"]
+        due = step == self.steps or row["stage"] != self._stage or now - self._printed_at > SECONDS
+        if not due and step // self._every <= self._printed // self._every:
+            return False
+        self._stage, self._printed, self._printed_at = row["stage"], step, now
+        return True

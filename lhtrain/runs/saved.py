@@ -1,0 +1,213 @@
+"""A run directory's own configuration: what `lhtrain resume` starts with and `lhtrain extend` lengthens."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lhtrain import checkpoint
+from lhtrain.conf.compose import build
+from lhtrain.conf.fill import filled
+from lhtrain.conf.paths import with_absolute_paths
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.resolvers import budget
+from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.conf.typed.overrides import Setting
+from lhtrain.conf.typed.quote import literal
+from lhtrain.errors import RunError
+from lhtrain.files import write_atomic
+from lhtrain.report.metrics import numbered
+from lhtrain.runs.history import History, as_records
+from lhtrain.runs.lock import RunLock
+from lhtrain.runs.resume import check_start, retire_summary
+from lhtrain.runs.run_dir import Change, RunDir, as_container
+from lhtrain.schedule import Schedule
+
+# Settings of a stage -> the setting of the run that they are copied from unless they are given.
+FOLLOW = {
+    field.name: match[1]
+    for field in fields(StageConfig)
+    if isinstance(field.default, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", field.default))
+}
+
+
+def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config:
+    """The configuration of the run in `path`, with `overrides`, KEY=VALUE, in place of its values.
+
+    A value of the run that its stages copied is replaced in those stages too. run.dir is `path`, and
+    resume=auto unless the overrides say otherwise. n_ranks: those that will train, if that is known; where
+    they are others than before, micro-batches are derived anew.
+
+    Raises:
+        RunError: no run directory, or a config.yaml that cannot be read.
+        ConfigError: overrides that do not fit, each named.
+    """
+    run_dir = RunDir(path)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file: give the directory of a run, such as runs/mine")
+    saved = run_dir.read_config()
+    if saved is None:
+        what = "is a folder without config.yaml" if path.is_dir() else "does not exist"
+        raise RunError(f"{path} {what}: give the directory of a run, such as runs/mine")
+    if not saved:
+        raise RunError(f"{run_dir.config} is empty: restore it, such as from a config.NNNN.yaml beside it")
+    try:
+        config = _merged(saved)
+    except OmegaConfBaseException as error:
+        key, why = getattr(error, "full_key", None) or "?", str(error).strip().splitlines()[0]
+        raise ConfigError([Problem(f"{run_dir.config}: {key}", "…", why)]) from error
+    before = History(run_dir.history).n_ranks()
+    if n_ranks is not None and before is not None and before != n_ranks:
+        _derive_micro_batches(config)
+    OmegaConf.update(config, "resume", "auto")
+    if problems := [found for text in overrides if (found := _apply(config, text))]:
+        raise ConfigError(problems)
+    config.run.dir = str(path)
+    return build(config, n_ranks)
+
+
+def _merged(saved: dict[str, Any]) -> DictConfig:
+    """Saved values as a configuration. Raises OmegaConfBaseException: a key or a type that is not ours."""
+    config = OmegaConf.merge(OmegaConf.structured(Config), _literal(saved))
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _literal(tree: Any) -> Any:
+    """The saved values, none of which is an interpolation: all were resolved when they were saved."""
+    if isinstance(tree, dict):
+        return {key: _literal(child) for key, child in tree.items()}
+    if isinstance(tree, list):
+        return [_literal(child) for child in tree]
+    return literal(tree) if isinstance(tree, str) else tree
+
+
+def _derive_micro_batches(config: DictConfig) -> None:
+    """Have the micro-batches of all stages derived, unless the run was given their number."""
+    for stage in config.stages.values():
+        stage.grad_accum = config.run.grad_accum
+
+
+def _apply(config: DictConfig, text: str) -> Problem | None:
+    """Set what the override `text` says; returns why it does not fit, if so."""
+    key, equals, value = text.partition("=")
+    if not equals or key.startswith(("+", "~")):
+        return Problem(text, "", "a run is resumed with settings KEY=VALUE alone")
+    if key in ("run.dir", "hydra") or key.startswith("hydra."):
+        return Problem(key, value, "is given by the directory that is resumed")
+    node, missing = config, object()
+    current = OmegaConf.select(node, key, default=missing, throw_on_missing=False)
+    if isinstance(current, DictConfig) and not key.startswith("data.mix"):
+        return Problem(key, value, "picks a group; a run is resumed with single keys, such as optim.lr=1e-4")
+    if current is missing and not _is_key(config, key):
+        return Problem(key, value, "no such key")
+    try:
+        OmegaConf.update(config, key, value_of(text))
+    except (OmegaConfBaseException, ValueError) as error:
+        return Problem(key, value, str(error).strip().splitlines()[0])
+    _follow(config, key, current)
+    return None
+
+
+def value_of(text: str) -> Any:
+    """The value of the override `text`, KEY=VALUE, by Hydra's grammar; of text keys as typed.
+
+    Raises ValueError.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(Setting.of(text).override)
+    except HydraException as error:  # Hydra wraps some errors of its parser, and some not
+        raise ValueError(str(error)) from error
+    if override.is_sweep_override():
+        raise ValueError("a resumed run takes one value, not several")
+    return override.value()
+
+
+def _is_key(config: DictConfig, key: str) -> bool:
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and last in node
+
+
+def _follow(config: DictConfig, key: str, before: Any) -> None:
+    """Set what stages copied from `key`, whose value was `before`, to its new value."""
+    after = OmegaConf.select(config, key)
+    for stage in config.stages.values():
+        for name, origin in FOLLOW.items():
+            if origin == key and stage[name] == before:
+                stage[name] = after
+        if key == "lighthouse.budget" and stage.budget == budget(before, stage.seq_len):
+            stage.budget = budget(after, stage.seq_len)
+
+
+def extend(path: Path, steps: str, settings: Config | None = None) -> list[str]:
+    """Lengthen the run in `path`: its last stage takes the steps that are added; returns the plan in lines.
+
+    steps: "+N", so many more than planned, or "N", so many in all; the same N again changes nothing, so that
+    a script may repeat it. The new plan is in config.yaml and in the history when this returns; `load` then
+    continues with it.
+
+    settings: the filled configuration that will train, but for the steps. What the checkpoint refuses of it
+    is refused before the plan changes, since "+N" given again would add N once more.
+
+    Raises:
+        RunError: no run, a run that is in use, steps that are done already, a plan that cannot be written,
+            settings that the newest checkpoint refuses.
+        ConfigError: `steps` is no number, or the longer plan breaks a rule; nothing is written.
+    """
+    config = filled(load(path, []))
+    done = checkpoint.complete(RunDir(path).checkpoints)
+    if not done:
+        raise RunError(f"{path} holds no checkpoint: there is nothing to extend; `lhtrain resume` starts it")
+    match = re.fullmatch(r"(\+?)([0-9](?:_?[0-9]){0,17})", steps)
+    total = int(match[2]) + (config.run.steps if match[1] else 0) if match else 0
+    if match is None or total < 1:
+        rule = "must be +N, so many more steps, or N, so many steps in all"
+        raise ConfigError([Problem("steps", steps, rule)])
+    if settings is not None:
+        check_start(RunDir(path), with_absolute_paths(settings))
+    if total == config.run.steps:
+        return [f"{path} is planned for {total:,} steps already"]
+    if total < config.run.steps:
+        rule = f"must be more than the {config.run.steps:,} steps that the run is planned for"
+        raise ConfigError([Problem("steps", steps, rule)])
+    lock = RunLock(path, patience=0)
+    try:
+        lock.take()
+        return _write_longer(RunDir(path), config, total)
+    except OSError as error:
+        raise RunError(f"{path}: the longer plan was not written: {error}") from error
+    finally:
+        lock.release()
+
+
+def _write_longer(run_dir: RunDir, config: Config, total: int) -> list[str]:
+    """Make `total` the steps of the run in `run_dir`, whose filled configuration is `config`."""
+    before, old = config.run.steps, Schedule.of(config).lookup(config.run.steps - 1).lr
+    name, last = list(config.stages.items())[-1]
+    assert last.steps is not None
+    changes = [
+        Change("run.steps", before, total),
+        Change(f"stages.{name}.steps", last.steps, last.steps + total - before),
+    ]
+    config.run.steps, last.steps = total, last.steps + total - before
+    plain = as_container(config) | {"resume": "never"}
+    build(_merged(plain))  # a plan that cannot be trained must not replace one that can
+    kept = numbered(run_dir.config)
+    write_atomic(kept, run_dir.config.read_bytes())
+    # The history accepts the change before the configuration asks for it: a kill in between harms neither.
+    History(run_dir.history).add("extend", changed=as_records(changes), config=kept.name)
+    write_atomic(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
+    retire_summary(run_dir)
+    plan = Schedule.of(config)
+    return [
+        f"{run_dir.path} is now planned for {total:,} steps instead of {before:,}",
+        f"the learning rate of step {before:,} was {old:.3g}; from there on:",
+        *(f"  {line}" for line in plan.plan(before)),
+    ]

@@ -1,0 +1,63 @@
+"""Operations of a step, counted a second way: by PyTorch's own counter."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lhtrain.compute.flops import peak_flops, rows, step_flops
+from lhtrain.conf.schema import Attention, LighthouseConfig, ModelConfig, Scorer, StageConfig
+from lhtrain.model.decoder import GPT
+from lhtrain.train import attention_of
+
+SIZES = {"dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "ffn_dim": 64}
+MODEL = ModelConfig(name="t", seq_len=512, vocab_size=96, dense_layers=[1], **SIZES)
+
+
+def stage(kind):
+    lengths = {"seq_len": 512, "batch_tokens": 1024, "grad_accum": 1}
+    settings = {"levels": 2, "pooling": 4, "budget": 128, "scorer": Scorer.norm, "cover_prefix": True}
+    return StageConfig(attention=kind, steps=1, **lengths, **settings)
+
+
+@pytest.mark.parametrize("kind", list(Attention))
+def test_agrees_with_the_counter(kind):
+    """Which sees attention by the book as batched products of whole matrices, twice the causal half."""
+    model = GPT(MODEL)
+    model.attend_with(attention_of(stage(kind), LighthouseConfig()))
+    tokens = torch.randint(0, 96, (2, 512))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.loss(tokens, tokens).backward()
+    counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
+    assert counted.keys() == {"aten.mm", "aten.addmm", "aten.bmm"}  # addmm: the output weight's gradient
+    products = counted["aten.mm"] + counted["aten.addmm"]
+    assert step_flops(MODEL, stage(kind)) == products + counted["aten.bmm"] // 2
+
+
+def test_rows():
+    assert rows(stage(Attention.dense)) == 512
+    assert rows(stage(Attention.lighthouse)) == 512 // 4 + 4 * 128
+
+
+def test_a_cpu_has_no_peak():
+    assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+    ],
+)
+def test_the_peak_of_a_board_is_its_own(name, tflops, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == tflops * 1e12
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GTX 1080", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])
+def test_an_unknown_board_and_a_part_of_one_have_no_peak(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) is None

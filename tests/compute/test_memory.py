@@ -1,0 +1,149 @@
+"""The estimate against peaks measured on a GPU, and the command."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from lhtrain.compute.memory import estimate, main
+from lhtrain.conf.compose import compose_config
+from lhtrain.conf.schema import Attention, Recompute
+
+RESULTS = Path(__file__).parents[2] / "scripts" / "bench" / "results"
+
+
+# The first rows of each file are of code whose selective recomputation kept the output of Lighthouse layers.
+KEPT_OUTPUTS = {"train.csv": 20, "multi_gpu.csv": 13}
+
+
+def measured():
+    rows = []
+    for name, first in KEPT_OUTPUTS.items():
+        with (RESULTS / name).open() as file:
+            rows += [
+                row | {"kept_outputs": number < first} for number, row in enumerate(csv.DictReader(file))
+            ]
+    return rows
+
+
+def outputs(config, stage, ranks):
+    """Bytes of the Lighthouse layers' outputs that code before kept and today's computes again."""
+    if config.compute.recompute is not Recompute.selective or stage.attention is not Attention.lighthouse:
+        return 0
+    layers = set(range(0, config.model.n_layers, config.compute.recompute_every)) - {
+        *config.model.dense_layers
+    }
+    tokens = stage.batch_tokens // ranks
+    return 2 * tokens * config.model.n_heads * config.model.head_dim * len(layers)
+
+
+@pytest.mark.parametrize(
+    "row", measured(), ids=lambda row: f"{row['stage']}-{row['seq_len']}-{row['ranks']}-{row['peak_gb']}"
+)
+def test_within_a_twentieth_of_every_measured_peak(row):
+    ranks, settings = int(row["ranks"]), row["settings"].split()
+    config = compose_config(["run.grad_accum=1", *settings], ranks)
+    stage = config.stages[row["stage"]]
+    peak = 1e9 * float(row["peak_gb"]) - row["kept_outputs"] * outputs(config, stage, ranks)
+    assert estimate(config, stage, ranks).total == pytest.approx(peak, rel=0.05)
+
+
+def peak(*overrides):
+    config = compose_config(["model=lighthouse_530m", "run.grad_accum=1", *overrides])
+    return {name: estimate(config, stage).total for name, stage in config.stages.items()}
+
+
+def test_what_helps_in_the_order_in_which_it_helps():
+    levels = [
+        peak(*settings)["recovery"]
+        for settings in (
+            [],
+            ["compute.recompute=selective"],
+            ["compute.recompute=full", "compute.recompute_every=2"],
+            ["compute.recompute=full"],
+            ["compute.recompute=full", "compute.offload=true"],
+        )
+    ]
+    assert levels == sorted(levels, reverse=True)
+    assert len(set(levels)) == len(levels)
+
+
+def test_selective_recomputation_does_not_keep_the_outputs_of_lighthouse_layers():
+    """26 layers of 98,304 positions of 1,024 numbers: 5.2 GB."""
+    config = compose_config(["model=lighthouse_530m", "compute.recompute=selective"])
+    assert outputs(config, config.stages["lighthouse"], 1) == pytest.approx(5.2e9, rel=0.01)
+    assert outputs(config, config.stages["recovery"], 1) == 0
+
+
+def test_float32_takes_twice_the_activations_and_no_casts():
+    parts = {}
+    for precision in ("auto", "bfloat16", "float32"):
+        config = compose_config(
+            ["model=lighthouse_530m", "run.grad_accum=1", f"compute.precision={precision}"]
+        )
+        parts[precision] = estimate(config, config.stages["recovery"])
+    low, high = parts["bfloat16"], parts["float32"]
+    assert parts["auto"] == low
+    assert high.casts == 0 < low.casts
+    assert (high.weights, high.optimizer) == (low.weights, low.optimizer)
+    assert high.activations == pytest.approx(2 * low.activations, rel=0.01)
+    config = compose_config(["model=lighthouse_530m", "compute.precision=float32"], 2)
+    assert estimate(config, config.stages["recovery"], 2).casts > low.casts / 4
+
+
+def test_lighthouse_keeps_less_than_full_attention():
+    both = peak()
+    assert both["lighthouse"] < both["recovery"]
+
+
+def test_micro_batches_take_turns():
+    once = peak("run.batch_tokens=393216")
+    parts = peak("run.batch_tokens=393216", "run.grad_accum=4")
+    gradients = 4 * 530_117_632  # of the micro-batches before, there all along
+    assert parts == {name: one + gradients for name, one in peak().items()}
+    assert once["recovery"] > 3 * parts["recovery"]
+
+
+def test_a_wider_model_with_fewer_layers():
+    """Whose gradients are not all there at the peak; 48.2 GB on an H100, scripts/bench/NOTES.md."""
+    settings = ["model=llama3_8b", "model.n_layers=4", "model.dense_layers=[0]", "stage=lighthouse"]
+    config = compose_config(settings)
+    assert estimate(config, config.stages["lighthouse"]).total == pytest.approx(48.2e9, rel=0.05)
+
+
+def test_gradients_of_several_micro_batches_are_whole_until_they_are_reduced():
+    sharded = ["parallel.dp_shard=8", "run.batch_tokens=1572864"]
+    once, parts, reduced = (
+        peak(*sharded, *more)["lighthouse"]
+        for more in (
+            ["compute.recompute=full"],
+            ["compute.recompute=full", "run.grad_accum=2"],
+            ["compute.recompute=full", "run.grad_accum=2", "parallel.reduce_always=true"],
+        )
+    )
+    assert reduced < parts - 3 * 530_117_632 and reduced < once
+
+
+def test_the_command_says_whether_it_fits(capsys):
+    main(["model=lighthouse_530m", "gpu=h100", "compute.recompute=none"])
+    out = capsys.readouterr().out
+    assert "530,117,632 parameters" in out and "of 80" in out
+    fits = next(line for line in out.splitlines() if "fits" in line)
+    assert "yes" in fits and "NO" in fits  # Lighthouse does, full attention does not
+    assert "compute.recompute=full" in out and "What helps" in out
+    main(["model=lighthouse_530m", "compute.recompute=full", "gpu=94.5"])
+    out = capsys.readouterr().out
+    assert "of 94.5" in out and "What helps" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gpu=h9000"], "gpu=h9000: must be one of a100, h100"),
+        (["model.dim=0"], "model.dim=0: must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""Text keeps what was typed, on the command line and in files of one's own."""
+
+import os
+import shlex
+
+import pytest
+import yaml
+
+from lhtrain.conf.compose import check_overrides, data_config, search_path
+from lhtrain.conf.problems import ConfigError
+from lhtrain.conf.typed.overrides import spelled
+from lhtrain.conf.typed.quote import setting
+from lhtrain.conf.typed.sweep import sweep_of
+
+# What YAML or Hydra reads as something else: numbers of several bases, dates, booleans, lists, comments.
+TEXTS = [
+    *(
+        "2024_11_05",
+        "2024-11-05",
+        "3.10",
+        "1e3",
+        "010",
+        "0x1F",
+        "0o17",
+        "1_000",
+        "+1",
+        ".5",
+        "24:00:00",
+        "1:30",
+    ),
+    *("true", "True", "yes", "no", "on", "off", "y", "nan", ".inf", "inf", "=", "1.", "12e03", "a~x"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def own(folder, group, text, name="mine"):
+    (folder / group).mkdir(exist_ok=True)
+    (folder / group / f"{name}.yaml").write_text(text)
+    return search_path(str(folder))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_command_line_keeps_text(folder, text):
+    config = check_overrides(
+        ["data=text", f"data.path={text}", f"run.name={text}", f"cluster.account={text}"]
+    )
+    assert (config.data.path, config.run.name, config.cluster.account) == (text, text, text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_file_of_ones_own_keeps_text(folder, text):
+    content = f"# @package _global_\nrun:\n  name: {text}\n  dir: r/{text}\nlogger:\n  tags: [{text}, b]\n"
+    search = own(folder, "experiment", content + f"cluster:\n  account: {text}\n")
+    config = check_overrides([search, "experiment=mine"])
+    assert (config.run.name, config.run.dir, config.cluster.account) == (text, f"r/{text}", text)
+    assert config.logger.tags == [text, "b"]
+
+
+def test_times_are_slurms(folder):
+    search = own(folder, "cluster", "time: 24:00:00\nmemory: 0\naccount: 0123\npython: ~/venv/bin/python\n")
+    cluster = check_overrides([search, "cluster=mine"]).cluster
+    assert (cluster.time, cluster.memory, cluster.account) == ("24:00:00", "0", "0123")
+    assert cluster.python == os.path.expanduser("~/venv/bin/python")
+
+
+def test_numbers_and_switches_of_files_have_their_types(folder):
+    search = own(
+        folder,
+        "experiment",
+        "# @package _global_\nrun: {steps: 1_000, batch_tokens: 8192}\noptim: {lr: 1e-3, betas: [.9, 0.95]}\n"
+        "model: {n_layers: 010, tie_embeddings: off, dense_layers: [0, -1]}\ncompute: {compile: off}\n"
+        "data:\n  path: ~\nlighthouse: {budget: null}\nwatchdog: {step: 1e2}\n",
+    )
+    config = check_overrides([search, "experiment=mine"])
+    assert (config.run.steps, config.run.batch_tokens, config.optim.lr) == (1000, 8192, 1e-3)
+    assert list(config.optim.betas) == [0.9, 0.95] and config.model.dense_layers == [0, -1]
+    assert (config.model.n_layers, config.model.tie_embeddings) == (10, False)
+    assert config.compute.compile.value == "off" and config.data.path is None
+    assert config.watchdog.step == 100
+
+
+@pytest.mark.parametrize("where", ["", "weight: 2", "weight: 2e0"])
+def test_paths_of_a_mixture(folder, where):
+    part = f"path: 2024_11_05, {where}" if where else "path: 2024_11_05"
+    text = f"data.mix={{a: {{{part}}}, b: {{path: ~/b}}}}"
+    with pytest.raises(ConfigError) as error:  # the folders are not there, under these names
+        check_overrides(["data=mix", text], here=True)
+    said = str(error.value)
+    assert "data.mix.a.path='2024_11_05'" in said and os.path.expanduser("'~/b'"[1:-1]) in said
+
+
+ODD = [
+    *("a b", "a=b", "it's", 'say "x"', "ü", "日本", "-dash", "[v2]", "a[1]", "$HOME", "${x}", "100%", "a\nb"),
+    *(
+        "a\tb",
+        "a,b",
+        "{a,b}",
+        "(x)",
+        "a:b",
+        "a\\b",
+        "a\\",
+        "\\'",
+        "~x",
+        "#c",
+        "true",
+        "*",
+        "a;b",
+        "`id`",
+        "!x",
+    ),
+    *("a|b", " lead", "trail ", "''", "choice(a,b)", "=x", "a\\,b", "'q'"),
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_path_that_exists_is_that_path_and_a_suggested_command_names_it(folder, name):
+    (folder / name).mkdir()
+    (word,) = shlex.split(setting("data.path", name))
+    for text in (word, f"data.path={name}"):
+        assert data_config(["data=text", text]).path == name
+    (here,) = shlex.split(setting("run.dir", name))
+    assert check_overrides([here]).run.dir == name
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_setting_that_is_spelled_twice_is_the_same(name):
+    once = spelled([f"data.path={name}", f"run.name={name}"])
+    assert spelled(once) == once
+
+
+def test_lists_null_and_quotes():
+    def path(value):
+        return check_overrides(["data=text", f"data.path={value}"]).data.path
+
+    assert path("[2024_11_05,3.10]") == ["2024_11_05", "3.10"]
+    assert path("[~/a, 'b,c', ü]") == [os.path.expanduser("~/a"), "b,c", "ü"]
+    assert path("'null'") == "null" and path("nullable") == "nullable"
+    with pytest.raises(ConfigError, match="needs a file or folder"):
+        path("null")
+
+
+def test_home_is_expanded_in_every_path(folder):
+    config = check_overrides(
+        ["run.dir=~/r", "init_from=~/c", "data.cache_dir=~/k", "data.out=~/o", "data=text", "data.path=[~/a]"]
+    )
+    home = os.path.expanduser("~")
+    got = (config.run.dir, config.init_from, config.data.cache_dir, config.data.out, *config.data.path)
+    assert got == tuple(f"{home}/{name}" for name in "rckoa")
+    (folder / "~").mkdir()
+    assert check_overrides(["run.dir=~"]).run.dir == "~", "a folder of that very name"
+
+
+def test_what_a_sweep_varies_is_text_too(folder):
+    search = own(
+        folder,
+        "experiment",
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n"
+        "      run.name: 007,2024_11_05\n      optim.lr: 1e-3,2e-3\n",
+    )
+    sweep = sweep_of([search, "experiment=mine", "cluster.account=010,1e3"])
+    configs = [check_overrides(job) for job in sweep.jobs]
+    assert {config.run.name for config in configs} == {"007", "2024_11_05"}
+    assert {config.cluster.account for config in configs} == {"010", "1e3"}
+    assert {config.optim.lr for config in configs} == {1e-3, 2e-3} and len(configs) == 8
+
+
+def test_a_launchers_own_settings_keep_text_and_types(folder):
+    from hydra import compose
+
+    from lhtrain.conf.compose import hydra
+
+    search = own(
+        folder,
+        "experiment",
+        "# @package _global_\nhydra:\n  sweep: {dir: 2024_11_05}\n  job:\n    env_set: {A: 24:00:00, B: 010}"
+        "\n  verbose: false\n",
+    )
+    with hydra():
+        own_settings = compose("config", [search, "experiment=mine"], return_hydra_config=True).hydra
+    assert own_settings.sweep.dir == "2024_11_05" and own_settings.verbose is False
+    assert dict(own_settings.job.env_set) == {"A": "24:00:00", "B": "010"}
+
+
+def test_a_run_that_is_resumed_keeps_text_that_was_typed_into_its_config(tmp_path):
+    from lhtrain.runs.run_dir import as_container
+    from lhtrain.runs.saved import load
+
+    config = as_container(check_overrides([f"run.dir={tmp_path}", "run.name=n"]))
+    written = (
+        yaml.safe_dump(config)
+        .replace("account: null", "account: 0123")
+        .replace("time: null", "time: 24:00:00")
+    )
+    (tmp_path / "config.yaml").write_text(written)
+    loaded = load(tmp_path, ["cluster.qos=1e3"])
+    cluster = loaded.cluster
+    assert (cluster.account, cluster.time, cluster.qos) == ("0123", "24:00:00", "1e3")
+    assert loaded.model.n_layers == 4
+
+
+@pytest.mark.parametrize("text", ["optim.betas=[0.9", "optim.lr=1e-3,2e-3", "optim.lr="])
+def test_a_resumed_run_refuses_a_value_in_words(tmp_path, text):
+    from lhtrain.runs.run_dir import as_container
+    from lhtrain.runs.saved import load
+
+    config = as_container(check_overrides([f"run.dir={tmp_path}", "run.name=n"]))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=r"1 problem in the configuration(.|\n)*optim\."):
+        load(tmp_path, [text])

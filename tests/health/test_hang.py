@@ -1,0 +1,179 @@
+"""A hang in any phase is found, said, and ends the process with the status on which it is started again."""
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from lhtrain.conf.schema import ParallelConfig, WatchdogConfig
+from lhtrain.health import hang as watchdog
+from lhtrain.health.hang import STALLED, Doing, Watchdog, behind, collective_limit
+
+# The thread that found a hang ends as the process would: by SystemExit, which pytest would tell as a fault.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+PHASES = [field.name for field in fields(WatchdogConfig)]
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """The status of the process, had it ended; and the event of that."""
+    statuses, event = [], threading.Event()
+
+    def end(status):
+        statuses.append(status)
+        event.set()
+        sys.exit()  # of the thread alone
+
+    monkeypatch.setattr(os, "_exit", end)
+    return statuses, event
+
+
+def hang(event):
+    assert event.wait(60), "the watchdog saw nothing"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_hang_in_each_phase_is_found(tmp_path, ended, capfd, phase):
+    statuses, event = ended
+    limits = WatchdogConfig(**(dict.fromkeys(PHASES, None) | {phase: 0.01}))
+    with Watchdog(limits, tmp_path, rank=3, beat=0.01) as watchdog, watchdog.phase(phase):
+        hang(event)
+    assert statuses == [STALLED]
+    said = capfd.readouterr().err
+    assert f"rank 3 spent 0 s in phase {phase} of step 0, more than watchdog.{phase}=0.01" in said
+    assert "in hang" in (tmp_path / "stalls" / "rank_3.txt").read_text()
+
+
+class FullDisk(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_refuses_what_it_says_does_not_keep_it_from_ending(tmp_path, ended, monkeypatch):
+    statuses, event = ended
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    with Watchdog(WatchdogConfig(start=0.01), tmp_path, rank=0, beat=0.01):
+        hang(event)
+    assert statuses == [STALLED]
+
+
+@pytest.mark.parametrize("timeout", [ParallelConfig().timeout, 5, 10_000])
+def test_a_collective_waits_longer_than_any_phase(timeout):
+    """Else it ends a rank that hangs, without its stacks and without the status on which it starts again."""
+    for config in (WatchdogConfig(), WatchdogConfig(step=12.0), WatchdogConfig(step=None, save=7200.0)):
+        limits = [limit for limit in vars(config).values() if limit is not None]
+        assert collective_limit(config, timeout) >= max(timeout, *limits) + (60 if timeout < 3600 else 0)
+    nothing = WatchdogConfig(**dict.fromkeys(PHASES, None))
+    assert collective_limit(nothing, timeout) == timeout
+
+
+# Beats every 10 ms, with a limit of half a second, in which the main thread answers what it is asked.
+STOPPED = """
+import sys
+from pathlib import Path
+from lhtrain.conf.schema import WatchdogConfig
+from lhtrain.health.hang import Watchdog
+with Watchdog(WatchdogConfig(start=0.5), Path(sys.argv[1]), rank=0, beat=0.01) as watchdog:
+    with watchdog.phase("start"):
+        print("ready", flush=True)
+        sys.stdin.readline()
+    with watchdog.phase("start"):
+        print("alive", flush=True)
+"""
+
+
+def test_a_process_that_was_stopped_has_not_hung(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.0)  # twice the limit, and the watchdog did not live through it
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate("\n", timeout=60)[0] == "alive\n" and process.returncode == 0
+
+
+def test_a_clock_that_jumps_ends_nothing(tmp_path, ended, monkeypatch):
+    statuses, event = ended
+    real = time.time
+    with Watchdog(WatchdogConfig(start=100.0), tmp_path, rank=0, beat=0.01):
+        monkeypatch.setattr(time, "time", lambda: real() + 1e6)
+        assert not event.wait(0.2)
+    assert statuses == []
+
+
+@pytest.fixture
+def hung_disk(monkeypatch):
+    """Reading and writing wait until the end of the test."""
+    release = threading.Event()
+
+    def wait(*_, **__):
+        release.wait()
+        raise OSError(errno.EIO, "given up")
+
+    for name in ("write_atomic", "read_regular", "_dump"):
+        monkeypatch.setattr(watchdog, name, wait)
+    monkeypatch.setattr(watchdog, "LAST_WORDS", 0.05)
+    yield
+    release.set()
+
+
+def test_a_disk_that_hangs_hangs_no_watchdog(tmp_path, ended, capfd, hung_disk):
+    statuses, event = ended
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / "1.json").write_text("{}")
+    with Watchdog(WatchdogConfig(start=0.01), tmp_path, rank=0, beat=0.01):
+        hang(event)
+    assert statuses == [STALLED]
+    said = capfd.readouterr().err
+    assert "spent 0 s in phase start" in said and "what the other ranks do could not be read" in said
+    assert "Stacks follow: no file could be written" in said and "in hang" in said
+
+
+ME = Doing(rank=0, step=7, phase="step", since=100.0, attempt="now")
+
+
+def leave(folder, *others, silent=0.0):
+    (folder / "ranks").mkdir()
+    for doing in (ME, *others):
+        path = folder / "ranks" / f"{doing.rank}.json"
+        path.write_text(json.dumps(asdict(doing)))
+        if doing is not ME:
+            os.utime(path, (time.time() - silent,) * 2)
+
+
+def test_the_rank_that_is_furthest_behind_is_named(tmp_path):
+    leave(tmp_path, replace(ME, rank=1, step=6, phase="save"), replace(ME, rank=2, since=101.0))
+    assert behind(tmp_path, ME) == "it waits for rank 1, in phase save of step 6"
+
+
+def test_a_rank_of_an_earlier_attempt_is_not_blamed(tmp_path):
+    leave(tmp_path, replace(ME, rank=5, step=3, attempt="before"))
+    assert behind(tmp_path, ME) == "no rank is further behind"
+
+
+def test_a_rank_that_writes_no_more_is_named_whatever_it_did(tmp_path):
+    """It was stopped in the same step, entered later than ours."""
+    leave(tmp_path, replace(ME, rank=1, since=101.0, pid=17, host="there"), silent=60.0)
+    words = behind(tmp_path, ME)
+    assert words.startswith("it waits for rank 1, process 17 on there, which wrote nothing for ")
+    assert words.endswith(" s and was in phase step of step 7")
+
+
+def test_files_of_an_earlier_larger_attempt_are_removed(tmp_path):
+    leave(tmp_path, replace(ME, rank=5, attempt="before"), replace(ME, rank=1))
+    with Watchdog(WatchdogConfig(), tmp_path, rank=0, beat=0.01, attempt="now"):
+        pass
+    assert sorted(path.name for path in (tmp_path / "ranks").glob("*.json")) == ["0.json", "1.json"]

@@ -1,0 +1,66 @@
+"""Steps that are not finite, counted; losses that jump; when to go back."""
+
+import math
+
+import pytest
+import torch
+
+from lhtrain.conf.schema import GuardConfig
+from lhtrain.health.nonfinite import LEAST, Guard, Skip
+
+
+def take(guard, flags):
+    for number, flag in enumerate(flags, 1):
+        guard.take(number, 10 * number, 10 * number + 10, torch.tensor(float(flag)))
+    return guard.look()
+
+
+def test_skipped_steps_are_named_with_their_data():
+    guard = Guard(GuardConfig())
+    assert take(guard, [0, 1, 0, 1, 1]) == [Skip(2, 20, 30), Skip(4, 40, 50), Skip(5, 50, 60)]
+    assert guard.in_a_row == 2 and guard.look() == []
+
+
+def test_only_steps_in_a_row_make_it_go_back():
+    guard = Guard(GuardConfig(max_skips=3))
+    take(guard, [1, 1, 0, 1, 1])
+    assert not guard.must_rewind
+    take(guard, [1])
+    assert guard.must_rewind
+    guard.rewound()
+    assert not guard.must_rewind and guard.rewinds == 1
+
+
+def test_a_jump_of_the_loss_is_told():
+    guard = Guard(GuardConfig(spike=6.0))
+    flat = [3.0 + 0.1 * math.sin(i) for i in range(40)]
+    assert all(guard.spike(loss) is None for loss in flat)
+    assert guard.spike(3.3) is None
+    assert guard.spike(6.0) > 6
+
+
+def test_a_new_stage_is_not_compared_with_the_old_one():
+    guard = Guard(GuardConfig())
+    for _ in range(40):
+        guard.spike(2.0)
+    guard.switched()
+    assert all(guard.spike(3.0) is None for _ in range(LEAST))
+    assert guard.spike(6.0) > 6
+
+
+@pytest.mark.parametrize("config", [GuardConfig(spike=0.0), GuardConfig()])
+def test_no_jump_without_a_past_or_when_told_not_to(config):
+    guard = Guard(config)
+    n = 100 if config.spike == 0 else LEAST
+    assert all(guard.spike(loss) is None for loss in [3.0] * n) or config.spike
+    assert Guard(config).spike(100.0) is None
+    if config.spike == 0:
+        assert guard.spike(1e9) is None
+
+
+def test_a_loss_that_is_not_finite_is_no_jump_and_no_past():
+    guard = Guard(GuardConfig())
+    for _ in range(LEAST):
+        guard.spike(2.0)
+    assert guard.spike(math.nan) is None and guard.spike(math.inf) is None
+    assert guard.spike(2.01) is None and guard.spike(4.0) > 6

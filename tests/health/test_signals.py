@@ -1,0 +1,172 @@
+"""Which signals stop the loop, which leave at once, and which say nothing new."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lhtrain.health import signals as interrupt
+from lhtrain.health.signals import Interrupt
+
+
+def take(number):
+    signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_is_a_request(number):
+    before = signal.getsignal(number)
+    with Interrupt() as found:
+        assert found.requested is None
+        take(number)
+        assert found.requested is number
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_one_of_the_scheduler_says_nothing_new():
+    with Interrupt() as found:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            take(number)
+        assert found.requested is signal.SIGUSR1
+
+
+INT, TERM, USR1, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP
+
+
+@pytest.mark.parametrize(
+    ("environment", "arrivals", "leaves"),
+    [
+        ({}, [(INT, 0.0), (INT, 0.5)], True),
+        ({}, [(INT, 0.0), (INT, 0.1)], False),  # a wrapper passes on what the terminal sent it
+        ({"RANK": "0"}, [(INT, 0.0), (INT, 0.5)], False),
+        ({"RANK": "0"}, [(INT, 0.0), (INT, 1.5)], True),
+        ({}, [(TERM, 0.0), (INT, 0.1)], True),
+        ({}, [(TERM, 0.0), (TERM, 5.0), (USR1, 9.0), (HUP, 9.5)], False),
+        ({}, [(INT, 0.0), (TERM, 5.0)], False),
+        ({"RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, [(INT, 0.0), (TERM, 5.0)], True),
+        ({"RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, [(INT, 0.0), (TERM, 0.5)], False),
+    ],
+)
+def test_which_signals_leave_at_once(monkeypatch, environment, arrivals, leaves):
+    """torchrun passes on a second Ctrl-C as TERM; it sends TERM also to those that outlive a failed rank."""
+    for name in ("RANK", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = Interrupt()
+    assert [found.leaves(number, now) for number, now in arrivals][-1] is leaves
+
+
+def test_hup_stops_unless_it_is_ignored(monkeypatch):
+    before = signal.signal(HUP, signal.SIG_IGN)
+    try:
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        assert HUP not in interrupt.stopping()
+        # torchrun handles HUP under nohup too, passes it on and kills 30 s later.
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+        assert HUP in interrupt.stopping()
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+        signal.signal(HUP, signal.SIG_DFL)
+        assert HUP in interrupt.stopping()
+    finally:
+        signal.signal(HUP, before)
+
+
+# The main thread is in a library that returns to Python only much later, as in a save or a collective.
+BUSY = """
+import hashlib, os, signal, sys, threading
+from lhtrain.health.signals import Interrupt
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with Interrupt(lambda: "step_00000004 is saved") as found:
+    def press():
+        sys.stdin.readline()
+        os.kill(os.getpid(), signal.SIGINT)
+        sys.stdin.readline()
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=press, daemon=True).start()
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 2_000_000_000)
+"""
+
+
+def test_a_second_ctrl_c_leaves_while_the_main_thread_is_busy():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key not in ("RANK", "SLURM_STEP_ID")},
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("\n")
+    process.stdin.flush()
+    with pytest.raises(subprocess.TimeoutExpired):  # one alone waits; and this is another press
+        process.wait(0.5)
+    _, err = process.communicate("\n", timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "lhtrain: interrupted again, leaving at once; step_00000004 is saved"
+
+
+EARLY = """
+import os, signal
+from lhtrain.health import signals as interrupt
+interrupt.watch()
+os.kill(os.getpid(), signal.SIGUSR1)
+with interrupt.Interrupt() as found:
+    print(found.requested.name)
+"""
+
+FORKED = """
+import os, signal, time
+from lhtrain.health import signals as interrupt
+interrupt.watch()
+with interrupt.Interrupt() as found:
+    ready, told = os.pipe()
+    if not (child := os.fork()):
+        os.write(told, b".")
+        while True:
+            time.sleep(0.1)
+    os.read(ready, 1)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), found.requested)
+"""
+
+
+# A launcher blocks TERM before it starts the rank: what comes before there is a handler is not lost.
+BLOCKED = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.kill(os.getpid(), signal.SIGTERM)
+from lhtrain.health import signals as interrupt
+interrupt.watch()
+with interrupt.Interrupt() as found:
+    print(found.requested.name)
+"""
+
+# Before anything that takes long is imported.
+FIRST = """
+import sys
+sys.argv = ["lhtrain", "run.steps=1"]
+import signal
+from lhtrain import __main__
+__main__.begin_training()
+print(signal.getsignal(signal.SIGTERM).__module__, bool({"torch", "hydra"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (EARLY, "SIGUSR1"),
+        (FORKED, "-15 None"),
+        (BLOCKED, "SIGTERM"),
+        (FIRST, "lhtrain.health.signals False"),
+    ],
+)
+def test_before_the_loop_and_in_forked_workers(program, expected):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == expected, done.stderr

@@ -1,0 +1,87 @@
+"""The decoder against transformers' Llama, its sizes and its initial weights."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.conf.schema import ModelConfig
+from lhtrain.interop import llama_config, llama_name
+from lhtrain.model.decoder import GPT
+
+TINY = {"name": "t", "seq_len": 64, "vocab_size": 96, "dim": 32, "n_layers": 3, "ffn_dim": 80}
+
+
+def tiny(**changes):
+    return ModelConfig(**({"n_heads": 4, "n_kv_heads": 4, "head_dim": 8} | TINY | changes))
+
+
+def as_llama(ours: GPT) -> LlamaForCausalLM:
+    """A Llama with the weights of `ours`."""
+    llama = LlamaForCausalLM(LlamaConfig(**llama_config(ours.config)))
+    state = {llama_name(name): tensor for name, tensor in ours.state_dict().items()}
+    llama.load_state_dict(state)
+    return llama.eval()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"n_kv_heads": 2}, {"tie_embeddings": True}, {"head_dim": 16, "rope_theta": 5e5, "norm_eps": 1e-6}],
+)
+def test_logits_and_gradients_equal_llamas(changes):
+    model = GPT(tiny(**changes))
+    model.init_weights(0)
+    with torch.no_grad():  # away from the initial values, where norms are ones and logits nearly flat
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    llama = as_llama(model)
+    tokens = torch.randint(0, 96, (2, 50))
+    ours, theirs = model(tokens), llama(tokens).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    llama(tokens, labels=tokens).loss.backward()
+    there = llama.model.layers[1].self_attn.k_proj.weight.grad
+    torch.testing.assert_close(model.blocks[1].attention.wk.weight.grad, there, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_parameter_counts(tie):
+    total, inner = GPT(tiny(tie_embeddings=tie)).n_parameters()
+    per_block = 4 * 32 * 32 + 3 * 32 * 80 + 2 * 32
+    assert inner == 3 * per_block + 32
+    assert total == inner + 96 * 32 * (1 if tie else 2)
+
+
+def test_initial_weights_are_scaled_by_depth_and_fixed_by_the_seed():
+    config = tiny(dim=256, head_dim=64, ffn_dim=512, n_layers=8)
+    model, again, other = GPT(config), GPT(config), GPT(config)
+    for which, seed in ((model, 1), (again, 1), (other, 2)):
+        which.init_weights(seed)
+    block = model.blocks[5]
+    assert block.attention.wq.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert block.attention.wo.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)
+    assert block.ffn.down.weight.std().item() == pytest.approx(0.02 / 4, rel=0.03)
+    assert (block.ffn_norm.weight == 1).all()
+    same = [torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(model.head.weight, other.head.weight)
+
+
+def test_dense_layers_keep_full_attention():
+    model = GPT(tiny(dense_layers=[0, 2]))
+    layer = LighthouseAttention(levels=2, pooling=2, budget=128)
+    model.attend_with(layer)
+    assert [block.attention.attend for block in model.blocks] == [DenseAttention(), layer, DenseAttention()]
+
+
+def test_lighthouse_and_full_attention_share_the_weights():
+    """A sequence that is selected whole at level 0 would be dense; here the outputs are close, not equal."""
+    model = GPT(tiny(seq_len=1024))
+    model.init_weights(0)
+    tokens = torch.randint(0, 96, (1, 1024))
+    dense = model.loss(tokens, tokens).item()
+    names = list(model.state_dict())
+    model.attend_with(LighthouseAttention(levels=2, pooling=4, budget=128))
+    lighthouse = model.loss(tokens, tokens).item()
+    assert lighthouse == pytest.approx(dense, rel=1e-2) and lighthouse != dense
+    assert list(model.state_dict()) == names

@@ -1,0 +1,28 @@
+"""What a run prints before its first step."""
+
+import torch
+
+from lhtrain.conf.compose import compose_config
+from lhtrain.conf.fill import filled
+from lhtrain.distributed.world import Ranks, World
+from lhtrain.report import greeting
+
+
+def stages(*overrides):
+    return greeting.about_stages(filled(compose_config(["data=text", "data.path=.", *overrides])))
+
+
+def test_a_lighthouse_stage_says_in_how_many_layers():
+    """Of dense_layers, which may name a layer twice."""
+    some = "model.dense_layers=[0,-1,3]", "model.n_layers=4"
+    assert "(budget k = 128) in 2 of 4 layers" in stages(*some)[0]
+    assert stages()[0].endswith("(budget k = 128)") and "layers" not in stages(*some)[1]
+
+
+def test_the_memory_of_a_gpu_is_weighed_before_the_run():
+    config, world = compose_config(["model=gpt_1b"], 1, 80 * 10**9), World(Ranks(), torch.device("cpu"))
+    assert greeting.about_memory(config, world, 0) == []
+    assert len(greeting.about_memory(config, world, 80 * 10**9)) == 1
+    first, *others = greeting.about_memory(config, world, 16 * 10**9)
+    assert first.startswith("memory    ") and " of 16.0 GB, estimated, with compute.recompute=" in first
+    assert others and all(line.startswith("warning   ") for line in others)

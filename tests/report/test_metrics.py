@@ -1,0 +1,107 @@
+"""metrics.jsonl over kills and resumes."""
+
+import errno
+
+from lhtrain.report.metrics import MetricsFile, read
+
+
+def write(path, steps, keep_until=0):
+    file = MetricsFile(path)
+    file.open(keep_until)
+    for step in steps:
+        file.write({"kind": "train", "step": step})
+    file.close()
+    return [row["step"] for row in read(path)]
+
+
+def test_a_resume_cuts_the_rows_after_its_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert write(path, [1, 2, 3, 4, 5]) == [1, 2, 3, 4, 5]
+    assert write(path, [4], keep_until=3) == [1, 2, 3, 4]
+    assert write(path, [1]) == [1]
+
+
+def test_rows_are_on_disk_at_once_and_a_torn_line_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.open(0)
+    file.write({"kind": "train", "step": 1})
+    assert [row["step"] for row in read(path)] == [1]
+    with path.open("a") as other:
+        other.write('{"kind": "train", "st')
+    assert write(path, [2], keep_until=9) == [1, 2]
+
+
+def test_rows_that_a_full_disk_refuses_wait_for_room(tmp_path, monkeypatch):
+    told = []
+    file = MetricsFile(tmp_path / "metrics.jsonl", told.append)
+    file.open(0)
+    disk = Disk(file._file, room=40)
+    monkeypatch.setattr(file, "_file", disk)
+    for step in range(1, 5):
+        file.write({"kind": "train", "step": step})
+    assert [row["step"] for row in read(file.path)] == [1] and len(file.rows) == 4
+    assert len(told) == 1 and "No space left on device" in told[0]
+    disk.room = 1000
+    file.write({"kind": "train", "step": 5})
+    assert [row["step"] for row in read(file.path)] == [1, 2, 3, 4, 5]
+    disk.room = 0
+    file.write({"kind": "train", "step": 6})
+    assert len(told) == 2
+    file.open(keep_until=6)
+    assert [row["step"] for row in read(file.path)] == [1, 2, 3, 4, 5, 6]
+
+
+class Disk:
+    """A file with room for so many more bytes: the last write that finds some is cut short."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(content[: self.room])
+        self.room -= written
+        return written
+
+    def close(self):
+        self.file.close()
+
+
+def test_no_file_no_rows(tmp_path):
+    assert read(tmp_path / "metrics.jsonl") == []
+
+
+def test_damaged_lines_in_the_middle_cost_themselves_alone_and_are_reported(tmp_path):
+    path, told = tmp_path / "metrics.jsonl", []
+    good = [b'{"kind": "train", "step": %d}' % step for step in (1, 2, 3)]
+    bad = [b"\xff\x00", b"[1, 2]", b'{"step": "3", "kind": "train"}', b'{"kind": "train"}', b"[" * 10**5]
+    path.write_bytes(b"\n".join([good[0], *bad, *good[1:], b'{"kind": "tr']))
+    file = MetricsFile(path, told.append)
+    file.open(keep_until=9)
+    file.close()
+    assert [row["step"] for row in read(path)] == [1, 2, 3]
+    assert len(told) == 1 and "lines 2, 3, 4, 5, 6 are not JSON rows" in told[0]
+    assert b"\xff\x00" in (tmp_path / "metrics.0001.jsonl").read_bytes()
+
+
+def test_numbers_that_json_has_not_become_null(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.open(0)
+    file.write({"kind": "train", "step": 1, "loss": float("nan"), "of": [float("inf"), {"a": float("-inf")}]})
+    assert read(file.path) == [{"kind": "train", "step": 1, "loss": None, "of": [None, {"a": None}]}]
+    (tmp_path / "old.jsonl").write_text('{"kind": "train", "step": 1, "loss": NaN}\n')
+    old = MetricsFile(tmp_path / "old.jsonl")
+    old.open(1)
+    assert "NaN" not in old.path.read_text()
+
+
+def test_a_planted_link_is_not_written_through(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    (tmp_path / "metrics.jsonl").symlink_to(victim)
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.open(0)
+    file.write({"kind": "train", "step": 1})
+    assert victim.read_text() == "precious\n" and not file.path.is_symlink()

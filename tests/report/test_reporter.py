@@ -1,0 +1,323 @@
+"""What a run leaves while it runs and however it ends; what fails in reporting ends no run."""
+
+import inspect
+import json
+import math
+import sys
+from functools import cached_property
+
+import pytest
+import torch.distributed as dist
+
+from lhtrain.conf.compose import compose_config
+from lhtrain.errors import RunError
+from lhtrain.health.nonfinite import Skip
+from lhtrain.progress import Progress, StageRecord
+from lhtrain.report import reporter as module
+from lhtrain.report.reporter import Reporter, Silent
+from lhtrain.runs.run_dir import RunDir
+
+SETTINGS = ["data=text", "data.path=.", "run.steps=20", "stages.lighthouse.fraction=0.5"]
+
+
+class Run:
+    """A run of a reporter, without a trainer."""
+
+    def __init__(self, folder, name="name", done=None):
+        self.config = compose_config(SETTINGS)
+        self.config.run.name = name
+        self.dir, self.progress = RunDir(folder), done or Progress()
+
+    @cached_property
+    def reporter(self):
+        """Made by the test, whose standard output is not that of its fixtures."""
+        return Reporter(self.config, self.dir, self.progress, 1e12, {"data": "abc"})
+
+    def train(self, steps, stage="lighthouse", loss=3.0, seconds=0.1):
+        if not self.progress.stages or self.progress.stages[-1].name != stage:
+            self.progress.stages.append(StageRecord(stage))
+        record = self.progress.stages[-1]
+        for _ in range(steps):
+            self.progress.step += 1
+            record.steps += 1
+            record.tokens += 512
+            record.seconds["compute"] += seconds
+            record.take_loss(loss)
+            self.reporter.train_step(1e-3, 1.0, 512, 1000, seconds)
+
+    def validate(self, loss):
+        self.progress.stages[-1].val_loss = loss
+        self.reporter.validation()
+
+    @property
+    def summary(self):
+        return json.loads(self.dir.summary.read_text(), parse_constant=pytest.fail)
+
+    @property
+    def rows(self):
+        lines = self.dir.metrics.read_text().splitlines()
+        return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_an_earlier_summary_does_not_outlive_the_start(run):
+    run.dir.summary.write_text('{"finished": true, "ended": {"how": "finished"}}')
+    with run.reporter:
+        assert run.summary["finished"] is False and run.summary["ended"] is None
+        run.reporter.finish(0)
+
+
+def test_a_run_that_is_killed_leaves_what_was_so_at_its_last_validation(run, capsys):
+    with run.reporter:
+        run.train(5)
+        run.validate(2.5)
+        assert run.summary["steps"] == 5 and run.summary["val_loss"] == 2.5 and not run.summary["finished"]
+        assert run.summary["ended"] is None and run.summary["data"] == "abc"
+        assert run.dir.plot.read_bytes().startswith(b"\x89PNG")
+        run.train(5)
+        run.validate(2.25)
+        assert run.summary["steps"] == 10
+        run.reporter.finish(15)
+    out = capsys.readouterr().out
+    assert "validated step 5: validation loss 2.5000\n" in out
+    assert "validated step 10: validation loss 2.2500 (-0.2500 since step 5)\n" in out
+
+
+def test_a_finished_run(run):
+    with run.reporter:
+        run.train(20)
+        result = run.reporter.finish(0)
+    assert run.summary == result and result["finished"] and result["ended"] == {"how": "finished"}
+
+
+def test_a_run_that_obeyed_a_signal_ends_so_though_its_folder_cannot_be_listed(run, capsys, monkeypatch):
+    def unreadable(folder):
+        raise RunError(f"{folder} cannot be read: [Errno 5] Input/output error")
+
+    monkeypatch.setattr(module.checkpoint, "complete", unreadable)
+    with run.reporter:
+        run.train(3)
+        run.reporter.finish(15)
+    assert run.summary["ended"] == {"how": "signal", "reason": "SIGTERM"}
+    assert "SIGTERM: stopped after step 3; how to continue is not known" in capsys.readouterr().out
+
+
+def test_a_run_that_obeyed_a_signal_says_how_to_continue(run, capsys):
+    (run.dir.checkpoints / "step_00000003").mkdir(parents=True)
+    (run.dir.checkpoints / "step_00000003" / "manifest.json").write_text("{}")
+    with run.reporter:
+        run.train(3)
+        run.reporter.finish(15)
+    assert run.summary["ended"] == {"how": "signal", "reason": "SIGTERM"} and run.summary["signal"] == 15
+    out = capsys.readouterr().out
+    assert "SIGTERM: stopped after step 3; to continue: " in out and f" resume {run.dir.path}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RunError("10 steps in a row had a loss that was not finite"), "10 steps in a row had a loss"),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("[/x] $y_z %s \ud800"), "RuntimeError: [/x] $y_z %s"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left"),
+        (SystemExit(3), "SystemExit: 3"),
+        (dist.DistBackendError("NCCL error in: ..."), "lost contact with another rank"),
+    ],
+)
+def test_a_run_that_an_error_ends_leaves_summary_plot_and_table(run, capsys, error, reason):
+    with pytest.raises(type(error)), run.reporter:
+        run.train(3)
+        raise error
+    assert run.summary["ended"]["how"] == "error" and run.summary["ended"]["reason"].startswith(reason)
+    assert run.summary["steps"] == 3 and not run.summary["finished"]
+    assert run.dir.plot.exists()
+    out = capsys.readouterr().out
+    assert "training loss, end" in out and "stopped   by an error after step 3\n" in out
+
+
+def test_a_second_ctrl_c_leaves_at_once_with_a_summary(run, monkeypatch):
+    monkeypatch.setattr(run.reporter.plot, "draw", pytest.fail)
+    with pytest.raises(KeyboardInterrupt), run.reporter:
+        run.train(3)
+        raise KeyboardInterrupt
+    assert run.summary["ended"] == {"how": "signal", "reason": "SIGINT"} and run.summary["signal"] == 2
+
+
+def test_an_error_before_the_first_step(run):
+    with pytest.raises(RunError), run.reporter:
+        raise RunError("no")
+    assert run.summary["ended"] == {"how": "error", "reason": "no"} and run.summary["steps"] == 0
+
+
+def test_an_error_after_the_end_does_not_unmake_it(run):
+    with pytest.raises(RunError), run.reporter:
+        run.train(20)
+        run.reporter.finish(0)
+        raise RunError("later")
+    assert run.summary["finished"]
+
+
+def fail(*_, **__):
+    raise RuntimeError("$broken_ [/x]")
+
+
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [
+        ("summary.json was not written", (module.summary, "write")),
+        ("loss.png was not drawn", ("lhtrain.report.plot", "plot_loss")),
+        ("the table was not printed", (module.summary, "table")),
+    ],
+)
+def test_what_fails_in_reporting_is_told_once_and_the_run_finishes(run, capsys, monkeypatch, what, where):
+    owner = sys.modules[where[0]] if isinstance(where[0], str) else where[0]
+    monkeypatch.setattr(owner, where[1], fail)
+    with run.reporter:
+        run.train(10)
+        run.validate(2.5)
+        run.train(10)
+        run.validate(2.5)
+        assert run.reporter.finish(0)["finished"]
+    assert capsys.readouterr().out.count(f"warning   {what}: RuntimeError: $broken_ [/x]") == 1
+
+
+def test_a_matplotlib_that_cannot_be_imported(run, capsys, monkeypatch):
+    for name in ("matplotlib", "matplotlib.style", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with run.reporter:
+        run.train(20)
+        run.validate(2.5)
+        assert run.reporter.finish(0)["finished"]
+    assert "warning   loss.png" in capsys.readouterr().out and run.summary["finished"]
+
+
+@pytest.mark.parametrize("name", ["exp_$SLURM_JOB_ID_$USER", "val[/mnt/a]", "a\nb", "%s", "x" * 1000, "漢字"])
+def test_names_are_plain_text(tmp_path, capsys, name):
+    run = Run(tmp_path, name=name)
+    with run.reporter:
+        run.train(10, stage=name)
+        run.validate(2.5)
+        run.train(10, stage="other")
+        run.reporter.finish(0)
+    out = capsys.readouterr().out
+    assert "warning" not in out and run.summary["name"] == name and run.dir.plot.exists()
+
+
+def test_numbers_that_are_not_finite_are_null(run):
+    with run.reporter:
+        run.train(3, loss=math.nan)
+        run.validate(math.inf)
+        run.progress.stages.append(StageRecord("recovery"))
+        run.reporter.switch(math.nan)
+        run.train(1, stage="recovery", loss=2.0)
+        run.validate(math.nan)
+        run.reporter.spike(3e38, math.inf)
+        run.reporter.finish(2)
+    assert run.rows[3]["val_loss"] is None and run.summary["switches"][0]["steps_to_recover"] is None
+
+
+def test_a_step_that_took_no_time(run):
+    with run.reporter:
+        run.train(2, seconds=0.0)
+        run.reporter.finish(2)
+    assert run.rows[0]["tokens_per_second"] is None and run.rows[0]["mfu"] is None
+
+
+def test_the_old_level_is_reached_by_validation_and_not_by_a_lucky_batch(run, capsys):
+    with run.reporter:
+        run.train(10, loss=3.0)
+        run.validate(2.5)
+        run.progress.stages.append(StageRecord("recovery"))
+        run.reporter.switch(2.9)
+        run.train(4, "recovery", loss=1.0)
+        run.validate(2.6)
+        run.train(4, "recovery", loss=1.0)
+        run.validate(2.4)
+        run.train(2, "recovery")
+        result = run.reporter.finish(0)
+    (switch,) = result["switches"]
+    assert (switch["steps_still_above"], switch["steps_to_recover"]) == (4, 8)
+    (row,) = (row for row in run.rows if row["kind"] == "recovered")
+    assert (row["step"], row["steps"], row["val_loss_before"]) == (18, 8, 2.5)
+    (row,) = (row for row in run.rows if row["kind"] == "switch")
+    assert row["loss_before"] == switch["loss_before"] == 3.0
+    out = capsys.readouterr().out
+    assert "validation loss is back to its level before the switch (2.5000) after 5 to 8 steps" in out
+    assert "(-0.3000 since step 10)" in out  # since the switch, with the same settings
+
+
+def test_a_switch_between_two_validations_has_no_level_to_come_back_to(run, capsys):
+    """As where a changed plan is resumed: the last validation was of other weights."""
+    with run.reporter:
+        run.train(4)
+        run.validate(2.0)
+        run.train(3)
+        run.progress.stages.append(StageRecord("recovery"))
+        run.reporter.switch(2.9)
+        run.train(1, "recovery")
+        run.validate(1.5)
+        (switch,) = run.reporter.finish(2)["switches"]
+    assert switch["val_loss_before"] is None and switch["steps_to_recover"] is None
+    assert "validation loss of the same weights - -> 2.9000" in capsys.readouterr().out
+
+
+def test_a_resume_continues_the_rows_and_their_meaning(tmp_path):
+    first = Run(tmp_path)
+    with first.reporter:
+        first.train(10)
+        first.validate(2.5)
+        first.progress.stages.append(StageRecord("recovery"))
+        first.reporter.switch(2.9)
+        first.train(2, "recovery")
+        saved = json.loads(json.dumps(first.progress.as_dict()))
+        first.train(3, "recovery")
+    again = Run(tmp_path, done=Progress.from_dict(saved))
+    with again.reporter:
+        again.train(4, "recovery")
+        again.validate(2.4)
+        result = again.reporter.finish(2)
+    assert result["switches"][0]["steps_to_recover"] == 6
+    assert [row["step"] for row in again.rows if row["kind"] == "train"] == list(range(1, 17))
+
+
+def test_a_rewind_takes_back_a_recovery(run):
+    with run.reporter:
+        run.train(10)
+        run.validate(2.5)
+        saved = run.progress.as_dict()
+        run.progress.stages.append(StageRecord("recovery"))
+        run.reporter.switch(2.9)
+        run.train(1, "recovery")
+        run.validate(2.4)
+        run.progress = Progress.from_dict(saved)
+        run.reporter.rewound(run.progress, left=11, skipped_to=9999)
+        assert run.reporter.finish(2)["switches"] == []
+    assert [row["kind"] for row in run.rows[-2:]] == ["validation", "rewound"]
+
+
+def test_a_skipped_step_and_a_slow_rank_are_said(run, capsys):
+    with run.reporter:
+        run.train(1)
+        run.reporter.skipped(Skip(2, 512, 1024))
+        run.reporter.behind("rank 1 is slow")
+        run.reporter.finish(2)
+    out = capsys.readouterr().out
+    assert "skipped   step 2" in out and "slow      step 1: rank 1 is slow" in out
+
+
+def test_the_other_ranks_take_every_event_in_silence(tmp_path, capsys):
+    config = compose_config(SETTINGS)
+    events = {name for name, _ in inspect.getmembers(Reporter, inspect.isfunction) if name[0] != "_"}
+    with Silent(config, RunDir(tmp_path / "run"), Progress(), 1e12, {}) as silent:
+        for event in events - {"finish", "rewound"}:
+            n_arguments = len(inspect.signature(getattr(Reporter, event)).parameters) - 1
+            getattr(silent, event)(*range(n_arguments))
+        with pytest.raises(AttributeError):
+            silent.no_such_event(1)
+        silent.rewound(Progress(step=20), 0, 0)
+        assert silent.finish(0) == {"finished": True, "signal": 0}
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().out

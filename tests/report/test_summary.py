@@ -1,0 +1,85 @@
+"""summary.json and the table: names and numbers of every kind."""
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from lhtrain.progress import Progress, StageRecord
+from lhtrain.report.summary import summarize, switch_lines, table, write
+
+NAMES = ["[/mnt/a]", "[bold]x", "$a_b", "%s", "a\nb", "漢字 :warning:", "x" * 500, "\udcff\x1b[2J", ""]
+
+
+def a_summary(name="run", stage="dense", losses=(3.0, 2.0), val_loss=2.5, switches=()):
+    record = StageRecord(stage, steps=len(losses), tokens=512, val_loss=val_loss)
+    for loss in losses:
+        record.take_loss(loss)
+    progress = Progress(step=len(losses), stages=[record])
+    return summarize(progress, list(switches), True, 1e12, {"name": name, "ended": {"how": "finished"}})
+
+
+def shown(summary, width=200):
+    out = io.StringIO()
+    Console(file=out, width=width, markup=False, emoji=False).print(table(summary))
+    return out.getvalue()
+
+
+def test_the_table_shows_the_mean_and_not_the_last_batch():
+    text = shown(a_summary(losses=[9.0, *[2.0, 3.0] * 10]))
+    assert "2.50 ± 0.11" in text and "9.00" in text and "last 20 logged steps" in text
+    assert "3.0000" not in text
+
+
+def test_a_run_of_one_step_has_no_width():
+    text = shown(a_summary(losses=[2.0]))
+    assert "2.0000" in text and "±" not in text
+
+
+def test_a_run_without_a_step():
+    summary = summarize(Progress(), [], False, None, {"name": "x", "ended": None})
+    assert summary["loss_mean"] is None and "0 steps" in shown(summary)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_plain_text(name):
+    text = shown(a_summary(name=name, stage=name))
+    if len(name) < 20 and name.isprintable():
+        assert text.count(name) >= 2
+    assert "\x1b" not in text and len(text.splitlines()) > 10
+
+
+@pytest.mark.parametrize("width", [1, 2, 10, 30])
+def test_a_narrow_terminal(width):
+    assert max(len(line) for line in shown(a_summary(), width).splitlines()) <= width
+
+
+def test_a_file_that_every_parser_reads(tmp_path):
+    summary = a_summary(losses=[math.nan, 1.0], val_loss=math.inf)
+    write(summary, tmp_path / "summary.json", durable=False)
+    read = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert read == summary and read["val_loss"] is None and read["first_loss"] is None
+    assert read["loss_mean"] == 1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert "-" in shown(summary)
+
+
+@pytest.mark.parametrize(
+    ("steps", "above", "words"),
+    [
+        (0, 0, "no higher than before"),
+        (1, 0, "back after 1 step"),
+        (50, 25, "back after 26 to 50 steps"),
+        (None, 25, "still higher after 25 steps"),
+        (None, 0, "not validated since"),
+    ],
+)
+def test_what_a_switch_cost_in_words(steps, above, words):
+    switch = {"from": "a", "to": "b", "step": 125, "val_loss_before": 2.0, "val_loss_after": 2.5}
+    switch |= {"steps_to_recover": steps, "steps_still_above": above}
+    (line,) = switch_lines(a_summary(switches=[switch]))
+    assert line == f"a -> b after step 125: validation loss of the same weights 2.0000 -> 2.5000, {words}"
+    switch["val_loss_before"] = None
+    assert "- -> 2.5000, not known before the switch" in switch_lines(a_summary(switches=[switch]))[0]

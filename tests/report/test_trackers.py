@@ -1,0 +1,112 @@
+"""What Weights & Biases is asked for, and what a failure of it does. It is tried offline elsewhere."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lhtrain.conf.schema import LoggerConfig, LoggerKind, LoggerMode
+from lhtrain.report.trackers import open_logger
+
+ONLINE = LoggerConfig(kind=LoggerKind.wandb, mode=LoggerMode.online)
+ROW = {"kind": "train", "step": 1, "stage": "[/a]", "loss": 2.0, "mfu": None}
+STAGE = {"name": "[/a]", "tokens_per_second": None, "loss_mean": 2.0, "val_loss": None}
+
+
+class Service:
+    """Stands for the package: remembers what it was given, and fails where it is told to."""
+
+    Error = type("Error", (Exception,), {})
+
+    def __init__(self, fails_in="", error=None):
+        self.fails_in, self.error = fails_in, error or self.Error("No API key configured.")
+        self.asked, self.rows, self.ends, self.summary, self.torn_down = [], [], [], {}, 0
+
+    def _do(self, what):
+        if self.fails_in == what:
+            raise self.error
+
+    def teardown(self, exit_code):
+        self.torn_down += 1
+        raise self.error or AssertionError
+
+    def init(self, **settings):
+        self._do("init")
+        self.asked.append(settings)
+        return SimpleNamespace(
+            id="abc",
+            define_metric=lambda *_, **__: self._do("define_metric"),
+            log=lambda row: self._do("log") or self.rows.append(row),
+            finish=lambda exit_code: self._do("finish") or self.ends.append(exit_code),
+            summary=self.summary,
+        )
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    def start(service, config=ONLINE, name="name"):
+        monkeypatch.setitem(sys.modules, "wandb", service)
+        said = []
+        return open_logger(config, name, tmp_path, {}, said.append), said
+
+    return start
+
+
+@pytest.mark.parametrize("mode", LoggerMode)
+def test_a_resumed_run_continues_in_the_same_place(opened, mode):
+    service = Service()
+    for _ in range(2):
+        opened(service, LoggerConfig(kind=LoggerKind.wandb, mode=mode))
+    again = "allow" if mode is LoggerMode.online else None
+    assert [(asked["id"], asked["resume"]) for asked in service.asked] == [(None, None), ("abc", again)]
+
+
+@pytest.mark.parametrize("content", [b"", b" \n"])
+def test_an_empty_id_is_none(opened, tmp_path, content):
+    (tmp_path / "wandb_id.txt").write_bytes(content)
+    service = Service()
+    opened(service)
+    assert service.asked[0]["id"] is None
+
+
+def test_it_gets_what_it_can_take(opened):
+    service = Service()
+    logger, _ = opened(service, name="a\n" + "x" * 500)
+    logger.log(ROW)
+    logger.finish({"stages": [STAGE]})
+    assert len(service.asked[0]["name"]) == 128 and "\n" not in service.asked[0]["name"]
+    assert service.rows == [{"step": 1, "train/stage": "[/a]", "train/loss": 2.0}]
+    assert service.ends == [0]
+
+
+ERRORS = [Service.Error("No key."), OSError(28, "No space left"), ValueError(), RuntimeError("a\n" * 99)]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("where", ["init", "define_metric", "log", "finish"])
+def test_a_failure_is_told_once_and_training_continues(opened, where, error):
+    service = Service(where, error)
+    logger, said = opened(service)
+    for _ in range(3):
+        logger.log(ROW)
+    logger.finish({"stages": [STAGE]})
+    (line,) = said
+    assert line.startswith("warning   logger=wandb ") and "\n" not in line and " : " not in line
+    assert ("ValueError" in line) == isinstance(error, ValueError)
+    assert "all rows in metrics.jsonl; logger.mode=offline needs no account" in line
+    assert len(service.rows) == (3 if where == "finish" else 0)
+    assert service.torn_down == (where in ("log", "finish"))
+
+
+def test_an_id_that_is_not_text_is_told(opened, tmp_path):
+    (tmp_path / "wandb_id.txt").write_bytes(b"\xff\xfe")
+    logger, said = opened(Service())
+    logger.log(ROW)
+    assert len(said) == 1
+
+
+def test_without_a_logger_nothing_is_told(opened):
+    logger, said = opened(Service("init"), LoggerConfig())
+    logger.log(ROW)
+    logger.finish(None)
+    assert not said

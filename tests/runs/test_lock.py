@@ -1,0 +1,55 @@
+"""One run at a time in a directory."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lhtrain.errors import RunError
+from lhtrain.runs.lock import RunLock
+
+HOLD = "from lhtrain.runs.lock import RunLock; from pathlib import Path; import sys\n"
+HOLD += "lock = RunLock(Path(sys.argv[1])); lock.take(); print('held', flush=True); sys.stdin.read()"
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=f"is in use by process {holder.pid} on "):
+            RunLock(tmp_path, patience=0).take()
+        holder.kill()
+    RunLock(tmp_path, patience=10).take()
+
+
+def test_released_it_can_be_taken_again(tmp_path):
+    first = RunLock(tmp_path, patience=0)
+    first.take()
+    assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    first.release()
+    RunLock(tmp_path, patience=0).take()
+
+
+def test_a_lock_file_that_was_removed_keeps_nobody_out_by_itself(tmp_path):
+    """Who waits at a file that a failed start removes with its directory takes the new file."""
+    first, second = RunLock(tmp_path, patience=0), RunLock(tmp_path, patience=0)
+    first.take()
+    waiting = second._opened()
+    (tmp_path / ".lock").unlink()
+    first.release()
+    assert not second._locked(waiting), "the removed file"
+    second.take()
+    with pytest.raises(RunError, match="is in use by"):
+        RunLock(tmp_path, patience=0).take()
+
+
+def test_a_planted_link_is_refused(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(victim)
+    with pytest.raises(RunError, match="symbolic link"):
+        RunLock(tmp_path / "run", patience=0).take()
+    assert victim.read_text() == "precious"

@@ -1,0 +1,191 @@
+"""Whether a directory is continued, refused or started over."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lhtrain.checkpoint.saver import Saver
+from lhtrain.conf.compose import compose_config
+from lhtrain.conf.fill import filled
+from lhtrain.conf.schema import Resume
+from lhtrain.distributed import launcher
+from lhtrain.distributed.world import Ranks, World
+from lhtrain.errors import RunError
+from lhtrain.runs import resume as start
+from lhtrain.runs.history import History
+from lhtrain.runs.run_dir import RunDir, as_container, differing
+from lhtrain.schedule import Schedule
+
+WORLD = World(Ranks(), torch.device("cpu"))
+
+
+def rows(run_dir, *steps):
+    run_dir.path.mkdir(exist_ok=True)
+    run_dir.metrics.write_text("".join(json.dumps({"kind": "train", "step": n}) + "\n" for n in steps))
+
+
+def test_a_new_directory_is_a_new_run(tmp_path):
+    for resume in (Resume.never, Resume.auto, Resume.force):
+        assert start.find_start(RunDir(tmp_path / "new"), resume, WORLD).how == "new run"
+
+
+@pytest.mark.parametrize("name", ["step_00000004", "damaged-step_00000004"])
+def test_checkpoints_without_a_sound_one_are_refused_again_and_again(tmp_path, name):
+    run_dir = RunDir(tmp_path)
+    (run_dir.checkpoints / name).mkdir(parents=True)
+    rows(run_dir, 1, 2, 3, 4)
+    for resume in (Resume.auto, Resume.force, Resume.never, Resume.auto):
+        with pytest.raises(RunError, match="resume=restart"):
+            start.find_start(run_dir, resume, WORLD)
+    assert run_dir.metrics.read_text().count("\n") == 4 and list(run_dir.checkpoints.iterdir())
+    assert start.find_start(run_dir, Resume.restart, WORLD).how == "restarted"
+
+
+def test_rows_alone_are_a_run_that_was_killed_early_unless_it_had_a_checkpoint(tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    rows(run_dir, 1, 2)
+    History(run_dir.history).add("start", changed=[])
+    assert start.find_start(run_dir, Resume.auto, WORLD).how == "new run"
+    History(run_dir.history).add("checkpoint")
+    with pytest.raises(RunError, match=r"rows reach step 2, and .* holds no checkpoint any more"):
+        start.find_start(run_dir, Resume.auto, WORLD)
+
+
+def test_older_directories_have_no_history(tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    rows(run_dir, 1, 2)
+    run_dir.config.write_text("checkpoint: {every: 3}\n")
+    assert start.find_start(run_dir, Resume.auto, WORLD).how == "new run"
+    rows(run_dir, 1, 2, 3)
+    with pytest.raises(RunError, match="resume=restart"):
+        start.find_start(run_dir, Resume.auto, WORLD)
+
+
+def test_the_order_of_stages_is_compared():
+    config = as_container(compose_config(["run.steps=8"]))
+    other = config | {"stages": dict(reversed(config["stages"].items()))}
+    assert [str(change) for change in differing(config, other)] == [
+        "stages: lighthouse, recovery -> recovery, lighthouse"
+    ]
+
+
+def test_settings_that_are_newer_than_the_run_count_as_their_defaults():
+    now = as_container(compose_config(["run.steps=8"]))
+    saved = json.loads(json.dumps(now))
+    for group, key in (("data", "bos"), ("optim", "z_loss"), ("lighthouse", "selection"), ("run", "seed")):
+        del saved[group][key]
+    del saved["compute"], saved["stages"]["recovery"]["lr_scale"]
+    assert differing(saved, now) == []
+    now["optim"]["z_loss"] = 0.5
+    assert [change.key for change in differing(saved, now)] == ["optim.z_loss"]
+
+
+def test_the_plan_names_stages_steps_and_learning_rates():
+    config = compose_config(["run.steps=200", "optim.lr=0.01"])
+    assert Schedule.of(config).plan(0) == [
+        "lighthouse (lighthouse): steps 1 to 125, learning rate 0.001, up to 0.01 at step 10",
+        "recovery (dense): steps 126 to 200, learning rate 0.01, constant until step 161, "
+        "down to 0.00025 at step 200",
+    ]
+    assert Schedule.of(config).plan(199) == ["recovery (dense): steps 200 to 200, learning rate 0.00025"]
+
+
+def test_an_earlier_attempt_and_an_earlier_configuration_are_kept(tmp_path):
+    run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
+    about = {"ranks": 1, "data": "0" * 32}
+    assert start.record_start(start.Start("new run"), run_dir, config, 0, about) == []
+    rows(run_dir, 1, 2)
+    config.optim.lr = 0.5
+    told = start.record_start(start.Start("new run"), run_dir, config, 0, about)
+    assert "metrics.0001.jsonl" in told[0] and (run_dir.path / "metrics.0001.jsonl").exists()
+    assert "lr: 0.002" in (run_dir.path / "config.0001.yaml").read_text()
+    assert "lr: 0.5" in run_dir.config.read_text()
+    rows(run_dir, 1, 2)
+    start.record_start(start.Start("restarted"), run_dir, config, 0, about)
+    assert (run_dir.path / "earlier.0001" / "metrics.jsonl").exists() and not run_dir.metrics.exists()
+    assert [record["how"] for record in History(run_dir.history).records()] == [
+        "new run",
+        "new run",
+        "restarted",
+    ]
+
+
+def test_a_full_disk_at_the_start_leaves_the_configuration(tmp_path, monkeypatch):
+    run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
+    start.record_start(start.Start("new run"), run_dir, config, 0, {})
+    before, write = run_dir.config.read_text(), start.write_atomic
+
+    def write_until_full(path, *args, **more):
+        if path == run_dir.config:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, *args, **more)
+
+    monkeypatch.setattr(start, "write_atomic", write_until_full)
+    config.optim.lr = 0.5
+    with pytest.raises(OSError, match="No space left"):
+        start.record_start(start.Start("new run"), run_dir, config, 0, {})
+    assert run_dir.config.read_text() == before
+
+
+def test_torchrun_starts_a_run_over_once(tmp_path, monkeypatch):
+    """A later attempt of the same torchrun continues what the first one began anew."""
+    run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
+    rows(run_dir, 1, 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for attempt, how in (("0", "restarted"), ("1", "restarted"), ("2", "new run")):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        found = start.find_start(run_dir, Resume.restart, WORLD)
+        assert found.how == how
+        if attempt == "1":  # attempt 0 failed before this
+            start.record_start(found, run_dir, config, 0, {})
+    (run_dir.path / launcher.STARTED_OVER).write_text("another torchrun")
+    assert start.find_start(run_dir, Resume.restart, WORLD).how == "restarted"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "history.jsonl"])
+def test_planted_links_are_not_followed(tmp_path, name):
+    run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
+    run_dir.path.mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("precious: 1\n")
+    (run_dir.path / name).symlink_to(victim)
+    try:
+        start.record_start(start.Start("new run"), run_dir, config, 0, {})
+    except OSError as error:
+        assert name in str(error) and "symbolic link" in str(error)
+    assert victim.read_text() == "precious: 1\n"
+
+
+TINY = ["data=text", "data.path=x", "stage=dense", "model.seq_len=256", "model.n_layers=2", "model.dim=32"]
+TINY += ["model.ffn_dim=64", "run.batch_tokens=512", "run.steps=4", "run.device=cpu"]
+
+
+@pytest.mark.parametrize("change", ["model.n_heads", "model.head_dim", "model.rope_theta", "lost"])
+def test_init_from_compares_what_shapes_do_not_show(tmp_path, monkeypatch, change):
+    """Heads of another kind are refused; what weights were only trained for is named; a state that lacks
+    something is refused in a sentence."""
+    config = filled(compose_config([*TINY, "model.n_heads=4", f"run.dir={tmp_path}"]))
+    saved = as_container(config)
+    tensors = {"model.w": torch.ones(2)}
+    progress = {"step": 3, "position": 1536, "stages": []}
+    values = {"model.n_heads": 8, "model.head_dim": 4, "model.rope_theta": 5e5}
+    if change in values:
+        saved["model"][change.removeprefix("model.")] = values[change]
+    else:
+        del saved["stages"]
+    saver = Saver(tmp_path / "other", 1, WORLD)
+    saver.save(3, tensors, {"progress": progress, "config": saved, "data": "d"})
+    saver.finish()
+    path, corpus = tmp_path / "other" / "step_00000003", SimpleNamespace(fingerprint="d")
+    if change == "model.rope_theta":
+        begun, note = start.start_from(path, tensors, config, corpus, WORLD)
+        assert begun.position == 1536 and "model.rope_theta: 500000.0 -> 10000.0" in note
+        return
+    with pytest.raises(RunError) as refused:
+        start.start_from(path, tensors, config, corpus, WORLD)
+    what = (
+        f"{change}: {values[change]} -> " if change in values else "state.json must be as lhtrain writes it"
+    )
+    assert what in str(refused.value)

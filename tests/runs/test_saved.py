@@ -1,0 +1,50 @@
+"""A run directory's own configuration: what is refused, and what a refusal must leave as it was."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from lhtrain.conf.compose import compose_config
+from lhtrain.conf.problems import ConfigError
+from lhtrain.errors import RunError
+from lhtrain.runs.run_dir import as_container
+from lhtrain.runs.saved import extend, load
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run of four steps, by its configuration and the name of a checkpoint."""
+    config = compose_config([f"run.dir={tmp_path}", "run.name=n", "stage=dense", "run.steps=4"])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(config))))
+    done = tmp_path / "checkpoints" / "step_00000004"
+    done.mkdir(parents=True)
+    (done / "manifest.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("steps", ["1__0", "+1_", "_1", "+４", "9" * 5000, "1e1", "-1", ""])
+def test_steps_that_are_no_number_are_refused(run_dir, steps):
+    with pytest.raises(ConfigError, match="so many more steps"):
+        extend(run_dir, steps)
+
+
+@pytest.mark.parametrize("steps", ["99999999999999", "+2147483647"])
+def test_a_longer_plan_that_breaks_a_rule_is_not_written(run_dir, steps):
+    before = (run_dir / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"run\.steps=.*at most"):
+        extend(run_dir, steps)
+    assert (run_dir / "config.yaml").read_bytes() == before
+    assert not (run_dir / "history.jsonl").exists() and not (run_dir / "config.0001.yaml").exists()
+    assert load(run_dir, []).run.steps == 4
+
+
+def test_underscores_within_a_number_are_allowed(run_dir):
+    extend(run_dir, "+1_0")
+    assert load(run_dir, []).run.steps == 14
+
+
+def test_an_empty_configuration_and_a_file_as_a_directory_are_named(run_dir):
+    with pytest.raises(RunError, match=r"config\.yaml is a file: give the directory"):
+        load(run_dir / "config.yaml", [])
+    (run_dir / "config.yaml").write_text("")
+    with pytest.raises(RunError, match=r"config\.yaml is empty: restore it"):
+        load(run_dir, [])

@@ -1,0 +1,160 @@
+"""Batches: the same read ahead or not, shared out by the targets that count."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from lhtrain.conf.schema import Attention, StageConfig
+from lhtrain.data import PADDING, SequenceOrder, Split, TokenStore
+from lhtrain.data.store.tokens import TokenStoreWriter
+from lhtrain.distributed.mesh import Share
+from lhtrain.loader import Feed, Read, batches, validation_batches
+
+CPU = torch.device("cpu")
+EOS = 999
+
+
+@pytest.fixture(scope="module")
+def order(tmp_path_factory: pytest.TempPathFactory) -> SequenceOrder:
+    path = tmp_path_factory.mktemp("feed") / "train.bin"
+    with TokenStoreWriter(path, np.dtype("<u2")) as writer:
+        for number in range(40):
+            writer.append(np.arange(3 + 7 * number % 50))
+            writer.end_document(EOS)
+    return SequenceOrder(Split.whole(TokenStore(path)), [32, 16], seed=0)
+
+
+def stage(seq_len: int, batch_tokens: int = 128, grad_accum: int = 2) -> StageConfig:
+    return StageConfig(Attention.dense, seq_len=seq_len, batch_tokens=batch_tokens, grad_accum=grad_accum)
+
+
+def run(feed: Feed, plan: list[StageConfig]) -> tuple[list[torch.Tensor], int]:
+    position, seen = 0, []
+    for step in plan:
+        micro, position = feed.micro_batches(position, step)
+        seen += [tensor for batch in micro for tensor in (batch.tokens, batch.targets)]
+    feed.close()
+    return seen, position
+
+
+def test_reading_ahead_changes_nothing(order: SequenceOrder) -> None:
+    """Over more than an epoch, with switches of the sequence length that nobody announced."""
+    plan = [stage(16)] * 9 + [stage(32)] * 9 + [stage(16, batch_tokens=64)] * 9
+    ahead, direct = (run(Feed(order, EOS, CPU, ahead=flag), plan) for flag in (True, False))
+    assert ahead[1] == direct[1] > order.tokens_per_epoch
+    for one, two in zip(ahead[0], direct[0], strict=True):
+        assert torch.equal(one, two)
+
+
+def test_an_error_of_the_thread_reaches_the_trainer(order: SequenceOrder, monkeypatch) -> None:
+    read, here = order.read, threading.current_thread()
+
+    def read_here_alone(*where):
+        if threading.current_thread() is not here:
+            raise OSError("disk gone")
+        return read(*where)
+
+    monkeypatch.setattr(order, "read", read_here_alone)
+    feed = Feed(order, EOS, CPU)
+    _, position = feed.micro_batches(0, stage(16))  # which has the next step read ahead
+    with pytest.raises(OSError, match="disk gone"):
+        feed.micro_batches(position, stage(16))
+    feed.close()
+
+
+def test_padding_is_end_of_text_as_input_and_no_target() -> None:
+    rows = torch.tensor([[1, 2, PADDING], [3, PADDING, PADDING], [4, 5, 6], [7, 8, 9]])
+    first, second = batches(Read.of(rows, 5, EOS, CPU), 2, CPU)
+    assert first.tokens.tolist() == [[1, 2], [3, EOS]]
+    assert first.targets.tolist() == [[2, PADDING], [PADDING, PADDING]]
+    assert (first.n_targets, second.n_targets) == (1, 4)
+    assert (first.share, second.share) == (0.2, 0.8)
+
+
+@pytest.mark.parametrize("share", [Share(), Share(0, 1, 1, 2)])
+def test_a_gpu_copies_from_contiguous_pinned_memory(order, monkeypatch, share) -> None:
+    """A copy from anything else makes the host wait for it."""
+    pinned = []
+
+    def pin_memory(tensor):
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    rows = torch.from_numpy(order.read(0, 4, 32))
+    read = Read.of(rows, 128, EOS, torch.device("cuda"), share)
+    tensors = [x for x in read[:3] if x is not None]
+    assert len(tensors) == len(pinned) and all(x is y for x, y in zip(tensors, pinned, strict=True))
+    assert all(x.is_contiguous() for x in tensors)
+    assert all(part.is_contiguous() for x in tensors[:2] for part in x.chunk(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("share", [Share(), Share(0, 1, 1, 2)])
+def test_the_host_does_not_wait_for_a_copy_to_the_gpu(share) -> None:
+    """While the GPU is busy for a second, the batches are there at once; their content is right."""
+    device = torch.device("cuda")
+    rows = torch.arange(8 * 65537).view(8, 65537)
+    wanted = batches(Read.of(rows, 1, EOS, CPU, share), 4, CPU)
+    read = Read.of(rows, 1, EOS, device, share)
+    batches(read, 4, device)  # memory is there now
+    torch.cuda.synchronize()
+    busy = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)
+    busy.record()
+    found = batches(read, 4, device)
+    assert not busy.query()
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.tokens.cpu(), other.tokens) and torch.equal(one.targets.cpu(), other.targets)
+
+
+def test_validation_reads_as_many_tokens_as_told(order: SequenceOrder) -> None:
+    found = list(validation_batches(order, 200, stage(16), EOS, CPU))
+    assert 176 < sum(batch.n_targets for batch in found) <= 192
+
+
+@pytest.mark.parametrize("dp_size", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 32, 96, 160, 10**9])
+def test_validation_batches_have_one_shape_on_every_rank(order: SequenceOrder, tokens: int, dp_size) -> None:
+    """Another shape would be compiled anew, on one rank while the others wait for it."""
+    plan = stage(16, batch_tokens=16 * 3 * dp_size, grad_accum=1)
+    parts = [
+        list(validation_batches(order, tokens, plan, EOS, CPU, Share(r, dp_size))) for r in range(dp_size)
+    ]
+    assert {batch.tokens.shape for part in parts for batch in part} == {(3, 16)}
+    assert len({len(part) for part in parts}) == 1
+    whole = max(min(tokens, order.tokens_per_epoch) // 32, 1) * 2
+    seen = torch.cat([batch.targets for part in parts for batch in part])
+    wanted = torch.from_numpy(order.read(0, whole, 16)[:, 1:])
+    assert (seen != PADDING).sum() == (wanted != PADDING).sum() > 0
+
+
+@pytest.mark.parametrize(("dp_size", "cp_size"), [(4, 1), (1, 2), (2, 4)])
+def test_ranks_have_the_step_among_them(order: SequenceOrder, dp_size: int, cp_size: int) -> None:
+    """Every token and target once, the shares adding up to the whole; the position is everyone's."""
+    whole, after = Feed(order, EOS, CPU, ahead=False).micro_batches(32, stage(32, grad_accum=1))
+    wanted = sorted(zip(whole[0].tokens.flatten().tolist(), whole[0].targets.flatten().tolist(), strict=True))
+    found, share = [], 0.0
+    for rank in range(dp_size * cp_size):
+        part = Share(rank // cp_size, dp_size, rank % cp_size, cp_size)
+        (batch,), position = Feed(order, EOS, CPU, part, ahead=False).micro_batches(
+            32, stage(32, grad_accum=1)
+        )
+        found += zip(batch.tokens.flatten().tolist(), batch.targets.flatten().tolist(), strict=True)
+        share += batch.share
+        assert position == after
+        if cp_size > 1:
+            assert torch.equal(batch.positions, part.positions(32))
+    assert sorted(found) == wanted and share == pytest.approx(1)
+
+
+def test_validation_gives_every_rank_as_many_batches(order: SequenceOrder) -> None:
+    """Three sequences among two ranks: the last has one without targets."""
+    parts = [Share(rank, 2) for rank in range(2)]
+    plan = stage(32, batch_tokens=64, grad_accum=1)
+    found = [list(validation_batches(order, 96, plan, EOS, CPU, part)) for part in parts]
+    assert [len(part) for part in found] == [2, 2] and found[1][-1].n_targets == 0
+    alone = list(validation_batches(order, 96, plan, EOS, CPU))
+    assert sum(b.n_targets for part in found for b in part) == sum(b.n_targets for b in alone)

@@ -149,12 +149,13 @@ def _on_cpu(stage: StageConfig, dp: int) -> int:
 def _fewest(config: Config, stage: StageConfig, dp: int, n_ranks: int | None, memory: int) -> tuple[int, int]:
     """Estimated peak in bytes, and the fewest micro-batches that fit; those of the least peak if none do."""
     from lhtrain.compute.memory import estimate
+    from lhtrain.stage import Stage
 
     given = number_or_auto(stage.grad_accum)
     peaks = []
     for count in [given] if given else counts(stage, dp):
         stage.grad_accum = count
-        peaks.append((estimate(config, stage, n_ranks).total, count))
+        peaks.append((estimate(config, Stage.of("", stage), n_ranks).total, count))
         if peaks[-1][0] <= USABLE * memory:
             break
     stage.grad_accum = given or AUTO

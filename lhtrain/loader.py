@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lhtrain.conf.schema import StageConfig
 from lhtrain.data import PADDING, SequenceOrder
 from lhtrain.distributed.mesh import Share
+from lhtrain.stage import Stage
 
 ALONE = Share()
 
@@ -76,13 +76,13 @@ class Feed:
         self._pool = ThreadPoolExecutor(1, "data") if ahead else None
         self._ahead: tuple[tuple[int, int, int], Future[Read]] | None = None
 
-    def micro_batches(self, position: int, stage: StageConfig) -> tuple[list[Batch], int]:
+    def micro_batches(self, position: int, stage: Stage) -> tuple[list[Batch], int]:
         """The micro-batches of the step that starts at `position`, and the position after it.
 
         A stage of longer sequences than the one before may start further on: see SequenceOrder.align.
         """
         position = self.order.align(position, stage.seq_len)
-        wanted = (position, stage.batch_tokens // stage.seq_len, stage.seq_len)
+        wanted = (position, stage.n_sequences, stage.seq_len)
         if self._ahead is not None and self._ahead[0] == wanted:
             read = self._ahead[1].result()
         else:  # the first step of a run or of a stage
@@ -108,7 +108,7 @@ class Feed:
 def validation_batches(
     order: SequenceOrder,
     tokens: int,
-    stage: StageConfig,
+    stage: Stage,
     eos: int,
     device: torch.device,
     share: Share = ALONE,
@@ -120,7 +120,7 @@ def validation_batches(
     """
     longest = order.block_len
     n_sequences = max(min(tokens, order.tokens_per_epoch) // longest, 1) * longest // stage.seq_len
-    at_once = stage.batch_tokens // stage.seq_len // stage.grad_accum // share.dp_size
+    at_once = stage.n_sequences // stage.grad_accum // share.dp_size
     for start in range(0, n_sequences, at_once * share.dp_size):
         first = start + share.dp_rank * at_once
         count = max(min(at_once, n_sequences - first), 0)

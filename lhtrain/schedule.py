@@ -5,11 +5,9 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
-from lhtrain.conf.schema import Attention, Config, LrSchedule, OptimConfig, StageConfig
-
-PYRAMID = ("levels", "pooling", "budget", "scorer", "cover_prefix")  # settings of Lighthouse stages alone
+from lhtrain.conf.schema import Config, LrSchedule, OptimConfig
+from lhtrain.stage import Stage, stages_of
 
 
 @dataclass(frozen=True)
@@ -25,17 +23,17 @@ class Place:
 class Schedule:
     """Stages in order, with the learning rate over all of them. Built from a filled configuration."""
 
-    stages: dict[str, StageConfig]
+    stages: dict[str, Stage]
     optim: OptimConfig
 
     @classmethod
     def of(cls, config: Config) -> "Schedule":
-        return cls(config.stages, config.optim)
+        return cls(stages_of(config), config.optim)
 
     @cached_property
     def ends(self) -> list[int]:
         """For every stage the number of steps done when it ends."""
-        return list(accumulate(stage.steps or 0 for stage in self.stages.values()))
+        return list(accumulate(stage.steps for stage in self.stages.values()))
 
     @property
     def steps(self) -> int:
@@ -58,9 +56,9 @@ class Schedule:
         """One line for each stage with steps after the first `done`: its steps and its learning rates."""
         lines = []
         for name, end in zip(self.names, self.ends, strict=True):
-            first = max(end - (self.stages[name].steps or 0), done)
+            first = max(end - self.stages[name].steps, done)
             if first < end:
-                what = f"{name} ({self.stages[name].attention.value}): steps {first + 1:,} to {end:,}"
+                what = f"{name} ({self.stages[name].attention}): steps {first + 1:,} to {end:,}"
                 lines.append(f"{what}, learning rate {self._course(first, end)}")
         return lines
 
@@ -84,19 +82,6 @@ class Schedule:
         if rates[end - 1] < top:
             words.append(f"down to {rates[end - 1]:.3g} at step {end:,}")
         return ", ".join(words)
-
-
-def attention_settings(stage: StageConfig) -> dict[str, Any]:
-    """What the layers of a filled `stage` attend with, as plain values: a change of it is a stage switch."""
-    return attention_settings_of({key: getattr(value, "value", value) for key, value in vars(stage).items()})
-
-
-def attention_settings_of(stage: dict[str, Any]) -> dict[str, Any]:
-    """The same from a saved stage, which has plain values."""
-    keys: tuple[str, ...] = ("attention", "seq_len")
-    if stage["attention"] == Attention.lighthouse.value:
-        keys += PYRAMID
-    return {key: stage[key] for key in keys if key in stage}
 
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:

@@ -25,14 +25,15 @@ from lhtrain.compute.device import (
     compute_dtype,
     describe,
     gpu_memory,
+    peak_flops,
     peak_memory,
     reset_peak_memory,
 )
-from lhtrain.compute.flops import peak_flops, step_flops
+from lhtrain.compute.flops import step_flops
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
 from lhtrain.conf.paths import with_absolute_paths
-from lhtrain.conf.schema import Attention, Config, LighthouseConfig, Resume, StageConfig
+from lhtrain.conf.schema import Config, LighthouseConfig, Resume
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.distributed.launch import launch, same_folder
 from lhtrain.distributed.launcher import too_short
@@ -54,19 +55,21 @@ from lhtrain.runs import resume as start
 from lhtrain.runs.history import History
 from lhtrain.runs.lock import PATIENCE, RunLock
 from lhtrain.runs.run_dir import RunDir, as_container, keep_tokenizer
-from lhtrain.schedule import Place, Schedule, attention_settings
+from lhtrain.schedule import Place, Schedule
+from lhtrain.stage import Stage
 from lhtrain.step import Measured, update
 
 
-def attention_of(stage: StageConfig, lighthouse: LighthouseConfig) -> DenseAttention | LighthouseAttention:
+def attention_of(stage: Stage, lighthouse: LighthouseConfig) -> DenseAttention | LighthouseAttention:
     """What the layers of a stage attend with."""
-    if stage.attention is Attention.dense:
+    if stage.pyramid is None:
         return FULL_ATTENTION
+    pyramid = stage.pyramid
     return LighthouseAttention(
-        levels=stage.levels,
-        pooling=stage.pooling,
-        budget=stage.budget,
-        scorer=stage.scorer.value,
+        levels=pyramid.levels,
+        pooling=pyramid.pooling,
+        budget=pyramid.budget,
+        scorer=stage.scorer,
         cover_prefix=stage.cover_prefix,
         backend=lighthouse.backend,
     )
@@ -96,7 +99,7 @@ class Trainer:
         # One object a stage: a compiler takes another object for other code.
         self.attention = {
             name: self.parallel.attention(attention_of(stage, config.lighthouse))
-            for name, stage in config.stages.items()
+            for name, stage in self.schedule.stages.items()
         }
         self.full_attention = self.parallel.attention(FULL_ATTENTION)
         self.noted = self.start.path is not None  # whether the history says that there is a checkpoint
@@ -108,7 +111,7 @@ class Trainer:
         with self.world.first_of_each_machine():
             self.corpus = open_corpus(**asdict(config.data))
         self.world.agree({"data": self.corpus.fingerprint, "tokenizer": self.corpus.tokenizer.fingerprint})
-        lengths = {stage.seq_len for stage in config.stages.values()}
+        lengths = {stage.seq_len for stage in self.schedule.stages.values()}
         parts = self.corpus.parts
         order = SequenceOrder(parts["train"], lengths, config.run.seed, config.data.long_fraction)
         self.start.notes += order.notes
@@ -204,7 +207,7 @@ class Trainer:
             *greeting.about_end(self.dir.path, self.schedule.steps, done),
         ]
 
-    def _after_step(self, stage: StageConfig, signal: int) -> None:
+    def _after_step(self, stage: Stage, signal: int) -> None:
         """Validate and save where it is time to."""
         self.saver.poll()
         step, ends = self.progress.step, self.progress.step in self.schedule.ends
@@ -239,7 +242,7 @@ class Trainer:
         for skip in skips:
             self.report.skipped(skip)
 
-    def _step(self, place: Place, stage: StageConfig) -> None:
+    def _step(self, place: Place, stage: Stage) -> None:
         """One optimizer step: data, update, log."""
         before = self.progress.position
         with self.clock.measure("data"):
@@ -264,7 +267,7 @@ class Trainer:
             if self.guard.in_a_row == 0:
                 self._log(measured, place, stage)
 
-    def _log(self, measured: Measured, place: Place, stage: StageConfig) -> None:
+    def _log(self, measured: Measured, place: Place, stage: Stage) -> None:
         loss = measured.loss.item()
         self.record.take_loss(loss)
         # Steps that were not logged may have been waited for in this one: they share their time.
@@ -298,10 +301,10 @@ class Trainer:
         self.progress.position = position
         self.entered = None
 
-    def _enter(self, place: Place) -> StageConfig:
+    def _enter(self, place: Place) -> Stage:
         """Make the stage of `place` the current one; before its first step, report what the switch costs."""
         name = self.schedule.names[place.stage]
-        stage = self.config.stages[name]
+        stage = self.schedule.stages[name]
         if self.entered == place.stage:
             return stage
         self.entered = place.stage
@@ -309,7 +312,7 @@ class Trainer:
         self.flops = step_flops(self.config.model, stage) // self.world.size
         reset_peak_memory(self.device)
         # A plan that was changed on resume may continue in any stage: records follow what really runs.
-        records, settings = self.progress.stages, attention_settings(stage)
+        records, settings = self.progress.stages, stage.attention_settings()
         begins = not records or (records[-1].name, records[-1].settings) != (name, settings)
         if begins:
             records.append(StageRecord(name, settings=settings))
@@ -332,9 +335,9 @@ class Trainer:
         first = bisect_right(self.schedule.ends, self.progress.step)
         share = self.parallel.share
         for name in self.schedule.names[first:]:
-            stage = self.config.stages[name]
+            stage = self.schedule.stages[name]
             self.model.attend_with(self.attention[name], self.full_attention)
-            rows = stage.batch_tokens // stage.seq_len // stage.grad_accum // share.dp_size
+            rows = stage.n_sequences // stage.grad_accum // share.dp_size
             here = share.positions(stage.seq_len).to(self.device)
             tokens = torch.zeros(rows, len(here), dtype=torch.int64, device=self.device)
             positions = here if share.cp_size > 1 else None
@@ -346,19 +349,19 @@ class Trainer:
         self.report.say(f"compile   {seconds:.1f} s, outside the stages' clocks")
         return seconds
 
-    def _validate(self, stage: StageConfig) -> None:
+    def _validate(self, stage: Stage) -> None:
         self._look()
         with self.clock.measure("validation"):
             self.record.val_loss = self._validation_loss(stage)
         self.clock.lap()
         self.report.validation()
 
-    def _validation_loss(self, stage: StageConfig) -> float:
+    def _validation_loss(self, stage: Stage) -> float:
         """Mean loss over the validation tokens, with the attention of the current stage."""
         with self.watchdog.phase("validation"), torch.no_grad():
             return self._validated(stage)
 
-    def _validated(self, stage: StageConfig) -> float:
+    def _validated(self, stage: Stage) -> float:
         # Of the losses, and of the targets, which float32 could not count.
         sums = torch.zeros(2, device=self.device, dtype=torch.float64)
         for batch in validation_batches(

@@ -6,6 +6,7 @@ from lhtrain.compute.memory import estimate, how
 from lhtrain.conf.micro_batches import CHOICES, counts, data_ranks
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import Config, Recompute
+from lhtrain.stage import stages_of
 
 
 def advice(config: Config, capacity: float) -> list[str]:
@@ -66,7 +67,7 @@ def _micro_batches(config: Config, other: Config) -> str:
 
 def _peaks(config: Config) -> dict[str, float]:
     """GB of each stage."""
-    return {name: estimate(config, stage).total / 1e9 for name, stage in config.stages.items()}
+    return {name: estimate(config, stage).total / 1e9 for name, stage in stages_of(config).items()}
 
 
 def _said(peaks: dict[str, float]) -> str:

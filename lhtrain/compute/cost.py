@@ -2,6 +2,7 @@
 
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import Config
+from lhtrain.stage import stages_of
 
 ASSUMED_MFU = 0.5  # of the data sheet's FLOP/s; 0.40 to 0.55 was measured, see scripts/bench/results
 STATE_BYTES = 12  # of a parameter in a checkpoint: float32 weight and AdamW's two moments
@@ -20,9 +21,9 @@ def cost(
 
     tokens_per_epoch: of the training data. peak: FLOP/s of a GPU by its data sheet; None if it is unknown.
     """
-    steps = _steps_left(config, done)
-    tokens = sum(count * config.stages[name].batch_tokens for name, count in steps.items())
-    flops = sum(count * step_flops(config.model, config.stages[name]) for name, count in steps.items())
+    stages, steps = stages_of(config), _steps_left(config, done)
+    tokens = sum(count * stages[name].batch_tokens for name, count in steps.items())
+    flops = sum(count * step_flops(config.model, stages[name]) for name, count in steps.items())
     epochs = tokens / max(tokens_per_epoch, 1)
     lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of the data"]
     lines.append(_checkpoints(config, n_parameters, steps, done))

@@ -15,6 +15,21 @@ from lhtrain.errors import RunError
 
 LEAST_BFLOAT16 = (8, 0)  # Ampere and later
 
+# Dense bfloat16 TFLOP/s of the data sheets.
+# By the first key that the GPU's name contains: boards of less power come before their family.
+PEAK_TFLOPS = {
+    "GB200": 2500.0,
+    "B200": 2250.0,
+    "H200 NVL": 835.5,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "A6000": 155.0,
+}
+
 
 def pick_device(wanted: Device) -> torch.device:
     """The device of the run. Raises RunError if cuda is asked for and absent."""
@@ -53,6 +68,16 @@ def set_deterministic(on: bool) -> None:
         from torch._inductor import config  # takes a second, for what most runs do without
 
         config.deterministic = on  # times no kernels that add up in different orders
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """bfloat16 FLOP/s of the device by its data sheet; None for a CPU or an unknown GPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    if " MIG " in name:  # a part of a card, which the data sheet does not describe
+        return None
+    return next((1e12 * peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -15,18 +15,16 @@ from dataclasses import dataclass, fields
 from rich.console import Console
 from rich.table import Table
 
-from lhtrain.compute.flops import rows
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import (
-    Attention,
     ComputeConfig,
     Config,
     ModelConfig,
     Precision,
     Recompute,
-    StageConfig,
 )
-from lhtrain.model.loss import chunk_rows
+from lhtrain.model.chunks import chunk_rows
+from lhtrain.stage import Stage, stages_of
 
 GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
 USE = """lhtrain estimate: the GPU memory that a run needs, before there is a GPU.
@@ -70,7 +68,7 @@ class Layer:
     work: int  # what its backward takes besides
 
 
-def estimate(config: Config, stage: StageConfig, n_ranks: int | None = None) -> Memory:
+def estimate(config: Config, stage: Stage, n_ranks: int | None = None) -> Memory:
     """Peak memory of `stage`, one of the filled `config`, on each GPU. For compiled blocks.
 
     n_ranks: of the run; None: as many as `parallel` names, dp_shard=-1 counting as one.
@@ -130,11 +128,10 @@ def _recomputes(compute: ComputeConfig, number: int) -> bool:
     return compute.recompute is Recompute.full and number % compute.recompute_every == 0
 
 
-def _layer(config: Config, stage: StageConfig, n: int, number: int) -> Layer:
+def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
     """Block `number` with n tokens."""
     model, compute = config.model, config.compute
-    dense = stage.attention is Attention.dense or number in model.dense_layers
-    seen = n if dense else rows(stage) * n // stage.seq_len
+    seen = n if number in model.dense_layers else stage.n_attended * n // stage.seq_len
     size, heads = element(compute), model.n_heads * model.head_dim
     scattered = size * n * heads if seen < n else 0  # a Lighthouse layer's output
     block_input = size * n * model.dim
@@ -214,7 +211,7 @@ def main(arguments: list[str]) -> None:
     console.print(f"{config.model.name}: {total:,} parameters; a step's peak in GB, of {capacity:g}")
     console.print(table(config, capacity))
     console.print(f"with {how(config)}")
-    if any(estimate(config, stage).total >= capacity * 1e9 for stage in config.stages.values()):
+    if any(estimate(config, stage).total >= capacity * 1e9 for stage in stages_of(config).values()):
         from lhtrain.compute.advice import advice
 
         print(*advice(config, capacity), sep="\n")
@@ -233,7 +230,7 @@ def how(config: Config) -> str:
 
 def table(config: Config, capacity: float) -> Table:
     """A row a part, a column a stage, in GB (10^9 bytes)."""
-    stages = {name: estimate(config, stage) for name, stage in config.stages.items()}
+    stages = {name: estimate(config, stage) for name, stage in stages_of(config).items()}
     out = Table("")
     for name, stage in config.stages.items():
         out.add_column(f"{name}\nN {stage.seq_len:,}", justify="right")

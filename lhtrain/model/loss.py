@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**28  # logits of a chunk, at most: 1 GB in float32
-CHUNK_MULTIPLE = 256  # positions, where a chunk has as many: whole tiles of the products
+from lhtrain.model.chunks import chunk_rows
+
 IGNORE = -100  # a target that does not count
 
 ChunkGrad = Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]
@@ -49,12 +49,6 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:  # only CUDA has products with another dtype than their factors
         total += a @ b
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """Positions of a chunk."""
-    most = max(1, CHUNK_ELEMENTS // vocab_size)
-    return most if most < CHUNK_MULTIPLE else most - most % CHUNK_MULTIPLE
 
 
 def linear_cross_entropy(

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 
-from lhtrain.attention import Pyramid
 from lhtrain.compute.advice import outlook
 from lhtrain.compute.cost import cost, repeats
-from lhtrain.compute.device import describe
-from lhtrain.compute.flops import peak_flops
-from lhtrain.conf.schema import Attention, Config
+from lhtrain.compute.device import describe, peak_flops
+from lhtrain.conf.schema import Config
 from lhtrain.data import Corpus
 from lhtrain.distributed.world import World
+from lhtrain.stage import stages_of
 
 
 def about_model(config: Config, parameters: Mapping[str, int], dtype: torch.dtype, world: World) -> list[str]:
@@ -55,11 +54,10 @@ def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, 
 def about_stages(config: Config) -> list[str]:
     """A line for each stage, and warnings on what they will not do."""
     lines = []
-    for name, stage in config.stages.items():
-        what = f"{stage.attention.value} attention, seq_len {stage.seq_len:,}"
-        if stage.attention is Attention.lighthouse:
-            pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
-            what += f" reduced to {pyramid.n_selected:,} rows (budget k = {stage.budget:,})"
+    for name, stage in stages_of(config).items():
+        what = f"{stage.attention} attention, seq_len {stage.seq_len:,}"
+        if stage.pyramid is not None:
+            what += f" reduced to {stage.n_attended:,} rows (budget k = {stage.pyramid.budget:,})"
             if dense := config.model.dense_layers:
                 what += f" in {config.model.n_layers - len(dense)} of {config.model.n_layers} layers"
         parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""

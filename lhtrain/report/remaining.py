@@ -22,7 +22,7 @@ class Remaining:
 
     def __init__(self, config: Config):
         self.config, self.schedule = config, Schedule.of(config)
-        self.flops = [step_flops(config.model, stage) for stage in config.stages.values()]
+        self.flops = [step_flops(config.model, stage) for stage in self.schedule.stages.values()]
         self._recent: dict[str, deque[float]] = {}
 
     def take(self, stage: str, step_seconds: float) -> None:

@@ -24,7 +24,8 @@ from lhtrain.report.metrics import numbered, read
 from lhtrain.report.plain_text import to_json
 from lhtrain.runs.history import History, as_records
 from lhtrain.runs.run_dir import Change, RunDir, all_differing, as_container, differing, holds_run
-from lhtrain.schedule import Schedule, attention_settings_of
+from lhtrain.schedule import Schedule
+from lhtrain.stage import saved_attention_settings
 
 Tensors = dict[str, Tensor]
 
@@ -112,7 +113,7 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     start.guard = state.get("guard")
     for record in progress.stages:  # of versions that did not keep what a stage attended with
         if record.settings is None and record.name in state["config"]["stages"]:
-            record.settings = attention_settings_of(state["config"]["stages"][record.name])
+            record.settings = saved_attention_settings(state["config"]["stages"][record.name])
     checkpoint.load(path, tensors)
     return progress
 

@@ -26,20 +26,22 @@ from lhtrain.compute.apply import prepare
 from lhtrain.compute.device import (
     compute_dtype,
     gpu_memory,
+    peak_flops,
     peak_memory,
     pick_device,
     reset_peak_memory,
     set_deterministic,
 )
-from lhtrain.compute.flops import peak_flops, rows, step_flops
+from lhtrain.compute.flops import step_flops
 from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.fill import filled
-from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.conf.schema import Config
 from lhtrain.distributed.mesh import Parallel
 from lhtrain.distributed.world import World, close, find_ranks
 from lhtrain.loader import Read, batches
 from lhtrain.model.decoder import FULL_ATTENTION, GPT
 from lhtrain.model.optimizer import build_optimizer
+from lhtrain.stage import Stage, stages_of
 from lhtrain.step import update
 from lhtrain.train import attention_of
 
@@ -111,7 +113,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
     optimizer = build_optimizer(model, config.optim)
     full_attention = parallel.attention(FULL_ATTENTION)
     ceiling, out = matmul_ceiling(device), []
-    for name, stage in config.stages.items():
+    for name, stage in stages_of(config).items():
         model.attend_with(parallel.attention(attention_of(stage, config.lighthouse)), full_attention)
         began = time.perf_counter()
         for _ in range(arguments.warmup):
@@ -141,7 +143,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             round(flops / seconds / ceiling, 4) if ceiling else None,
             "fa4" if fa4_runs() else "cudnn" if ceiling else "cpu",
             model.n_parameters()[0],
-            rows(stage),
+            stage.n_attended,
             round(losses[-1], 4),
             world.size,
             *(communication(spans) if world.together else (None, None)),
@@ -151,7 +153,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
     return out
 
 
-def derived(config: Config, stage: StageConfig, overrides: list[str]) -> list[str]:
+def derived(config: Config, stage: Stage, overrides: list[str]) -> list[str]:
     """The settings that `auto` stood for, so that a row says all that decides its numbers."""
     compute = config.compute
     settings = [f"compute.recompute={compute.recompute.value}"]
@@ -162,11 +164,11 @@ def derived(config: Config, stage: StageConfig, overrides: list[str]) -> list[st
 
 
 def step(
-    model: GPT, optimizer: torch.optim.Optimizer, config: Config, stage: StageConfig, parallel: Parallel
+    model: GPT, optimizer: torch.optim.Optimizer, config: Config, stage: Stage, parallel: Parallel
 ) -> tuple:
     """Seconds and loss of one step; the tokens are made before the clock starts."""
     device, share = parallel.world.device, parallel.share
-    mine = share.rows(stage.batch_tokens // stage.seq_len)
+    mine = share.rows(stage.n_sequences)
     tokens = torch.randint(0, 256, (len(mine), stage.seq_len + 1))
     read = Read.of(tokens, stage.batch_tokens, eos=0, device=device, share=share)
     parts = batches(read, stage.grad_accum, device)

@@ -5,6 +5,7 @@ import pytest
 from lhtrain.compute.cost import ASSUMED_MFU, cost, repeats
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.compose import compose_config
+from lhtrain.stage import stages_of
 
 
 def test_the_papers_run():
@@ -13,8 +14,8 @@ def test_the_papers_run():
     assert tokens == "50,331,648,000 tokens to read, 0.99 epochs of the data"
     # Every 1,000 of 16,000 steps; the first stage's end is one of them.
     assert checkpoints == "16 checkpoints of 6.36 GB; 3 kept: 19.1 GB on disk"
-    flops = 10_000 * step_flops(config.model, config.stages["lighthouse"])
-    flops += 6_000 * step_flops(config.model, config.stages["recovery"])
+    flops = 10_000 * step_flops(config.model, stages_of(config)["lighthouse"])
+    flops += 6_000 * step_flops(config.model, stages_of(config)["recovery"])
     hours = flops / (989e12 * 8 * ASSUMED_MFU) / 3600
     assert time == f"about {hours:.0f} hours: an estimate, at 50% of the FLOP/s of 8 such GPUs"
     # One H100 took 93.2k and 26.3k tokens/s (multi_gpu.csv): 11.7 and 24.9 hours with eight.

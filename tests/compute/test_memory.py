@@ -7,7 +7,8 @@ import pytest
 
 from lhtrain.compute.memory import estimate, main
 from lhtrain.conf.compose import compose_config
-from lhtrain.conf.schema import Attention, Recompute
+from lhtrain.conf.schema import Recompute
+from lhtrain.stage import stages_of
 
 RESULTS = Path(__file__).parents[2] / "scripts" / "bench" / "results"
 
@@ -28,7 +29,7 @@ def measured():
 
 def outputs(config, stage, ranks):
     """Bytes of the Lighthouse layers' outputs that code before kept and today's computes again."""
-    if config.compute.recompute is not Recompute.selective or stage.attention is not Attention.lighthouse:
+    if config.compute.recompute is not Recompute.selective or stage.pyramid is None:
         return 0
     layers = set(range(0, config.model.n_layers, config.compute.recompute_every)) - {
         *config.model.dense_layers
@@ -43,14 +44,14 @@ def outputs(config, stage, ranks):
 def test_within_a_twentieth_of_every_measured_peak(row):
     ranks, settings = int(row["ranks"]), row["settings"].split()
     config = compose_config(["run.grad_accum=1", *settings], ranks)
-    stage = config.stages[row["stage"]]
+    stage = stages_of(config)[row["stage"]]
     peak = 1e9 * float(row["peak_gb"]) - row["kept_outputs"] * outputs(config, stage, ranks)
     assert estimate(config, stage, ranks).total == pytest.approx(peak, rel=0.05)
 
 
 def peak(*overrides):
     config = compose_config(["model=lighthouse_530m", "run.grad_accum=1", *overrides])
-    return {name: estimate(config, stage).total for name, stage in config.stages.items()}
+    return {name: estimate(config, stage).total for name, stage in stages_of(config).items()}
 
 
 def test_what_helps_in_the_order_in_which_it_helps():
@@ -71,8 +72,8 @@ def test_what_helps_in_the_order_in_which_it_helps():
 def test_selective_recomputation_does_not_keep_the_outputs_of_lighthouse_layers():
     """26 layers of 98,304 positions of 1,024 numbers: 5.2 GB."""
     config = compose_config(["model=lighthouse_530m", "compute.recompute=selective"])
-    assert outputs(config, config.stages["lighthouse"], 1) == pytest.approx(5.2e9, rel=0.01)
-    assert outputs(config, config.stages["recovery"], 1) == 0
+    assert outputs(config, stages_of(config)["lighthouse"], 1) == pytest.approx(5.2e9, rel=0.01)
+    assert outputs(config, stages_of(config)["recovery"], 1) == 0
 
 
 def test_float32_takes_twice_the_activations_and_no_casts():
@@ -81,14 +82,14 @@ def test_float32_takes_twice_the_activations_and_no_casts():
         config = compose_config(
             ["model=lighthouse_530m", "run.grad_accum=1", f"compute.precision={precision}"]
         )
-        parts[precision] = estimate(config, config.stages["recovery"])
+        parts[precision] = estimate(config, stages_of(config)["recovery"])
     low, high = parts["bfloat16"], parts["float32"]
     assert parts["auto"] == low
     assert high.casts == 0 < low.casts
     assert (high.weights, high.optimizer) == (low.weights, low.optimizer)
     assert high.activations == pytest.approx(2 * low.activations, rel=0.01)
     config = compose_config(["model=lighthouse_530m", "compute.precision=float32"], 2)
-    assert estimate(config, config.stages["recovery"], 2).casts > low.casts / 4
+    assert estimate(config, stages_of(config)["recovery"], 2).casts > low.casts / 4
 
 
 def test_lighthouse_keeps_less_than_full_attention():
@@ -108,7 +109,7 @@ def test_a_wider_model_with_fewer_layers():
     """Whose gradients are not all there at the peak; 48.2 GB on an H100, scripts/bench/NOTES.md."""
     settings = ["model=llama3_8b", "model.n_layers=4", "model.dense_layers=[0]", "stage=lighthouse"]
     config = compose_config(settings)
-    assert estimate(config, config.stages["lighthouse"]).total == pytest.approx(48.2e9, rel=0.05)
+    assert estimate(config, stages_of(config)["lighthouse"]).total == pytest.approx(48.2e9, rel=0.05)
 
 
 def test_gradients_of_several_micro_batches_are_whole_until_they_are_reduced():

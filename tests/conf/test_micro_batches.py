@@ -10,6 +10,7 @@ from lhtrain.conf.fill import filled
 from lhtrain.conf.micro_batches import USABLE
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import Recompute
+from lhtrain.stage import Stage, stages_of
 
 GB = 10**9
 MODELS = ["gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "lighthouse_530m", "llama3_8b"]
@@ -20,7 +21,7 @@ TOO_LARGE = {("llama3_8b", 1), ("llama3_8b", 2)}
 
 
 def peaks(config, n_ranks):
-    return [estimate(config, stage, n_ranks).total for stage in config.stages.values()]
+    return [estimate(config, stage, n_ranks).total for stage in stages_of(config).values()]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -50,9 +51,9 @@ def test_as_few_micro_batches_as_fit():
         config = compose_config(settings, 1, size * GB)
         for name, stage in config.stages.items():
             counts[size, name] = stage.grad_accum
-            assert estimate(config, stage, 1).total <= USABLE * size * GB
+            assert estimate(config, Stage.of(name, stage), 1).total <= USABLE * size * GB
             stage.grad_accum //= 2
-            assert estimate(config, stage, 1).total > USABLE * size * GB
+            assert estimate(config, Stage.of(name, stage), 1).total > USABLE * size * GB
     assert counts[40, "recovery"] > counts[80, "recovery"] > counts[160, "recovery"]
 
 

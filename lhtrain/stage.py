@@ -1,0 +1,82 @@
+"""One stage of a run, as the program uses it: numbers only, nothing left open, nothing that changes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.kernels.pyramid import Pyramid
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a filled configuration."""
+
+    name: str
+    attention: str  # a name of registry.ATTENTIONS, for all layers but model.dense_layers
+    seq_len: int  # tokens of a sequence
+    batch_tokens: int  # tokens of an optimizer step, over all ranks
+    grad_accum: int  # micro-batches of a step
+    steps: int
+    lr_scale: float
+    pyramid: Pyramid | None  # None: the layers attend to every position
+    scorer: str = "norm"  # a name of registry.SCORERS
+    cover_prefix: bool = True
+    options: dict[str, Any] = field(default_factory=dict)  # of an attention kind that a plugin added
+
+    @classmethod
+    def of(cls, name: str, config: StageConfig) -> "Stage":
+        """The stage `name` of a filled configuration."""
+        attention, scorer = _name(config.attention), _name(config.scorer)
+        pyramid = None
+        if attention == "lighthouse":
+            pyramid = Pyramid(config.seq_len, config.levels, config.pooling, config.budget)
+        return cls(
+            name,
+            attention,
+            config.seq_len,
+            config.batch_tokens,
+            config.grad_accum,
+            config.steps or 0,
+            config.lr_scale,
+            pyramid,
+            scorer,
+            config.cover_prefix,
+            dict(getattr(config, "options", None) or {}),
+        )
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences of an optimizer step, over all ranks."""
+        return self.batch_tokens // self.seq_len
+
+    @property
+    def n_attended(self) -> int:
+        """Rows over which a layer attends: positions, or the selected entries of the pyramid."""
+        return self.seq_len if self.pyramid is None else self.pyramid.n_selected
+
+    def attention_settings(self) -> dict[str, Any]:
+        """The settings of the layers' attention, as plain values: a change of them is a stage switch."""
+        out: dict[str, Any] = {"attention": self.attention, "seq_len": self.seq_len}
+        if self.pyramid is not None:
+            out |= {key: getattr(self.pyramid, key) for key in ("levels", "pooling", "budget")}
+            out |= {"scorer": self.scorer, "cover_prefix": self.cover_prefix}
+        return out | ({"options": self.options} if self.options else {})
+
+
+def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
+    """`Stage.attention_settings` of a stage in a saved configuration."""
+    keys: tuple[str, ...] = ("attention", "seq_len")
+    if stage["attention"] == "lighthouse":
+        keys += ("levels", "pooling", "budget", "scorer", "cover_prefix")
+    return {key: stage[key] for key in keys if key in stage} | (
+        {"options": stage["options"]} if stage.get("options") else {}
+    )
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "value", value)
+
+
+def stages_of(config: Config) -> dict[str, Stage]:
+    """The stages of a filled configuration by name, in their order."""
+    return {name: Stage.of(name, stage) for name, stage in config.stages.items()}

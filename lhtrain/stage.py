@@ -16,9 +16,9 @@ class Stage:
     seq_len: int  # tokens of a sequence
     batch_tokens: int  # tokens of an optimizer step, over all ranks
     grad_accum: int  # micro-batches of a step
-    steps: int
-    lr_scale: float
-    pyramid: Pyramid | None  # None: the layers attend to every position
+    steps: int = 1
+    lr_scale: float = 1.0
+    pyramid: Pyramid | None = None  # None: the layers attend to every position
     scorer: str = "norm"  # a name of registry.SCORERS
     cover_prefix: bool = True
     options: dict[str, Any] = field(default_factory=dict)  # of an attention kind that a plugin added

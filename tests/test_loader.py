@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from lhtrain.conf.schema import Attention, StageConfig
 from lhtrain.data import PADDING, SequenceOrder, Split, TokenStore
 from lhtrain.data.store.tokens import TokenStoreWriter
 from lhtrain.distributed.mesh import Share
 from lhtrain.loader import Feed, Read, batches, validation_batches
+from lhtrain.stage import Stage
 
 CPU = torch.device("cpu")
 EOS = 999
@@ -26,11 +26,11 @@ def order(tmp_path_factory: pytest.TempPathFactory) -> SequenceOrder:
     return SequenceOrder(Split.whole(TokenStore(path)), [32, 16], seed=0)
 
 
-def stage(seq_len: int, batch_tokens: int = 128, grad_accum: int = 2) -> StageConfig:
-    return StageConfig(Attention.dense, seq_len=seq_len, batch_tokens=batch_tokens, grad_accum=grad_accum)
+def stage(seq_len: int, batch_tokens: int = 128, grad_accum: int = 2) -> Stage:
+    return Stage("s", "dense", seq_len, batch_tokens, grad_accum)
 
 
-def run(feed: Feed, plan: list[StageConfig]) -> tuple[list[torch.Tensor], int]:
+def run(feed: Feed, plan: list[Stage]) -> tuple[list[torch.Tensor], int]:
     position, seen = 0, []
     for step in plan:
         micro, position = feed.micro_batches(position, step)

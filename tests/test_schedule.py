@@ -2,16 +2,17 @@
 
 import pytest
 
-from lhtrain.conf.schema import Attention, LrSchedule, OptimConfig, StageConfig
+from lhtrain.conf.schema import LrSchedule, OptimConfig
 from lhtrain.schedule import Schedule, lr_factor
+from lhtrain.stage import Stage
 
 
 def schedule(**changes):
-    stage = {"attention": Attention.dense, "seq_len": 8, "batch_tokens": 8, "grad_accum": 1}
+    stage = {"attention": "dense", "seq_len": 8, "batch_tokens": 8, "grad_accum": 1}
     stages = {
-        "short": StageConfig(steps=3, **stage),
-        "long": StageConfig(steps=5, lr_scale=0.5, **stage),
-        "last": StageConfig(steps=2, **stage),
+        "short": Stage("short", steps=3, **stage),
+        "long": Stage("long", steps=5, lr_scale=0.5, **stage),
+        "last": Stage("last", steps=2, **stage),
     }
     return Schedule(stages, OptimConfig(**({"lr": 1.0, "warmup_fraction": 0, "decay_fraction": 0} | changes)))
 

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from lhtrain.health import signals as interrupt
+from lhtrain.health import signals
 from lhtrain.process.home import ensure_home
 from lhtrain.process.streams import never_fail, open_closed
 
@@ -50,7 +50,7 @@ def _leave(end: SystemExit) -> NoReturn:
 
 def begin_training() -> None:
     """From now on a scheduler's signal is remembered, and printing cannot fail."""
-    interrupt.watch()
+    signals.watch()
     never_fail()
 
 

@@ -27,7 +27,7 @@ COMMANDS: dict[str, str] = {
     "train": "lhtrain.cli:train",
     "data": "lhtrain.commands.data:main",
     "estimate": "lhtrain.compute.memory:main",
-    "export": "lhtrain.interop:main",
+    "export": "lhtrain.commands.export:main",
     "slurm": "lhtrain.commands.slurm:main",
     "resume": "lhtrain.commands.resume:resume",
     "extend": "lhtrain.commands.resume:extend",
@@ -164,7 +164,7 @@ def _checked(parsed: Namespace, settings: Arguments, ranks: Ranks) -> tuple[Argu
     from lhtrain.conf.typed.overrides import spelled
     from lhtrain.conf.typed.quote import override
     from lhtrain.conf.typed.sweep import Sweep, sweep_of
-    from lhtrain.distributed.launcher import of_this_launch
+    from lhtrain.distributed.torchrun import of_this_launch
     from lhtrain.runs.run_dir import claim, holds_run, unwritable
 
     is_sweep, starts = parsed.multirun or "hydra.mode=MULTIRUN" in settings, parsed.cfg is None

@@ -36,15 +36,15 @@ from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.schema import Config, LighthouseConfig, Resume
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.distributed.launch import launch, same_folder
-from lhtrain.distributed.launcher import too_short
 from lhtrain.distributed.mesh import Parallel
 from lhtrain.distributed.ranks import find_ranks
+from lhtrain.distributed.torchrun import too_short
 from lhtrain.distributed.world import World, close
 from lhtrain.errors import RunError
 from lhtrain.health.hang import Watchdog
-from lhtrain.health.nonfinite import Guard
-from lhtrain.health.signals import Interrupt
-from lhtrain.health.straggler import Drift
+from lhtrain.health.nonfinite import NonFiniteGuard
+from lhtrain.health.signals import StopSignal
+from lhtrain.health.straggler import StragglerCheck
 from lhtrain.loader import Feed, validation_batches
 from lhtrain.model.decoder import FULL_ATTENTION, GPT
 from lhtrain.model.optimizer import build_optimizer
@@ -92,9 +92,9 @@ class Trainer:
         self._open_data()
         self._build_model()
         self.saver = Saver(self.dir.checkpoints, config.checkpoint.keep, world, config.checkpoint.retry)
-        self.guard = Guard(config.guard)
+        self.guard = NonFiniteGuard(config.guard)
         # Of the stage: seconds for data at the last comparison; steps and their seconds when one was logged.
-        self.drift, self.waited, self.logged = Drift(world), 0.0, (0, 0.0)
+        self.stragglers, self.waited, self.logged = StragglerCheck(world), 0.0, (0, 0.0)
         self.progress = self._start()
         # One object a stage: a compiler takes another object for other code.
         self.attention = {
@@ -151,7 +151,7 @@ class Trainer:
         reporter = Reporter if self.world.is_main else Silent
         with (
             reporter(self.config, self.dir, self.progress, peak, about) as self.report,
-            Interrupt(self._saved) as interrupt,
+            StopSignal(self._saved) as stop,
             self.saver,
         ):
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.corpus.tokenizer))
@@ -164,7 +164,7 @@ class Trainer:
                 self.report.changed([str(change) for change in self.start.new])
             with self.watchdog.phase("compile"):
                 self.report.about["compile_seconds"] = self._warm_up()
-            signal = self.world.largest(interrupt.requested or 0)
+            signal = self.world.largest(stop.requested or 0)
             while self.progress.step < self.schedule.steps and not signal:
                 with self.watchdog.phase("step"):
                     place = self.schedule.lookup(self.progress.step)
@@ -174,11 +174,11 @@ class Trainer:
                         with self.watchdog.phase("rewind"):
                             self._rewind()
                         continue
-                    signal = self.world.largest(interrupt.requested or 0)
+                    signal = self.world.largest(stop.requested or 0)
                     self._after_step(stage, signal)
             try:
                 with self.watchdog.phase("save"):
-                    self.saver.finish(stop=lambda: interrupt.requested)
+                    self.saver.finish(stop=lambda: stop.requested)
             finally:
                 self.report.about["checkpoints"] = self.saver.saved.as_summary()
             self._note_first_checkpoint()
@@ -216,7 +216,7 @@ class Trainer:
         due = ends or step % self.config.checkpoint.every == 0
         if step % self.config.parallel.compare_every == 0:
             waited, self.waited = self.record.seconds["data"] - self.waited, self.record.seconds["data"]
-            for line in self.drift.compare(waited / self.config.parallel.compare_every):
+            for line in self.stragglers.compare(waited / self.config.parallel.compare_every):
                 self.report.behind(line)
         if signal or step == self.schedule.steps or (due and self._is_sound()):
             self._save()
@@ -238,7 +238,7 @@ class Trainer:
 
     def _look(self) -> None:
         with self.clock.measure("compute"):  # waits for the steps that the device has still to do
-            skips = self.guard.look()
+            skips = self.guard.newly_skipped()
         for skip in skips:
             self.report.skipped(skip)
 
@@ -252,7 +252,7 @@ class Trainer:
             measured = update(self.model, self.optimizer, batches, place.lr, optim, self.parallel)
             self.progress.step += 1
             self.watchdog.step = self.progress.step
-            self.guard.take(self.progress.step, before, self.progress.position, measured.skipped)
+            self.guard.remember(self.progress.step, before, self.progress.position, measured.skipped)
             first_or_last = self.record.steps == 0 or self.progress.step in self.schedule.ends
             logged = first_or_last or self.progress.step % self.config.run.log_every == 0
             if logged:
@@ -320,7 +320,7 @@ class Trainer:
         self.clock = StageClock(self.record)
         self.logged, self.waited = (self.record.steps, self.record.busy), self.record.seconds["data"]
         if begins and len(records) > 1:
-            self.guard.switched()
+            self.guard.new_stage()
             with self.clock.measure("validation"):
                 val_loss = self._validation_loss(stage)
             self.clock.lap()

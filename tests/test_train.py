@@ -10,7 +10,7 @@ import torch
 from lhtrain import train
 from lhtrain.conf.compose import compose_config
 from lhtrain.distributed.world import Ranks, World
-from lhtrain.health import nonfinite as guard
+from lhtrain.health import nonfinite
 from lhtrain.health.hang import Watchdog
 from lhtrain.progress import Progress
 from lhtrain.runs import resume as start
@@ -94,14 +94,14 @@ def test_no_steps_are_left_to_do_when_validation_begins(trainer, monkeypatch):
 def test_the_wait_for_data_is_that_of_the_stage(trainer, monkeypatch):
     """The ranks compare it by step; the first comparison after a switch counts from there."""
     found = []
-    monkeypatch.setattr(trainer.drift, "compare", lambda waited: found.append(waited) or [])
+    monkeypatch.setattr(trainer.stragglers, "compare", lambda waited: found.append(waited) or [])
     trainer.run()
     assert found == pytest.approx([3 * 0.25 / 3, 2 * 1.0 / 3])
 
 
 def test_a_switch_is_no_spike(trainer, monkeypatch):
     """Full attention begins far above Lighthouse's losses: what that costs is said by the switch."""
-    monkeypatch.setattr(guard, "LEAST", 2)
+    monkeypatch.setattr(nonfinite, "LEAST", 2)
     losses, update = {"lighthouse": 3.0, "recovery": 30.0}, train.update
 
     def update_with_loss(*arguments):

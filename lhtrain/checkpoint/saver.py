@@ -20,9 +20,10 @@ from lhtrain.checkpoint.folder import delete, reason, remove, rotate
 from lhtrain.checkpoint.mailbox import Mailbox
 from lhtrain.checkpoint.manifest import FORMAT
 from lhtrain.checkpoint.staging import Staging
-from lhtrain.checkpoint.together import all_done, in_background
+from lhtrain.checkpoint.together import all_done
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
+from lhtrain.process.threads import in_background
 
 # Errors that may pass: space is freed, a server comes back. EFBIG, for one, is a limit of the process.
 PASSING = {

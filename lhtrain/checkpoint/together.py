@@ -4,7 +4,6 @@ A rank whose work is done waits for the others through many short collectives in
 parallel.timeout never ends a run because one rank's disk is slow.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from lhtrain.checkpoint.faults import Fault
 from lhtrain.errors import RunError
+from lhtrain.process.threads import in_background
 
 T = TypeVar("T")
 LOOK = 0.2  # seconds between two such collectives
@@ -24,20 +24,6 @@ THREADS = 4  # that a rank reads with: SHA-256 alone is slower than a disk
 def is_together() -> bool:
     """Whether this process is one of several ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def in_background(work: Callable[[], T], name: str) -> "Future[T]":
-    """Run `work` on a thread that does not keep the process alive."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future
 
 
 def in_parallel(work: Callable[[Sequence[T]], object], items: Sequence[T]) -> None:

@@ -12,8 +12,8 @@ from lhtrain.checkpoint import manifest
 from lhtrain.checkpoint.blocks import Entry, blocks_of, digest
 from lhtrain.checkpoint.folder import REPLACED, WRITING, free_name, reason, remove
 from lhtrain.checkpoint.staging import Staging
-from lhtrain.checkpoint.together import in_background
 from lhtrain.files import open_regular
+from lhtrain.process.threads import in_background
 
 
 @dataclass

@@ -6,9 +6,9 @@ from pathlib import Path
 from lhtrain.compute.device import compute_dtype, pick_device, set_deterministic
 from lhtrain.conf.schema import Config
 from lhtrain.distributed import agreement
-from lhtrain.distributed.launcher import NOTE, launcher
 from lhtrain.distributed.meeting import POLL, meet
 from lhtrain.distributed.ranks import Ranks, find_ranks, under_torchrun
+from lhtrain.distributed.torchrun import NOTE, this_torchrun
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.files import write_atomic
@@ -78,7 +78,7 @@ def same_folder(run_dir: Path, world: World) -> None:
         if world.together:
             write_atomic(proof, world.attempt, durable=False)
         if under_torchrun():
-            write_atomic(run_dir / NOTE, launcher(), durable=False)
+            write_atomic(run_dir / NOTE, this_torchrun(), durable=False)
 
     if world.together or under_torchrun():
         world.on_main(write)

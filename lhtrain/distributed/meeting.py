@@ -10,10 +10,8 @@ import platform
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -21,8 +19,8 @@ import torch.distributed as dist
 
 from lhtrain.distributed.ranks import Ranks, attempt, meeting_place
 from lhtrain.errors import RunError
-from lhtrain.health.signals import early
-from lhtrain.process.threads import within
+from lhtrain.process.stop import early
+from lhtrain.process.threads import in_background, within
 
 POLL = 0.1  # seconds between two looks into the store
 UNRESOLVED = 20.0  # seconds that the name of a machine, perhaps still starting, may be unknown
@@ -66,7 +64,8 @@ class Meeting:
             )
 
         try:
-            store = _within(timeout + LINGER, open_store)
+            # With a limit of its own: PyTorch's client waits for ever for a server that says nothing.
+            store = in_background(open_store, "meeting").result(timeout + LINGER)
         except (RuntimeError, ValueError, TimeoutError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             if is_host and not _is_local(address):
@@ -193,23 +192,6 @@ def _await_server(address: str, port: int, place: str, patience: float) -> None:
                 rule = f"rank 0 does not answer there within parallel.timeout={patience:g} s"
                 raise RunError(f"{place}: {rule}; is it running, and is the port open? ({error})") from None
         time.sleep(POLL)
-
-
-def _within(seconds: float, function: Callable[[], T]) -> T:
-    """function(), on a thread: PyTorch's client waits for ever for a server that says nothing.
-
-    Raises TimeoutError.
-    """
-    done: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            done.set_result(function())
-        except Exception as error:
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="meeting", daemon=True).start()
-    return done.result(seconds)
 
 
 def _is_local(address: str) -> bool:

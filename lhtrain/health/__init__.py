@@ -1,1 +1,1 @@
-"""What goes wrong while a run trains: numbers, ranks that hang or are slow, signals."""
+"""Faults of a run in progress: non-finite numbers, ranks that hang or are slow, signals."""

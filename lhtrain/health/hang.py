@@ -120,7 +120,7 @@ class Watchdog:
     def _end(self, doing: Doing, lived: float) -> None:
         """Say what hangs and where, then end the process, even if no file or pipe takes it."""
         try:
-            others = within(LAST_WORDS, lambda: behind(self.folder, doing, self.beat))
+            others = within(LAST_WORDS, lambda: furthest_behind(self.folder, doing, self.beat))
             waits = others or "what the other ranks do could not be read"
             stacks = self.folder / "stalls" / f"rank_{doing.rank}.txt"
             written = within(LAST_WORDS, lambda: _dump(stacks))
@@ -155,7 +155,7 @@ def _dump(path: Path) -> bool:
     return True
 
 
-def behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:
+def furthest_behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:
     """Who is furthest behind, in words, by what the ranks of this attempt last wrote, and when.
 
     A rank that writes no more is stopped or gone: all wait for it, whatever it did last.

@@ -1,4 +1,4 @@
-"""Numbers going wrong: steps that were left out, losses that jump, and when to go back."""
+"""Non-finite losses and gradients: steps that updated nothing, losses that jump, when to rewind."""
 
 import math
 from collections import deque
@@ -22,8 +22,11 @@ class Skip:
     end: int
 
 
-class Guard:
-    """Watches the steps of a run. What a step left on the device is looked at when a log asks."""
+class NonFiniteGuard:
+    """Watches the steps of a run.
+
+    Flags stay on the GPU and are read only when we log, to avoid a sync per step.
+    """
 
     def __init__(self, config: GuardConfig):
         self.config = config
@@ -32,12 +35,12 @@ class Guard:
         self._flags: list[tuple[Skip, Tensor]] = []
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
-    def take(self, step: int, position: int, end: int, skipped: Tensor) -> None:
+    def remember(self, step: int, position: int, end: int, skipped: Tensor) -> None:
         """Remember a step; `skipped` is a scalar on the device."""
         self._flags.append((Skip(step, position, end), skipped))
 
-    def look(self) -> list[Skip]:
-        """The steps since the last look that were left out; waits for the device."""
+    def newly_skipped(self) -> list[Skip]:
+        """The steps since the last call that updated nothing; waits for the device."""
         found = []
         for skip, flag in self._flags:
             bad = bool(flag.item())
@@ -48,7 +51,7 @@ class Guard:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run finds the spikes that an undisturbed one finds."""
+        """The state for a checkpoint: a resumed run finds the same spikes as one that was not interrupted."""
         return {"losses": list(self._losses), "in_a_row": self.in_a_row, "rewinds": self.rewinds}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -67,8 +70,8 @@ class Guard:
         self._flags.clear()
         self._losses.clear()
 
-    def switched(self) -> None:
-        """A new stage begins: losses of other attention are no measure for its own."""
+    def new_stage(self) -> None:
+        """Forget the losses: those of the previous stage's attention say nothing about the new one's."""
         self._losses.clear()
 
     def spike(self, loss: float) -> float | None:

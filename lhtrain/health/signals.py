@@ -1,10 +1,10 @@
-"""Ctrl-C, TERM, USR1 and HUP: finish the step, save, leave. A second Ctrl-C leaves at once.
+"""Ctrl-C, TERM, USR1 and HUP: finish the step, save, exit. A second Ctrl-C exits at once.
 
 TERM and USR1 come from a scheduler: before a time limit, at a preemption. HUP comes when the terminal is
-closed. They often come twice, from it and from a launcher between it and the ranks, so that a second one says
-nothing new.
+closed. They often come twice, from the scheduler and from a launcher between it and the ranks: a second one
+changes nothing.
 
-Imports nothing that takes time: the handlers are to be there first.
+Imports nothing that takes time: the handlers must be installed before PyTorch is imported.
 """
 
 import os
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from lhtrain.distributed.ranks import under_torchrun
+from lhtrain.process.stop import early, remember
 from lhtrain.process.threads import within
 
 FROM_SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
@@ -24,14 +25,6 @@ OF_SUBMITIT = signal.SIGUSR2  # in a sweep's jobs; its handler requeues at once,
 # launcher passes it on.
 SAME_PRESS, SAME_PRESS_ALONE = 1.0, 0.25
 AT_ONCE = 128 + signal.SIGINT  # the exit status after a second Ctrl-C
-
-# Signals belong to the process, and so does one that came before there was a loop to stop.
-_early: list[signal.Signals] = []
-
-
-def early() -> signal.Signals | None:
-    """The signal that has asked this run to stop before it had a loop, if one has."""
-    return _early[0] if _early else None
 
 
 def stopping() -> tuple[signal.Signals, ...]:
@@ -46,28 +39,28 @@ def stopping() -> tuple[signal.Signals, ...]:
 
 
 def watch() -> None:
-    """From now on remember a scheduler's signal for the `Interrupt` to come, instead of dying of it.
+    """From now on remember a scheduler's signal for the `StopSignal` to come, instead of dying of it.
 
-    A run that has only begun to start thus ends as others do, with a summary that says where it stands.
+    A run that has only begun to start thus ends as others do, with a summary of how far it came.
     Ctrl-C still leaves at once: there is nothing to save yet. A launcher may have blocked the signals until
     now, so that none is lost before there is a handler.
     """
     owner = os.getpid()
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         if _is_of_child(owner, number):
             return
-        _early.append(signal.Signals(number))
+        remember(signal.Signals(number))
 
     for number in stopping():
-        signal.signal(number, remember)
+        signal.signal(number, on_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping())
 
 
-class Interrupt:
-    """Use as a context manager around the loop; `requested` says that a signal came.
+class StopSignal:
+    """Use as a context manager around the loop; `requested` is the signal that came, or None.
 
-    saved: what the run will have saved, in words, when a second Ctrl-C ends it.
+    saved: describes what is saved, for the message when a second Ctrl-C ends the run.
     """
 
     def __init__(self, saved: Callable[[], str] = lambda: "what was not saved is lost"):
@@ -76,18 +69,18 @@ class Interrupt:
         self._owner = os.getpid()
         self._first: tuple[int, float] | None = None
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> "StopSignal":
         signals: tuple[signal.Signals, ...] = (signal.SIGINT, *stopping())
         if signal.getsignal(OF_SUBMITIT) is not signal.SIG_DFL:
             signals = (*signals, OF_SUBMITIT)
-        if _early:
-            self.requested, self._first = _early[0], (_early[0], 0.0)
-        # Python runs handlers in the main thread, between two of its own instructions: never while that waits
+        if (first := early()) is not None:
+            self.requested, self._first = first, (first, 0.0)
+        # Python runs handlers in the main thread, between two of its own instructions: not while it waits
         # for a save, a GPU or another rank. The numbers of the signals arrive in this pipe at once.
         self._arrivals, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self._old_pipe = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._take) for number in signals}
+        self._before = {number: signal.signal(number, self._on_signal) for number in signals}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
@@ -100,7 +93,7 @@ class Interrupt:
         if self.requested is OF_SUBMITIT:
             signal.raise_signal(self.requested)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if _is_of_child(self._owner, number):
             return
         if self.requested is None:
@@ -140,7 +133,7 @@ class Interrupt:
 
 
 def _is_of_child(owner: int, number: int) -> bool:
-    """Whether this is a forked worker, which inherits handlers but must end when it is told to."""
+    """Whether this is a forked worker, which inherits the handlers but must end by the signal."""
     if os.getpid() == owner:
         return False
     signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,5 @@
-"""Ranks that are slower than the others. All step at the pace of the slowest: steps do not show which it is.
+"""Ranks that are slower than the others. All ranks step at the pace of the slowest, so step times do not show
+which one that is.
 
 Every so often each rank times a fixed piece of work of its own, and how long it waited for data; the ranks
 compare. A throttled GPU, a busy host or a slow disk shows up by name.
@@ -20,7 +21,7 @@ WAIT = 0.1  # seconds a step that a rank waits for data longer than the median
 
 @dataclass(frozen=True)
 class Pace:
-    """What one rank measured. probe: seconds of the fixed work; data: seconds a step waited for data."""
+    """One rank's measurements. probe: seconds of the fixed work; data: seconds a step waited for data."""
 
     rank: int
     host: str
@@ -28,7 +29,7 @@ class Pace:
     data: float
 
 
-class Drift:
+class StragglerCheck:
     """Compares the ranks' paces; every rank must call `compare` at the same steps."""
 
     def __init__(self, world: World):
@@ -37,14 +38,14 @@ class Drift:
         self._matrix = torch.full((size, size), 1 / size, device=world.device) if world.together else None
 
     def compare(self, data: float) -> list[str]:
-        """What is to be said of the ranks that fall behind, by name; data: seconds a step, since the last."""
+        """A line for each rank that falls behind. data: seconds a step waited for data since the last one."""
         if self._matrix is None:
             return []
         mine = Pace(self.world.rank, platform.node(), self._probe(self._matrix), data)
-        return behind(self.world.gather(mine))
+        return slow_ranks(self.world.gather(mine))
 
     def _probe(self, matrix: torch.Tensor) -> float:
-        """The best of three: what is in the way now and then is not what is looked for."""
+        """Seconds, the best of three: an occasional disturbance does not count."""
         best = float("inf")
         for _ in range(3):
             self._wait()
@@ -61,7 +62,7 @@ class Drift:
             torch.cuda.synchronize(self.world.device)
 
 
-def behind(paces: list[Pace]) -> list[str]:
+def slow_ranks(paces: list[Pace]) -> list[str]:
     """A line for each rank that is slower, or waits longer for data, than the median rank."""
     probe, data = median(pace.probe for pace in paces), median(pace.data for pace in paces)
     lines = []

@@ -1,7 +1,6 @@
-"""`lhtrain export`: a checkpoint as a folder that Hugging Face transformers loads without this package."""
+"""A checkpoint as a folder that Hugging Face transformers loads without this package."""
 
-from lhtrain.commands.export import main
 from lhtrain.interop.folder import export
 from lhtrain.interop.llama import llama_config, llama_name
 
-__all__ = ["export", "llama_config", "llama_name", "main"]
+__all__ = ["export", "llama_config", "llama_name"]

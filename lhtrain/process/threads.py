@@ -1,23 +1,29 @@
-"""Do something that may hang, a file system or a pipe, for a limited time."""
+"""Work on a thread that does not keep the process alive, for calls that are slow or may hang."""
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def within(seconds: float, function: Callable[[], T]) -> T | None:
-    """What `function` returns, or None if it fails or takes longer; then its thread is left behind."""
-    out: list[T] = []
+def in_background(function: Callable[[], T], name: str) -> "Future[T]":
+    """Call `function` on a daemon thread of that name; the future has its result or its exception."""
+    future: Future[T] = Future()
 
-    def work() -> None:
+    def run() -> None:
         try:
-            out.append(function())
-        except Exception:
-            return
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return out[0] if out else None
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def within(seconds: float, function: Callable[[], T]) -> T | None:
+    """The result of `function`, or None if it fails or takes longer; then its thread is left behind."""
+    future = in_background(function, "limited in time")
+    wait([future], seconds)
+    return future.result() if future.done() and future.exception() is None else None

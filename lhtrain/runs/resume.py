@@ -15,7 +15,7 @@ from lhtrain.checkpoint.model import differing as differing_model
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.conf.typed.quote import setting
 from lhtrain.data import Corpus
-from lhtrain.distributed.launcher import note_started_over, started_over
+from lhtrain.distributed.torchrun import note_started_over, started_over
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic

@@ -13,7 +13,7 @@ from lhtrain.distributed.agreement import PROBLEM, Disagreement, agree, differen
 from lhtrain.distributed.meeting import Meeting, PeerFailed
 from lhtrain.distributed.ranks import Ranks
 from lhtrain.errors import RunError
-from lhtrain.health import signals as interrupt
+from lhtrain.process import stop
 
 
 def on_threads(size, function):
@@ -88,7 +88,7 @@ def test_ranks_that_do_not_come_are_named():
 def test_a_rank_that_waits_for_one_that_is_gone_ends_after_a_signal(monkeypatch, capsys):
     """torchrun sends TERM to the others when a rank was killed: nothing else tells them."""
     monkeypatch.setattr(meeting, "STOP", 0.01)
-    monkeypatch.setattr(interrupt, "_early", [signal.SIGTERM])
+    monkeypatch.setattr(stop, "_received", [signal.SIGTERM])
     alone = Meeting(dist.HashStore(), Ranks(0, 2, 0), is_host=True)
     with pytest.raises(SystemExit) as ended:
         alone.exchange("here")

@@ -14,8 +14,8 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from lhtrain.conf.schema import ParallelConfig, WatchdogConfig
-from lhtrain.health import hang as watchdog
-from lhtrain.health.hang import STALLED, Doing, Watchdog, behind, collective_limit
+from lhtrain.health import hang
+from lhtrain.health.hang import STALLED, Doing, Watchdog, collective_limit, furthest_behind
 
 # The thread that found a hang ends as the process would: by SystemExit, which pytest would tell as a fault.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -37,7 +37,7 @@ def ended(monkeypatch):
     return statuses, event
 
 
-def hang(event):
+def wait_for(event):
     assert event.wait(60), "the watchdog saw nothing"
 
 
@@ -46,11 +46,11 @@ def test_a_hang_in_each_phase_is_found(tmp_path, ended, capfd, phase):
     statuses, event = ended
     limits = WatchdogConfig(**(dict.fromkeys(PHASES, None) | {phase: 0.01}))
     with Watchdog(limits, tmp_path, rank=3, beat=0.01) as watchdog, watchdog.phase(phase):
-        hang(event)
+        wait_for(event)
     assert statuses == [STALLED]
     said = capfd.readouterr().err
     assert f"rank 3 spent 0 s in phase {phase} of step 0, more than watchdog.{phase}=0.01" in said
-    assert "in hang" in (tmp_path / "stalls" / "rank_3.txt").read_text()
+    assert "in wait_for" in (tmp_path / "stalls" / "rank_3.txt").read_text()
 
 
 class FullDisk(io.StringIO):
@@ -62,7 +62,7 @@ def test_a_disk_that_refuses_what_it_says_does_not_keep_it_from_ending(tmp_path,
     statuses, event = ended
     monkeypatch.setattr(sys, "stderr", FullDisk())
     with Watchdog(WatchdogConfig(start=0.01), tmp_path, rank=0, beat=0.01):
-        hang(event)
+        wait_for(event)
     assert statuses == [STALLED]
 
 
@@ -124,8 +124,8 @@ def hung_disk(monkeypatch):
         raise OSError(errno.EIO, "given up")
 
     for name in ("write_atomic", "read_regular", "_dump"):
-        monkeypatch.setattr(watchdog, name, wait)
-    monkeypatch.setattr(watchdog, "LAST_WORDS", 0.05)
+        monkeypatch.setattr(hang, name, wait)
+    monkeypatch.setattr(hang, "LAST_WORDS", 0.05)
     yield
     release.set()
 
@@ -135,11 +135,11 @@ def test_a_disk_that_hangs_hangs_no_watchdog(tmp_path, ended, capfd, hung_disk):
     (tmp_path / "ranks").mkdir()
     (tmp_path / "ranks" / "1.json").write_text("{}")
     with Watchdog(WatchdogConfig(start=0.01), tmp_path, rank=0, beat=0.01):
-        hang(event)
+        wait_for(event)
     assert statuses == [STALLED]
     said = capfd.readouterr().err
     assert "spent 0 s in phase start" in said and "what the other ranks do could not be read" in said
-    assert "Stacks follow: no file could be written" in said and "in hang" in said
+    assert "Stacks follow: no file could be written" in said and "in wait_for" in said
 
 
 ME = Doing(rank=0, step=7, phase="step", since=100.0, attempt="now")
@@ -156,18 +156,18 @@ def leave(folder, *others, silent=0.0):
 
 def test_the_rank_that_is_furthest_behind_is_named(tmp_path):
     leave(tmp_path, replace(ME, rank=1, step=6, phase="save"), replace(ME, rank=2, since=101.0))
-    assert behind(tmp_path, ME) == "it waits for rank 1, in phase save of step 6"
+    assert furthest_behind(tmp_path, ME) == "it waits for rank 1, in phase save of step 6"
 
 
 def test_a_rank_of_an_earlier_attempt_is_not_blamed(tmp_path):
     leave(tmp_path, replace(ME, rank=5, step=3, attempt="before"))
-    assert behind(tmp_path, ME) == "no rank is further behind"
+    assert furthest_behind(tmp_path, ME) == "no rank is further behind"
 
 
 def test_a_rank_that_writes_no_more_is_named_whatever_it_did(tmp_path):
     """It was stopped in the same step, entered later than ours."""
     leave(tmp_path, replace(ME, rank=1, since=101.0, pid=17, host="there"), silent=60.0)
-    words = behind(tmp_path, ME)
+    words = furthest_behind(tmp_path, ME)
     assert words.startswith("it waits for rank 1, process 17 on there, which wrote nothing for ")
     assert words.endswith(" s and was in phase step of step 7")
 

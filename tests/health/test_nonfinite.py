@@ -6,33 +6,33 @@ import pytest
 import torch
 
 from lhtrain.conf.schema import GuardConfig
-from lhtrain.health.nonfinite import LEAST, Guard, Skip
+from lhtrain.health.nonfinite import LEAST, NonFiniteGuard, Skip
 
 
-def take(guard, flags):
+def skipped_of(guard, flags):
     for number, flag in enumerate(flags, 1):
-        guard.take(number, 10 * number, 10 * number + 10, torch.tensor(float(flag)))
-    return guard.look()
+        guard.remember(number, 10 * number, 10 * number + 10, torch.tensor(float(flag)))
+    return guard.newly_skipped()
 
 
 def test_skipped_steps_are_named_with_their_data():
-    guard = Guard(GuardConfig())
-    assert take(guard, [0, 1, 0, 1, 1]) == [Skip(2, 20, 30), Skip(4, 40, 50), Skip(5, 50, 60)]
-    assert guard.in_a_row == 2 and guard.look() == []
+    guard = NonFiniteGuard(GuardConfig())
+    assert skipped_of(guard, [0, 1, 0, 1, 1]) == [Skip(2, 20, 30), Skip(4, 40, 50), Skip(5, 50, 60)]
+    assert guard.in_a_row == 2 and guard.newly_skipped() == []
 
 
 def test_only_steps_in_a_row_make_it_go_back():
-    guard = Guard(GuardConfig(max_skips=3))
-    take(guard, [1, 1, 0, 1, 1])
+    guard = NonFiniteGuard(GuardConfig(max_skips=3))
+    skipped_of(guard, [1, 1, 0, 1, 1])
     assert not guard.must_rewind
-    take(guard, [1])
+    skipped_of(guard, [1])
     assert guard.must_rewind
     guard.rewound()
     assert not guard.must_rewind and guard.rewinds == 1
 
 
 def test_a_jump_of_the_loss_is_told():
-    guard = Guard(GuardConfig(spike=6.0))
+    guard = NonFiniteGuard(GuardConfig(spike=6.0))
     flat = [3.0 + 0.1 * math.sin(i) for i in range(40)]
     assert all(guard.spike(loss) is None for loss in flat)
     assert guard.spike(3.3) is None
@@ -40,26 +40,26 @@ def test_a_jump_of_the_loss_is_told():
 
 
 def test_a_new_stage_is_not_compared_with_the_old_one():
-    guard = Guard(GuardConfig())
+    guard = NonFiniteGuard(GuardConfig())
     for _ in range(40):
         guard.spike(2.0)
-    guard.switched()
+    guard.new_stage()
     assert all(guard.spike(3.0) is None for _ in range(LEAST))
     assert guard.spike(6.0) > 6
 
 
 @pytest.mark.parametrize("config", [GuardConfig(spike=0.0), GuardConfig()])
 def test_no_jump_without_a_past_or_when_told_not_to(config):
-    guard = Guard(config)
+    guard = NonFiniteGuard(config)
     n = 100 if config.spike == 0 else LEAST
     assert all(guard.spike(loss) is None for loss in [3.0] * n) or config.spike
-    assert Guard(config).spike(100.0) is None
+    assert NonFiniteGuard(config).spike(100.0) is None
     if config.spike == 0:
         assert guard.spike(1e9) is None
 
 
 def test_a_loss_that_is_not_finite_is_no_jump_and_no_past():
-    guard = Guard(GuardConfig())
+    guard = NonFiniteGuard(GuardConfig())
     for _ in range(LEAST):
         guard.spike(2.0)
     assert guard.spike(math.nan) is None and guard.spike(math.inf) is None

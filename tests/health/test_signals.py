@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from lhtrain.health import signals as interrupt
-from lhtrain.health.signals import Interrupt
+from lhtrain.health import signals
+from lhtrain.health.signals import StopSignal
 
 
 def take(number):
@@ -18,7 +18,7 @@ def take(number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_is_a_request(number):
     before = signal.getsignal(number)
-    with Interrupt() as found:
+    with StopSignal() as found:
         assert found.requested is None
         take(number)
         assert found.requested is number
@@ -26,7 +26,7 @@ def test_a_signal_is_a_request(number):
 
 
 def test_a_second_one_of_the_scheduler_says_nothing_new():
-    with Interrupt() as found:
+    with StopSignal() as found:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
             take(number)
         assert found.requested is signal.SIGUSR1
@@ -55,7 +55,7 @@ def test_which_signals_leave_at_once(monkeypatch, environment, arrivals, leaves)
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = Interrupt()
+    found = StopSignal()
     assert [found.leaves(number, now) for number, now in arrivals][-1] is leaves
 
 
@@ -63,13 +63,13 @@ def test_hup_stops_unless_it_is_ignored(monkeypatch):
     before = signal.signal(HUP, signal.SIG_IGN)
     try:
         monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-        assert HUP not in interrupt.stopping()
+        assert HUP not in signals.stopping()
         # torchrun handles HUP under nohup too, passes it on and kills 30 s later.
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-        assert HUP in interrupt.stopping()
+        assert HUP in signals.stopping()
         monkeypatch.delenv("TORCHELASTIC_RUN_ID")
         signal.signal(HUP, signal.SIG_DFL)
-        assert HUP in interrupt.stopping()
+        assert HUP in signals.stopping()
     finally:
         signal.signal(HUP, before)
 
@@ -77,10 +77,10 @@ def test_hup_stops_unless_it_is_ignored(monkeypatch):
 # The main thread is in a library that returns to Python only much later, as in a save or a collective.
 BUSY = """
 import hashlib, os, signal, sys, threading
-from lhtrain.health.signals import Interrupt
+from lhtrain.health.signals import StopSignal
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-with Interrupt(lambda: "step_00000004 is saved") as found:
+with StopSignal(lambda: "step_00000004 is saved") as found:
     def press():
         sys.stdin.readline()
         os.kill(os.getpid(), signal.SIGINT)
@@ -113,18 +113,18 @@ def test_a_second_ctrl_c_leaves_while_the_main_thread_is_busy():
 
 EARLY = """
 import os, signal
-from lhtrain.health import signals as interrupt
-interrupt.watch()
+from lhtrain.health import signals
+signals.watch()
 os.kill(os.getpid(), signal.SIGUSR1)
-with interrupt.Interrupt() as found:
+with signals.StopSignal() as found:
     print(found.requested.name)
 """
 
 FORKED = """
 import os, signal, time
-from lhtrain.health import signals as interrupt
-interrupt.watch()
-with interrupt.Interrupt() as found:
+from lhtrain.health import signals
+signals.watch()
+with signals.StopSignal() as found:
     ready, told = os.pipe()
     if not (child := os.fork()):
         os.write(told, b".")
@@ -141,9 +141,9 @@ BLOCKED = """
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 os.kill(os.getpid(), signal.SIGTERM)
-from lhtrain.health import signals as interrupt
-interrupt.watch()
-with interrupt.Interrupt() as found:
+from lhtrain.health import signals
+signals.watch()
+with signals.StopSignal() as found:
     print(found.requested.name)
 """
 

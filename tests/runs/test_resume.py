@@ -10,7 +10,7 @@ from lhtrain.checkpoint.saver import Saver
 from lhtrain.conf.compose import compose_config
 from lhtrain.conf.fill import filled
 from lhtrain.conf.schema import Resume
-from lhtrain.distributed import launcher
+from lhtrain.distributed import torchrun
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
 from lhtrain.runs import resume as start
@@ -140,7 +140,7 @@ def test_torchrun_starts_a_run_over_once(tmp_path, monkeypatch):
         assert found.how == how
         if attempt == "1":  # attempt 0 failed before this
             start.record_start(found, run_dir, config, 0, {})
-    (run_dir.path / launcher.STARTED_OVER).write_text("another torchrun")
+    (run_dir.path / torchrun.STARTED_OVER).write_text("another torchrun")
     assert start.find_start(run_dir, Resume.restart, WORLD).how == "restarted"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lhtrain.health.signals import Interrupt
+from lhtrain.health.signals import StopSignal
 
 
 def main() -> None:
@@ -25,13 +25,13 @@ def main() -> None:
         print(f"rank {rank} on {socket.gethostname()}: start", flush=True)
         while not signal.sigpending() & {signal.SIGUSR1, signal.SIGTERM}:
             time.sleep(0.05)
-    with Interrupt() as interrupt:
+    with StopSignal() as stop:
         print(f"rank {rank} on {socket.gethostname()}: {behaviour}", flush=True)
         if behaviour == "wait":
-            while interrupt.requested is None:
+            while stop.requested is None:
                 time.sleep(0.05)
-    if behaviour == "start" and interrupt.requested:  # before its first step, as the trainer
-        sys.exit(128 + interrupt.requested)
+    if behaviour == "start" and stop.requested:  # before its first step, as the trainer
+        sys.exit(128 + stop.requested)
     if behaviour == "crash":
         sys.exit(1)
     if behaviour == "meet":
@@ -40,12 +40,12 @@ def main() -> None:
         step = 1 + len(list(run_dir.glob("checkpoints/step_*")))
         (run_dir / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
         aside = run_dir / "summary.tmp"
-        finished = interrupt.requested is None
+        finished = stop.requested is None
         ended = {"how": "finished" if finished else "signal"}
         aside.write_text(json.dumps({"finished": finished, "ended": ended}))
         aside.replace(run_dir / "summary.json")
-    if interrupt.requested:
-        sys.exit(128 + interrupt.requested)
+    if stop.requested:
+        sys.exit(128 + stop.requested)
 
 
 def meet() -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lhtrain.conf.compose import check_overrides
-from lhtrain.distributed import launch, launcher
+from lhtrain.distributed import launch
+from lhtrain.distributed import torchrun as of_torchrun
 from lhtrain.distributed.launch import same_folder
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
@@ -15,9 +16,9 @@ def torchrun(monkeypatch):
     """The environment of a rank that torchrun, this process's parent, restarted once."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    for name in ("GROUP_WORLD_SIZE", launcher.VARIABLE, "TORCHELASTIC_SIGNALS_TO_HANDLE"):
+    for name in ("GROUP_WORLD_SIZE", of_torchrun.VARIABLE, "TORCHELASTIC_SIGNALS_TO_HANDLE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(launcher, "_has_flag", lambda: True)
+    monkeypatch.setattr(of_torchrun, "_has_flag", lambda: True)
     return monkeypatch
 
 
@@ -27,7 +28,7 @@ def config(*overrides):
 
 def began(run_dir, text=None):
     (run_dir / "ranks").mkdir(parents=True)
-    (run_dir / launcher.NOTE).write_text(text or launcher.launcher())
+    (run_dir / of_torchrun.NOTE).write_text(text or of_torchrun.this_torchrun())
     return run_dir
 
 
@@ -35,16 +36,16 @@ def test_a_restarted_rank_finds_the_run_of_the_first_attempt(torchrun, tmp_path)
     run = began(tmp_path / "2026-01-01_a")
     began(tmp_path / "2026-01-02_b", "another torchrun")
     dated = config(f"run.dir={tmp_path}/2026-01-03_a")
-    assert launcher.of_this_launch(dated, is_dated=True) == run
-    assert launcher.of_this_launch(dated, is_dated=False) is None
-    assert launcher.of_this_launch(config(f"run.dir={run}"), is_dated=False) == run
+    assert of_torchrun.of_this_launch(dated, is_dated=True) == run
+    assert of_torchrun.of_this_launch(dated, is_dated=False) is None
+    assert of_torchrun.of_this_launch(config(f"run.dir={run}"), is_dated=False) == run
     torchrun.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert launcher.of_this_launch(dated, is_dated=True) is None
+    assert of_torchrun.of_this_launch(dated, is_dated=True) is None
 
 
 def test_a_single_rank_of_torchrun_notes_its_run_too(torchrun, tmp_path):
     same_folder(tmp_path / "run", World(Ranks(), torch.device("cpu")))
-    assert launcher.of_this_launch(config(f"run.dir={tmp_path}/run"), is_dated=False) == tmp_path / "run"
+    assert of_torchrun.of_this_launch(config(f"run.dir={tmp_path}/run"), is_dated=False) == tmp_path / "run"
 
 
 @pytest.mark.parametrize(("machine", "found"), [("another", True), ("the same", False)])
@@ -70,15 +71,15 @@ def test_restarts_on_several_machines_need_a_directory(torchrun, tmp_path):
     with pytest.raises(
         RunError, match="TORCHELASTIC_RESTART_COUNT=1: on several machines, restarts by torchru"
     ):
-        launcher.of_this_launch(config(f"run.dir={tmp_path}/r"), is_dated=False)
-    assert launcher.of_this_launch(config(f"run.dir={tmp_path}/r", "resume=auto"), is_dated=False) is None
+        of_torchrun.of_this_launch(config(f"run.dir={tmp_path}/r"), is_dated=False)
+    assert of_torchrun.of_this_launch(config(f"run.dir={tmp_path}/r", "resume=auto"), is_dated=False) is None
 
 
 @pytest.mark.parametrize(
     ("environment", "limit"),
     [
         ({}, 30.0),
-        ({launcher.VARIABLE: "600"}, 600.0),
+        ({of_torchrun.VARIABLE: "600"}, 600.0),
         ({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP"}, None),
         ({"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT, SIGTERM"}, 30.0),
     ],
@@ -86,7 +87,7 @@ def test_restarts_on_several_machines_need_a_directory(torchrun, tmp_path):
 def test_how_long_torchrun_waits(torchrun, environment, limit):
     for name, value in environment.items():
         torchrun.setenv(name, value)
-    assert launcher.patience() == limit
+    assert of_torchrun.patience() == limit
 
 
 @pytest.mark.parametrize(
@@ -94,18 +95,18 @@ def test_how_long_torchrun_waits(torchrun, environment, limit):
 )
 def test_the_flag_as_it_was_typed(torchrun, tmp_path, typed):
     (tmp_path / "cmdline").write_text(f"torchrun\x00{typed}\x00-m\x00lhtrain\x00")
-    torchrun.setattr(launcher, "Path", lambda _: tmp_path / "cmdline")
-    assert launcher.patience() == 90.0
+    torchrun.setattr(of_torchrun, "Path", lambda _: tmp_path / "cmdline")
+    assert of_torchrun.patience() == 90.0
 
 
 def test_a_limit_that_is_too_short_is_said(torchrun):
-    assert launcher.too_short(29.0) is None
-    assert launcher.too_short(45.0) == (
+    assert of_torchrun.too_short(29.0) is None
+    assert of_torchrun.too_short(45.0) == (
         "a step and a save took 45 s, but torchrun kills the ranks 30 s after TERM or Ctrl-C: "
         "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=135 before torchrun"
     )
-    torchrun.setattr(launcher, "_has_flag", lambda: False)
-    torchrun.setenv(launcher.VARIABLE, "600")
-    assert "whose limit is fixed before PyTorch 2.12" in launcher.too_short(45.0)
+    torchrun.setattr(of_torchrun, "_has_flag", lambda: False)
+    torchrun.setenv(of_torchrun.VARIABLE, "600")
+    assert "whose limit is fixed before PyTorch 2.12" in of_torchrun.too_short(45.0)
     torchrun.delenv("TORCHELASTIC_RUN_ID")
-    assert launcher.too_short(45.0) is None
+    assert of_torchrun.too_short(45.0) is None

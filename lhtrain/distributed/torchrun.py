@@ -17,7 +17,7 @@ SINCE = (2, 12)  # the PyTorch whose torchrun has that flag
 NOTE, STARTED_OVER = Path("ranks", "launcher"), Path("ranks", "started_over")
 
 
-def launcher() -> str:
+def this_torchrun() -> str:
     """The torchrun that started this rank; no two of a machine that is up have the same."""
     parent = os.getppid()
     began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
@@ -41,7 +41,7 @@ def of_this_launch(config: Config, is_dated: bool) -> Path | None:
     run_dir = Path(config.run.dir)
     for note in run_dir.parent.glob(f"*/{NOTE}") if is_dated else [run_dir / NOTE]:
         try:
-            if read_regular(note).decode() == launcher():
+            if read_regular(note).decode() == this_torchrun():
                 return note.parents[1]
         except (OSError, ValueError):
             continue
@@ -52,7 +52,7 @@ def note_started_over(run_dir: Path) -> None:
     """Note, for later attempts of this torchrun, that the run has started over. Raises OSError."""
     if under_torchrun():
         (run_dir / STARTED_OVER).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(run_dir / STARTED_OVER, launcher(), durable=False)
+        write_atomic(run_dir / STARTED_OVER, this_torchrun(), durable=False)
 
 
 def started_over(run_dir: Path) -> bool:
@@ -60,7 +60,7 @@ def started_over(run_dir: Path) -> bool:
     if not under_torchrun() or attempt() == 0:
         return False
     try:
-        return read_regular(run_dir / STARTED_OVER).decode() == launcher()
+        return read_regular(run_dir / STARTED_OVER).decode() == this_torchrun()
     except (OSError, ValueError):
         return False
 

@@ -1,5 +1,7 @@
 # make train   set everything up and run the main job          make train ARGS="run.steps=400 model=gpt_130m"
 # make test    set everything up and run the tests             make test ARGS="tests/attention -x"
+# make test-fast       those that take no more than three seconds and start no processes
+# make coverage        all tests, then which lines and branches none of them runs; make coverage ARGS="tests/data"
 # make test-multigpu   the tests of several ranks, on the machine's GPUs
 # make test-slurm   install SLURM where it is missing (Debian, root), start a cluster of two nodes here, run its tests
 # make lint    ruff and mypy
@@ -8,13 +10,24 @@ VENV ?= .venv
 ARGS ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
+# Files that start first are those with the most slow tests (tests/conftest.py).
+PYTEST = -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-multigpu slurm-cluster test-slurm lint clean
+.PHONY: train test test-fast coverage test-multigpu slurm-cluster test-slurm lint clean
 train: $(VENV)/.run-ready
 	$(BIN)/lhtrain $(ARGS)
 
 test: $(VENV)/.dev-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.dev-ready
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m 'not slow' $(ARGS)
+
+coverage: $(VENV)/.dev-ready
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run $(PYTEST) $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 test-multigpu: $(VENV)/.dev-ready
 	@$(BIN)/python -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(n < 2 and f"needs two GPUs; there are {n}")'
@@ -36,10 +49,12 @@ lint: $(VENV)/.dev-ready
 
 $(VENV)/.run-ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[wandb]'
+	scripts/install_flash.sh $(BIN)/python
 	touch $@
 
 $(VENV)/.dev-ready: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	scripts/install_flash.sh $(BIN)/python
 	touch $@ $(VENV)/.run-ready
 
 $(BIN)/python:

@@ -1,6 +1,7 @@
 """Settings that must be made before anything imports Triton."""
 
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -8,6 +9,12 @@ import torch
 if not torch.cuda.is_available():
     # Without a GPU kernels run in Triton's interpreter, which its own library functions must know at import.
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests start first, so that no process is left alone with one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_runtest_setup(item):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -12,6 +13,8 @@ from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from tests.checkpoint.made import ALONE, STATE, flip
 from tests.distributed.ranks import on_ranks
+
+pytestmark = pytest.mark.slow
 
 # Shapes that divide unevenly, a row for fewer ranks than there are, a scalar; and the dimension to shard.
 TENSORS = {

@@ -10,6 +10,8 @@ from lhtrain.distributed.world import Ranks, World
 from lhtrain.model.decoder import GPT, run_plainly
 from tests.distributed.ranks import DEVICE, on_ranks
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "ffn_dim": 32}
 CONFIG = ModelConfig(name="t", seq_len=64, vocab_size=64, tie_embeddings=False, dense_layers=[], **SIZES)
 

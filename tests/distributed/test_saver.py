@@ -4,6 +4,7 @@ import errno
 import threading
 from pathlib import Path
 
+import pytest
 import torch
 
 from lhtrain import checkpoint
@@ -11,6 +12,8 @@ from lhtrain.checkpoint import saver, writer
 from lhtrain.checkpoint.staging import Staging
 from lhtrain.distributed.world import World
 from tests.distributed.ranks import on_ranks
+
+pytestmark = pytest.mark.slow
 
 TENSORS = {"model.w": torch.ones(8), "model.v": torch.ones(3)}
 

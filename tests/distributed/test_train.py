@@ -16,6 +16,8 @@ from lhtrain.model.optimizer import build_optimizer
 from lhtrain.train import Trainer
 from tests.distributed.ranks import DEVICE, on_ranks
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 2e-4  # relative, after 20 steps of AdamW in float32, whose first steps amplify rounding
 # 2 W = 8 chunks of one tile each, which is the least budget for cp=4; the switch is at the middle.
 TINY = [

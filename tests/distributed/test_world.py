@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from lhtrain.distributed.agreement import Disagreement
@@ -12,6 +13,8 @@ from lhtrain.distributed.meeting import PeerFailed
 from lhtrain.distributed.world import World, announce, leave
 from lhtrain.errors import RunError
 from tests.distributed.ranks import on_ranks
+
+pytestmark = pytest.mark.slow
 
 LIMIT = 2  # seconds that a collective may take here
 

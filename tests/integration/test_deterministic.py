@@ -5,6 +5,8 @@ import signal
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 # Long enough for FlashAttention-4 where it is installed, whose backward is the one that adds up in any order.
 GPU = ["run.device=cuda", "model.seq_len=16384", "run.batch_tokens=32768", "model.dim=128", "model.n_heads=2"]
 GPU += ["model.dense_layers=[0]", "eval.tokens=16384"]

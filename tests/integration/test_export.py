@@ -9,6 +9,8 @@ from lhtrain.conf.schema import StageConfig
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.loader import validation_batches
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_exported_model_has_the_runs_loss(lhtrain, undisturbed):
     done = lhtrain.bare("export", undisturbed.path.name, "exported")

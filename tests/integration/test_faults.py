@@ -4,6 +4,10 @@ import json
 import os
 import resource
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_a_full_disk_costs_only_what_it_refuses(lhtrain, undisturbed):
     """A limit on the size of files, set in mid-run, stands for it: it refuses checkpoints and rows alike."""

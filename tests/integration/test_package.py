@@ -5,7 +5,11 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
+
 from tests.integration.command import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_built_wheel_works_from_another_directory(tmp_path):

@@ -12,6 +12,8 @@ import torch
 
 from tests.integration.command import TINY
 
+pytestmark = pytest.mark.slow
+
 SHARED = ("run.grad_accum=1", "checkpoint.every=2")  # two sequences a step: one for each of two ranks
 SMALL_CHUNKS = (*SHARED, "lighthouse.budget=512", "lighthouse.pooling=2")  # as cp=2 needs them
 

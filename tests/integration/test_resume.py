@@ -11,6 +11,8 @@ import pytest
 
 from tests.integration.command import Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("step", [7, 8, 9])
 def test_killed_around_the_switch(lhtrain, undisturbed, step):

@@ -10,6 +10,8 @@ import pytest
 
 from tests.integration.command import TINY, Run
 
+pytestmark = pytest.mark.slow
+
 
 def _catches(pid, number):
     """Whether the process has a handler, which it gets before it imports what takes long."""

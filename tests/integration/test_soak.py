@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.integration.command import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_killed_twice_and_equal_in_the_end(tmp_path):

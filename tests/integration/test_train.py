@@ -5,7 +5,7 @@ import itertools
 import pytest
 import yaml
 
-from tests.integration.command import ROOT
+pytestmark = pytest.mark.slow
 
 
 def test_two_stages_train_and_the_loss_falls(undisturbed):
@@ -252,11 +252,6 @@ def test_a_diverging_run_stops_and_says_so(lhtrain):
     assert "10 steps in a row, up to step 11, had a loss or gradient that was not finite" in run.err
     assert "there is no checkpoint to go back to; a lower optim.lr" in run.err and "Traceback" not in run.err
     assert not list((run.path / "checkpoints").glob("step_*")), "none of weights that may be spoilt"
-
-
-def test_the_readme_names_what_there_is():
-    readme = (ROOT / "README.md").read_text()
-    assert readme.index("make train") < readme.index("make test") < 1500
 
 
 def test_a_refused_start_leaves_what_was_there(lhtrain):

@@ -120,11 +120,17 @@ def hydra() -> Iterator[None]:
         yield
 
 
-def search_path(folder: str) -> str:
-    """The override by which Hydra looks for files in `folder` too. Raises ConfigError if there is none."""
-    if not Path(expanded(folder)).is_dir():
-        raise ConfigError([Problem("--config-dir", folder, "no such folder")])
-    return f"{SEARCH}[{override(f'file://{Path(expanded(folder)).absolute()}')}]"
+def with_folders(folders: list[str], settings: list[str]) -> list[str]:
+    """The settings, with the override by which Hydra looks for files in `folders` too. Raises ConfigError."""
+    return [search_path(*folders), *settings] if folders else settings
+
+
+def search_path(*folders: str) -> str:
+    """The override by which Hydra looks for files in `folders` too. Raises ConfigError if one is missing."""
+    if missing := [folder for folder in folders if not Path(expanded(folder)).is_dir()]:
+        raise ConfigError([Problem("--config-dir", folder, "no such folder") for folder in missing])
+    places = (override(f"file://{Path(expanded(folder)).absolute()}") for folder in folders)
+    return f"{SEARCH}[{','.join(places)}]"
 
 
 def _settings(overrides: list[str]) -> tuple[list[Setting], list[Problem]]:

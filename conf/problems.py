@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from lhtrain.errors import ExplainedError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -30,7 +32,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:150]}… ({len(text):,} characters)"
 
 
-class ConfigError(ValueError):
+class ConfigError(ExplainedError, ValueError):
     """All problems of one configuration. `status`: what the program ends with, 2 where settings are wrong."""
 
     def __init__(self, problems: list[Problem]):

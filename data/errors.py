@@ -2,10 +2,12 @@
 
 import os
 
+from lhtrain.errors import ExplainedError
+
 REMEDY = "prepare the data again"  # which keeps what is sound
 
 
-class DataError(Exception):
+class DataError(ExplainedError):
     """The data cannot be used as asked; the message names the key, the value and the rule."""
 
 

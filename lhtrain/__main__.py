@@ -6,22 +6,16 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from lhtrain.health import signals
 from lhtrain.process.home import ensure_home
-from lhtrain.process.streams import never_fail, open_closed
-
-TRAIN = ("train", "resume", "extend")  # the commands that train; settings alone do, too
+from lhtrain.process.streams import open_closed
 
 
 def main() -> None:
     """Entry point of the console script and of `python -m lhtrain`."""
     open_closed()
     ensure_home()
-    first = sys.argv[1] if len(sys.argv) > 1 else ""
-    if first in TRAIN or not first or "=" in first or first in ("-m", "--multirun"):
-        begin_training()
     try:
-        from lhtrain.cli import main as run
+        from lhtrain.cli import main as run  # after the streams and the home that its imports may use
 
         run()
     except SystemExit as error:
@@ -46,12 +40,6 @@ def _leave(end: SystemExit) -> NoReturn:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
-
-
-def begin_training() -> None:
-    """From now on a scheduler's signal is remembered, and printing cannot fail."""
-    signals.watch()
-    never_fail()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,45 @@
-"""Errors that end a run with one clear message instead of a stack trace."""
+"""Errors that end the program with one clear message instead of a stack trace."""
+
+import errno
 
 LOST_CONTACT = "lost contact with another rank, whose error is the one to look at"
 
+# Errors of a disk or of its limits that are no bug: full, read-only, forbidden, failing.
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR),
+}
+# Files that others have removed, or have put something else in place of.
+REPLACED_ERRORS = {errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 
-class RunError(Exception):
-    """The run cannot go on; the message names what, where, and what to do."""
+
+class ExplainedError(Exception):
+    """The message alone names what, where, and what to do: the program prints it and exits with `status`."""
+
+    status = 1
+
+
+class RunError(ExplainedError):
+    """The run cannot continue."""
+
+
+class UsageError(ExplainedError):
+    """The words of a command line do not fit its command."""
+
+    status = 2
+
+
+class Ended(SystemExit):
+    """The program ends with `message` and the exit status `code`.
+
+    of_all: whether all ranks end with this message, so that the first one prints it for all.
+
+    A SystemExit, since Hydra prints a line of its own about every Exception that passes through it.
+    """
+
+    def __init__(self, message: str, status: int, of_all: bool | None = None):
+        super().__init__(status)
+        self.message, self.of_all = message, of_all
 
 
 def reason(error: BaseException) -> str:

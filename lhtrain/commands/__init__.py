@@ -1,1 +1,1 @@
-"""Commands of the program, one a file; `lhtrain.cli` finds them by their first word."""
+"""The commands of the program: `table.py` lists them, the other modules do what they say."""

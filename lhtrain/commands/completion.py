@@ -1,42 +1,60 @@
-"""What a shell is offered when TAB is pressed: commands and their words here, settings by Hydra."""
+"""What a shell is offered when TAB is pressed: commands, words and options here, settings by Hydra."""
 
 import os
 import sys
+from argparse import Namespace
 
-from lhtrain.cli import COMMANDS
+from lhtrain.commands.command import Command
+from lhtrain.commands.table import HELP, find, members
+from lhtrain.commands.train import hydra_main
+from lhtrain.errors import UsageError
 
-# Words of a command that come before its settings, and the commands that take settings.
-WORDS = {"data": ("prepare", "verify", "inspect"), "slurm": ("submit", "status")}
-SETTINGS = ((), ("train",), ("estimate",), ("data", "prepare"), ("slurm", "submit"))
-OPTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("slurm", "submit"): ("--dry-run", "--config-dir"),
-    ("data", "inspect"): ("--document",),
-}
+SHELLS = ("bash", "zsh", "fish")
+
+
+def completion(arguments: Namespace) -> None:
+    """Print Hydra's script for a shell; the script calls `lhtrain -sc query=SHELL`. Raises UsageError."""
+    action = arguments.SHELL
+    if action.startswith("query="):
+        return complete(action)
+    if action not in (*SHELLS, *(f"{verb}={shell}" for verb in ("install", "uninstall") for shell in SHELLS)):
+        raise UsageError(f"completion {action}: must be one of {', '.join(SHELLS)}")
+    _ask_hydra(action if "=" in action else f"install={action}")
 
 
 def complete(query: str) -> None:
-    """Print the candidates for the last word of $COMP_LINE; `query`: query=SHELL, as Hydra's scripts call it.
+    """Print the candidates for the last word of $COMP_LINE. query: query=SHELL.
 
     Where nothing is printed the shell offers files.
     """
     words = os.environ.get("COMP_LINE", "").split(" ")
     words, last = [word for word in words[1:-1] if word], words[-1] if len(words) > 1 else ""
-    command = tuple(word for word in words if "=" not in word and not word.startswith("-"))[:2]
-    command = command[:1] if command[:1] and command[0] not in WORDS else command
-    offered: list[str] = []
-    if not words:
-        offered += [*COMMANDS, "help"]
-    elif len(words) == 1:
-        offered += WORDS.get(words[0], ()) if words[0] != "help" else COMMANDS
-    if last.startswith("-"):
-        offered += OPTIONS.get(command, ("--config-dir", "--help"))
-    for word in offered:
+    try:
+        command, rest = find(words)
+    except UsageError:
+        return
+    for word in command.options() if last.startswith("-") else _offered(command, rest, is_first=not words):
         if word.startswith(last):
             print(word)
-    if command in SETTINGS and not last.startswith("-") and len(command) == len(words[: len(command)]):
-        rest = words[len(command) :]
-        os.environ["COMP_LINE"] = " ".join(["lhtrain", *rest, last])
-        sys.argv[1:] = ["-sc", query]
-        from lhtrain.cli import _hydra_main
+    if command.settings and not last.startswith("-"):
+        os.environ["COMP_LINE"] = " ".join(["lhtrain", *(word for word in rest if "=" in word), last])
+        _ask_hydra(query)
 
-        _hydra_main()
+
+def _offered(command: Command, rest: list[str], is_first: bool) -> list[str]:
+    """The words that may follow `rest` of `command`, but for settings of training."""
+    offered = [f"{key.name}=" for key in command.keys]
+    if is_first:
+        offered += members()
+    if not rest:
+        offered += members(command.name)
+    if command is HELP:
+        from lhtrain.conf.keys import all_keys
+
+        offered += [*(members() if not rest else members(rest[0])), *all_keys()]
+    return offered
+
+
+def _ask_hydra(action: str) -> None:
+    sys.argv[1:] = ["-sc", action]
+    hydra_main()

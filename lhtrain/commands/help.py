@@ -1,101 +1,90 @@
-"""`lhtrain help [COMMAND|KEY …]`, and `lhtrain --help`."""
+"""`lhtrain help [COMMAND|GROUP|KEY …]`, and what every `--help` prints."""
 
-import importlib
+from argparse import Namespace
+from pathlib import Path
 
-from lhtrain.cli import COMMANDS, fail
+import lhtrain
+from lhtrain.commands.command import Command
+from lhtrain.commands.table import COMMANDS, TRAIN, members
+from lhtrain.errors import UsageError
 
-# One line for each command, in the order in which they are listed.
-SUMMARIES = {
-    "train": "train a model; without a command's name this is what runs",
-    "resume": "continue a run from its newest sound checkpoint",
-    "extend": "lengthen a run, finished or not, and continue it",
-    "data": "prepare texts as token shards, verify and inspect them",
-    "estimate": "the GPU memory that a run needs, before there is a GPU",
-    "export": "write a checkpoint as a Hugging Face Llama",
-    "slurm": "submit, resume and extend runs as SLURM jobs, list runs",
-    "help": "explain a command, a group of settings or a key: lhtrain help model.seq_len",
-}
-
-OVERVIEW = """lhtrain: pre-train a GPT on long contexts, with Lighthouse Attention and then full attention.
-
-Usage: lhtrain [COMMAND] [GROUP=NAME ...] [KEY=VALUE ...] [FLAGS]
-
-Commands (lhtrain COMMAND --help says more)
-{commands}
-
-Examples
-  lhtrain                                              both stages, on this machine's own text
-  lhtrain stage=two_stage data=text data.path=books/   your own files
-  lhtrain resume runs/mine                             continue from the newest sound checkpoint there
-  lhtrain extend runs/mine steps=+2000                 more steps
-  lhtrain -m optim.lr=1e-3,2e-3                        one run for each value
-  torchrun --nproc-per-node=8 -m lhtrain run.batch_tokens=32768   eight ranks, FSDP; parallel.cp=2 and others
-  lhtrain --cfg job                                    every key and its value, without running
-
-Groups (GROUP=NAME picks a file; its keys can then be set one by one)
-{groups}
-
-Keys most often set (lhtrain help KEY explains any; lhtrain help run lists a group's)
-  run.steps=400              optimizer steps, over all stages
-  run.batch_tokens=65536     tokens of a step, over all ranks
-  model.seq_len=8192         context length; stages.recovery.seq_len=… for one stage alone
-  stages.lighthouse.steps=300   or stages.lighthouse.fraction=0.75 of run.steps
-  lighthouse.budget=1536     k, of which follows how many rows a Lighthouse layer selects
-  run.dir=runs/mine          where everything goes
-
-Text is kept as it is typed. A list is [A,B], null is none; quotes keep commas and brackets together.
-
-Flags
-  -m, --multirun       a run for every combination of the values that commas separate
-  --config-dir DIR     a folder with groups of files of your own
-  --cfg job            print the configuration instead of running it; --resolve, --package KEY
-  --version, --info, --hydra-help
-Completion in bash, zsh and fish: eval "$(lhtrain -sc install=bash)".
-Exit status: 0 done, 1 error, 2 wrong settings, 75 a rank hung, 128 + N stopped by signal N before its end."""
+TITLE = "lhtrain: pre-train a GPT on long contexts, with Lighthouse Attention and then full attention."
+STATUS = "Exit status: 0 done, 1 error, 2 wrong settings, 75 a rank hung, 128 + N stopped by signal N."
 
 
-def show(topics: list[str]) -> None:
-    """Print the help on each topic: a command, a group or a key; without topics, the overview."""
+def explain(arguments: Namespace) -> None:
+    """Print the help on each topic; without topics, the overview."""
+    topics = list(arguments.TOPIC)
     if not topics:
         print(overview())
-    command = topics[0] if topics else ""
-    if command in COMMANDS and command != "train":
-        module, function = COMMANDS[command].split(":")
-        return getattr(importlib.import_module(module), function)([*topics[1:], "--help"])
-    for topic in topics:
-        print(overview() if topic in ("train", "help") else _setting(topic.partition("=")[0]))
+    while topics:
+        two_words = " ".join(topics[:2])
+        if two_words in COMMANDS and " " in two_words:
+            topics = topics[2:]
+            print(help_of(COMMANDS[two_words]))
+            continue
+        topic = topics.pop(0)
+        print(help_of(COMMANDS[topic]) if topic in COMMANDS else _setting(topic.partition("=")[0]))
+
+
+def help_of(command: Command) -> str:
+    """What `lhtrain COMMAND --help` prints."""
+    if family := members(command.name):
+        usage = f"usage: lhtrain {command.name} {{{','.join(family)}}} ..."
+        title = f"lhtrain {command.name}: {command.summary}."
+        return "\n".join([usage, "", title, "", *_listed(command.name), "", command.details])
+    text = command.help()
+    return f"{text}\n\n{_groups_text()}" if command is TRAIN else text
 
 
 def overview() -> str:
-    names = [name for name in SUMMARIES if name in COMMANDS or name == "help"]
-    names += [name for name in COMMANDS if name not in SUMMARIES]
-    commands = "\n".join(f"  {name:9}  {SUMMARIES.get(name, '')}".rstrip() for name in names)
-    groups = "\n".join(f"  {group}: {', '.join(options)}" for group, options in _groups().items())
-    return OVERVIEW.format(commands=commands, groups=groups)
+    """What `lhtrain --help` prints."""
+    return "\n".join(
+        [
+            TITLE,
+            "\nUsage: lhtrain [COMMAND] [GROUP=NAME ...] [KEY=VALUE ...] [OPTIONS]\n",
+            *_listed(),
+            f"\n{TRAIN.details}\n",
+            _groups_text(),
+            "\nOptions: -m, --config-dir DIR, --cfg job and others of lhtrain train --help; --version",
+            STATUS,
+        ]
+    )
 
 
-def _groups() -> dict[str, list[str]]:
-    from hydra.core.global_hydra import GlobalHydra
+def _listed(family: str = "") -> list[str]:
+    """A heading, and a line for each command of a family, or for all commands that are in none."""
+    lines = [f"Commands (lhtrain {f'{family} ' if family else ''}COMMAND --help explains one)"]
+    names = members(family)
+    width = max(map(len, names))
+    return lines + [f"  {name:{width}}  {COMMANDS[f'{family} {name}'.strip()].summary}" for name in names]
 
-    from lhtrain.conf.compose import hydra
 
-    with hydra():
-        loader = GlobalHydra.instance().config_loader()
-        names = [name for name in loader.list_groups("") if name != "hydra"]
-        return {name: loader.get_group_options(name) for name in names}
+def _groups_text() -> str:
+    rows = (f"  {group}: {', '.join(choices)}" for group, choices in groups().items())
+    return "\n".join(["Groups (GROUP=NAME picks a file; its keys can then be set one by one)", *rows])
+
+
+def groups() -> dict[str, list[str]]:
+    """Every group of settings with its choices: the YAML files of `conf/`. Read without Hydra, which takes
+    half a second to import."""
+    out: dict[str, list[str]] = {}
+    for folder in sorted(Path(lhtrain.__file__).with_name("conf").iterdir()):
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        out |= {folder.name: names} if names else {}
+    return out
 
 
 def _setting(key: str) -> str:
-    """The help on a key, or on a group with its choices."""
+    """The help on a key, or on a group with its choices. Raises UsageError."""
     from hydra import compose
 
     from lhtrain.conf.compose import hydra
     from lhtrain.conf.explain import default_of, explain, no_such_key
 
-    groups = _groups()
-    choices = f"{key}=NAME, one of: {', '.join(groups[key])}" if key in groups else None
+    choices = f"{key}=NAME, one of: {', '.join(groups()[key])}" if key in groups() else None
     with hydra():
         text = explain(key, default_of(compose("config"), key))
     if text is None and choices is None:
-        fail(f"help: {no_such_key(key)}; try lhtrain help")
+        raise UsageError(f"help: {no_such_key(key)}; try lhtrain help")
     return "\n".join(part for part in (choices, text) if part)

@@ -1,4 +1,4 @@
-"""`lhtrain estimate …`: the GPU memory of a configuration, before any GPU is touched.
+"""The GPU memory of a configuration, before any GPU is touched.
 
 Goes through a step from the end of its forward pass to the end of its backward pass and takes the moment
 that needs most: the state (weights, gradients that are there by then, optimizer), what the forward pass kept
@@ -12,9 +12,6 @@ N tokens of a micro-batch, C model dim, F SwiGLU dim, V vocabulary, S rows that 
 
 from dataclasses import dataclass, fields
 
-from rich.console import Console
-from rich.table import Table
-
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import (
     ComputeConfig,
@@ -24,23 +21,7 @@ from lhtrain.conf.schema import (
     Recompute,
 )
 from lhtrain.model.chunks import chunk_rows
-from lhtrain.stage import Stage, stages_of
-
-GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-USE = """lhtrain estimate: the GPU memory that a run needs, before there is a GPU.
-
-Usage: lhtrain estimate [gpu=NAME|GB] [ranks=N] [--config-dir DIR] [GROUP=NAME ...] [KEY=VALUE ...]
-
-Takes the settings of training. Prints for each stage what a GPU holds at the moment that needs most, whether
-it fits, and if not, which settings help and by how much. No GPU and no data are touched.
-
-  gpu=h100    a100 and h100 (80 GB), h200 (141), b200 (180), or a number of gigabytes
-  ranks=8     the number of GPUs of the run; without it, what parallel.* names
-
-Examples
-  lhtrain estimate model=lighthouse_530m
-  lhtrain estimate model=llama3_8b gpu=h200 ranks=8 compute.recompute=full
-  lhtrain estimate model=gpt_1b gpu=48 run.batch_tokens=262144 run.grad_accum=4"""
+from lhtrain.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -77,7 +58,7 @@ def estimate(config: Config, stage: Stage, n_ranks: int | None = None) -> Memory
     and whole only the blocks at work: one in use and one on its way, and the gradients of one.
     """
     model, parallel = config.model, config.parallel
-    inner, embeddings = _parameters(model)
+    inner, embeddings = parameters(model)
     known = parallel.dp_replicate * parallel.cp
     replicate, shard, cp = mesh_sizes(parallel, n_ranks or known * max(parallel.dp_shard, 1))
     ranks, shards = replicate * shard * cp, shard * cp
@@ -115,7 +96,7 @@ def _casts(config: Config, ranks: int) -> int:
     """Bytes of weights in the dtype of the activations. Sharded: the root's, gathered all along, and two
     blocks', with the whole gradients of one. On one rank: those of blocks that are not recomputed, none in
     float32."""
-    inner, embeddings = _parameters(config.model)
+    inner, embeddings = parameters(config.model)
     n_layers, size = config.model.n_layers, element(config.compute)
     if ranks > 1:
         return size * embeddings + (2 * size + 4) * inner // n_layers
@@ -149,7 +130,7 @@ def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
     return Layer(kept, work)
 
 
-def _parameters(model: ModelConfig) -> tuple[int, int]:
+def parameters(model: ModelConfig) -> tuple[int, int]:
     """Weights of the blocks and of the embeddings."""
     heads = 2 * model.n_heads + 2 * model.n_kv_heads
     block = model.dim * heads * model.head_dim + 3 * model.dim * model.ffn_dim + 2 * model.dim
@@ -175,48 +156,6 @@ def _loss(model: ModelConfig, n: int, size: int) -> int:
     return max(2 * chunk + 4 * table + cast + 4 * hidden, 2 * 4 * table + 4 * hidden, 4 * table + norm)
 
 
-def main(arguments: list[str]) -> None:
-    """The command. `gpu=` takes a name or a number of gigabytes, `ranks=` the number of GPUs."""
-    from lhtrain.cli import fail
-    from lhtrain.conf.compose import compose_config
-    from lhtrain.conf.problems import ConfigError
-    from lhtrain.conf.typed.arguments import settings_of
-
-    if {"--help", "-h"} & set(arguments):
-        print(USE)
-        return
-    own = {"gpu": "h100", "ranks": ""}
-    settings = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value.lower()
-        else:
-            settings.append(argument)
-    gpu, ranks = own["gpu"], own["ranks"]
-    if gpu not in GPUS and not (gpu.replace(".", "", 1).isdigit() and float(gpu) > 0):
-        fail(f"gpu={gpu}: must be one of {', '.join(GPUS)}, or a number of gigabytes")
-    if ranks and not (ranks.isdecimal() and int(ranks) > 0):
-        fail(f"ranks={ranks}: must be a whole number of at least 1")
-    capacity, n_ranks = float(GPUS.get(gpu, 0) or gpu), int(ranks) if ranks else None
-    try:
-        settings = settings_of(settings, "estimate")
-        config = compose_config(settings, n_ranks, int(capacity * 1e9))
-    except ConfigError as error:
-        fail(str(error))
-    if n_ranks is not None:
-        config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
-    console = Console(markup=False, emoji=False, highlight=False)
-    total = sum(_parameters(config.model))
-    console.print(f"{config.model.name}: {total:,} parameters; a step's peak in GB, of {capacity:g}")
-    console.print(table(config, capacity))
-    console.print(f"with {how(config)}")
-    if any(estimate(config, stage).total >= capacity * 1e9 for stage in stages_of(config).values()):
-        from lhtrain.compute.advice import advice
-
-        print(*advice(config, capacity), sep="\n")
-
-
 def how(config: Config) -> str:
     """The settings of a filled configuration that decide its memory, as they are typed."""
     compute = config.compute
@@ -226,18 +165,3 @@ def how(config: Config) -> str:
     if len(set(counts.values())) == 1:
         return " ".join([*settings, f"run.grad_accum={counts.popitem()[1]}"])
     return " ".join([*settings, *(f"stages.{name}.grad_accum={count}" for name, count in counts.items())])
-
-
-def table(config: Config, capacity: float) -> Table:
-    """A row a part, a column a stage, in GB (10^9 bytes)."""
-    stages = {name: estimate(config, stage) for name, stage in stages_of(config).items()}
-    out = Table("")
-    for name, stage in config.stages.items():
-        out.add_column(f"{name}\nN {stage.seq_len:,}", justify="right")
-    for field in fields(Memory):
-        parts = (getattr(memory, field.name) for memory in stages.values())
-        out.add_row(field.name, *(f"{part / 1e9:.2f}" for part in parts))
-    out.add_section()
-    out.add_row("total", *(f"{memory.total / 1e9:.2f}" for memory in stages.values()))
-    out.add_row("fits", *("yes" if memory.total < capacity * 1e9 else "NO" for memory in stages.values()))
-    return out

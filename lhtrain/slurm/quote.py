@@ -26,11 +26,12 @@ def override(text: str) -> str:
     return "'" + re.sub(r"(\\+)$", lambda match: match[1] * 2, quoted) + "'"
 
 
-def search_path(folder: str) -> str:
-    """The override by which Hydra looks for files in `folder` too. Raises ConfigError if there is none."""
-    if not Path(folder).expanduser().is_dir():
-        raise ConfigError([Problem("--config-dir", folder, "no such folder")])
-    return f"hydra.searchpath=[{override(f'file://{Path(folder).expanduser().absolute()}')}]"
+def search_path(*folders: str) -> str:
+    """The override by which Hydra looks for files in `folders` too. Raises ConfigError if one is missing."""
+    if missing := [folder for folder in folders if not Path(folder).expanduser().is_dir()]:
+        raise ConfigError([Problem("--config-dir", folder, "no such folder") for folder in missing])
+    places = (override(f"file://{Path(folder).expanduser().absolute()}") for folder in folders)
+    return f"hydra.searchpath=[{','.join(places)}]"
 
 
 def job_name(text: str) -> str:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -34,7 +35,7 @@ _OWN = re.compile(r"\+{0,2}(run\.dir|resume)=")
 _OF_THE_JOB = re.compile(r"(run\.dir|resume|cluster(\.\w+)?)=")
 
 
-def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, Config]:
+def prepare(overrides: list[str], config_dirs: Sequence[str] = ()) -> tuple[Job, Config]:
     """The job of a command line, and its configuration, whose `resume` is that of the job's first attempt.
 
     The directory of a run, alone or with settings of the job, is continued with its own configuration.
@@ -42,13 +43,13 @@ def prepare(overrides: list[str], config_dir: str | None = None) -> tuple[Job, C
     Raises:
         ConfigError: as for training, and for what a job cannot take.
     """
-    if config_dir is None and all(_OF_THE_JOB.match(text) for text in overrides):
+    if not config_dirs and all(_OF_THE_JOB.match(text) for text in overrides):
         places = [text for text in overrides if text.startswith("run.dir=")]
         path = _place(places[-1]) if places else None
         if path is not None and os.path.isfile(RunDir(path).config):
             return prepare_own(path, [text for text in overrides if text not in places])
-    if config_dir is not None:
-        overrides = [quote.search_path(config_dir), *overrides]
+    if config_dirs:
+        overrides = [quote.search_path(*config_dirs), *overrides]
     config = check_overrides(overrides)
     if not any(re.match(r"\+{0,2}resume=", text) for text in overrides):
         config.resume = Resume.auto

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lhtrain.compute.memory import estimate, main
+from lhtrain.compute.memory import estimate
 from lhtrain.conf.compose import compose_config
 from lhtrain.conf.schema import Recompute
 from lhtrain.stage import stages_of
@@ -123,28 +123,3 @@ def test_gradients_of_several_micro_batches_are_whole_until_they_are_reduced():
         )
     )
     assert reduced < parts - 3 * 530_117_632 and reduced < once
-
-
-def test_the_command_says_whether_it_fits(capsys):
-    main(["model=lighthouse_530m", "gpu=h100", "compute.recompute=none"])
-    out = capsys.readouterr().out
-    assert "530,117,632 parameters" in out and "of 80" in out
-    fits = next(line for line in out.splitlines() if "fits" in line)
-    assert "yes" in fits and "NO" in fits  # Lighthouse does, full attention does not
-    assert "compute.recompute=full" in out and "What helps" in out
-    main(["model=lighthouse_530m", "compute.recompute=full", "gpu=94.5"])
-    out = capsys.readouterr().out
-    assert "of 94.5" in out and "What helps" not in out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["gpu=h9000"], "gpu=h9000: must be one of a100, h100"),
-        (["model.dim=0"], "model.dim=0: must be at least 1"),
-    ],
-)
-def test_mistakes_are_named(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        main(arguments)
-    assert message in capsys.readouterr().err

@@ -152,8 +152,8 @@ FIRST = """
 import sys
 sys.argv = ["lhtrain", "run.steps=1"]
 import signal
-from lhtrain import __main__
-__main__.begin_training()
+from lhtrain import cli
+cli.begin_training()
 print(signal.getsignal(signal.SIGTERM).__module__, bool({"torch", "hydra"} & sys.modules.keys()))
 """
 

@@ -182,10 +182,7 @@ def test_any_name_of_a_run_and_a_folder(tmp_path, monkeypatch, capsys):
         for source in (run, f"{run}/checkpoints", f"{run}/checkpoints/step_00000007", f"~/{run}"):
             source = f"./{source}" if source.startswith("-") else source
             for target in ("./a=b", "~/out put", "ä/é", f"{run}/exported"):
-                monkeypatch.setattr(
-                    "sys.argv", ["lhtrain", "export", source, f"./{target}".replace("./~", "~")]
-                )
-                cli.main()
+                cli.main(["export", source, f"./{target}".replace("./~", "~")])
                 assert "LlamaForCausalLM" in capsys.readouterr().out
                 place = tmp_path / target.removeprefix("~/")
                 assert (place / "config.json").exists()
@@ -267,14 +264,13 @@ def test_a_run_without_a_checkpoint_yet(tmp_path):
         (["runs/none", "out", "dtyp=float32"], "dtyp: no such setting (there are: dtype, tokenizer"),
         (["runs/none", "a=b"], "a path with = is written with a slash: ./a=b"),
         (["runs/none", "-x"], "-x: no such option"),
-        (["runs/none", ""], "needs RUN FOLDER"),
+        (["runs/none", ""], "FOLDER: is empty"),
         (["runs/none", "out", "max_shard_size=5"], "must be a number with KB, MB, GB or TB"),
     ],
 )
 def test_mistakes_are_named(arguments, message, capsys, monkeypatch, tmp_path):
     (tmp_path / "full" / "of").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["lhtrain", "export", *arguments])
     with pytest.raises(SystemExit):
-        cli.main()
+        cli.main(["export", *arguments])
     assert message in capsys.readouterr().err

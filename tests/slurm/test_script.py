@@ -14,14 +14,15 @@ import torch
 from omegaconf import OmegaConf
 
 from lhtrain.checkpoint.saver import Saver
-from lhtrain.commands.resume import extend
+from lhtrain.cli import main
+from lhtrain.commands.table import COMMANDS
 from lhtrain.conf.compose import check_overrides, compose_config
 from lhtrain.conf.fill import filled
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import ClusterConfig, Launch, Resume
 from lhtrain.distributed.world import Ranks, World
-from lhtrain.errors import RunError
+from lhtrain.errors import Ended, RunError
 from lhtrain.runs.run_dir import as_container
 from lhtrain.slurm import quote
 from lhtrain.slurm.attempt import begin
@@ -168,7 +169,7 @@ def test_a_folder_of_own_settings_goes_with_the_job(tmp_path):
     stage = tmp_path / "my own" / "stage"
     stage.mkdir(parents=True)
     (stage / "mine.yaml").write_text("# @package stages\nall: {attention: dense}\n")
-    rendered, config = prepare(["stage=mine"], config_dir=str(tmp_path / "my own"))
+    rendered, config = prepare(["stage=mine"], config_dirs=[str(tmp_path / "my own")])
     assert list(config.stages) == ["all"]
     assert list(compose_config(rendered.overrides).stages) == ["all"]
 
@@ -211,9 +212,12 @@ def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch
     ("arguments", "expected"),
     [
         (["submit", "cluster.nodez=2"], "cluster.nodez=2: no such key; did you mean cluster.nodes?"),
-        (["submit", "-m", "optim.lr=1,2"], "a sweep goes through Hydra's launcher"),
+        (["submit", "-m", "optim.lr=1,2"], "a sweep is started by lhtrain -m"),
         (["submit", "--dryrun"], "--dryrun: no such option"),
-        (["sumbit"], "no command slurm 'sumbit' (there is: submit, resume, extend, status)"),
+        (
+            ["sumbit"],
+            "slurm 'sumbit'; did you mean submit? (there is: submit, resume, extend, status)",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, expected, tmp_path):
@@ -261,11 +265,11 @@ def test_a_finished_run_is_refused_with_how_to_lengthen_it(tmp_path):
         (["steps=4"], 2, "must be more than the 20 steps"),
     ],
 )
-def test_a_run_is_not_lengthened_in_vain(tmp_path, capsys, given, status, message):
+def test_a_run_is_not_lengthened_in_vain(tmp_path, given, status, message):
     run = run_of(tmp_path / "run")
-    with pytest.raises(SystemExit) as ended:
-        extend([str(run), *given])
-    assert ended.value.code == status and message in capsys.readouterr().err
+    with pytest.raises(Ended) as ended:
+        COMMANDS["extend"].run([str(run), *given])
+    assert ended.value.code == status and message in ended.value.message
     assert "steps: 20" in (run / "config.yaml").read_text()
 
 
@@ -319,31 +323,28 @@ def test_a_run_that_has_not_started_needs_its_settings_again(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resume"], "needs DIR and then KEY=VALUE"),
+        (["resume"], "slurm resume: needs DIR"),
         (["resume", "none"], "none does not exist: give the directory of a run"),
         (["extend", "none"], "needs DIR steps=+N"),
         (["extend", "none", "steps=+5"], "there is no sbatch"),
     ],
 )
 def test_wrong_directories(arguments, message, tmp_path, monkeypatch, capsys):
-    from lhtrain.commands.slurm import main
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SystemExit):
-        main(arguments)
+        main(["slurm", *arguments])
     assert message in capsys.readouterr().err
 
 
 def test_examples_of_the_help_are_read_as_they_are_typed(tmp_path):
     """Bash and zsh take quotes away, and zsh refuses brackets outside of them."""
-    from lhtrain.commands.slurm import HELP
-
-    keys = HELP[HELP.index("Keys most often set") :]
+    help_text = COMMANDS["slurm"].details
+    keys = help_text[help_text.index("Keys most often set") :]
     words = [word for word in shlex.split(keys.replace("GPU;", "").replace("'", "'")) if "=" in word]
     config = compose_config([word for word in words if word.startswith("cluster.") and "NAME" not in word])
     assert config.cluster.extra_args == ["--mail-type=FAIL"] and config.cluster.setup == ["module load cuda"]
-    for line in HELP.splitlines():
+    for line in help_text.splitlines():
         outside = re.sub(r"'[^']*'", "", line)
         assert not re.search(r"=\[|=\{", outside), line
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lhtrain.commands.data import main
+from lhtrain.cli import main
 from lhtrain.data import Corpus, DataError, SequenceOrder, Split, TokenStore, open_corpus
 from lhtrain.data.errors import DamagedStore
 from lhtrain.data.prepare import inspect as statistics
@@ -445,7 +445,7 @@ def test_verify_goes_through_all_folders_and_all_files(sound, folder, tmp_path, 
     (tmp_path / "empty").mkdir()
     folders = [tmp_path / "missing", folder, tmp_path / "empty", sound["other"]]
     with pytest.raises(SystemExit) as ended:
-        main(["verify", *map(str, folders)])
+        main(["data", "verify", *map(str, folders)])
     out, err = capsys.readouterr()
     assert ended.value.code == 1
     for name in ("missing/meta.json", "00000.bin", "00002.bin", "plan.json", "empty/meta.json"):
@@ -456,7 +456,7 @@ def test_verify_goes_through_all_folders_and_all_files(sound, folder, tmp_path, 
 
 def test_inspect_goes_through_all_folders(sound, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["inspect", str(tmp_path / "missing"), str(sound["one"])])
+        main(["data", "inspect", str(tmp_path / "missing"), str(sound["one"])])
     out, err = capsys.readouterr()
     assert ended.value.code == 1 and "missing/meta.json" in err and f"folder      {sound['one']}" in out
 
@@ -481,5 +481,5 @@ def test_inspect_on_a_terminal_of_few_characters(sound):
 @pytest.mark.parametrize("document", ["-1", "²", "1.5", "", "9" * 5000])
 def test_no_such_document(sound, document, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["inspect", str(sound["one"]), "--document", document])
+        main(["data", "inspect", str(sound["one"]), "--document", document])
     assert ended.value.code == 2 and "must be a number from 0" in capsys.readouterr().err

@@ -1,0 +1,131 @@
+"""`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then have Hydra start the run or the sweep."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lhtrain.commands.failure import explained, refuse_together
+from lhtrain.commands.resume import continues
+from lhtrain.conf.compose import build, checked, with_folders
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.schema import Resume
+from lhtrain.conf.typed.overrides import spelled
+from lhtrain.conf.typed.quote import override
+from lhtrain.conf.typed.sweep import Sweep, sweep_of
+from lhtrain.distributed.ranks import Ranks, ready_ranks
+from lhtrain.distributed.torchrun import of_this_launch
+from lhtrain.errors import Ended, RunError, UsageError
+from lhtrain.runs.run_dir import claim, holds_run, unwritable
+
+# Options that are passed to Hydra; --config-dir reaches it as a setting.
+HYDRAS = ("multirun", "cfg", "resolve", "package", "config_name", "config_path", "info", "hydra_help")
+
+
+def train(arguments: Namespace) -> None:
+    """Train what the settings describe. Raises UsageError, Ended."""
+    flags, settings = _flags(arguments), list(arguments.settings)
+    is_resume = not flags and {text.partition("=")[0] for text in settings} == {"run.dir", "resume"}
+    if is_resume and continues(settings):
+        return
+    claimed = None
+    try:
+        ranks = ready_ranks()
+    except RunError as error:
+        raise Ended(str(error), status=2, of_all=False) from None
+    try:
+        settings = with_folders(arguments.config_dir, settings)
+        if not (arguments.hydra_help or arguments.info or arguments.config_path):
+            settings, claimed = _checked(arguments, settings, ranks)
+    except ConfigError as error:
+        refuse_together(ranks, str(error), error.status)
+    except RunError as error:
+        refuse_together(ranks, str(error))
+    sys.argv[1:] = [*flags, *settings]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors arrive here instead of being printed by Hydra
+    try:
+        hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Ended(" ".join(str(error).split()), status=2) from error
+    except Exception as error:
+        if not getattr(error, "was_reported", False):
+            raise
+        raise Ended("the sweep is over; the errors that ended some of its runs are above", status=1) from None
+    finally:
+        if claimed is not None and claimed.is_dir() and not any(claimed.iterdir()):
+            claimed.rmdir()  # of a run that never began
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")
+def hydra_main(config: DictConfig) -> None:
+    """Train one composed configuration: Hydra's task."""
+    from lhtrain.train import run  # torch: 2 s that no error in the settings waits for
+
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    where = HydraConfig.get().runtime.output_dir if sweep else None
+    explained(lambda: run(config), lambda: build(config), where)
+
+
+def _flags(arguments: Namespace) -> list[str]:
+    """The options as Hydra is to get them. Raises UsageError: some of them exclude each other."""
+    flags = []
+    for name in HYDRAS:
+        if (value := getattr(arguments, name)) not in (None, False):
+            flags += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+    if arguments.cfg and arguments.multirun:
+        raise UsageError("--cfg shows one configuration, -m makes several runs: leave one of them out")
+    if (arguments.resolve or arguments.package) and not arguments.cfg:
+        raise UsageError("--resolve and --package go with --cfg job")
+    return flags
+
+
+def _checked(arguments: Namespace, settings: list[str], ranks: Ranks) -> tuple[list[str], Path | None]:
+    """The settings for Hydra, once all runs that they make are checked; and the folder that was made for a
+    run without a run.dir of its own.
+
+    Raises ConfigError, RunError.
+    """
+    is_sweep, starts = arguments.multirun or "hydra.mode=MULTIRUN" in settings, arguments.cfg is None
+    sweep = sweep_of(settings) if is_sweep else Sweep(spelled(settings), [settings], [])
+    problems: list[Problem] = []
+    runs = []
+    for job in sweep.jobs:
+        try:
+            runs.append(checked(job, arguments.config_name or "config", ranks.size, here=starts))
+        except ConfigError as error:
+            problems += error.problems
+    if starts and runs and runs[0].is_dated and runs[0].config.resume is not Resume.never:
+        rule = "needs run.dir=DIR: the default is a new folder at every start, with nothing to resume"
+        problems.append(Problem("resume", runs[0].config.resume.name, rule))
+    for run_dir in [Path(run.config.run.dir) for run in runs] if starts else []:
+        if problem := unwritable(run_dir):
+            problems.append(Problem("run.dir", run_dir, problem))
+    if not problems and runs[0].config.resume is Resume.never:
+        for folder in filter(holds_run, sweep.dirs if starts else []):
+            rule = f"a run of this sweep would go to {folder}, which holds one already: resume=auto continues"
+            problems.append(Problem("run.dir", runs[0].config.run.dir, f"{rule} it, or take another folder"))
+    if problems:
+        raise ConfigError(problems)
+    settings = sweep.overrides
+    config = runs[0].config
+    earlier = of_this_launch(config, runs[0].is_dated) if starts and not is_sweep else None
+    if earlier is not None and config.resume is Resume.never:
+        settings = [*settings, "resume=auto"]  # torchrun has restarted the ranks of this run
+    if ranks.rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
+        return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None
+    if not starts or not runs[0].is_dated or (is_sweep and not sweep.dirs):
+        return settings, None
+    if earlier is not None:
+        return [*settings, f"run.dir={override(str(earlier))}"], None
+    # Two runs that start in the same second would have the same folder.
+    suffix = "_sweep" if is_sweep else ""
+    folder = sweep.dirs[0].parent if is_sweep else Path(runs[0].config.run.dir)
+    name = claim(folder.with_name(folder.name.removesuffix(suffix)), suffix)
+    return [*settings, f"run.dir={override(str(name))}"], Path(f"{name}{suffix}")

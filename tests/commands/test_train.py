@@ -1,0 +1,66 @@
+"""From the words of `lhtrain [train] …` to what Hydra gets."""
+
+import sys
+
+import pytest
+
+from lhtrain import cli
+from lhtrain.commands import train
+from lhtrain.runs.run_dir import claim
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """What Hydra would get of a command line, instead of a run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "begin_training", lambda: None)
+    got: list[list[str]] = []
+    monkeypatch.setattr(train, "hydra_main", lambda: got.append(sys.argv[1:]))
+
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lhtrain"])
+        cli.main(["train", *arguments])
+        return got[-1]
+
+    return start
+
+
+def test_hydra_gets_text_as_it_was_typed(started):
+    assert "run.name='2024_11_05'" in started("run.name=2024_11_05", "run.dir=r")
+
+
+def test_runs_that_start_in_the_same_second_have_a_folder_each(tmp_path):
+    claimed = [claim(tmp_path / "runs" / "now") for _ in range(3)]
+    assert [path.name for path in claimed] == ["now", "now_2", "now_3"]
+    assert claim(tmp_path / "a", "_sweep") == tmp_path / "a" and (tmp_path / "a_sweep").is_dir()
+
+
+def test_a_sweep_with_runs_in_its_folder_starts_nothing(started, tmp_path, capsys):
+    (tmp_path / "s_sweep" / "1" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "s_sweep" / "1" / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit):
+        started("-m", "run.dir=s", "optim.lr=1e-3,2e-3")
+    assert "s_sweep/1, which holds one already: resume=auto continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-m", "--cfg", "job"], "leave one of them out"),
+        (["--resolve"], "go with --cfg job"),
+        (["--frobnicate"], "--frobnicate: no such option of lhtrain train"),
+        (["-m", "stage=glob(x*)"], "stage=glob(x*): matches nothing that is there"),
+        (["run.dir="], "run.dir=: must not be empty"),
+        (["foo"], "'foo': must be a setting, KEY=VALUE"),
+        (["run.dir=r", "resume=[auto"], "resume=[auto"),
+        (["run.dir=r", "resume=auto,force"], "resume=auto,force"),
+    ],
+)
+def test_arguments_that_cannot_be_run(started, capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        started(*arguments)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_glob_of_choices_is_a_sweep(started):
+    assert "stage=glob(d*)" in started("-m", "stage=glob(d*)", "run.dir=g")

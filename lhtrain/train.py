@@ -35,7 +35,6 @@ from lhtrain.conf.fill import filled
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.schema import Config, LighthouseConfig, Resume
 from lhtrain.data import SequenceOrder, open_corpus
-from lhtrain.distributed.launch import launch, same_folder
 from lhtrain.distributed.mesh import Parallel
 from lhtrain.distributed.ranks import find_ranks
 from lhtrain.distributed.torchrun import too_short
@@ -53,6 +52,7 @@ from lhtrain.report import greeting
 from lhtrain.report.reporter import Reporter, Silent
 from lhtrain.runs import resume as start
 from lhtrain.runs.history import History
+from lhtrain.runs.launch import launch, same_folder
 from lhtrain.runs.lock import PATIENCE, RunLock
 from lhtrain.runs.run_dir import RunDir, as_container, keep_tokenizer
 from lhtrain.schedule import Place, Schedule

@@ -13,8 +13,7 @@ from lhtrain.files import NotRegular
 def refuse_together(ranks: Ranks, message: str, status: int = 2) -> NoReturn:
     """End all ranks, of which this one cannot start, with one error. Only several ranks import torch."""
     if ranks.size > 1:
-        from lhtrain.distributed.agreement import Disagreement
-        from lhtrain.distributed.launch import refuse
+        from lhtrain.distributed.agreement import Disagreement, refuse
         from lhtrain.distributed.world import leave
 
         try:

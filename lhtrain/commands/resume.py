@@ -31,7 +31,7 @@ def extend(arguments: Namespace) -> None:
 
         def lengthen_plan() -> None:
             """Every rank has read the plan; the first one writes it, before the others read it again."""
-            from lhtrain.distributed.launch import launch  # torch
+            from lhtrain.runs.launch import launch  # torch
 
             world = launch(config)
             try:

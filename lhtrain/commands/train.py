@@ -21,7 +21,7 @@ from lhtrain.conf.typed.overrides import spelled
 from lhtrain.conf.typed.quote import override
 from lhtrain.conf.typed.sweep import Sweep, sweep_of
 from lhtrain.distributed.ranks import Ranks, ready_ranks
-from lhtrain.distributed.torchrun import of_this_launch
+from lhtrain.distributed.torchrun import earlier_run
 from lhtrain.errors import Ended, RunError, UsageError
 from lhtrain.runs.run_dir import claim, holds_run, unwritable
 
@@ -115,8 +115,10 @@ def _checked(arguments: Namespace, settings: list[str], ranks: Ranks) -> tuple[l
         raise ConfigError(problems)
     settings = sweep.overrides
     config = runs[0].config
-    earlier = of_this_launch(config, runs[0].is_dated) if starts and not is_sweep else None
-    if earlier is not None and config.resume is Resume.never:
+    is_new, earlier = config.resume is Resume.never, None
+    if starts and not is_sweep:
+        earlier = earlier_run(Path(config.run.dir), is_new, runs[0].is_dated)
+    if earlier is not None and is_new:
         settings = [*settings, "resume=auto"]  # torchrun has restarted the ranks of this run
     if ranks.rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
         return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None

@@ -1,28 +1,17 @@
-"""What must be the same on all ranks, compared before the first step.
+"""Comparing values that must be the same on all ranks, before the first step.
 
 A rank with another learning rate, other data or other code would train on in silence, each shard of the
 weights its own way; one with another number of steps would leave the others waiting.
 """
 
-import hashlib
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import lhtrain
-from lhtrain.conf.schema import Config
-from lhtrain.distributed.meeting import Meeting
+from lhtrain.distributed.meeting import Meeting, meet
+from lhtrain.distributed.ranks import Ranks
 from lhtrain.errors import RunError
-from lhtrain.runs.run_dir import as_container
 
-# What only rank 0 uses, and paths, which may differ between machines: the data themselves are compared.
-MAY_DIFFER = {"run.dir", "run.name", "run.device", "data.path", "data.out", "data.cache_dir", "data.workers"}
-MAY_DIFFER |= {"data.tokenizer"}
-GROUPS_MAY_DIFFER = ("cluster.", "logger.", "data.mix.")
+REFUSAL = 30.0  # seconds that a rank which cannot start waits for the others, to end with one error
 MOST_LINES = 20
 MOST_CHARACTERS = 100  # of a value
 
@@ -35,41 +24,6 @@ class Disagreement(RunError):
     def __init__(self, message: str, of_settings: bool = False):
         super().__init__(message)
         self.of_settings = of_settings  # every rank's settings are at fault: the exit status is 2
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """The settings that must be equal, by their dotted names."""
-    flat = _flat(as_container(config))
-    return {
-        key: value
-        for key, value in flat.items()
-        if key not in MAY_DIFFER and not key.startswith(GROUPS_MAY_DIFFER)
-    }
-
-
-def surroundings(device: str, dtype: str) -> dict[str, Any]:
-    """The versions and the code that must be equal, and what the rank computes on."""
-    names = {"Python": ".".join(platform.python_version_tuple()[:2]), "lhtrain": lhtrain.__version__}
-    for name in ("torch", "triton"):
-        try:
-            names[name] = version(name)
-        except PackageNotFoundError:
-            names[name] = "absent"
-    return names | {"code of lhtrain": code_digest(), "device": device, "precision": dtype}
-
-
-@cache
-def code_digest() -> str:
-    """A hash of the package's sources: the same commit with a changed file is other code."""
-    digest, root = hashlib.sha256(), Path(lhtrain.__file__).parent
-    for folder, folders, names in os.walk(root, followlinks=True):  # data, conf and kernels are links
-        folders.sort()
-        for name in sorted(names):
-            if name.endswith(".py"):
-                path = Path(folder, name)
-                digest.update(str(path.relative_to(root)).encode())
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def agree(meeting: Meeting, mine: Mapping[str, Any], timeout: float | None = None) -> None:
@@ -93,6 +47,21 @@ def agree(meeting: Meeting, mine: Mapping[str, Any], timeout: float | None = Non
         listed = "".join(f"\n  {line}" for line in lines[:MOST_LINES] + more)
         rule = "start all of them with the same settings, data, code and versions"
         raise Disagreement(f"the ranks of this run differ; {rule}:{listed}")
+
+
+def refuse(ranks: Ranks, problem: str) -> None:
+    """Tell the other ranks of a problem that keeps this one from starting.
+
+    Raises Disagreement, on every rank. Returns for a single rank, and where the others do not come.
+    """
+    if ranks.size == 1:
+        return
+    try:
+        agree(meet(ranks, REFUSAL), {PROBLEM: problem}, REFUSAL)
+    except Disagreement:
+        raise
+    except (RuntimeError, RunError):
+        return
 
 
 def differences(said: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -128,13 +97,3 @@ def _names(ranks: Sequence[int]) -> str:
 
 def _text(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out

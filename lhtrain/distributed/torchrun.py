@@ -1,4 +1,7 @@
-"""What started this process: which torchrun, and how long it waits before it kills. Imports no PyTorch."""
+"""torchrun, if it started this process: its earlier attempts, and how long it waits before it kills ranks.
+
+Imports no PyTorch.
+"""
 
 import os
 import platform
@@ -6,15 +9,14 @@ import signal
 from importlib.metadata import version
 from pathlib import Path
 
-from lhtrain.conf.schema import Config, Resume
 from lhtrain.distributed.ranks import attempt, under_torchrun
 from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic
 
 FLAG, VARIABLE, DEFAULT = "--shutdown-timeout", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0
 SINCE = (2, 12)  # the PyTorch whose torchrun has that flag
-# In run.dir: the torchrun that began the run, and the one whose resume=restart has started it over.
-NOTE, STARTED_OVER = Path("ranks", "launcher"), Path("ranks", "started_over")
+# Notes in run.dir: the torchrun that began the run, that started it over (resume=restart), that extended it.
+BEGAN, STARTED_OVER, EXTENDED = (Path("ranks", name) for name in ("launcher", "started_over", "extended"))
 
 
 def this_torchrun() -> str:
@@ -24,45 +26,46 @@ def this_torchrun() -> str:
     return f"{platform.node()} {parent} {began} {os.environ.get('TORCHELASTIC_RUN_ID')}"
 
 
-def of_this_launch(config: Config, is_dated: bool) -> Path | None:
+def leave_note(path: Path, text: str = "") -> None:
+    """Under torchrun, note `text` at `path` for its later attempts. Raises OSError."""
+    if under_torchrun():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, f"{this_torchrun()}\n{text}", durable=False)
+
+
+def note_left(path: Path) -> str | None:
+    """The text that an earlier attempt of this torchrun noted at `path`; None if there was none."""
+    if not under_torchrun() or attempt() == 0:
+        return None
+    try:
+        torchrun, _, text = read_regular(path).decode().partition("\n")
+    except (OSError, ValueError):
+        return None
+    return text if torchrun == this_torchrun() else None
+
+
+def on_several_machines() -> bool:
+    """Whether torchrun runs on several machines: then rank 0, and its notes, may move between attempts."""
+    return under_torchrun() and int(os.environ.get("GROUP_WORLD_SIZE") or 1) > 1
+
+
+def earlier_run(run_dir: Path, is_new: bool, is_dated: bool) -> Path | None:
     """The directory of the run that an earlier attempt of this torchrun began, if there is one.
 
-    is_dated: run.dir holds the time, so that every attempt would have another: it is looked for beside it.
+    is_new: the command asks for a new run. is_dated: `run_dir` contains the time, so that every attempt has
+    another one: the folders beside it are searched.
 
     Raises RunError: ranks on several machines, where rank 0 may have moved to another launcher.
     """
     if not under_torchrun() or attempt() == 0:
         return None
-    if int(os.environ.get("GROUP_WORLD_SIZE") or 1) > 1:
-        if config.resume is Resume.never or is_dated:
+    if on_several_machines():
+        if is_new or is_dated:
             rule = "on several machines, restarts by torchrun need run.dir=DIR resume=auto"
             raise RunError(f"TORCHELASTIC_RESTART_COUNT={attempt()}: {rule}")
         return None
-    run_dir = Path(config.run.dir)
-    for note in run_dir.parent.glob(f"*/{NOTE}") if is_dated else [run_dir / NOTE]:
-        try:
-            if read_regular(note).decode() == this_torchrun():
-                return note.parents[1]
-        except (OSError, ValueError):
-            continue
-    return None
-
-
-def note_started_over(run_dir: Path) -> None:
-    """Note, for later attempts of this torchrun, that the run has started over. Raises OSError."""
-    if under_torchrun():
-        (run_dir / STARTED_OVER).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(run_dir / STARTED_OVER, this_torchrun(), durable=False)
-
-
-def started_over(run_dir: Path) -> bool:
-    """Whether an earlier attempt of this torchrun has started the run over, so that this one continues it."""
-    if not under_torchrun() or attempt() == 0:
-        return False
-    try:
-        return read_regular(run_dir / STARTED_OVER).decode() == this_torchrun()
-    except (OSError, ValueError):
-        return False
+    notes = run_dir.parent.glob(f"*/{BEGAN}") if is_dated else [run_dir / BEGAN]
+    return next((note.parents[1] for note in notes if note_left(note) is not None), None)
 
 
 def patience() -> float | None:
@@ -85,7 +88,7 @@ def patience() -> float | None:
 
 
 def too_short(seconds: float) -> str | None:
-    """What to say if a step and a save took `seconds`, and the launcher kills the ranks before."""
+    """The advice to print if a step and a save took `seconds` and torchrun would kill the ranks before."""
     limit = patience()
     if limit is None or seconds < limit:
         return None

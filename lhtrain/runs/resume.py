@@ -15,7 +15,7 @@ from lhtrain.checkpoint.model import differing as differing_model
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.conf.typed.quote import setting
 from lhtrain.data import Corpus
-from lhtrain.distributed.torchrun import note_started_over, started_over
+from lhtrain.distributed.torchrun import STARTED_OVER, leave_note, note_left
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic
@@ -56,7 +56,7 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
             and nobody said to start over; a file that cannot be read now.
     """
     # torchrun starts the same command again after a failure: by then the run has started over.
-    if resume is Resume.restart and not world.on_main(lambda: started_over(run_dir.path)):
+    if resume is Resume.restart and not world.on_main(lambda: _started_over(run_dir)):
         return Start("restarted")
     if resume is Resume.never:
         if world.on_main(lambda: holds_run(run_dir.path)):
@@ -66,6 +66,10 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
     if path is None and (lost := world.on_main(lambda: lost_run(run_dir))):
         raise RunError(lost)
     return Start("new run" if path is None else "resumed", path, notes)
+
+
+def _started_over(run_dir: RunDir) -> bool:
+    return note_left(run_dir.path / STARTED_OVER) is not None
 
 
 def lost_run(run_dir: RunDir) -> str | None:
@@ -274,7 +278,7 @@ def record_start(
         **about,
     )
     if start.how == "restarted":
-        note_started_over(run_dir.path)
+        leave_note(run_dir.path / STARTED_OVER)
     if start.path is not None:
         if not History(run_dir.history).has_checkpoint():
             History(run_dir.history).add("checkpoint")

@@ -1,13 +1,8 @@
 """Which torchrun started the ranks, and how long it waits before it kills."""
 
 import pytest
-import torch
 
-from lhtrain.conf.compose import check_overrides
-from lhtrain.distributed import launch
 from lhtrain.distributed import torchrun as of_torchrun
-from lhtrain.distributed.launch import same_folder
-from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
 
 
@@ -22,48 +17,33 @@ def torchrun(monkeypatch):
     return monkeypatch
 
 
-def config(*overrides):
-    return check_overrides(["stage=dense", *overrides])
-
-
 def began(run_dir, text=None):
     (run_dir / "ranks").mkdir(parents=True)
-    (run_dir / of_torchrun.NOTE).write_text(text or of_torchrun.this_torchrun())
+    (run_dir / of_torchrun.BEGAN).write_text(text or of_torchrun.this_torchrun())
     return run_dir
 
 
 def test_a_restarted_rank_finds_the_run_of_the_first_attempt(torchrun, tmp_path):
     run = began(tmp_path / "2026-01-01_a")
     began(tmp_path / "2026-01-02_b", "another torchrun")
-    dated = config(f"run.dir={tmp_path}/2026-01-03_a")
-    assert of_torchrun.of_this_launch(dated, is_dated=True) == run
-    assert of_torchrun.of_this_launch(dated, is_dated=False) is None
-    assert of_torchrun.of_this_launch(config(f"run.dir={run}"), is_dated=False) == run
+    dated = tmp_path / "2026-01-03_a"
+    assert of_torchrun.earlier_run(dated, is_new=True, is_dated=True) == run
+    assert of_torchrun.earlier_run(dated, is_new=True, is_dated=False) is None
+    assert of_torchrun.earlier_run(run, is_new=True, is_dated=False) == run
     torchrun.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    assert of_torchrun.of_this_launch(dated, is_dated=True) is None
+    assert of_torchrun.earlier_run(dated, is_new=True, is_dated=True) is None
 
 
-def test_a_single_rank_of_torchrun_notes_its_run_too(torchrun, tmp_path):
-    same_folder(tmp_path / "run", World(Ranks(), torch.device("cpu")))
-    assert of_torchrun.of_this_launch(config(f"run.dir={tmp_path}/run"), is_dated=False) == tmp_path / "run"
-
-
-@pytest.mark.parametrize(("machine", "found"), [("another", True), ("the same", False)])
-def test_another_machine_may_see_the_folder_later(tmp_path, monkeypatch, machine, found):
-    """NFS remembers for a while that a file was not there."""
-    world = World(Ranks(1, 1, 0), torch.device("cpu"))
-    world.together, world._leader, said = True, int(machine == "another"), []
-    world.agree = lambda mine: said.extend(mine.values())
-    world.on_main = lambda write: None
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-
-    def later(seconds):
-        (tmp_path / "ranks").mkdir()
-        (tmp_path / "ranks" / "attempt").write_text(world.attempt)
-
-    monkeypatch.setattr(launch.time, "sleep", later)
-    same_folder(tmp_path, world)
-    assert said == [found]
+def test_a_note_is_for_later_attempts_of_the_same_torchrun(torchrun, tmp_path):
+    note = tmp_path / "ranks" / "extended"
+    of_torchrun.leave_note(note, "120")
+    assert of_torchrun.note_left(note) == "120"
+    torchrun.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert of_torchrun.note_left(note) is None
+    torchrun.delenv("TORCHELASTIC_RUN_ID")
+    note.unlink()
+    of_torchrun.leave_note(note)
+    assert not note.exists()
 
 
 def test_restarts_on_several_machines_need_a_directory(torchrun, tmp_path):
@@ -71,8 +51,8 @@ def test_restarts_on_several_machines_need_a_directory(torchrun, tmp_path):
     with pytest.raises(
         RunError, match="TORCHELASTIC_RESTART_COUNT=1: on several machines, restarts by torchru"
     ):
-        of_torchrun.of_this_launch(config(f"run.dir={tmp_path}/r"), is_dated=False)
-    assert of_torchrun.of_this_launch(config(f"run.dir={tmp_path}/r", "resume=auto"), is_dated=False) is None
+        of_torchrun.earlier_run(tmp_path / "r", is_new=True, is_dated=False)
+    assert of_torchrun.earlier_run(tmp_path / "r", is_new=False, is_dated=False) is None
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lhtrain.distributed.agreement import Disagreement
-from lhtrain.distributed.launch import same_folder
 from lhtrain.distributed.meeting import PeerFailed
 from lhtrain.distributed.world import World, announce, leave
 from lhtrain.errors import RunError
+from lhtrain.runs.launch import same_folder
 from tests.distributed.ranks import on_ranks
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,131 @@
+"""From one configuration on every rank to ranks that agree, or to one error for all of them."""
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lhtrain
+from lhtrain.compute.device import compute_dtype, pick_device, set_deterministic
+from lhtrain.conf.schema import Config
+from lhtrain.distributed.agreement import refuse
+from lhtrain.distributed.meeting import POLL
+from lhtrain.distributed.ranks import find_ranks, under_torchrun
+from lhtrain.distributed.torchrun import BEGAN, leave_note
+from lhtrain.distributed.world import World
+from lhtrain.errors import RunError
+from lhtrain.files import write_atomic
+from lhtrain.health.hang import collective_limit
+from lhtrain.runs.run_dir import as_container
+
+# Keys that only rank 0 uses, and paths, which may differ between machines: the data themselves are compared.
+MAY_DIFFER = {"run.dir", "run.name", "run.device", "data.path", "data.out", "data.cache_dir", "data.workers"}
+MAY_DIFFER |= {"data.tokenizer"}
+GROUPS_MAY_DIFFER = ("cluster.", "logger.", "data.mix.")
+SEEN = 60.0  # seconds after which a client of NFS sees what another machine has made
+
+
+def launch(config: Config) -> World:
+    """The world of all ranks that have this valid, unfilled configuration.
+
+    Raises:
+        Disagreement: on every rank: some rank's problem, or what differs between them.
+        RunError: ranks that cannot meet.
+    """
+    ranks = find_ranks()
+    set_deterministic(config.compute.deterministic)
+    try:
+        device = pick_device(config.run.device)
+        dtype = str(compute_dtype(config.compute.precision, device)).removeprefix("torch.")
+    except RunError as error:
+        refuse(ranks, str(error))
+        raise
+    mine = settings(config) | surroundings(device.type, dtype)
+    limit = collective_limit(config.watchdog, config.parallel.timeout)
+    try:
+        return World.start(device, config.parallel.timeout, limit, mine)
+    except RunError:
+        made = Path(config.run.dir)  # by Hydra, for a run that does not begin
+        if ranks.rank == 0 and made.is_dir() and not any(made.iterdir()):
+            made.rmdir()
+        raise
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except (OSError, ValueError):
+        return False
+
+
+def same_folder(run_dir: Path, world: World) -> None:
+    """Note in `run_dir` which torchrun began the run, if one did; its restarts look for that.
+
+    Raises Disagreement, on every rank: `run_dir` is another folder on some rank's machine.
+    """
+    proof = run_dir / "ranks" / "attempt"
+
+    def write() -> None:
+        proof.parent.mkdir(parents=True, exist_ok=True)
+        if world.together:
+            write_atomic(proof, world.attempt, durable=False)
+        leave_note(run_dir / BEGAN)
+
+    if world.together or under_torchrun():
+        world.on_main(write)
+    if not world.together:
+        return
+    ends = time.monotonic() + (0 if world.is_on_main_machine else SEEN)
+    while not (found := _says(proof, world.attempt)) and time.monotonic() < ends:
+        time.sleep(POLL)
+    world.agree({f"run.dir={run_dir} is the folder of rank 0 (all machines must share it)": found})
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The settings that must be equal, by their dotted names."""
+    flat = _flat(as_container(config))
+    return {
+        key: value
+        for key, value in flat.items()
+        if key not in MAY_DIFFER and not key.startswith(GROUPS_MAY_DIFFER)
+    }
+
+
+def surroundings(device: str, dtype: str) -> dict[str, Any]:
+    """The versions and the code that must be equal, and what the rank computes on."""
+    names = {"Python": ".".join(platform.python_version_tuple()[:2]), "lhtrain": lhtrain.__version__}
+    for name in ("torch", "triton"):
+        try:
+            names[name] = version(name)
+        except PackageNotFoundError:
+            names[name] = "absent"
+    return names | {"code of lhtrain": code_digest(), "device": device, "precision": dtype}
+
+
+@cache
+def code_digest() -> str:
+    """A hash of the package's sources: the same commit with a changed file is other code."""
+    digest, root = hashlib.sha256(), Path(lhtrain.__file__).parent
+    for folder, folders, names in os.walk(root, followlinks=True):  # data, conf and kernels are links
+        folders.sort()
+        for name in sorted(names):
+            if name.endswith(".py"):
+                path = Path(folder, name)
+                digest.update(str(path.relative_to(root)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out

@@ -16,8 +16,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lhtrain.conf.fill import filled
-from lhtrain.conf.keys import all_keys, nearest, type_of
+from lhtrain.conf.keys import all_keys, type_of
+from lhtrain.conf.nearest import nearest
 from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.rules import plugins
 from lhtrain.conf.rules.types import LITERALLY, misfit, rule_of
 from lhtrain.conf.rules.validate import data_problems, validate
 from lhtrain.conf.schema import Config, DataConfig
@@ -292,7 +294,7 @@ def _problems_of(config: DictConfig, n_ranks: int | None, here: bool = False) ->
     if unresolved := list(_unresolved(config)):
         return unresolved
     typed = _typed(config)
-    problems = validate(typed, n_ranks)
+    problems = [*plugins.load(typed.plugins), *validate(typed, n_ranks)]
     if here:
         from lhtrain.conf.rules.machine import here_problems
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -11,7 +12,9 @@ from typing import Any, get_args, get_origin
 
 from omegaconf import OmegaConf
 
-from lhtrain.conf.keys import all_keys, is_container, nearest, owner_of, type_of
+from lhtrain.conf.bounds import OneOf
+from lhtrain.conf.keys import all_keys, is_container, limit_of, owner_of, type_of
+from lhtrain.conf.nearest import nearest
 
 
 def explain(key: str, default: object) -> str | None:
@@ -34,6 +37,8 @@ def explain(key: str, default: object) -> str | None:
         lines.append("  choices")
         width = max(len(member.name) for member in kind)
         lines += [f"    {member.name:{width}}  {_comment(kind, member.name)}".rstrip() for member in kind]
+    elif isinstance(limit := limit_of(key), OneOf):
+        lines.append(f"  choices  {', '.join(limit.names())}, or a name that a plugin adds")
     return "\n".join(lines)
 
 
@@ -59,6 +64,10 @@ def _type(kind: Any, key: str) -> str:
         return several.get(key, "a number, or auto")
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "one of the choices"
+    if isinstance(limit_of(key), OneOf):
+        return "one of the choices"
+    if get_origin(kind) is dict:
+        return "a mapping {NAME: VALUE}"
     if get_origin(kind) is list:
         return f"list of {get_args(kind)[0].__name__}"
     if get_origin(kind) is tuple:
@@ -74,13 +83,19 @@ def _head(kind: Any) -> str:
 
 @cache
 def _comments(kind: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass, or member of an Enum."""
+    """The comment above and behind each field of a dataclass, or member of an Enum."""
     source = inspect.getsource(kind)
     lines = source.splitlines()
     return {
-        name: " ".join(_behind(lines[begin - 1 : end]))
+        name: " ".join([*_above(lines[: begin - 1]), *_behind(lines[begin - 1 : end])])
         for name, begin, end in _assignments(ast.parse(source).body[0])
     }
+
+
+def _above(lines: list[str]) -> list[str]:
+    """The comment that `lines` end with."""
+    comments = itertools.takewhile(lambda line: line.startswith("# "), map(str.strip, reversed(lines)))
+    return [line.removeprefix("# ") for line in comments][::-1]
 
 
 def _assignments(tree: ast.AST) -> Iterator[tuple[str, int, int]]:

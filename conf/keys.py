@@ -1,12 +1,11 @@
 """The keys of the schema: which there are, their types, and which of them hold text or paths."""
 
-import difflib
-import itertools
+import re
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from lhtrain.conf.schema import Config
 
@@ -26,7 +25,7 @@ PATHS = (
 def type_of(key: str) -> Any:
     """The annotation of a dotted `key` without its `| None`; None where the schema has no such key.
 
-    The names in a dictionary are free: stages.NAME.steps, data.mix.NAME.path.
+    The names in a dictionary are free: stages.NAME.steps, data.mix.NAME.path, optim.options.NAME.
     """
     if key.startswith("data.mix."):
         return Any
@@ -36,9 +35,48 @@ def type_of(key: str) -> Any:
             kind = _hints(kind).get(name)
         elif get_origin(kind) is dict:
             kind = get_args(kind)[1]
+            if kind is Any:
+                return Any
         else:
             return None
     return kind
+
+
+def is_option(key: str) -> bool:
+    """Whether `key` is a plugin's own setting, optim.options.NAME, or all of them, optim.options."""
+    parent, found, _ = f"{key}.".partition(".options.")
+    return bool(found) and type_of(f"{parent}.options") == dict[str, Any]
+
+
+def limit_of(key: str) -> Any:
+    """What bounds the value of `key`, an object of bounds.py; None where there is nothing but its type."""
+    found = owner_of(key)
+    return None if found is None else _limits(found[0]).get(found[1])
+
+
+def limited(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each key of a typed `config` whose values are bounded, with its value and what bounds it."""
+    kind: Any = type(config)
+    for name, value in (config if isinstance(config, dict) else vars(config)).items():
+        if is_dataclass(value) or (isinstance(value, dict) and name == "stages"):
+            yield from limited(value, f"{prefix}{name}.")
+        elif limit := _limits(kind).get(name):
+            yield f"{prefix}{name}", value, limit
+
+
+def copied_from(key: str) -> str | None:
+    """The key whose value `key` has unless it is given one: lighthouse.scorer for stages.NAME.scorer."""
+    if (found := owner_of(key)) is None:
+        return None
+    match = re.fullmatch(r"\$\{([\w.]+)\}", str(getattr(found[0], found[1], "")))
+    return match[1] if match else None
+
+
+def select(config: Any, key: str) -> Any:
+    """The value of the dotted `key` in a typed `config`."""
+    for name in key.split("."):
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
+    return config
 
 
 def owner_of(key: str) -> tuple[type, str] | None:
@@ -49,8 +87,8 @@ def owner_of(key: str) -> tuple[type, str] | None:
 
 
 def is_container(kind: Any) -> bool:
-    """Whether a key of this type has keys below it."""
-    return is_dataclass(kind) or get_origin(kind) is dict
+    """Whether a key of this type has keys of the schema below it."""
+    return is_dataclass(kind) or (get_origin(kind) is dict and is_dataclass(get_args(kind)[1]))
 
 
 def holds_text(key: str) -> bool:
@@ -79,22 +117,15 @@ def all_keys(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from all_keys(_hints(kind)[field.name], f"{prefix}{field.name}.")
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """'; did you mean …?', or nothing where no known key is near. NAME in a known key stands for any name."""
-    names = key.split(".")
-    options = []
-    for option in known:
-        parts = [
-            own if part == "NAME" else part
-            for part, own in itertools.zip_longest(option.split("."), names[: option.count(".") + 1])
-        ]
-        options.append(".".join(part or "NAME" for part in parts))
-    close = difflib.get_close_matches(key, [name for name in options if name != key], n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def _hints(kind: Any) -> dict[str, Any]:
     return _cached_hints(kind)
+
+
+@cache
+def _limits(kind: Any) -> dict[str, Any]:
+    """What bounds each field of a dataclass that is bounded."""
+    hints = get_type_hints(kind, include_extras=True).items() if is_dataclass(kind) else ()
+    return {name: hint.__metadata__[0] for name, hint in hints if get_origin(hint) is Annotated}
 
 
 @cache

@@ -5,22 +5,12 @@ Values live in the YAML files beside this one; a key that is not named here does
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import II, MISSING
 
-
-class Attention(Enum):
-    """What a stage's layers attend with."""
-
-    dense = "dense"  # all positions before
-    lighthouse = "lighthouse"  # selected rows of a pyramid, arXiv:2605.06554
-
-
-class Scorer(Enum):
-    """What the selection ranks a pyramid's entries by."""
-
-    norm = "norm"  # l2 norms of queries and keys; the maximum of an entry's positions
+from lhtrain.conf.bounds import one_of
+from lhtrain.registry import ATTENTIONS, OPTIMIZERS, SCORERS, TRACKERS
 
 
 class LrSchedule(Enum):
@@ -93,13 +83,6 @@ class Launch(Enum):
     srun = "srun"  # one task for each rank
 
 
-class LoggerKind(Enum):
-    """Where metrics go besides run.dir."""
-
-    none = "none"  # nowhere else
-    wandb = "wandb"  # Weights & Biases: pip install 'lhtrain[wandb]'
-
-
 class LoggerMode(Enum):
     """How Weights & Biases is used."""
 
@@ -135,7 +118,7 @@ class LighthouseConfig:
     levels: int = 3  # L, levels of the pyramid; at least 2. pooling^(levels - 1) must divide seq_len
     pooling: int = 4  # p, entries that one entry of the next level pools; a power of two, at least 2
     budget: int | None = None  # k, a multiple of 128; null: seq_len / 64, up to a multiple of 128
-    scorer: Scorer = Scorer.norm  # what entries are ranked by
+    scorer: Annotated[str, one_of(SCORERS)] = "norm"  # ranks a pyramid's entries; norm: by their l2 norms
     cover_prefix: bool = True  # always expand each level's first entry: every position gets an output
     backend: str = "auto"  # of pooling and selection: reference (PyTorch) or triton; auto: what works here
     selection: Selection = Selection.exact  # what is selected where parallel.cp > 1
@@ -145,7 +128,9 @@ class LighthouseConfig:
 class StageConfig:
     """One stage of the run; stages follow each other in the order in which they are written."""
 
-    attention: Attention = MISSING  # of all layers, but for model.dense_layers
+    # Of all layers but model.dense_layers. dense: every position before; lighthouse: selected rows of a
+    # pyramid, arXiv:2605.06554
+    attention: Annotated[str, one_of(ATTENTIONS)] = MISSING
     steps: int | None = None  # optimizer steps; wins over fraction. With neither, the stage takes the rest
     fraction: float | None = None  # of run.steps, above 0
     seq_len: int = II("model.seq_len")  # must divide the longest stage's; as model.seq_len
@@ -155,8 +140,9 @@ class StageConfig:
     levels: int = II("lighthouse.levels")  # as lighthouse.levels
     pooling: int = II("lighthouse.pooling")  # as lighthouse.pooling
     budget: int = II("budget:${lighthouse.budget},${.seq_len}")  # as lighthouse.budget, of its own seq_len
-    scorer: Scorer = II("lighthouse.scorer")  # as lighthouse.scorer
+    scorer: Annotated[str, one_of(SCORERS)] = II("lighthouse.scorer")  # as lighthouse.scorer
     cover_prefix: bool = II("lighthouse.cover_prefix")  # as lighthouse.cover_prefix
+    options: dict[str, Any] = field(default_factory=dict)  # settings that a plugin's attention or scorer has
 
 
 @dataclass
@@ -188,8 +174,9 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    kind: Annotated[str, one_of(OPTIMIZERS)] = "adamw"  # the update rule
     lr: float = 1e-3  # the highest learning rate, after the warm-up
     betas: tuple[float, float] = (0.9, 0.95)  # decay of the first and second moments
     eps: float = 1e-8  # added to the root of the second moment
@@ -200,6 +187,7 @@ class OptimConfig:
     warmup_fraction: float = 0.05  # of run.steps: the learning rate rises from 0
     decay_fraction: float = 0.2  # wsd: of run.steps, at the end of the run
     final_lr_ratio: float = 0.0  # learning rate at the end of the run / lr
+    options: dict[str, Any] = field(default_factory=dict)  # settings that a plugin's optimizer has
 
 
 @dataclass
@@ -289,12 +277,14 @@ class CheckpointConfig:
 class LoggerConfig:
     """A tracker that gets the rows of metrics.jsonl too."""
 
-    kind: LoggerKind = LoggerKind.none  # which one
+    # none: metrics stay in run.dir; wandb: Weights & Biases, pip install 'lhtrain[wandb]'
+    kind: Annotated[str, one_of(TRACKERS, "none")] = "none"
     project: str = "lhtrain"  # wandb: its project
     entity: str | None = None  # wandb: user or team; null: the account's default
     group: str | None = None  # wandb: runs of one group are shown together
     tags: list[str] = field(default_factory=list)  # wandb: each of 1 to 64 characters
     mode: LoggerMode = LoggerMode.offline  # wandb: offline needs no account
+    options: dict[str, Any] = field(default_factory=dict)  # settings that a plugin's tracker has
 
 
 @dataclass
@@ -334,7 +324,7 @@ class Config:
     lighthouse: LighthouseConfig = field(default_factory=LighthouseConfig)  # the Lighthouse layer
     stages: dict[str, StageConfig] = field(default_factory=dict)  # in the order in which they are trained
     data: DataConfig = field(default_factory=DataConfig)  # what is read
-    optim: OptimConfig = field(default_factory=OptimConfig)  # AdamW and the learning rate
+    optim: OptimConfig = field(default_factory=OptimConfig)  # the optimizer and the learning rate
     run: RunConfig = field(default_factory=RunConfig)  # where, how long, on what
     compute: ComputeConfig = field(default_factory=ComputeConfig)  # precision, memory and speed of a step
     parallel: ParallelConfig = field(default_factory=ParallelConfig)  # the mesh of ranks
@@ -344,5 +334,8 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # when to save
     logger: LoggerConfig = field(default_factory=LoggerConfig)  # a tracker
     cluster: ClusterConfig = field(default_factory=ClusterConfig)  # the job of `lhtrain slurm submit`
+    # Python modules to import, from the current folder too; they add attention kinds, scorers, optimizers and
+    # trackers by lhtrain.registry
+    plugins: list[str] = field(default_factory=list)
     resume: Resume = Resume.never  # what to do where run.dir holds a run
     init_from: str | None = None  # a checkpoint folder: start with its weights, optimizer and data position

@@ -25,9 +25,14 @@ class Registry:
     def __init__(self, noun: str, entries: dict[str, str]):
         self.noun = noun
         self._entries: dict[str, Any] = dict(entries)
+        self._ours = frozenset(entries)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+    def is_ours(self, name: str) -> bool:
+        """Whether `name` comes with lhtrain, and not from a plugin."""
+        return name in self._ours
 
     def names(self) -> list[str]:
         """All names, ours first, then those that plugins added."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Attention, Config, ParallelConfig, StageConfig
+from lhtrain.conf.schema import Config, ParallelConfig, StageConfig
 from lhtrain.kernels.pyramid import TILE, Pyramid
 
 
@@ -49,7 +49,7 @@ def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
 def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
     if stage.seq_len % (2 * cp):
         yield Problem(f"{key}.seq_len", stage.seq_len, f"must be a multiple of 2 * parallel.cp = {2 * cp}")
-    elif stage.attention is Attention.lighthouse:
+    elif stage.attention == "lighthouse":
         pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
         if not pyramid.problems() and not _chunks_fit(pyramid, pyramid.budget, cp):
             fitting = [k for k in range(TILE, pyramid.seq_len, TILE) if _chunks_fit(pyramid, k, cp)]

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import LoggerConfig, LoggerKind
+from lhtrain.conf.schema import LoggerConfig
 
 TAG, NAME = 64, 128  # characters, at most
 RESERVED = "/\\#?%:"
@@ -12,7 +12,7 @@ RESERVED = "/\\#?%:"
 
 def logger_problems(logger: LoggerConfig) -> Iterator[Problem]:
     """Every rule that `logger` breaks; none where nothing is logged."""
-    if logger.kind is not LoggerKind.wandb:
+    if logger.kind != "wandb":
         return
     if importlib.util.find_spec("wandb") is None:
         yield Problem("logger.kind", "wandb", "needs the package: pip install 'lhtrain[wandb]'")

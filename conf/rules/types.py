@@ -50,6 +50,8 @@ def _must_be(kind: Any) -> str:
         return f"must be a list [A,B] whose elements are of type {get_args(kind)[0].__name__}"
     if get_origin(kind) is tuple:
         return f"must be a list of {len(get_args(kind))} numbers"
+    if get_origin(kind) is dict and not is_container(kind):
+        return "must be a mapping {NAME: VALUE}"
     if is_container(kind):
         return "must hold keys of its own"
     return "must be text, or a list of texts"

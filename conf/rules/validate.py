@@ -12,8 +12,9 @@ from lhtrain.conf.micro_batches import batch_problems, count_problems
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.rules.cluster import cluster_problems
 from lhtrain.conf.rules.parallel import parallel_problems
+from lhtrain.conf.rules.plugins import name_problems, option_problems
 from lhtrain.conf.rules.tracking import logger_problems
-from lhtrain.conf.schema import Attention, Config, DataConfig, Precision, Recompute, StageConfig
+from lhtrain.conf.schema import Config, DataConfig, Precision, Recompute, StageConfig
 from lhtrain.conf.typed.paths import path_problem
 from lhtrain.kernels.pyramid import Pyramid
 
@@ -23,8 +24,19 @@ FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products
 
 def validate(config: Config, n_ranks: int | None = None) -> list[Problem]:
     """Every rule that `config` breaks; an empty list means that it can run, on `n_ranks` where given."""
-    parts = (_ranges, _largest, _texts, _model, _stages, _compute, _data, _start, cluster_problems)
-    problems = [problem for part in parts for problem in part(config)]
+    parts = (
+        name_problems,
+        option_problems,
+        _ranges,
+        _largest,
+        _texts,
+        _model,
+        _stages,
+        _compute,
+        _data,
+        _start,
+    )
+    problems = [problem for part in (*parts, cluster_problems) for problem in part(config)]
     return [*problems, *parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]
 
 
@@ -167,7 +179,7 @@ def _model(config: Config) -> Iterator[Problem]:
         if not -model.n_layers <= layer < model.n_layers:
             rule = f"{layer} is no layer: model.n_layers={model.n_layers}"
             yield Problem("model.dense_layers", model.dense_layers, rule)
-    lighthouse = [name for name, stage in config.stages.items() if stage.attention is Attention.lighthouse]
+    lighthouse = [name for name, stage in config.stages.items() if stage.attention == "lighthouse"]
     dense = {layer % model.n_layers for layer in model.dense_layers} if model.n_layers >= 1 else set()
     if lighthouse and len(dense) == model.n_layers:
         rule = f"names every layer, so that none is left for stage {lighthouse[0]} to attend "
@@ -220,7 +232,7 @@ def _stage(key: str, stage: StageConfig, config: Config) -> Iterator[Problem]:
         if stage.seq_len != config.model.seq_len:  # which is named there already
             yield Problem(f"{key}.seq_len", stage.seq_len, "must be at least 1")
         return
-    if stage.attention is Attention.lighthouse:
+    if stage.attention == "lighthouse":
         pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
         for field, value, rule in pyramid.problems():
             yield Problem(f"{key}.{field}", value, rule)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lhtrain.conf.keys import holds_text, is_one_text, is_path
+from lhtrain.conf.keys import holds_text, is_one_text, is_option, is_path
 from lhtrain.conf.typed.paths import exists, expanded
 from lhtrain.conf.typed.quote import literal, override
 
@@ -35,6 +35,8 @@ class Setting:
         if match is None:  # a removal, ~KEY
             return cls(typed, typed[:1], typed[1:], "", typed)
         prefix, key, value = match["prefix"], match["key"], match["value"]
+        if not prefix and is_option(key):  # no schema has it: Hydra changes it only by force
+            return cls(typed, "++", key, value, f"++{typed}")
         if prefix == "~" or not holds_text(key):
             return cls(typed, prefix, key, value, typed)
         return cls(typed, prefix, key, value, f"{prefix}{key}={_spelled(key, value, sweep)}")

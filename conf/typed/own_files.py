@@ -24,7 +24,8 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
-from lhtrain.conf.keys import all_keys, is_container, nearest, type_of
+from lhtrain.conf.keys import all_keys, is_container, is_option, type_of
+from lhtrain.conf.nearest import nearest
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.rules.types import misfit
 
@@ -36,6 +37,9 @@ PACKAGES = {
 
 _PACKAGE = re.compile(r"#\s*@\s*package\s*:?\s+(\S+)\s*")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
+_BOOL = re.compile(r"true|false")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.?[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 class _Loader(yaml.SafeLoader):
@@ -201,8 +205,23 @@ def _lines(
             )
         seen[name] = line
         key_node.tag = "tag:yaml.org,2002:str"  # so that a key `null` or `on` is a name as well
+        if is_option(f"{prefix}{name}"):
+            _give_scalar_types(value_node)
         yield f"{prefix}{name}", line
         yield from _lines_below(value_node, f"{prefix}{name}.", place, (*above, id(node)))
+
+
+def _give_scalar_types(node: yaml.Node) -> None:
+    """Read numbers, true and false below `node` as such: no schema has the type of a plugin's option."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _give_scalar_types(child)
+    elif isinstance(node, yaml.ScalarNode) and node.style is None:
+        kinds = ((_BOOL, "bool"), (_INT, "int"), (_FLOAT, "float"))
+        for pattern, name in kinds:
+            if pattern.fullmatch(node.value):
+                node.tag = f"tag:yaml.org,2002:{name}"
+                return
 
 
 def _lines_below(
@@ -218,6 +237,8 @@ def _lines_below(
 
 
 def _with_types(key: str, value: Any) -> Any:
+    if is_option(key):
+        return value  # as the file has it
     kind = type_of(key)
     if isinstance(value, dict):
         return {name: _with_types(f"{key}.{name}", child) for name, child in value.items()}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lhtrain
-from lhtrain.conf.schema import Attention, ModelConfig
+from lhtrain.conf.schema import ModelConfig
 from lhtrain.data.tokenizers.tokenizer import PREPARED
 from lhtrain.interop.tokenizer import ExportedTokenizer
 from lhtrain.interop.trained import Trained, longest, stages
@@ -115,7 +115,7 @@ def _stage_rows(ran: list[Trained]) -> tuple[tuple[str, ...], Sequence[tuple[str
 
 
 def _attention(kind: str | None) -> str:
-    if kind == Attention.lighthouse.value:
+    if kind == "lighthouse":
         return "[Lighthouse](https://arxiv.org/abs/2605.06554)"
     return kind or "-"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lhtrain import checkpoint
-from lhtrain.conf.schema import Attention, ModelConfig
+from lhtrain.conf.schema import ModelConfig
 from lhtrain.errors import RunError
 from lhtrain.interop.card import card
 from lhtrain.interop.llama import llama_config, llama_name
@@ -141,7 +141,7 @@ def _weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
 def _warnings(state: State, weights: dict[str, Tensor]) -> list[str]:
     last = stages(state)[-1]
     lines = []
-    if last.attention == Attention.lighthouse.value:
+    if last.attention == "lighthouse":
         lines.append(
             f"its last stage, {last.name}, had Lighthouse Attention, and the exported model has full "
             "attention: train it for a while with stage=recovery and init_from first"

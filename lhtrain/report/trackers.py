@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lhtrain.conf.schema import LoggerConfig, LoggerKind, LoggerMode
+from lhtrain.conf.schema import LoggerConfig, LoggerMode
 from lhtrain.errors import reason
 from lhtrain.files import write_atomic
 from lhtrain.report.metrics import KINDS
@@ -84,7 +84,7 @@ class Harmless(Logger):
         self._logger: Logger | None = None
 
     def open(self, config: LoggerConfig, name: str, run_dir: Path, settings: dict[str, Any]) -> None:
-        if config.kind is LoggerKind.none:
+        if config.kind == "none":
             return
         self._mode = config.mode
         self._try("did not start", lambda: self._start(config, name, run_dir, settings))

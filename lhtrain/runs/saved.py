@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lhtrain import checkpoint
 from lhtrain.conf.compose import build
 from lhtrain.conf.fill import filled
+from lhtrain.conf.keys import is_option
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.resolvers import budget
@@ -100,12 +101,12 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
         return Problem(key, value, "is given by the directory that is resumed")
     node, missing = config, object()
     current = OmegaConf.select(node, key, default=missing, throw_on_missing=False)
-    if isinstance(current, DictConfig) and not key.startswith("data.mix"):
+    if isinstance(current, DictConfig) and not (key.startswith("data.mix") or is_option(key)):
         return Problem(key, value, "picks a group; a run is resumed with single keys, such as optim.lr=1e-4")
-    if current is missing and not _is_key(config, key):
+    if current is missing and not (_is_key(config, key) or is_option(key)):
         return Problem(key, value, "no such key")
     try:
-        OmegaConf.update(config, key, value_of(text))
+        OmegaConf.update(config, key, value_of(text), force_add=is_option(key))
     except (OmegaConfBaseException, ValueError) as error:
         return Problem(key, value, str(error).strip().splitlines()[0])
     _follow(config, key, current)

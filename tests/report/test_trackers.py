@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lhtrain.conf.schema import LoggerConfig, LoggerKind, LoggerMode
+from lhtrain.conf.schema import LoggerConfig, LoggerMode
 from lhtrain.report.trackers import open_logger
 
-ONLINE = LoggerConfig(kind=LoggerKind.wandb, mode=LoggerMode.online)
+ONLINE = LoggerConfig(kind="wandb", mode=LoggerMode.online)
 ROW = {"kind": "train", "step": 1, "stage": "[/a]", "loss": 2.0, "mfu": None}
 STAGE = {"name": "[/a]", "tokens_per_second": None, "loss_mean": 2.0, "val_loss": None}
 
@@ -56,7 +56,7 @@ def opened(tmp_path, monkeypatch):
 def test_a_resumed_run_continues_in_the_same_place(opened, mode):
     service = Service()
     for _ in range(2):
-        opened(service, LoggerConfig(kind=LoggerKind.wandb, mode=mode))
+        opened(service, LoggerConfig(kind="wandb", mode=mode))
     again = "allow" if mode is LoggerMode.online else None
     assert [(asked["id"], asked["resume"]) for asked in service.asked] == [(None, None), ("abc", again)]
 

@@ -1,0 +1,59 @@
+"""Plugins: modules to import, the names that a registry has, and the options of what a plugin adds."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from lhtrain.conf.keys import copied_from, limited, select
+from lhtrain.conf.problems import Problem
+from lhtrain.conf.schema import Config
+from lhtrain.registry import ATTENTIONS, OPTIMIZERS, SCORERS, TRACKERS, Registry, load_plugins
+
+
+def load(modules: Iterable[str]) -> Iterator[Problem]:
+    """Import the modules of `plugins`; a problem for each one that cannot be imported."""
+    for module in modules:
+        try:
+            load_plugins([module])
+        except (Exception, SystemExit) as error:  # whatever a module of the user's raises
+            why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            rule = f"cannot be imported ({why}); it is looked for on PYTHONPATH and in the current folder"
+            yield Problem("plugins", module, rule)
+
+
+def name_problems(config: Config) -> Iterator[Problem]:
+    """Names that no registry has."""
+    for key, value, limit in limited(config):
+        follows = copied_from(key)
+        if follows and value == select(config, follows):
+            continue  # named there
+        if rule := limit.broken_rule(value):
+            yield Problem(key, value, rule)
+
+
+def option_problems(config: Config) -> Iterator[Problem]:
+    """Options that what they are for does not take. What lhtrain brings has none."""
+    yield from _refused("optim", config.optim.options, {OPTIMIZERS: config.optim.kind})
+    yield from _refused("logger", config.logger.options, {TRACKERS: config.logger.kind})
+    for name, stage in config.stages.items():
+        readers = {ATTENTIONS: stage.attention, SCORERS: stage.scorer}
+        yield from _refused(f"stages.{name}", stage.options, readers)
+
+
+def _refused(group: str, options: dict[str, Any], readers: dict[Registry, str]) -> Iterator[Problem]:
+    """Of the options of `group`, those that its readers, a name of each registry, refuse.
+
+    A plugin's object may define `problems(options)`, which yields (name, value, rule) for each wrong one.
+    """
+    known = {registry: name for registry, name in readers.items() if name in registry}
+    plugins = [registry[name] for registry, name in known.items() if not registry.is_ours(name)]
+    if not plugins and len(known) == len(readers):
+        named = " and ".join(f"{registry.noun} {name}" for registry, name in known.items())
+        for name, value in options.items():
+            yield Problem(f"{group}.options.{name}", value, f"{named}: has no options")
+    for plugin in plugins:
+        for name, value, rule in getattr(plugin, "problems", _none)(options):
+            yield Problem(f"{group}.options.{name}", value, rule)
+
+
+def _none(options: dict[str, Any]) -> Iterable[tuple[str, Any, str]]:
+    return ()

@@ -26,22 +26,21 @@ class Stage:
     @classmethod
     def of(cls, name: str, config: StageConfig) -> "Stage":
         """The stage `name` of a filled configuration."""
-        attention, scorer = _name(config.attention), _name(config.scorer)
         pyramid = None
-        if attention == "lighthouse":
+        if config.attention == "lighthouse":
             pyramid = Pyramid(config.seq_len, config.levels, config.pooling, config.budget)
         return cls(
             name,
-            attention,
+            config.attention,
             config.seq_len,
             config.batch_tokens,
             config.grad_accum,
             config.steps or 0,
             config.lr_scale,
             pyramid,
-            scorer,
+            config.scorer,
             config.cover_prefix,
-            dict(getattr(config, "options", None) or {}),
+            dict(config.options),
         )
 
     @property
@@ -71,10 +70,6 @@ def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
     return {key: stage[key] for key in keys if key in stage} | (
         {"options": stage["options"]} if stage.get("options") else {}
     )
-
-
-def _name(value: Any) -> str:
-    return getattr(value, "value", value)
 
 
 def stages_of(config: Config) -> dict[str, Stage]:

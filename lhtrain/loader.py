@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from lhtrain.data import PADDING, SequenceOrder
-from lhtrain.distributed.mesh import Share
+from lhtrain.distributed.mesh import RankSlice
 from lhtrain.stage import Stage
 
-ALONE = Share()
+WHOLE = RankSlice()
 
 
 class Batch(NamedTuple):
     """A micro-batch, as one rank has it. tokens and targets (B, T) int64; targets are PADDING, -100, where
     there is none. positions: (T,), where in their sequences the tokens stand; None: 0 … T - 1.
 
-    share: of the targets of the step, over all ranks, those that are in this micro-batch; n_targets: their
-    number.
+    loss_weight: the fraction of the step's targets, over all ranks, that are in this micro-batch; n_targets:
+    their number.
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor | None
-    share: float
+    loss_weight: float
     n_targets: int
 
 
@@ -43,11 +43,13 @@ class Read(NamedTuple):
     n_targets: int
 
     @classmethod
-    def of(cls, rows: Tensor, n_targets: int, eos: int, device: torch.device, share: Share = ALONE) -> "Read":
+    def of(
+        cls, rows: Tensor, n_targets: int, eos: int, device: torch.device, part: RankSlice = WHOLE
+    ) -> "Read":
         """The rank's part of its sequences, rows (B, T + 1), with eos for PADDING in the inputs."""
         tokens, targets, positions = rows[:, :-1], rows[:, 1:], None
-        if share.cp_size > 1:
-            positions = share.positions(tokens.shape[1])
+        if part.cp_size > 1:
+            positions = part.positions(tokens.shape[1])
             tokens, targets = tokens[:, positions], targets[:, positions]
         tokens, targets = tokens.where(tokens != PADDING, eos), targets.contiguous()
         if device.type == "cuda":
@@ -56,12 +58,12 @@ class Read(NamedTuple):
         return cls(tokens, targets, positions, n_targets)
 
 
-class Feed:
+class Loader:
     """The micro-batches of a training step, read ahead on a thread while the step before computes.
 
-    order: where the sequences come from. eos: what stands where a sequence has no token. share: what of a
-    step this rank has. What is read does not depend on whether it was read ahead: `order` is a pure function
-    of the position.
+    order: where the sequences come from. eos: the input where a sequence has no token. part: what this rank
+    has of a step. What is read does not depend on whether it was read ahead: `order` is a pure function of
+    the position.
     """
 
     def __init__(
@@ -69,10 +71,10 @@ class Feed:
         order: SequenceOrder,
         eos: int,
         device: torch.device,
-        share: Share = ALONE,
+        part: RankSlice = WHOLE,
         ahead: bool = True,
     ) -> None:
-        self.order, self.eos, self.device, self.share = order, eos, device, share
+        self.order, self.eos, self.device, self.part = order, eos, device, part
         self._pool = ThreadPoolExecutor(1, "data") if ahead else None
         self._ahead: tuple[tuple[int, int, int], Future[Read]] | None = None
 
@@ -99,10 +101,10 @@ class Feed:
             self._pool.shutdown(cancel_futures=True)
 
     def _read(self, position: int, n_sequences: int, seq_len: int) -> Read:
-        mine = self.share.rows(n_sequences)
+        mine = self.part.sequences(n_sequences)
         rows = torch.from_numpy(self.order.read(position + mine.start * seq_len, len(mine), seq_len))
         total = self.order.n_targets(position, n_sequences, seq_len)
-        return Read.of(rows, total, self.eos, self.device, self.share)
+        return Read.of(rows, total, self.eos, self.device, self.part)
 
 
 def validation_batches(
@@ -111,7 +113,7 @@ def validation_batches(
     stage: Stage,
     eos: int,
     device: torch.device,
-    share: Share = ALONE,
+    part: RankSlice = WHOLE,
 ) -> Iterator[Batch]:
     """The first `tokens` of a validation split, one sequence of the longest stage or more, by micro-batch.
 
@@ -120,15 +122,15 @@ def validation_batches(
     """
     longest = order.block_len
     n_sequences = max(min(tokens, order.tokens_per_epoch) // longest, 1) * longest // stage.seq_len
-    at_once = stage.n_sequences // stage.grad_accum // share.dp_size
-    for start in range(0, n_sequences, at_once * share.dp_size):
-        first = start + share.dp_rank * at_once
+    at_once = stage.n_sequences // stage.grad_accum // part.dp_size
+    for start in range(0, n_sequences, at_once * part.dp_size):
+        first = start + part.dp_rank * at_once
         count = max(min(at_once, n_sequences - first), 0)
         rows = np.full((at_once, stage.seq_len + 1), PADDING, dtype=np.int64)
         if count > 0:
             rows[:count] = order.read(first * stage.seq_len, count, stage.seq_len)
         n_targets = int((rows[:, 1:] != PADDING).sum())
-        yield from batches(Read.of(torch.from_numpy(rows), n_targets, eos, device, share), 1, device)
+        yield from batches(Read.of(torch.from_numpy(rows), n_targets, eos, device, part), 1, device)
 
 
 def batches(read: Read, count: int, device: torch.device) -> list[Batch]:

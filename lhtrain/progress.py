@@ -59,6 +59,13 @@ class StageRecord:
         """Of the last logged step: a single batch."""
         return self.losses.last[-1] if self.losses.last else None
 
+    def count_step(self, tokens: int, flops: int, peak_memory: int) -> None:
+        """A step is done. flops: of this rank; peak_memory: bytes, of the GPU."""
+        self.steps += 1
+        self.tokens += tokens
+        self.flops += flops
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory)
+
     def take_loss(self, loss: float) -> None:
         """The loss of a logged step."""
         self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -132,6 +139,8 @@ class StageClock:
     def __init__(self, record: StageRecord):
         self.record = record
         self._lap = time.perf_counter()
+        self._logged = record.steps, record.busy  # when a step was last logged
+        self._waited = record.seconds["data"]  # when the ranks' speed was last compared
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -147,3 +156,15 @@ class StageClock:
         now = time.perf_counter()
         self.record.seconds["total"] += now - self._lap
         self._lap = now
+
+    def step_seconds(self) -> float:
+        """Mean seconds of the steps since the last call. Steps in between may have been waited for in the
+        last of them, so that they share its time."""
+        steps, busy = self._logged
+        self._logged = self.record.steps, self.record.busy
+        return (self.record.busy - busy) / (self.record.steps - steps)
+
+    def data_seconds(self) -> float:
+        """Seconds spent waiting for data since the last call."""
+        waited, self._waited = self.record.seconds["data"] - self._waited, self.record.seconds["data"]
+        return waited

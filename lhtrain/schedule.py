@@ -11,8 +11,8 @@ from lhtrain.stage import Stage, stages_of
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a step stands in the run."""
+class StepPlan:
+    """The stage of a step, and its learning rate."""
 
     stage: int  # index into Schedule.stages
     step_in_stage: int  # from 0
@@ -43,14 +43,14 @@ class Schedule:
     def names(self) -> list[str]:
         return list(self.stages)
 
-    def lookup(self, step: int) -> Place:
+    def lookup(self, step: int) -> StepPlan:
         """Stage and learning rate of `step`, counted from 0. Raises ValueError outside the run."""
         if not 0 <= step < self.steps:
             raise ValueError(f"step={step}: must be at least 0 and below the run's {self.steps} steps")
         stage = bisect_right(self.ends, step)
         first = self.ends[stage - 1] if stage else 0
         scale = self.stages[self.names[stage]].lr_scale
-        return Place(stage, step - first, self.optim.lr * scale * lr_factor(step, self.steps, self.optim))
+        return StepPlan(stage, step - first, self.optim.lr * scale * lr_factor(step, self.steps, self.optim))
 
     def plan(self, done: int) -> list[str]:
         """One line for each stage with steps after the first `done`: its steps and its learning rates."""

@@ -8,8 +8,8 @@ import torch
 
 from lhtrain.data import PADDING, SequenceOrder, Split, TokenStore
 from lhtrain.data.store.tokens import TokenStoreWriter
-from lhtrain.distributed.mesh import Share
-from lhtrain.loader import Feed, Read, batches, validation_batches
+from lhtrain.distributed.mesh import RankSlice
+from lhtrain.loader import Loader, Read, batches, validation_batches
 from lhtrain.stage import Stage
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ EOS = 999
 
 @pytest.fixture(scope="module")
 def order(tmp_path_factory: pytest.TempPathFactory) -> SequenceOrder:
-    path = tmp_path_factory.mktemp("feed") / "train.bin"
+    path = tmp_path_factory.mktemp("loader") / "train.bin"
     with TokenStoreWriter(path, np.dtype("<u2")) as writer:
         for number in range(40):
             writer.append(np.arange(3 + 7 * number % 50))
@@ -30,19 +30,19 @@ def stage(seq_len: int, batch_tokens: int = 128, grad_accum: int = 2) -> Stage:
     return Stage("s", "dense", seq_len, batch_tokens, grad_accum)
 
 
-def run(feed: Feed, plan: list[Stage]) -> tuple[list[torch.Tensor], int]:
+def run(loader: Loader, plan: list[Stage]) -> tuple[list[torch.Tensor], int]:
     position, seen = 0, []
     for step in plan:
-        micro, position = feed.micro_batches(position, step)
+        micro, position = loader.micro_batches(position, step)
         seen += [tensor for batch in micro for tensor in (batch.tokens, batch.targets)]
-    feed.close()
+    loader.close()
     return seen, position
 
 
 def test_reading_ahead_changes_nothing(order: SequenceOrder) -> None:
     """Over more than an epoch, with switches of the sequence length that nobody announced."""
     plan = [stage(16)] * 9 + [stage(32)] * 9 + [stage(16, batch_tokens=64)] * 9
-    ahead, direct = (run(Feed(order, EOS, CPU, ahead=flag), plan) for flag in (True, False))
+    ahead, direct = (run(Loader(order, EOS, CPU, ahead=flag), plan) for flag in (True, False))
     assert ahead[1] == direct[1] > order.tokens_per_epoch
     for one, two in zip(ahead[0], direct[0], strict=True):
         assert torch.equal(one, two)
@@ -57,11 +57,11 @@ def test_an_error_of_the_thread_reaches_the_trainer(order: SequenceOrder, monkey
         return read(*where)
 
     monkeypatch.setattr(order, "read", read_here_alone)
-    feed = Feed(order, EOS, CPU)
-    _, position = feed.micro_batches(0, stage(16))  # which has the next step read ahead
+    loader = Loader(order, EOS, CPU)
+    _, position = loader.micro_batches(0, stage(16))  # which has the next step read ahead
     with pytest.raises(OSError, match="disk gone"):
-        feed.micro_batches(position, stage(16))
-    feed.close()
+        loader.micro_batches(position, stage(16))
+    loader.close()
 
 
 def test_padding_is_end_of_text_as_input_and_no_target() -> None:
@@ -70,10 +70,10 @@ def test_padding_is_end_of_text_as_input_and_no_target() -> None:
     assert first.tokens.tolist() == [[1, 2], [3, EOS]]
     assert first.targets.tolist() == [[2, PADDING], [PADDING, PADDING]]
     assert (first.n_targets, second.n_targets) == (1, 4)
-    assert (first.share, second.share) == (0.2, 0.8)
+    assert (first.loss_weight, second.loss_weight) == (0.2, 0.8)
 
 
-@pytest.mark.parametrize("share", [Share(), Share(0, 1, 1, 2)])
+@pytest.mark.parametrize("share", [RankSlice(), RankSlice(0, 1, 1, 2)])
 def test_a_gpu_copies_from_contiguous_pinned_memory(order, monkeypatch, share) -> None:
     """A copy from anything else makes the host wait for it."""
     pinned = []
@@ -92,7 +92,7 @@ def test_a_gpu_copies_from_contiguous_pinned_memory(order, monkeypatch, share) -
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("share", [Share(), Share(0, 1, 1, 2)])
+@pytest.mark.parametrize("share", [RankSlice(), RankSlice(0, 1, 1, 2)])
 def test_the_host_does_not_wait_for_a_copy_to_the_gpu(share) -> None:
     """While the GPU is busy for a second, the batches are there at once; their content is right."""
     device = torch.device("cuda")
@@ -121,7 +121,7 @@ def test_validation_batches_have_one_shape_on_every_rank(order: SequenceOrder, t
     """Another shape would be compiled anew, on one rank while the others wait for it."""
     plan = stage(16, batch_tokens=16 * 3 * dp_size, grad_accum=1)
     parts = [
-        list(validation_batches(order, tokens, plan, EOS, CPU, Share(r, dp_size))) for r in range(dp_size)
+        list(validation_batches(order, tokens, plan, EOS, CPU, RankSlice(r, dp_size))) for r in range(dp_size)
     ]
     assert {batch.tokens.shape for part in parts for batch in part} == {(3, 16)}
     assert len({len(part) for part in parts}) == 1
@@ -134,16 +134,16 @@ def test_validation_batches_have_one_shape_on_every_rank(order: SequenceOrder, t
 @pytest.mark.parametrize(("dp_size", "cp_size"), [(4, 1), (1, 2), (2, 4)])
 def test_ranks_have_the_step_among_them(order: SequenceOrder, dp_size: int, cp_size: int) -> None:
     """Every token and target once, the shares adding up to the whole; the position is everyone's."""
-    whole, after = Feed(order, EOS, CPU, ahead=False).micro_batches(32, stage(32, grad_accum=1))
+    whole, after = Loader(order, EOS, CPU, ahead=False).micro_batches(32, stage(32, grad_accum=1))
     wanted = sorted(zip(whole[0].tokens.flatten().tolist(), whole[0].targets.flatten().tolist(), strict=True))
     found, share = [], 0.0
     for rank in range(dp_size * cp_size):
-        part = Share(rank // cp_size, dp_size, rank % cp_size, cp_size)
-        (batch,), position = Feed(order, EOS, CPU, part, ahead=False).micro_batches(
+        part = RankSlice(rank // cp_size, dp_size, rank % cp_size, cp_size)
+        (batch,), position = Loader(order, EOS, CPU, part, ahead=False).micro_batches(
             32, stage(32, grad_accum=1)
         )
         found += zip(batch.tokens.flatten().tolist(), batch.targets.flatten().tolist(), strict=True)
-        share += batch.share
+        share += batch.loss_weight
         assert position == after
         if cp_size > 1:
             assert torch.equal(batch.positions, part.positions(32))
@@ -152,7 +152,7 @@ def test_ranks_have_the_step_among_them(order: SequenceOrder, dp_size: int, cp_s
 
 def test_validation_gives_every_rank_as_many_batches(order: SequenceOrder) -> None:
     """Three sequences among two ranks: the last has one without targets."""
-    parts = [Share(rank, 2) for rank in range(2)]
+    parts = [RankSlice(rank, 2) for rank in range(2)]
     plan = stage(32, batch_tokens=64, grad_accum=1)
     found = [list(validation_batches(order, 96, plan, EOS, CPU, part)) for part in parts]
     assert [len(part) for part in found] == [2, 2] and found[1][-1].n_targets == 0

@@ -2,7 +2,6 @@
 
 import json
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from lhtrain.conf.compose import compose_config
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.health import nonfinite
 from lhtrain.health.hang import Watchdog
-from lhtrain.progress import Progress
-from lhtrain.runs import resume as start
 
 SETTINGS = [
     *("model.seq_len=512", "model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.ffn_dim=32"),
@@ -37,16 +34,6 @@ class Device:
         return 0.0
 
 
-def test_starting_over_from_another_run_still_starts_over(monkeypatch):
-    """What the directory held must be kept aside, or a later resume would continue that."""
-    begun = Progress(position=512)
-    monkeypatch.setattr(start, "start_from", lambda *_: (begun, "weights of another run"))
-    for how, after in (("restarted", "restarted"), ("new run", "init_from")):
-        rank = SimpleNamespace(start=start.Start(how), config=SimpleNamespace(init_from="other"))
-        rank.dir = rank.tensors = rank.corpus = rank.world = None
-        assert train.Trainer._start(rank) is begun and rank.start.how == after
-
-
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
     (tmp_path / "text").mkdir()
@@ -57,7 +44,7 @@ def trainer(tmp_path, monkeypatch):
     device, world = Device(monkeypatch), World(Ranks(), torch.device("cpu"))
     trainer = train.Trainer(config, tmp_path / "run", world, Watchdog(config.watchdog, tmp_path / "run", 0))
     trainer.on = device
-    update, read = train.update, trainer.feed.micro_batches
+    update, read = train.update, trainer.data.loader.micro_batches
 
     def update_later(*arguments):
         device.waiting += 1
@@ -68,7 +55,7 @@ def trainer(tmp_path, monkeypatch):
         return read(position, stage)
 
     monkeypatch.setattr(train, "update", update_later)
-    monkeypatch.setattr(trainer.feed, "micro_batches", read_slowly)
+    monkeypatch.setattr(trainer.data.loader, "micro_batches", read_slowly)
     return trainer
 
 
@@ -83,10 +70,13 @@ def test_a_logged_step_takes_what_steps_take_and_not_what_it_waited_for(trainer)
 
 
 def test_no_steps_are_left_to_do_when_validation_begins(trainer, monkeypatch):
-    left, validate = [], trainer._validated
-    monkeypatch.setattr(
-        trainer, "_validated", lambda stage: left.append(trainer.on.waiting) or validate(stage)
-    )
+    left, validate = [], train.validation_loss
+
+    def noting(*arguments):
+        left.append(trainer.on.waiting)
+        return validate(*arguments)
+
+    monkeypatch.setattr(train, "validation_loss", noting)
     trainer.run()
     assert left == [0] * 4  # both ends, the switch, and step 7, which is not logged
 

@@ -106,6 +106,12 @@ class Saver:
             wait_for([self._under_way], timeout=LEAVE)
             self.poll()
 
+    def saved_in_words(self) -> str:
+        """What is saved of a run that leaves at once."""
+        done = checkpoint.complete(self.folder)
+        newest = f"the newest checkpoint is {done[-1].name}" if done else "there is no checkpoint yet"
+        return f"{newest} in {self.folder}; later steps are lost"
+
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Copy the tensors to host memory and return; a thread writes them. A collective.
 

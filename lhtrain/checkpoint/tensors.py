@@ -2,27 +2,19 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from lhtrain.checkpoint.layout import Box
+from lhtrain.model.optimizer import Optimizer
 
 
-def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything a checkpoint restores, by name; loading fills these very tensors.
-
-    AdamW creates its state at its first step; here it is created before that, with the same values.
-    """
+def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Everything a checkpoint restores, by name; loading fills these very tensors."""
     out = {}
     for name, parameter in model.named_parameters():
         out[f"model.{name}"] = parameter.detach()
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        out |= {f"optimizer.{key}.{name}": value for key, value in state.items()}
+        out |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state_of(parameter).items()}
     return out
 
 

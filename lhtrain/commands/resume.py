@@ -70,7 +70,7 @@ def continues(settings: list[str]) -> bool:
 
 def _train(path: Path, overrides: list[str]) -> None:
     config, _ = _loaded(path, overrides)
-    from lhtrain.train import train_config  # torch: 2 s that no error in the settings waits for
+    from lhtrain.session import train_config  # torch: 2 s that no error in the settings waits for
 
     explained(lambda: train_config(config), lambda: config)
 

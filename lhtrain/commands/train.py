@@ -66,7 +66,7 @@ def train(arguments: Namespace) -> None:
 @hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")
 def hydra_main(config: DictConfig) -> None:
     """Train one composed configuration: Hydra's task."""
-    from lhtrain.train import run  # torch: 2 s that no error in the settings waits for
+    from lhtrain.session import run  # torch: 2 s that no error in the settings waits for
 
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     where = HydraConfig.get().runtime.output_dir if sweep else None

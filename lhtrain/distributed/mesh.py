@@ -1,14 +1,15 @@
-"""How the model is shared among ranks: the mesh, sharded weights, context-parallel attention.
+"""How the ranks share a run: the mesh, sharded weights, context-parallel attention.
 
 The mesh is dp_replicate x dp_shard x cp, ranks numbered in that order, so that the ranks that share a
 sequence are neighbours. Weights, gradients and optimizer state are sharded over dp_shard x cp and replicated
-over dp_replicate (FSDP2, or HSDP where both are above one). Other dimensions would be added here alone.
+over dp_replicate (FSDP2, or HSDP where both are above one). Another dimension would be added here alone.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -22,67 +23,81 @@ from lhtrain.data.order.rank_slice import data_rank_rows
 from lhtrain.distributed.world import World
 from lhtrain.model.decoder import GPT, Attend
 
+DIMENSIONS = ("dp_replicate", "dp_shard", "cp")
+
 
 @dataclass(frozen=True)
-class Share:
-    """What of a step's sequences one rank has: some of the rows, and of each a slice."""
+class RankSlice:
+    """The part of a step's sequences that one rank has: some sequences, and a slice of each."""
 
     dp_rank: int = 0
     dp_size: int = 1
     cp_rank: int = 0
     cp_size: int = 1
 
-    def rows(self, n_sequences: int) -> range:
+    def sequences(self, n_sequences: int) -> range:
+        """Which of a step's sequences this rank reads."""
         return data_rank_rows(n_sequences, self.dp_rank, self.dp_size)
 
     def positions(self, seq_len: int) -> Tensor:
-        """(seq_len / cp_size,) int64, rising."""
+        """Positions of a sequence that this rank has: (seq_len / cp_size,) int64, rising."""
         return positions(seq_len, self.cp_rank, self.cp_size)
 
 
-class Parallel:
-    """This rank's place in the mesh, and what follows from it."""
+class Mesh:
+    """The ranks by name of their dimension, this rank's place among them, and what follows from it.
+
+    Loss ranks are those that compute different parts of a step's loss: gradients, losses and norms are
+    averaged over them. Today these are all ranks; ranks that share a product (tensor parallelism) would count
+    once.
+    """
 
     def __init__(self, config: ParallelConfig, model: ModelConfig, selection: Selection, world: World):
         self.world, self.config = world, config
         replicate, shard, cp = mesh_sizes(config, world.size)
-        self.share = Share(world.rank // cp, world.size // cp, world.rank % cp, cp)
+        self.slice = RankSlice(world.rank // cp, world.size // cp, world.rank % cp, cp)
+        self.n_loss_ranks = replicate * shard * cp
         self.exact = selection is Selection.exact
         self.method = pick_method(config.cp_attention.value, model.n_heads, model.n_kv_heads, cp)
-        self.mesh: DeviceMesh | None = None
+        self.ranks: DeviceMesh | None = None  # by DIMENSIONS; None for a single rank
+        self.sharding: DeviceMesh | None = None  # over which weights are sharded, and replicated before that
         self.cp_group = ""
         if world.together:
-            kind = world.device.type
-            mesh = init_device_mesh(kind, (replicate, shard * cp), mesh_dim_names=("replicate", "shard"))
-            world.set_limit(mesh.get_all_groups())
-            self.mesh = mesh if replicate > 1 else mesh["shard"]
-        if cp > 1:
-            mesh = init_device_mesh(kind, (replicate * shard, cp), mesh_dim_names=("dp", "cp"))
-            world.set_limit(mesh.get_all_groups())
-            self.cp_group = mesh["cp"].get_group().group_name
+            self.ranks = init_device_mesh(
+                world.device.type, (replicate, shard, cp), mesh_dim_names=DIMENSIONS
+            )
+            self.sharding = _sharding(self.ranks)
+            world.set_limit(self.ranks.get_all_groups())
+            world.set_limit(self.sharding.get_all_groups())
+        if self.ranks is not None and cp > 1:
+            self.cp_group = self.ranks["cp"].get_group().group_name
 
     def attention(self, attend: DenseAttention | LighthouseAttention) -> Attend:
         """What this rank attends with in place of `attend`."""
-        if self.share.cp_size == 1:
+        if self.slice.cp_size == 1:
             return attend
         return over_ranks(
-            attend, self.method, self.exact, self.cp_group, self.share.cp_rank, self.share.cp_size
+            attend, self.method, self.exact, self.cp_group, self.slice.cp_rank, self.slice.cp_size
         )
 
-    def build(self, model: GPT, seed: int) -> None:
-        """Shard a `model` made on the meta device and give it its initial weights, the same on any mesh."""
-        if self.mesh is not None:
-            # Inputs are left alone: the rotary embedding's cosines and sines stay float32, as on one rank.
-            policy = MixedPrecisionPolicy(
-                param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-            )
-            for block in model.blocks:
-                fully_shard(block, mesh=self.mesh, mp_policy=policy)
-            if self.world.device.type == "cpu":
-                # A CPU sums the embedding's gradient in its weight's dtype: bfloat16 would lose most of it.
-                policy = replace(policy, param_dtype=None)
-            fully_shard(model, mesh=self.mesh, mp_policy=policy)
-            register_fsdp_forward_method(model, "loss")
+    def shard(self, model: GPT) -> None:
+        """Shard the weights of `model`, which is on the meta device."""
+        if self.sharding is None:
+            return
+        # Inputs are left alone: the rotary embedding's cosines and sines stay float32, as on one rank.
+        policy = MixedPrecisionPolicy(
+            param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for block in model.blocks:
+            fully_shard(block, mesh=self.sharding, mp_policy=policy)
+        if self.world.device.type == "cpu":
+            # A CPU sums the embedding's gradient in its weight's dtype: bfloat16 would lose most of it.
+            policy = replace(policy, param_dtype=None)
+        fully_shard(model, mesh=self.sharding, mp_policy=policy)
+        register_fsdp_forward_method(model, "loss")
+
+    def initialize(self, model: GPT, seed: int) -> None:
+        """Give a model on the meta device memory and its initial weights, which are the same on any mesh."""
         model.to_empty(device=self.world.device)
         model.tie()  # new storage is new parameters
         model.init_weights(seed, put=_put)
@@ -91,6 +106,28 @@ class Parallel:
         """Whether the next backward pass is the step's `last`: gradients are reduced in that one alone."""
         if isinstance(model, FSDPModule) and not self.config.reduce_always:
             model.set_requires_gradient_sync(last)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of x over the loss ranks, in place, on x's device."""
+        if self.world.together:
+            dist.all_reduce(x)
+            x /= self.n_loss_ranks
+        return x
+
+
+def _sharding(ranks: DeviceMesh) -> DeviceMesh:
+    """The mesh for FSDP: dp_shard and cp as one dimension, after dp_replicate where there are copies.
+
+    A mesh of its own where cp has ranks: PyTorch's views of flattened dimensions change from version to
+    version (2.11 deprecates slicing them).
+    """
+    replicate, shard, cp = ranks.shape
+    if cp > 1:
+        names = ("dp_replicate", "dp_shard_cp")
+        ranks = init_device_mesh(ranks.device_type, (replicate, shard * cp), mesh_dim_names=names)
+    else:
+        names = DIMENSIONS[:2]
+    return ranks[names] if replicate > 1 else ranks[names[1]]
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

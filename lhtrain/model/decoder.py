@@ -111,7 +111,7 @@ class GPT(nn.Module):
 
     Each block's `run` computes it, `chunk_grad` and `chunk_loss` are the loss of a chunk of logits with and
     without its gradient: whoever trains may put recomputation or a compiler in between
-    (`lhtrain.compute.apply.prepare`).
+    (`lhtrain.compute.apply.apply`).
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
@@ -184,6 +184,11 @@ class GPT(nn.Module):
             output = name.endswith(("attention.wo.weight", "ffn.down.weight"))
             std = self.config.init_std / (math.sqrt(2 * self.config.n_layers) if output else 1.0)
             put(parameter, torch.empty(parameter.shape).normal_(0.0, std, generator=draw))
+
+    def parameters_by_kind(self) -> dict[str, int]:
+        """The numbers of parameters, as summary.json names them."""
+        total, inner = self.n_parameters()
+        return {"parameters": total, "parameters_without_embeddings": inner}
 
     def n_parameters(self) -> tuple[int, int]:
         """Number of parameters: all, and without the embedding and the output head."""

@@ -8,11 +8,29 @@ import torch
 
 from lhtrain.compute.advice import outlook
 from lhtrain.compute.cost import cost, repeats
-from lhtrain.compute.device import describe, peak_flops
+from lhtrain.compute.device import describe, gpu_memory, peak_flops
 from lhtrain.conf.schema import Config
 from lhtrain.data import Corpus
 from lhtrain.distributed.world import World
 from lhtrain.stage import stages_of
+
+
+def greeting(
+    config: Config,
+    world: World,
+    corpus: Corpus,
+    parameters: Mapping[str, int],
+    dtype: torch.dtype,
+    done: int,
+) -> list[str]:
+    """Model, device, memory, data, cost and stages of a run that has done `done` steps."""
+    return [
+        *about_model(config, parameters, dtype, world),
+        *about_memory(config, world, gpu_memory(world.device)),
+        *about_data(config, corpus),
+        *about_cost(config, corpus, parameters["parameters"], world, done),
+        *about_stages(config),
+    ]
 
 
 def about_model(config: Config, parameters: Mapping[str, int], dtype: torch.dtype, world: World) -> list[str]:

@@ -99,6 +99,23 @@ def _first_due(run_dir: RunDir) -> int:
     return every if isinstance(every, int) and every > 0 else 1
 
 
+def begin(
+    start: Start, run_dir: RunDir, tensors: Tensors, config: Config, corpus: Corpus, world: World
+) -> tuple[Progress, str]:
+    """Load what the run starts with; returns its progress, and a note on where it comes from.
+
+    Raises RunError as `resume_run` and `start_from`.
+    """
+    if start.path is not None:
+        progress = resume_run(start, run_dir, tensors, config, corpus)
+        return progress, f"continues from {start.path.name}"
+    if config.init_from is None:
+        return Progress(), start.how
+    if start.how == "new run":  # where it starts over, what was there is still to be kept aside
+        start.how = "init_from"
+    return start_from(Path(config.init_from), tensors, config, corpus, world)
+
+
 def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, corpus: Corpus) -> Progress:
     """Restore everything from this run's sound checkpoint `start.path`; fills in what `start` changes.
 

@@ -22,9 +22,8 @@ import torch
 from spans import communication, kernel_spans, print_kernels
 
 from lhtrain.attention.dense import fa4_runs
-from lhtrain.compute.apply import prepare
+from lhtrain.build import Engine, build_engine
 from lhtrain.compute.device import (
-    compute_dtype,
     gpu_memory,
     peak_flops,
     peak_memory,
@@ -36,14 +35,11 @@ from lhtrain.compute.flops import step_flops
 from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.fill import filled
 from lhtrain.conf.schema import Config
-from lhtrain.distributed.mesh import Parallel
+from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World, close, find_ranks
 from lhtrain.loader import Read, batches
-from lhtrain.model.decoder import FULL_ATTENTION, GPT
-from lhtrain.model.optimizer import build_optimizer
-from lhtrain.stage import Stage, stages_of
+from lhtrain.stage import Stage
 from lhtrain.step import update
-from lhtrain.train import attention_of
 
 COLUMNS = [
     "gpu",
@@ -105,27 +101,21 @@ def report(measured: list[dict], arguments: argparse.Namespace) -> None:
 
 def measure(config: Config, arguments: argparse.Namespace, world: World) -> list[dict]:
     device = world.device
-    parallel = Parallel(config.parallel, config.model, config.lighthouse.selection, world)
-    with torch.device("meta"):
-        model = GPT(config.model, compute_dtype(config.compute.precision, device))
-    prepare(model, config.compute, device)
-    parallel.build(model, config.run.seed)
-    optimizer = build_optimizer(model, config.optim)
-    full_attention = parallel.attention(FULL_ATTENTION)
+    engine = build_engine(config, Mesh(config.parallel, config.model, config.lighthouse.selection, world))
     ceiling, out = matmul_ceiling(device), []
-    for name, stage in stages_of(config).items():
-        model.attend_with(parallel.attention(attention_of(stage, config.lighthouse)), full_attention)
+    for name, stage in engine.stages.items():
+        engine.enter(stage)
         began = time.perf_counter()
         for _ in range(arguments.warmup):
-            step(model, optimizer, config, stage, parallel)
+            step(engine, config, stage)
         print(f"{name}: warm after {time.perf_counter() - began:.1f} s", flush=True)
         reset_peak_memory(device)
-        timed = [step(model, optimizer, config, stage, parallel) for _ in range(arguments.steps)]
+        timed = [step(engine, config, stage) for _ in range(arguments.steps)]
         times, losses = zip(*timed, strict=True)
         seconds, sheet = statistics.median(times), peak_flops(device)
         peak = peak_memory(device) / 1e9
         flops = step_flops(config.model, stage) / world.size
-        looked_at = partial(step, model, optimizer, config, stage, parallel)
+        looked_at = partial(step, engine, config, stage)
         spans = kernel_spans(looked_at, device) if arguments.kernels or world.together else []
         if world.is_main and arguments.kernels and spans:  # on a CPU there are none
             print_kernels(spans, arguments.kernels)
@@ -142,7 +132,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             round(peak, 2),
             round(flops / seconds / ceiling, 4) if ceiling else None,
             "fa4" if fa4_runs() else "cudnn" if ceiling else "cpu",
-            model.n_parameters()[0],
+            engine.model.n_parameters()[0],
             stage.n_attended,
             round(losses[-1], 4),
             world.size,
@@ -163,19 +153,18 @@ def derived(config: Config, stage: Stage, overrides: list[str]) -> list[str]:
     return [setting for setting in settings if setting.split("=")[0] not in given]
 
 
-def step(
-    model: GPT, optimizer: torch.optim.Optimizer, config: Config, stage: Stage, parallel: Parallel
-) -> tuple:
+def step(engine: Engine, config: Config, stage: Stage) -> tuple:
     """Seconds and loss of one step; the tokens are made before the clock starts."""
-    device, share = parallel.world.device, parallel.share
-    mine = share.rows(stage.n_sequences)
+    mesh = engine.mesh
+    device, part = mesh.world.device, mesh.slice
+    mine = part.sequences(stage.n_sequences)
     tokens = torch.randint(0, 256, (len(mine), stage.seq_len + 1))
-    read = Read.of(tokens, stage.batch_tokens, eos=0, device=device, share=share)
+    read = Read.of(tokens, stage.batch_tokens, eos=0, device=device, part=part)
     parts = batches(read, stage.grad_accum, device)
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    measured = update(model, optimizer, parts, config.optim.lr, config.optim, parallel)
+    measured = update(engine.model, engine.optimizer, parts, config.optim.lr, config.optim, mesh)
     value = measured.loss.item()  # waits for the device
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -43,7 +43,7 @@ def test_a_model_and_its_optimizer_load():
     for _ in range(2):
         tokens = torch.randint(0, 16, (2, 9), generator=draw)
         model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-        optimizer.step()
+        optimizer.step(1e-3, torch.zeros(()))
         optimizer.zero_grad()
     path = FOLDER / "step_00000003"
     assert checkpoint.fault(path) is None

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy
 
 from lhtrain.attention import LighthouseAttention
-from lhtrain.compute.apply import Offloaded, _policy, block_runner, prepare
+from lhtrain.compute.apply import Offloaded, _policy, apply, block_runner
 from lhtrain.conf.schema import Compile, ComputeConfig, ModelConfig, Recompute
 from lhtrain.model.decoder import GPT, run_plainly
 from lhtrain.model.loss import chunk_loss
@@ -25,7 +25,7 @@ def losses_and_gradients(compute=None, run_block=run_plainly):
     for block in model.blocks:
         block.run = run_block
     if compute:
-        prepare(model, compute, CPU)
+        apply(model, compute, CPU)
     tokens = torch.randint(0, 64, (2, 512), generator=torch.Generator().manual_seed(1))
     losses = []
     for part in (tokens, tokens.flip(1)):
@@ -132,7 +132,7 @@ def test_blocks_that_attend_alike_share_a_graph():
 def test_validation_runs_the_compiled_loss():
     """Step by step it would take four float32 copies of a chunk of logits."""
     model, compute = GPT(CONFIG), ComputeConfig(compile=Compile.on, recompute=Recompute.none)
-    prepare(model, compute, CPU)
+    apply(model, compute, CPU)
     assert model.chunk_loss is not GPT(CONFIG).chunk_loss
     called = []
     model.chunk_loss = lambda *given: called.append(given) or chunk_loss(*given)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lhtrain.attention import LighthouseAttention
-from lhtrain.compute.apply import prepare
+from lhtrain.compute.apply import apply
 from lhtrain.conf.schema import Compile, ComputeConfig, ModelConfig, Recompute
 from lhtrain.model.decoder import GPT
 
@@ -29,7 +29,7 @@ def step(compute, backend):
     model = GPT(CONFIG).to(DEVICE)
     model.init_weights(0)
     model.attend_with(LighthouseAttention(levels=2, pooling=4, budget=128, backend=backend))
-    prepare(model, compute, DEVICE)
+    apply(model, compute, DEVICE)
     # No token twice: the first layer would score both the same, and rounding choose between them.
     draw = torch.Generator().manual_seed(1)
     tokens = torch.stack([torch.randperm(N + 1, generator=draw) for _ in range(2)]).to(DEVICE)

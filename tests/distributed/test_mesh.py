@@ -5,7 +5,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from lhtrain.conf.schema import ModelConfig, ParallelConfig, Selection
-from lhtrain.distributed.mesh import Parallel
+from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.model.decoder import GPT, run_plainly
 from tests.distributed.ranks import DEVICE, on_ranks
@@ -28,7 +28,9 @@ def dtypes_in_blocks():
         model = GPT(CONFIG, torch.bfloat16)
     for block in model.blocks:
         block.run = noting
-    Parallel(ParallelConfig(), CONFIG, Selection.exact, world).build(model, seed=0)
+    mesh = Mesh(ParallelConfig(), CONFIG, Selection.exact, world)
+    mesh.shard(model)
+    mesh.initialize(model, seed=0)
     tokens = torch.zeros(1, 64, dtype=torch.int64, device=world.device)
     model.loss(tokens, tokens).backward()
     return seen
@@ -46,8 +48,9 @@ def gradients(dtype, size):
     world = World(Ranks(), device) if size == 1 else World.start(device)
     with torch.device("meta"):
         model = GPT(CONFIG, dtype)
-    parallel = Parallel(ParallelConfig(), CONFIG, Selection.exact, world)
-    parallel.build(model, seed=0)
+    mesh = Mesh(ParallelConfig(), CONFIG, Selection.exact, world)
+    mesh.shard(model)
+    mesh.initialize(model, seed=0)
     with torch.no_grad():  # gains that bfloat16 cannot hold
         for name, parameter in model.named_parameters():
             if "norm" in name:

@@ -125,15 +125,15 @@ class Poisoned(Trainer):
 
     def __init__(self, *args):
         super().__init__(*args)
-        read = self.feed.micro_batches
+        read = self.data.loader.micro_batches
 
         def poisoned(position, stage):
             batches, after = read(position, stage)
             if position in self.poison and self.world.rank == self.world.size - 1:
-                batches = [batch._replace(share=float("nan")) for batch in batches]
+                batches = [batch._replace(loss_weight=float("nan")) for batch in batches]
             return batches, after
 
-        self.feed.micro_batches = poisoned
+        self.data.loader.micro_batches = poisoned
 
 
 def train_poisoned(folder, name, poison, overrides):

@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lhtrain import checkpoint, cli
 from lhtrain.checkpoint.saver import Saver
-from lhtrain.conf.schema import ModelConfig
+from lhtrain.conf.schema import ModelConfig, OptimConfig
 from lhtrain.data.tokenizers.tokenizer import open_tokenizer
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
 from lhtrain.interop import export, folder
 from lhtrain.model.decoder import GPT
+from lhtrain.model.optimizer import AdamW
 
 SIZES = {"dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "ffn_dim": 80}
 FULL = {"name": "t", "seq_len": 64, "vocab_size": 300, "rope_theta": 5e5, "norm_eps": 1e-6} | SIZES
@@ -35,7 +36,7 @@ def saved(place, attention="dense", tokenizer="bytes", step=7, stages=None, done
     model = GPT(ModelConfig(**config))
     model.init_weights(3)
     torch.nn.init.normal_(model.norm.weight, 1, 0.1)
-    tensors = checkpoint.tensors_of(model, torch.optim.AdamW(model.parameters()))
+    tensors = checkpoint.tensors_of(model, AdamW(model, OptimConfig()))
     record = {
         "name": "it",
         "steps": step,

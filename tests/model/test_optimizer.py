@@ -2,13 +2,13 @@
 
 from lhtrain.conf.schema import ModelConfig, OptimConfig
 from lhtrain.model.decoder import GPT
-from lhtrain.model.optimizer import build_optimizer
+from lhtrain.model.optimizer import AdamW
 
 
 def test_matrices_decay_and_vectors_do_not():
     sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 32}
     model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, tie_embeddings=True, **sizes))
-    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7))
+    optimizer = AdamW(model, OptimConfig(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7)).adamw
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_decay = {
         group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups

@@ -13,6 +13,7 @@ from lhtrain.conf.schema import Resume
 from lhtrain.distributed import torchrun
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
+from lhtrain.progress import Progress
 from lhtrain.runs import resume as start
 from lhtrain.runs.history import History
 from lhtrain.runs.run_dir import RunDir, as_container, differing
@@ -189,3 +190,13 @@ def test_init_from_compares_what_shapes_do_not_show(tmp_path, monkeypatch, chang
         f"{change}: {values[change]} -> " if change in values else "state.json must be as lhtrain writes it"
     )
     assert what in str(refused.value)
+
+
+def test_starting_over_from_another_run_still_starts_over(monkeypatch):
+    """What the directory held must be kept aside, or a later resume would continue that."""
+    begun = Progress(position=512), "weights of another run"
+    monkeypatch.setattr(start, "start_from", lambda *_: begun)
+    config = SimpleNamespace(init_from="other")
+    for how, after in (("restarted", "restarted"), ("new run", "init_from")):
+        run = start.Start(how)
+        assert start.begin(run, None, None, config, None, None) is begun and run.how == after

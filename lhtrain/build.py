@@ -1,0 +1,113 @@
+"""The parts of a run, built in one order. The trainer and the benchmarks use the same functions."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.compute.apply import apply
+from lhtrain.compute.device import compute_dtype
+from lhtrain.compute.float8 import use_float8
+from lhtrain.conf.schema import Config
+from lhtrain.data import Corpus, SequenceOrder, open_corpus
+from lhtrain.distributed.mesh import Mesh
+from lhtrain.distributed.world import World
+from lhtrain.loader import Loader
+from lhtrain.model.decoder import FULL_ATTENTION, GPT, Attend
+from lhtrain.model.optimizer import Optimizer, build_optimizer
+from lhtrain.stage import Stage, stages_of
+
+
+@dataclass
+class Engine:
+    """What computes the steps of a run: the model, sharded and initialized, with its optimizer.
+
+    attention: what each stage's layers attend with, by the stage's name; dense: what those layers attend with
+    that model.dense_layers names. One object each: a compiler takes another object for different code.
+    """
+
+    stages: dict[str, Stage]
+    dtype: torch.dtype
+    mesh: Mesh
+    model: GPT
+    optimizer: Optimizer
+    attention: dict[str, Attend]
+    dense: Attend
+
+    def enter(self, stage: Stage) -> None:
+        """Have the model attend as `stage` says."""
+        self.model.attend_with(self.attention[stage.name], self.dense)
+
+
+@dataclass
+class Data:
+    """What a run reads. notes: warnings about it."""
+
+    corpus: Corpus
+    loader: Loader
+    validation: SequenceOrder
+    notes: list[str]
+
+
+def build(config: Config, world: World) -> tuple[Data, Engine]:
+    """All parts of a run of a filled configuration, on this rank. Raises as the functions below."""
+    mesh = Mesh(config.parallel, config.model, config.lighthouse.selection, world)
+    data = build_data(config, mesh)  # first: what is wrong with it shows before the model takes its time
+    return data, build_engine(config, mesh)
+
+
+def build_engine(config: Config, mesh: Mesh) -> Engine:
+    """The model of a filled configuration with its initial weights, ready to train.
+
+    Raises RunError: a device that lacks what the configuration needs.
+    """
+    compute, device = config.compute, mesh.world.device
+    dtype = compute_dtype(compute.precision, device)
+
+    # The model, without memory. Each line works on the modules that the line before left.
+    with torch.device("meta"):
+        model = GPT(config.model, dtype)
+    if compute.float8:
+        use_float8(model, device)  # replaces linear layers
+    apply(model, compute, device)  # sets how blocks are called: recomputed, offloaded, compiled
+    mesh.shard(model)  # FSDP around each block; a rank keeps its part of the weights
+    mesh.initialize(model, config.run.seed)  # memory on the device, and weights that the seed decides
+
+    optimizer = build_optimizer(model, config.optim)
+    stages = stages_of(config)
+    backend = config.lighthouse.backend
+    attention = {name: mesh.attention(attention_of(stage, backend)) for name, stage in stages.items()}
+    return Engine(stages, dtype, mesh, model, optimizer, attention, mesh.attention(FULL_ATTENTION))
+
+
+def build_data(config: Config, mesh: Mesh) -> Data:
+    """The corpus, and the order in which this rank reads it.
+
+    Raises:
+        DataError: data that cannot be read.
+        Disagreement: ranks that read different data.
+    """
+    world = mesh.world
+    with world.first_of_each_machine():  # which tokenizes, or verifies, for the others
+        corpus = open_corpus(**asdict(config.data))
+    world.agree({"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint})
+    lengths = {stage.seq_len for stage in config.stages.values()}
+    order = SequenceOrder(corpus.parts["train"], lengths, config.run.seed, config.data.long_fraction)
+    validation = SequenceOrder(corpus.parts["val"], lengths, seed=0)
+    loader = Loader(order, corpus.tokenizer.eos, world.device, mesh.slice)
+    return Data(corpus, loader, validation, order.notes)
+
+
+def attention_of(stage: Stage, backend: str) -> DenseAttention | LighthouseAttention:
+    """What the layers of a stage attend with on one rank; backend: `lighthouse.backend`."""
+    if stage.pyramid is None:
+        return FULL_ATTENTION
+    pyramid = stage.pyramid
+    return LighthouseAttention(
+        levels=pyramid.levels,
+        pooling=pyramid.pooling,
+        budget=pyramid.budget,
+        scorer=stage.scorer,
+        cover_prefix=stage.cover_prefix,
+        backend=backend,
+    )

@@ -1,0 +1,42 @@
+"""The loss on validation data, and the first passes of a run, which compile it."""
+
+import time
+from collections.abc import Iterable
+
+import torch
+
+from lhtrain.build import Engine
+from lhtrain.data import SequenceOrder
+from lhtrain.loader import validation_batches
+from lhtrain.stage import Stage
+
+
+@torch.no_grad()
+def validation_loss(engine: Engine, order: SequenceOrder, tokens: int, stage: Stage, eos: int) -> float:
+    """Mean loss, in nats, over the first `tokens` of a validation split, over all ranks, with the attention
+    that the model has now. Sequences are as long as those of `stage`."""
+    mesh, device = engine.mesh, engine.mesh.world.device
+    # Of the losses, and of the targets, which float32 could not count.
+    sums = torch.zeros(2, device=device, dtype=torch.float64)
+    for batch in validation_batches(order, tokens, stage, eos, device, mesh.slice):
+        loss = engine.model.loss(batch.tokens, batch.targets, batch.positions)
+        sums += sums.new_tensor([loss.item() * batch.n_targets, batch.n_targets])
+    loss, count = mesh.mean(sums).tolist()
+    return loss / count
+
+
+def warm_up(engine: Engine, stages: Iterable[Stage], z_loss: float) -> float:
+    """Compile what `stages` run, on tokens that train nothing; returns the seconds."""
+    began = time.perf_counter()
+    part, device = engine.mesh.slice, engine.mesh.world.device
+    for stage in stages:
+        engine.enter(stage)
+        n_sequences = stage.n_sequences // stage.grad_accum // part.dp_size
+        here = part.positions(stage.seq_len).to(device)
+        tokens = torch.zeros(n_sequences, len(here), dtype=torch.int64, device=device)
+        positions = here if part.cp_size > 1 else None
+        engine.model.loss(tokens, tokens, positions, z_loss=z_loss).backward()
+        with torch.no_grad():
+            engine.model.loss(tokens, tokens, positions).item()
+    engine.optimizer.zero_grad()
+    return time.perf_counter() - began

@@ -15,7 +15,6 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lhtrain.conf.fill import filled
 from lhtrain.conf.keys import all_keys, type_of
 from lhtrain.conf.nearest import nearest
 from lhtrain.conf.problems import ConfigError, Problem
@@ -97,14 +96,6 @@ def data_config(overrides: list[str]) -> DataConfig:
             raise ConfigError([_placed(problem, settings) for problem in problems])
     assert isinstance(data, DataConfig)
     return data
-
-
-def compose_config(overrides: list[str], n_ranks: int | None = None, memory: int | None = None) -> Config:
-    """The filled configuration of `overrides`, for commands that do not train. Raises ConfigError.
-
-    n_ranks, memory: as `filled` has them.
-    """
-    return filled(check_overrides(overrides, n_ranks=n_ranks), n_ranks, memory)
 
 
 def build(config: DictConfig, n_ranks: int | None = None) -> Config:

@@ -76,6 +76,7 @@ ATTENTIONS = Registry(
 SCORERS = Registry("scorer", {"norm": "lhtrain.kernels.scores.norm:Norm"})
 OPTIMIZERS = Registry("optimizer", {"adamw": "lhtrain.model.optimizer:AdamW"})
 TRACKERS = Registry("tracker", {"wandb": "lhtrain.report.trackers:WandbTracker"})
+BACKENDS = ("auto", "reference", "triton")  # of the Lighthouse layer's pooling and selection
 
 
 def load_plugins(modules: Iterable[str]) -> None:

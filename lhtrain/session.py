@@ -9,8 +9,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lhtrain.compute.device import gpu_memory
+from lhtrain.compute.fill import filled
 from lhtrain.conf.compose import build
-from lhtrain.conf.fill import filled
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.distributed.ranks import find_ranks

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lhtrain import train
-from lhtrain.conf.compose import compose_config
+from lhtrain.compute.fill import compose_config
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.health import nonfinite
 from lhtrain.health.hang import Watchdog

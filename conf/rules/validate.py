@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lhtrain.attention.names import BACKENDS
-from lhtrain.conf.fill import stage_steps
-from lhtrain.conf.micro_batches import batch_problems, count_problems
 from lhtrain.conf.problems import Problem
+from lhtrain.conf.rules.batch import batch_problems, count_problems
 from lhtrain.conf.rules.cluster import cluster_problems
 from lhtrain.conf.rules.parallel import parallel_problems
 from lhtrain.conf.rules.plugins import name_problems, option_problems
+from lhtrain.conf.rules.stages import stage_steps
 from lhtrain.conf.rules.tracking import logger_problems
 from lhtrain.conf.schema import Config, DataConfig, Precision, Recompute, StageConfig
 from lhtrain.conf.typed.paths import path_problem
 from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.registry import BACKENDS
 
 LEAST_EPS = 1e-37  # a little above the least normal float32; GPUs take smaller numbers for 0
 FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products

@@ -1,4 +1,5 @@
 """Names that settings and `lighthouse_attention` share. Without torch: checking a setting is then quick."""
 
+from lhtrain.registry import BACKENDS as BACKENDS
+
 SCORERS = ("norm",)
-BACKENDS = ("auto", "reference", "triton")

@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lhtrain.compute.advice import advice
+from lhtrain.compute.fill import compose_config
 from lhtrain.compute.memory import Memory, how, parameters
 from lhtrain.compute.memory import estimate as peak
-from lhtrain.conf.compose import compose_config, with_folders
+from lhtrain.conf.compose import with_folders
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import Config
 from lhtrain.errors import UsageError

@@ -81,7 +81,7 @@ def out_of_memory(error: Exception, given: Config) -> str:
     import torch
 
     from lhtrain.compute.advice import advice
-    from lhtrain.conf.fill import filled
+    from lhtrain.compute.fill import filled
     from lhtrain.conf.rules.parallel import mesh_sizes
 
     memory, n_ranks = torch.cuda.mem_get_info()[1], find_ranks().size

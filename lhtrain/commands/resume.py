@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from lhtrain.commands.failure import explained, refuse_together
-from lhtrain.conf.fill import filled
+from lhtrain.compute.fill import filled
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.rules.machine import data_here
 from lhtrain.conf.schema import Config

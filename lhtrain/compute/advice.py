@@ -2,8 +2,9 @@
 
 from copy import deepcopy
 
+from lhtrain.compute.fill import CHOICES, counts
 from lhtrain.compute.memory import estimate, how
-from lhtrain.conf.micro_batches import CHOICES, counts, data_ranks
+from lhtrain.conf.rules.batch import data_ranks
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import Config, Recompute
 from lhtrain.stage import stages_of

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lhtrain import checkpoint
+from lhtrain.compute.fill import filled
 from lhtrain.conf.compose import build
-from lhtrain.conf.fill import filled
 from lhtrain.conf.keys import is_option
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from lhtrain.compute.fill import filled
 from lhtrain.conf.compose import check_overrides
-from lhtrain.conf.fill import filled
-from lhtrain.conf.micro_batches import batch_problems
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.rules.batch import batch_problems
 from lhtrain.conf.rules.parallel import parallel_problems
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.errors import RunError

@@ -31,9 +31,9 @@ from lhtrain.compute.device import (
     reset_peak_memory,
     set_deterministic,
 )
+from lhtrain.compute.fill import filled
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.compose import check_overrides
-from lhtrain.conf.fill import filled
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World, close, find_ranks

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 from lhtrain.commands.failure import in_words, out_of_memory
 from lhtrain.compute.advice import advice
-from lhtrain.conf.compose import check_overrides, compose_config
+from lhtrain.compute.fill import compose_config
+from lhtrain.conf.compose import check_overrides
 from lhtrain.files import NotRegular
 
 

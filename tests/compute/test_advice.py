@@ -1,7 +1,7 @@
 """What to change when memory runs out, with the estimates."""
 
 from lhtrain.compute.advice import advice, outlook
-from lhtrain.conf.compose import compose_config
+from lhtrain.compute.fill import compose_config
 
 
 def test_each_choice_with_its_peak_and_whether_it_fits():

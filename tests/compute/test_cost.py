@@ -3,8 +3,8 @@
 import pytest
 
 from lhtrain.compute.cost import ASSUMED_MFU, cost, repeats
+from lhtrain.compute.fill import compose_config
 from lhtrain.compute.flops import step_flops
-from lhtrain.conf.compose import compose_config
 from lhtrain.stage import stages_of
 
 

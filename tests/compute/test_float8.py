@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lhtrain.compute.fill import compose_config
 from lhtrain.compute.float8 import use_float8
-from lhtrain.conf.compose import compose_config
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.errors import RunError

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lhtrain.compute.fill import compose_config
 from lhtrain.compute.memory import estimate
-from lhtrain.conf.compose import compose_config
 from lhtrain.conf.schema import Recompute
 from lhtrain.stage import stages_of
 

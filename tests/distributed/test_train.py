@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from lhtrain import checkpoint
-from lhtrain.conf.compose import compose_config
-from lhtrain.conf.fill import filled
+from lhtrain.compute.fill import compose_config, filled
 from lhtrain.distributed.world import World
 from lhtrain.health.hang import Watchdog
 from lhtrain.model.decoder import GPT

@@ -2,8 +2,7 @@
 
 import torch
 
-from lhtrain.conf.compose import compose_config
-from lhtrain.conf.fill import filled
+from lhtrain.compute.fill import compose_config, filled
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.report import greeting
 

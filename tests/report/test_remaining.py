@@ -2,8 +2,8 @@
 
 import pytest
 
+from lhtrain.compute.fill import compose_config
 from lhtrain.compute.flops import step_flops
-from lhtrain.conf.compose import compose_config
 from lhtrain.progress import Progress, StageRecord
 from lhtrain.report.remaining import Remaining, _times
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import pytest
 import torch.distributed as dist
 
-from lhtrain.conf.compose import compose_config
+from lhtrain.compute.fill import compose_config
 from lhtrain.errors import RunError
 from lhtrain.health.nonfinite import Skip
 from lhtrain.progress import Progress, StageRecord

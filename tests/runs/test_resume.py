@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from lhtrain.checkpoint.saver import Saver
-from lhtrain.conf.compose import compose_config
-from lhtrain.conf.fill import filled
+from lhtrain.compute.fill import compose_config, filled
 from lhtrain.conf.schema import Resume
 from lhtrain.distributed import torchrun
 from lhtrain.distributed.world import Ranks, World

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from lhtrain.conf.compose import compose_config
+from lhtrain.compute.fill import compose_config
 from lhtrain.conf.problems import ConfigError
 from lhtrain.errors import RunError
 from lhtrain.runs.run_dir import as_container

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from lhtrain.checkpoint.saver import Saver
 from lhtrain.cli import main
 from lhtrain.commands.table import COMMANDS
-from lhtrain.conf.compose import check_overrides, compose_config
-from lhtrain.conf.fill import filled
+from lhtrain.compute.fill import compose_config, filled
+from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import ClusterConfig, Launch, Resume

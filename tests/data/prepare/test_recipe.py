@@ -5,7 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from lhtrain.conf.compose import compose_config, data_config
+from lhtrain.compute.fill import compose_config
+from lhtrain.conf.compose import data_config
 from lhtrain.conf.rules import machine as here
 from lhtrain.data import DataError, open_corpus
 from lhtrain.data.prepare.recipe import Recipe

@@ -4,10 +4,9 @@ from copy import deepcopy
 
 import pytest
 
+from lhtrain.compute.fill import USABLE, compose_config, filled
 from lhtrain.compute.memory import estimate
-from lhtrain.conf.compose import check_overrides, compose_config
-from lhtrain.conf.fill import filled
-from lhtrain.conf.micro_batches import USABLE
+from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import Recompute
 from lhtrain.stage import Stage, stages_of

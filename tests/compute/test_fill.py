@@ -5,8 +5,8 @@ import pickle
 import pytest
 from hydra import compose, initialize_config_module
 
+from lhtrain.compute.fill import filled
 from lhtrain.conf.compose import build
-from lhtrain.conf.fill import filled
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.resolvers import budget
 

@@ -1,23 +1,7 @@
-"""Fill in what a configuration leaves open, so that a saved one says everything."""
+"""How the stages share the steps of the run."""
 
-from copy import deepcopy
-
-from lhtrain.conf.micro_batches import derive
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, StageConfig
-
-
-def filled(config: Config, n_ranks: int | None = None, memory: int | None = None) -> Config:
-    """A copy of a valid `config` with the steps of every stage, dense_layers counted from the front, and
-    numbers where it says auto. n_ranks: of the run; memory: bytes of a GPU, None on CPUs; see `derive`."""
-    config = deepcopy(config)
-    model = config.model
-    model.dense_layers = sorted({layer % model.n_layers for layer in model.dense_layers})
-    steps, _ = stage_steps(config)
-    for stage, count in zip(config.stages.values(), steps, strict=True):
-        stage.steps, stage.fraction = count, None
-    derive(config, n_ranks, memory)
-    return config
 
 
 def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:

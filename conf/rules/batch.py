@@ -1,0 +1,85 @@
+"""How a step's tokens become micro-batches: which numbers divide, and what may be `auto`."""
+
+import math
+from collections.abc import Iterator
+
+from lhtrain.conf.problems import Problem
+from lhtrain.conf.rules.parallel import mesh_sizes
+from lhtrain.conf.schema import Config
+
+AUTO = "auto"
+
+
+def number_or_auto(value: object) -> int | None:
+    """The whole number, at least 1, that `value` is or spells; None for auto. Raises ValueError otherwise."""
+    if value == AUTO:
+        return None
+    number = int(str(value))  # neither 1.5 nor true
+    if number < 1:
+        raise ValueError(value)
+    return number
+
+
+def count_problems(config: Config) -> Iterator[Problem]:
+    """Values of batch_tokens and grad_accum that are neither numbers nor auto, each under its own key."""
+    for field in ("batch_tokens", "grad_accum"):
+        of_run = getattr(config.run, field)
+        places = {f"run.{field}": of_run}
+        for name, stage in config.stages.items():
+            if getattr(stage, field) != of_run:
+                places[f"stages.{name}.{field}"] = getattr(stage, field)
+        for key, value in places.items():
+            try:
+                number_or_auto(value)
+            except ValueError:
+                is_count = isinstance(value, int) and not isinstance(value, bool)
+                rule = "must be at least 1, or auto" if is_count else "must be a whole number, or auto"
+                yield Problem(key, value, rule)
+
+
+def batch_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
+    """Steps that the ranks cannot share out as whole sequences, with the nearest that they can."""
+    try:
+        dp = data_ranks(config, n_ranks)
+    except (ValueError, ZeroDivisionError):  # a problem of `parallel`, named there
+        dp = 1
+    inherited: dict[tuple[str, int], None] = {}
+    for name, stage in config.stages.items():
+        try:
+            tokens, accum = number_or_auto(stage.batch_tokens), number_or_auto(stage.grad_accum)
+        except ValueError:
+            continue  # named by count_problems
+        if tokens is None or stage.seq_len < 1:
+            continue
+        factors = {"seq_len": stage.seq_len, "grad_accum": accum or 1, "data-parallel ranks": dp}
+        unit = math.prod(factors.values())
+        if tokens % unit == 0:
+            continue
+        shown = {key: count for key, count in factors.items() if count > 1 or key == "seq_len"}
+        rule = f"must be a multiple of {' * '.join(shown)} = {' * '.join(map(str, shown.values()))}"
+        if accum and tokens % (stage.seq_len * dp) == 0:
+            own = stage.grad_accum != config.run.grad_accum
+            rule += f"; {f'stages.{name}' if own else 'run'}.grad_accum=auto takes a number that fits"
+        if stage.batch_tokens == config.run.batch_tokens:
+            inherited[rule, unit] = None
+        else:
+            yield Problem(f"stages.{name}.batch_tokens", tokens, f"{rule}; nearest: {_nearest(tokens, unit)}")
+    if inherited:
+        tokens = int(config.run.batch_tokens)
+        near = _nearest(tokens, math.lcm(*(unit for _, unit in inherited)))
+        rules = ", and ".join(rule for rule, _ in inherited)
+        yield Problem("run.batch_tokens", tokens, f"{rules}; nearest: {near}")
+
+
+def _nearest(number: int, unit: int) -> str:
+    below = number // unit * unit
+    return " or ".join(str(value) for value in (below, below + unit) if value > 0)
+
+
+def data_ranks(config: Config, n_ranks: int | None) -> int:
+    """Ranks that have sequences of their own. Without `n_ranks`, dp_shard=-1 counts as one rank."""
+    parallel = config.parallel
+    if n_ranks is None:
+        return parallel.dp_replicate * max(parallel.dp_shard, 1)
+    replicate, shard, _ = mesh_sizes(parallel, n_ranks)
+    return replicate * shard

@@ -10,26 +10,15 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from lhtrain.checkpoint.check import find_fault
-from lhtrain.checkpoint.faults import OtherFormat
+from lhtrain.checkpoint.errors import OtherFormat
 from lhtrain.checkpoint.names import complete, present
+from lhtrain.checkpoint.verify import find_problem
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.files import sync_folder
 
 WRITING, DELETING, REPLACED, DAMAGED = ".writing-", ".deleting-", ".replaced-", "damaged-"
 _HIDDEN = re.compile(r"\.(writing|deleting|replaced)-(step_[0-9]{8,})(\.[0-9]+)?")
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """All that a run left in `folder`: checkpoints, sound or not, finished or not, and those that were put
-    aside as damaged. Where there are some, a new run would mix with another one. Raises OSError."""
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
-    damaged = [folder / name for name in names if re.match(r"damaged-step_[0-9]{8,}", name)]
-    return [*present(folder), *damaged]
 
 
 def tidy(folder: Path) -> list[str]:
@@ -51,7 +40,9 @@ def tidy(folder: Path) -> list[str]:
             else:
                 remove(folder / name)
         except OSError as error:
-            notes.append(f"{folder / name}, which an earlier run left, could not be removed: {reason(error)}")
+            notes.append(
+                f"{folder / name}, which an earlier run left, could not be removed: {in_words(error)}"
+            )
     return notes
 
 
@@ -71,7 +62,7 @@ def delete(path: Path) -> str | None:
         path.rename(doomed)
         remove(doomed)
     except OSError as error:
-        return f"checkpoint {path.name} could not be deleted: {reason(error)}"
+        return f"checkpoint {path.name} could not be deleted: {in_words(error)}"
     return None
 
 
@@ -91,7 +82,7 @@ def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
     """
     damaged: list[tuple[Path, str]] = []
     for path in reversed(world.on_main(partial(_listed, folder))):
-        found = find_fault(path, world)
+        found = find_problem(path, world)
         if found is None:
             return path, world.on_main(partial(_put_all_aside, damaged))
         if isinstance(found, OtherFormat):
@@ -123,7 +114,7 @@ def _put_all_aside(damaged: list[tuple[Path, str]]) -> list[str]:
             path.rename(free_name(path.parent, DAMAGED + path.name))
             notes.append(f"checkpoint {path.name} is damaged and was put aside: {found}")
         except OSError as error:
-            why = f"could not be renamed: {reason(error)}"
+            why = f"could not be renamed: {in_words(error)}"
             notes.append(f"checkpoint {path.name} is damaged ({found}) and {why}")
     if damaged:
         sync_folder(damaged[0][0].parent)
@@ -139,7 +130,7 @@ def free_name(folder: Path, name: str) -> Path:
     return path
 
 
-def reason(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
     """An error in one line; an OSError with its number and path."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"[Errno {error.errno}] {error.strerror}" + (f": {error.filename}" if error.filename else "")

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lhtrain.checkpoint.blocks import Entry
-from lhtrain.checkpoint.faults import Fault
-from lhtrain.checkpoint.layout import DTYPES, MAX_DIMENSIONS, Chunk, Saved, n_bytes, tiles
+from lhtrain.checkpoint.errors import Invalid
+from lhtrain.checkpoint.hashed import FileEntry
+from lhtrain.checkpoint.layout import DTYPES, MAX_DIMENSIONS, Chunk, SavedTensor, n_bytes, tiles
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 CLASSES = {
@@ -45,7 +45,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 def tree(description: bytes) -> Any:
     """What the pickle describes, as nodes, dicts, lists, tuples, strings and whole numbers.
 
-    Raises Fault: it asks for a class that no checkpoint needs, or is no such pickle.
+    Raises Invalid: it asks for a class that no checkpoint needs, or is no such pickle.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -55,7 +55,7 @@ def tree(description: bytes) -> Any:
                 return stack.pop()
             _apply(operation.name, argument, stack, memo)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise Fault(f".metadata was not written by lhtrain: {error}"[:300]) from error
+        raise Invalid(f".metadata was not written by lhtrain: {error}"[:300]) from error
     _strange("it has no end")
 
 
@@ -87,7 +87,7 @@ def _make(name: str, argument: Any, stack: list[Any]) -> None:
     if name in ("STACK_GLOBAL", "GLOBAL"):
         module, of_module = argument.split(" ") if name == "GLOBAL" else (stack.pop(-2), stack.pop())
         if f"{module}.{of_module}" not in CLASSES:
-            raise Fault(f".metadata asks for {module}.{of_module}, which no checkpoint needs"[:200])
+            raise Invalid(f".metadata asks for {module}.{of_module}, which no checkpoint needs"[:200])
         stack.append(Node(f"{module}.{of_module}"))
     elif name in ("NEWOBJ", "REDUCE"):
         arguments, of_class = stack.pop(), _node(stack.pop())
@@ -115,8 +115,8 @@ def _to_mark(stack: list[Any]) -> list[Any]:
     return items[::-1]
 
 
-def tensors(description: bytes, files: dict[str, Entry]) -> dict[str, Saved]:
-    """The tensors that a .metadata describes, whose parts lie in `files`. Raises Fault."""
+def tensors(description: bytes, files: dict[str, FileEntry]) -> dict[str, SavedTensor]:
+    """The tensors that a .metadata describes, whose parts lie in `files`. Raises Invalid."""
     top = _fields(tree(description), f"{_METADATA}.Metadata")
     places: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
     for key, value in _plain(top.get("storage_data"), dict).items():
@@ -131,7 +131,7 @@ def tensors(description: bytes, files: dict[str, Entry]) -> dict[str, Saved]:
     return out
 
 
-def _place(name: str, value: Any, files: dict[str, Entry]) -> tuple[str, int, int]:
+def _place(name: str, value: Any, files: dict[str, FileEntry]) -> tuple[str, int, int]:
     """File, begin and end of a part of the tensor `name`."""
     info = _fields(value, "torch.distributed.checkpoint.filesystem._StorageInfo")
     if info.get("transform_descriptors"):
@@ -142,15 +142,15 @@ def _place(name: str, value: Any, files: dict[str, Entry]) -> tuple[str, int, in
         _natural(info.get("length")),
     )
     if not (isinstance(file, str) and file in files and file.endswith(".distcp")):
-        raise Fault(f".metadata places {name} in {file!r:.80}, a file that manifest.json does not name")
+        raise Invalid(f".metadata places {name} in {file!r:.80}, a file that manifest.json does not name")
     if begin + length > files[file].bytes:
         _strange(f"{name} lies beyond the end of {file}")
     return file, begin, begin + length
 
 
-def _saved(name: str, value: Any, places: dict) -> Saved:
+def _saved(name: str, value: Any, places: dict) -> SavedTensor:
     if isinstance(value, Node) and value.name == f"{_METADATA}.BytesStorageMetadata":
-        raise Fault(f".metadata describes {name} as bytes; a checkpoint holds tensors alone")
+        raise Invalid(f".metadata describes {name} as bytes; a checkpoint holds tensors alone")
     fields = _fields(value, f"{_METADATA}.TensorStorageMetadata")
     properties = _node(fields.get("properties"), f"{_METADATA}.TensorProperties").state
     kind = _node(_plain(properties, tuple)[0]).name.removeprefix("torch.")
@@ -170,29 +170,29 @@ def _saved(name: str, value: Any, places: dict) -> Saved:
         chunks.append(Chunk(offsets, sizes, *place))
     if not tiles(shape, [(chunk.offsets, chunk.sizes) for chunk in chunks]):
         _strange(f"the parts of {name} do not cover its shape {list(shape)} exactly once")
-    return Saved(DTYPES[kind], shape, tuple(chunks))
+    return SavedTensor(DTYPES[kind], shape, tuple(chunks))
 
 
-def part(content: memoryview, chunk: Chunk, saved: Saved, name: str) -> Tensor:
-    """The part of a tensor that the bytes of one entry of a .distcp hold. Raises Fault."""
+def part(content: memoryview, chunk: Chunk, saved: SavedTensor, name: str) -> Tensor:
+    """The part of a tensor that the bytes of one entry of a .distcp hold. Raises Invalid."""
     where = f"the part of {name} at byte {chunk.begin} of {chunk.file}"
     if len(content) < n_bytes(chunk.sizes, saved.dtype):
-        raise Fault(f"{where} is shorter than its values")  # compressed: it could fill the memory
+        raise Invalid(f"{where} is shorter than its values")  # compressed: it could fill the memory
     if content[:4] != b"PK\x03\x04":
-        raise Fault(f"{where} is not a tensor: PyTorch's archives begin otherwise")
+        raise Invalid(f"{where} is not a tensor: PyTorch's archives begin otherwise")
     try:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a crafted file makes it raise
-        raise Fault(f"{where} is not a tensor: {str(error).splitlines()[0]:.100}") from error
+        raise Invalid(f"{where} is not a tensor: {str(error).splitlines()[0]:.100}") from error
     if type(found) is not Tensor or found.layout is not torch.strided:
-        raise Fault(f"{where} is not a plain tensor")
+        raise Invalid(f"{where} is not a plain tensor")
     if (found.dtype, tuple(found.shape)) != (saved.dtype, chunk.sizes):
-        raise Fault(f"{where} is {found.dtype} {tuple(found.shape)}, not {saved.dtype} {chunk.sizes}")
+        raise Invalid(f"{where} is {found.dtype} {tuple(found.shape)}, not {saved.dtype} {chunk.sizes}")
     return found
 
 
 def _strange(what: str) -> NoReturn:
-    raise Fault(f".metadata was not written by lhtrain: {what}"[:300])
+    raise Invalid(f".metadata was not written by lhtrain: {what}"[:300])
 
 
 def _node(value: Any, name: str | None = None) -> Node:

@@ -30,7 +30,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedTensor:
     """One tensor of a checkpoint; its chunks tile it."""
 
     dtype: torch.dtype

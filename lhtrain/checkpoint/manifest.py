@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lhtrain.checkpoint import format2
-from lhtrain.checkpoint.blocks import BLOCK, BlockFile, Entry
-from lhtrain.checkpoint.faults import Fault, OtherFormat, of_name
-from lhtrain.checkpoint.layout import DTYPES, MAX_DIMENSIONS, Chunk, Saved, n_bytes, tiles
+from lhtrain.checkpoint.errors import Invalid, OtherFormat, as_invalid
+from lhtrain.checkpoint.hashed import PIECE, FileEntry, HashedFile
+from lhtrain.checkpoint.layout import DTYPES, MAX_DIMENSIONS, Chunk, SavedTensor, n_bytes, tiles
 from lhtrain.files import read_regular
 
 FORMAT = 3
@@ -36,12 +36,12 @@ class Manifest:
 
     format: int
     step: int | None
-    files: dict[str, Entry]
-    tensors: dict[str, Saved]
+    files: dict[str, FileEntry]
+    tensors: dict[str, SavedTensor]
 
-    def blocks(self) -> list[tuple[str, int]]:
-        """Every block of every file; an empty file counts as one."""
-        return [(name, n) for name, entry in self.files.items() for n in range(max(entry.n_blocks, 1))]
+    def pieces(self) -> list[tuple[str, int]]:
+        """Every piece of every file; an empty file counts as one."""
+        return [(name, n) for name, entry in self.files.items() for n in range(max(entry.n_pieces, 1))]
 
 
 def file_name(rank: int) -> str:
@@ -51,7 +51,7 @@ def file_name(rank: int) -> str:
 def read(path: Path) -> Manifest:
     """The manifest of the checkpoint `path`.
 
-    Raises Fault, OSError.
+    Raises Invalid, OSError.
     """
     content = _content(path)
     first = _FIRST.match(content)
@@ -62,11 +62,11 @@ def read(path: Path) -> Manifest:
     return parse(_parsed(content))
 
 
-def write(step: int, files: dict[str, Entry], tensors: dict[str, Any]) -> bytes:
-    """The content of a manifest. tensors: as in the file. Raises Fault: they do not describe a checkpoint."""
+def write(step: int, files: dict[str, FileEntry], tensors: dict[str, Any]) -> bytes:
+    """The content of a manifest. tensors: as in the file. Raises Invalid: they break a rule."""
     described = {name: {"bytes": entry.bytes, "sha256": list(entry.sha256)} for name, entry in files.items()}
     rest = (
-        f'"format": {FORMAT}, "step": {step}, "block": {BLOCK},\n'
+        f'"format": {FORMAT}, "step": {step}, "block": {PIECE},\n'
         f'"files": {_lines(described)},\n"tensors": {_lines(tensors)}}}\n'
     ).encode()
     content = b'{"sha256": "%s",\n' % hashlib.sha256(rest).hexdigest().encode() + rest
@@ -75,13 +75,13 @@ def write(step: int, files: dict[str, Entry], tensors: dict[str, Any]) -> bytes:
 
 
 def parse(tree: dict[str, Any]) -> Manifest:
-    """A manifest of format 3 from its JSON. Raises Fault: something in it breaks a rule."""
+    """A manifest of format 3 from its JSON. Raises Invalid: something in it breaks a rule."""
     version = tree.get("format")
     if version != FORMAT or type(version) is not int:
         raise OtherFormat(f"{NAME} is of format {version!r:.40}, this version reads 2 and {FORMAT}")
     _expect(tree.keys() == {"sha256", "format", "step", "block", "files", "tensors"}, "it has other keys")
     step, block = _natural(tree["step"], "step"), _natural(tree["block"], "block")
-    _expect(0 < block <= BLOCK, f"block={block}")
+    _expect(0 < block <= PIECE, f"block={block}")
     files = {name: _entry(name, value, block) for name, value in _table(tree["files"], "files").items()}
     _expect(STATE in files, f"it does not name {STATE}")
     tensors = {name: _saved(name, value, files) for name, value in _table(tree["tensors"], "tensors").items()}
@@ -90,7 +90,7 @@ def parse(tree: dict[str, Any]) -> Manifest:
     return Manifest(FORMAT, step, files, tensors)
 
 
-def _check_files(files: dict[str, Entry], tensors: dict[str, Saved]) -> None:
+def _check_files(files: dict[str, FileEntry], tensors: dict[str, SavedTensor]) -> None:
     """Each byte of each rank's file belongs to one chunk."""
     ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in files if name != STATE}
     for saved in tensors.values():
@@ -104,17 +104,17 @@ def _check_files(files: dict[str, Entry], tensors: dict[str, Saved]) -> None:
         _expect(end == files[name].bytes, f"the chunks in {name} end at byte {end} of {files[name].bytes}")
 
 
-def _entry(name: str, value: Any, block: int) -> Entry:
+def _entry(name: str, value: Any, block: int) -> FileEntry:
     _expect(bool(_FILES[3].fullmatch(name)), f"it names the file {name!r:.80}, which no checkpoint has")
     entry = _table(value, name)
     _expect(entry.keys() == {"bytes", "sha256"}, f"{name} must have bytes and sha256")
     size, digests = _natural(entry["bytes"], f"bytes of {name}"), entry["sha256"]
     _expect(isinstance(digests, list) and len(digests) == -(-size // block), f"hashes of {name}")
     _expect(all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in digests), f"hashes of {name}")
-    return Entry(size, tuple(digests), block)
+    return FileEntry(size, tuple(digests), block)
 
 
-def _saved(name: str, value: Any, files: dict[str, Entry]) -> Saved:
+def _saved(name: str, value: Any, files: dict[str, FileEntry]) -> SavedTensor:
     tensor = _table(value, name)
     _expect(tensor.keys() == {"dtype", "shape", "chunks"}, f"{name} must have dtype, shape and chunks")
     _expect(isinstance(tensor["dtype"], str) and tensor["dtype"] in DTYPES, f"dtype of {name}")
@@ -123,10 +123,10 @@ def _saved(name: str, value: Any, files: dict[str, Entry]) -> Saved:
     chunks = tuple(_chunk(name, chunk, dtype, len(shape), files) for chunk in tensor["chunks"])
     boxes = [(chunk.offsets, chunk.sizes) for chunk in chunks]
     _expect(tiles(shape, boxes), f"the chunks of {name} do not cover its shape {list(shape)} exactly once")
-    return Saved(dtype, shape, chunks)
+    return SavedTensor(dtype, shape, chunks)
 
 
-def _chunk(name: str, value: Any, dtype: Any, dimensions: int, files: dict[str, Entry]) -> Chunk:
+def _chunk(name: str, value: Any, dtype: Any, dimensions: int, files: dict[str, FileEntry]) -> Chunk:
     chunk = _table(value, f"a chunk of {name}")
     _expect(chunk.keys() == {"offsets", "sizes", "file", "begin"}, f"a chunk of {name} has other keys")
     offsets, sizes = (_numbers(chunk[key], f"{key} of {name}") for key in ("offsets", "sizes"))
@@ -148,11 +148,11 @@ def _of_format_2(path: Path, tree: dict[str, Any]) -> Manifest:
         _expect(entry.keys() == {"bytes", "sha256"}, f"{name} must have bytes and sha256")
         size, digest = _natural(entry["bytes"], f"bytes of {name}"), entry["sha256"]
         _expect(isinstance(digest, str) and bool(_DIGEST.fullmatch(digest)), f"sha256 of {name}")
-        files[name] = Entry(size, (digest,), max(size, BLOCK + 1))
+        files[name] = FileEntry(size, (digest,), max(size, PIECE + 1))
     for name in (STATE, ".metadata"):
         _expect(name in files, f"it does not name {name}")
     _expect(files[".metadata"].bytes <= MOST, "bytes of .metadata")
-    with BlockFile(path, ".metadata", files[".metadata"]) as file:
+    with HashedFile(path, ".metadata", files[".metadata"]) as file:
         description = bytes(file.read(0, files[".metadata"].bytes))
     return Manifest(2, None, files, format2.tensors(description, files))
 
@@ -161,7 +161,7 @@ def _content(path: Path) -> bytes:
     try:
         return read_regular(path / NAME, MOST)
     except OSError as error:
-        raise of_name(error, NAME) or error from error
+        raise as_invalid(error, NAME) or error from error
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -182,12 +182,12 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _damaged(what: str) -> NoReturn:
-    raise Fault(f"{NAME} was damaged: {what}")
+    raise Invalid(f"{NAME} was damaged: {what}")
 
 
 def _expect(holds: bool, otherwise: str) -> None:
     if not holds:
-        raise Fault(f"{NAME} does not describe a checkpoint: {otherwise}")
+        raise Invalid(f"{NAME} does not describe a checkpoint: {otherwise}")
 
 
 def _table(value: Any, what: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Names of checkpoints, step_ and the step with eight digits or more, and the folders that have them."""
+"""Names of checkpoints, step_ and the step with eight digits or more, and the folders that have them.
+
+Imports no PyTorch.
+"""
 
 import os
 import re
@@ -27,6 +30,17 @@ def present(folder: Path) -> list[Path]:
         return []
     steps = [(step, name) for name in names if (step := step_of(name)) is not None]
     return [folder / name for _, name in sorted(steps)]
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """All that a run left in `folder`: checkpoints, sound or not, finished or not, and those that were put
+    aside as damaged. Where there are some, a new run would mix with another one. Raises OSError."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    damaged = [folder / name for name in names if re.match(r"damaged-step_[0-9]{8,}", name)]
+    return [*present(folder), *damaged]
 
 
 def complete(folder: Path) -> list[Path]:

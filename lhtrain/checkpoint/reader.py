@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from lhtrain.checkpoint import format2
-from lhtrain.checkpoint.blocks import BLOCK, BlockFile, Opened
-from lhtrain.checkpoint.check import opened, patiently
-from lhtrain.checkpoint.faults import Fault
-from lhtrain.checkpoint.layout import Chunk, Saved
+from lhtrain.checkpoint.all_ranks import in_parallel, is_together, on_all
+from lhtrain.checkpoint.errors import Invalid
+from lhtrain.checkpoint.hashed import PIECE, HashedFile, OpenFiles
+from lhtrain.checkpoint.layout import Chunk, SavedTensor
 from lhtrain.checkpoint.manifest import Manifest
+from lhtrain.checkpoint.retry import patiently
+from lhtrain.checkpoint.state import opened
 from lhtrain.checkpoint.tensors import local_part
-from lhtrain.checkpoint.together import in_parallel, is_together, on_all
 from lhtrain.errors import RunError
 
 
@@ -23,7 +24,7 @@ class Read(NamedTuple):
     """A chunk of which `local`, a shard at `offsets`, needs a part."""
 
     chunk: Chunk
-    saved: Saved
+    saved: SavedTensor
     name: str
     local: Tensor
     offsets: tuple[int, ...]
@@ -41,7 +42,7 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
     def fill() -> None:
         try:
             patiently(lambda: _load(path, tensors), path)
-        except Fault as found:
+        except Invalid as found:
             raise RunError(f"checkpoint {path}: {found}") from found
 
     on_all(fill, together=is_together())
@@ -55,12 +56,12 @@ def _load(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _fill_all(path: Path, described: Manifest, reads: Sequence[Read]) -> None:
-    with Opened(path, described.files) as files, torch.no_grad():
+    with OpenFiles(path, described.files) as files, torch.no_grad():
         for read in reads:
             _fill(read, files.open(read.chunk.file), described.format)
 
 
-def _compare(path: Path, saved: dict[str, Saved], tensors: dict[str, Tensor]) -> None:
+def _compare(path: Path, saved: dict[str, SavedTensor], tensors: dict[str, Tensor]) -> None:
     """Raise RunError where the checkpoint holds other tensors than `tensors`."""
     wrong = []
     for name, tensor in tensors.items():
@@ -92,11 +93,11 @@ def _reads(described: Manifest, tensors: dict[str, Tensor]) -> Iterator[Read]:
                 yield Read(chunk, saved, name, local, offsets)
 
 
-def _fill(read: Read, file: BlockFile, version: int) -> None:
-    """Copy what the shard needs of the chunk, some rows at a time."""
+def _fill(read: Read, file: HashedFile, version: int) -> None:
+    """Copy what the shard needs of the chunk, a slice of its first dimension at a time."""
     chunk, local = read.chunk, read.local
     if not chunk.sizes:
-        local.copy_(next(_rows(read, file, version, 0, 1))[1].view(()))
+        local.copy_(next(_slices(read, file, version, 0, 1))[1].view(()))
         return
     # Where the overlap begins and ends in each dimension: of the chunk, and of the shard.
     begins = [max(a, b) for a, b in zip(read.offsets, chunk.offsets, strict=True)]
@@ -109,12 +110,14 @@ def _fill(read: Read, file: BlockFile, version: int) -> None:
     )
     target = local[tuple(slice(a - b, e - b) for a, e, b in zip(begins, ends, read.offsets, strict=True))]
     first, last = begins[0] - chunk.offsets[0], ends[0] - chunk.offsets[0]
-    for at, rows in _rows(read, file, version, first, last):
-        target[at - first : at - first + len(rows)].copy_(rows[(slice(None), *inner)])
+    for at, part in _slices(read, file, version, first, last):
+        target[at - first : at - first + len(part)].copy_(part[(slice(None), *inner)])
 
 
-def _rows(read: Read, file: BlockFile, version: int, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
-    """The rows from `first` to `last` of the chunk, in pieces; each with the number of its first row."""
+def _slices(
+    read: Read, file: HashedFile, version: int, first: int, last: int
+) -> Iterator[tuple[int, Tensor]]:
+    """The chunk from `first` to `last` along its first dimension, in slices, each with its first index."""
     chunk, saved = read.chunk, read.saved
     sizes = chunk.sizes or (1,)
     if version == 2:
@@ -122,7 +125,7 @@ def _rows(read: Read, file: BlockFile, version: int, first: int, last: int) -> I
         yield first, whole.view(sizes)[first:last] if not chunk.sizes else whole[first:last]
         return
     row = (chunk.end - chunk.begin) // sizes[0]  # bytes
-    step = max(BLOCK // row, 1)
+    step = max(PIECE // row, 1)
     for at in range(first, last, step):
         until = min(at + step, last)
         content = file.read(chunk.begin + at * row, chunk.begin + until * row)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from lhtrain import checkpoint
 from lhtrain.checkpoint import writer
-from lhtrain.checkpoint.folder import delete, reason, remove, rotate
+from lhtrain.checkpoint.all_ranks import all_done
+from lhtrain.checkpoint.folder import delete, in_words, remove, rotate
 from lhtrain.checkpoint.mailbox import Mailbox
 from lhtrain.checkpoint.manifest import FORMAT
 from lhtrain.checkpoint.staging import Staging
-from lhtrain.checkpoint.together import all_done
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.process.threads import in_background
@@ -35,7 +35,7 @@ LEAVE = 10.0  # seconds that a run which fails gives a save that is under way
 
 
 @dataclass
-class Saved:
+class SaveCost:
     """What saving cost. stall: seconds that training waited; write: until the checkpoint was visible."""
 
     count: int = 0
@@ -57,7 +57,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
-        return cls(reason(error), isinstance(error, OSError) and error.errno in PASSING)
+        return cls(in_words(error), isinstance(error, OSError) and error.errno in PASSING)
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Saver:
         self.folder, self.keep, self.world, self.retry = folder, keep, world, retry
         self.say: Callable[[str], object] = print
         self.before_publish: Callable[[], object] = lambda: None
-        self.saved = Saved()
+        self.saved = SaveCost()
         self._notes = checkpoint.tidy(folder) if world.is_main else []
         self._staging = Staging(world.rank, world.size)
         self._mailbox = Mailbox(world)
@@ -274,7 +274,7 @@ class Saver:
             if of_rank is not None:
                 failure = failure or Failure(**of_rank)
             else:
-                parts.append(writer.Part.from_json(part))
+                parts.append(writer.RankPart.from_json(part))
         self._mailbox.remove(f"{number}/begun")
         if failure is not None:
             return Outcome(failure)

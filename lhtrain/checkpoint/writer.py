@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain.checkpoint import manifest
-from lhtrain.checkpoint.blocks import Entry, blocks_of, digest
-from lhtrain.checkpoint.folder import REPLACED, WRITING, free_name, reason, remove
+from lhtrain.checkpoint.folder import REPLACED, WRITING, free_name, in_words, remove
+from lhtrain.checkpoint.hashed import FileEntry, digest, pieces_of
 from lhtrain.checkpoint.staging import Staging
 from lhtrain.files import open_regular
 from lhtrain.process.threads import in_background
 
 
 @dataclass
-class Part:
-    """What one rank wrote."""
+class RankPart:
+    """The files and tensors that one rank wrote."""
 
-    files: dict[str, Entry]
+    files: dict[str, FileEntry]
     tensors: dict[str, Any]  # as in the manifest, with this rank's chunks
 
     def to_json(self) -> str:
@@ -28,9 +28,11 @@ class Part:
         return json.dumps([files, self.tensors])
 
     @classmethod
-    def from_json(cls, text: str) -> "Part":
+    def from_json(cls, text: str) -> "RankPart":
         files, tensors = json.loads(text)
-        return cls({name: Entry(size, tuple(digests)) for name, (size, digests) in files.items()}, tensors)
+        return cls(
+            {name: FileEntry(size, tuple(digests)) for name, (size, digests) in files.items()}, tensors
+        )
 
 
 def aside_of(target: Path) -> Path:
@@ -44,39 +46,39 @@ def begin(aside: Path) -> None:
     aside.mkdir()
 
 
-def write_part(aside: Path, staged: Staging) -> Part:
+def write_part(aside: Path, staged: Staging) -> RankPart:
     """Write this rank's file and sync it. Raises OSError with the file's path."""
     if not staged.n_bytes:
-        return Part({}, staged.tensors)
+        return RankPart({}, staged.tensors)
     name = manifest.file_name(staged.rank)
-    return Part({name: write_file(aside / name, staged.content)}, staged.tensors)
+    return RankPart({name: write_file(aside / name, staged.content)}, staged.tensors)
 
 
-def write_file(path: Path, content: memoryview) -> Entry:
+def write_file(path: Path, content: memoryview) -> FileEntry:
     """Write a new file and sync it. Raises OSError with the file's path."""
     handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    blocks = blocks_of(content)
-    digests = in_background(lambda: tuple(map(digest, blocks)), "hashes")
+    pieces = pieces_of(content)
+    digests = in_background(lambda: tuple(map(digest, pieces)), "hashes")
     try:
-        for block in blocks:
-            while block:
-                block = block[os.write(handle, block) :]
+        for piece in pieces:
+            while piece:
+                piece = piece[os.write(handle, piece) :]
         os.fsync(handle)
     except OSError as error:
         error.filename = str(path)
         raise
     finally:
         os.close(handle)
-    return Entry(len(content), digests.result())
+    return FileEntry(len(content), digests.result())
 
 
 def publish(
-    aside: Path, target: Path, step: int, state: str, parts: list[Part], before: Callable[[], object]
+    aside: Path, target: Path, step: int, state: str, parts: list[RankPart], before: Callable[[], object]
 ) -> tuple[int, list[str]]:
     """Make the checkpoint in `aside` visible as `target`; returns its bytes, and notes on what failed after
     it was visible. state: the content of state.json.
 
-    before: called when everything is on the disk, before the name is. Raises OSError, Fault: not visible.
+    before: called when everything is on the disk, before the name is. Raises OSError, Invalid: not visible.
     """
     tensors: dict[str, Any] = {}
     files = {name: entry for part in parts for name, entry in part.files.items()}
@@ -105,7 +107,7 @@ def publish(
         if replaced is not None:
             remove(replaced)
     except OSError as error:
-        notes.append(f"checkpoint {target.name} was written, and then: {reason(error)}")
+        notes.append(f"checkpoint {target.name} was written, and then: {in_words(error)}")
     return sum(entry.bytes for entry in files.values()) + len(content), notes
 
 

@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from lhtrain import checkpoint
-from lhtrain.checkpoint.model import LAYOUT, TRAINED_FOR
-from lhtrain.checkpoint.model import differing as differing_model
+from lhtrain.checkpoint.model_settings import LAYOUT, TRAINED_FOR, differing_settings
 from lhtrain.conf.schema import Config, Resume
 from lhtrain.conf.typed.quote import setting
 from lhtrain.data import Corpus
@@ -233,14 +232,14 @@ def start_from(
     with checkpoint.as_written(path):
         saved, data, order = dict(state["config"]["model"]), state["data"], _order(state["config"])
         step, position = state["progress"]["step"], state["progress"]["position"]
-    if changed := differing_model(saved, now, LAYOUT):
+    if changed := differing_settings(saved, now, LAYOUT):
         raise RunError(
             f"init_from={path}: its weights are of other heads (saved -> now): {', '.join(changed)}; "
             "give the saved values"
         )
     checkpoint.load(path, tensors)
     note = f"weights and optimizer of {path}, step {step}"
-    if changed := differing_model(saved, now, TRAINED_FOR):
+    if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
     if data != corpus.fingerprint:
         return Progress(), f"{note}; other data, read from its start"

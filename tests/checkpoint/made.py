@@ -57,6 +57,12 @@ def saved(folder, steps=(1,), keep=9, tensors=None):
     return [checkpoint.folder_of(folder, step) for step in steps]
 
 
+def problem_of(path, world=None):
+    """Why the checkpoint is not valid, in words; None if it is valid."""
+    found = checkpoint.find_problem(path, world)
+    return None if found is None else str(found)
+
+
 def truncate(path, name=OF_RANK_0):
     (path / name).write_bytes((path / name).read_bytes()[:-1])
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lhtrain import checkpoint
-from lhtrain.checkpoint import blocks, check
-from lhtrain.checkpoint.model import LAYOUT, TRAINED_FOR, differing
+from lhtrain.checkpoint import hashed, manifest, reader, retry
+from lhtrain.checkpoint.model_settings import LAYOUT, TRAINED_FOR, differing_settings
 from lhtrain.checkpoint.saver import Saver
 from lhtrain.errors import RunError
 from tests.checkpoint.made import (
@@ -20,6 +20,7 @@ from tests.checkpoint.made import (
     Trained,
     copy,
     flip,
+    problem_of,
     replace_by,
     rewrite,
     saved,
@@ -66,12 +67,12 @@ def test_a_checkpoint_holds_no_pickle_and_only_named_files(tmp_path):
     assert manifest["files"][OF_RANK_0]["bytes"] == size == (path / OF_RANK_0).stat().st_size
 
 
-@pytest.mark.parametrize("small_blocks", [False, True])
-def test_dtypes_scalars_and_empty_tensors(tmp_path, monkeypatch, small_blocks):
-    """Blocks smaller than a row, and rows that straddle blocks."""
-    if small_blocks:
-        for module in (blocks, checkpoint.reader, checkpoint.manifest):
-            monkeypatch.setattr(module, "BLOCK", 5)
+@pytest.mark.parametrize("small_pieces", [False, True])
+def test_dtypes_scalars_and_empty_tensors(tmp_path, monkeypatch, small_pieces):
+    """Pieces smaller than a row of a tensor, and rows that straddle pieces."""
+    if small_pieces:
+        for module in (hashed, reader, manifest):
+            monkeypatch.setattr(module, "PIECE", 5)
     tensors = {
         "model.low": torch.randn(3, 5).bfloat16(),
         "model.half": torch.randn(7).half(),
@@ -84,7 +85,7 @@ def test_dtypes_scalars_and_empty_tensors(tmp_path, monkeypatch, small_blocks):
         "model.bytes": torch.arange(3, dtype=torch.uint8),
     }
     (path,) = saved(tmp_path, tensors=tensors)
-    assert checkpoint.fault(path) is None
+    assert problem_of(path) is None
     filled = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     checkpoint.load(path, filled)
     for name, tensor in tensors.items():
@@ -123,7 +124,7 @@ def test_names_that_are_not_the_programs_are_left_alone(tmp_path, name):
     truncate(path)
     with pytest.raises(RunError, match="no sound checkpoint is left"):
         checkpoint.newest_sound(tmp_path, ALONE)
-    assert checkpoint.fault(tmp_path / name) is None, "a copy can be given by its name"
+    assert problem_of(tmp_path / name) is None, "a copy can be given by its name"
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
@@ -145,7 +146,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     (folder / ".writing-notes").write_text("somebody's")
     Saver(folder, 9, ALONE)
     assert sorted(p.name for p in folder.iterdir()) == [".writing-notes", "step_00000001", "step_00000004"]
-    assert checkpoint.fault(other) is None, "a link's target stays"
+    assert problem_of(other) is None, "a link's target stays"
 
 
 def test_damaged_ones_are_put_aside_when_a_sound_one_is_found(tmp_path):
@@ -193,7 +194,7 @@ def test_the_same_step_damaged_twice_is_put_aside_twice(tmp_path):
 @pytest.mark.parametrize("call", ["open", "preadv"])
 def test_an_error_of_the_file_system_is_not_damage(tmp_path, monkeypatch, number, call):
     paths, real, tries = saved(tmp_path, steps=(1, 2)), getattr(os, call), []
-    monkeypatch.setattr(check, "PAUSE", 0)
+    monkeypatch.setattr(retry, "PAUSE", 0)
 
     def broken(file, *arguments, **options):
         if call == "preadv" or str(file).endswith(f"2/{OF_RANK_0}"):
@@ -208,13 +209,13 @@ def test_an_error_of_the_file_system_is_not_damage(tmp_path, monkeypatch, number
     file = paths[1] / (OF_RANK_0 if call == "open" else "state.json")
     assert f"[Errno {number}] {os.strerror(number)}" in str(refused.value)
     assert str(file) in str(refused.value) or call == "preadv"
-    assert sorted(tmp_path.iterdir()) == paths and len(tries) >= check.TRIES
+    assert sorted(tmp_path.iterdir()) == paths and len(tries) >= retry.TRIES
     assert checkpoint.newest_sound(tmp_path, ALONE) == (paths[1], [])
 
 
 def test_an_error_that_passes_is_not_noticed(tmp_path, monkeypatch):
     (path,), real, left = saved(tmp_path), os.preadv, [2]
-    monkeypatch.setattr(check, "PAUSE", 0)
+    monkeypatch.setattr(retry, "PAUSE", 0)
 
     def passing(*arguments):
         if left[0]:
@@ -272,13 +273,13 @@ def test_the_files_of_another_step_or_run_are_found(tmp_path):
     six, eight = saved(tmp_path, steps=(6, 8))
     (other,) = saved(tmp_path / "other", steps=(8,), tensors={"model.w": torch.ones(2, 3)} | SMALL)
     shutil.copy(six / "state.json", eight / "state.json")
-    assert checkpoint.fault(eight).startswith("state.json was altered")
+    assert problem_of(eight).startswith("state.json was altered")
     shutil.rmtree(eight), copy(six, eight)
-    assert checkpoint.fault(eight) == "manifest.json is of step 6, not of the step in the folder's name"
-    assert checkpoint.fault(copy(six, tmp_path / "step_best")) is None
+    assert problem_of(eight) == "manifest.json is of step 6, not of the step in the folder's name"
+    assert problem_of(copy(six, tmp_path / "step_best")) is None
     (ones,) = saved(tmp_path / "ones", steps=(8,), tensors={name: t + 1 for name, t in SMALL.items()})
     shutil.copy(other / OF_RANK_0, ones / OF_RANK_0)
-    assert checkpoint.fault(ones).startswith(f"{OF_RANK_0} was altered")
+    assert problem_of(ones).startswith(f"{OF_RANK_0} was altered")
 
 
 @pytest.mark.parametrize("kind", ["directory", "link", "pipe"])
@@ -287,7 +288,7 @@ def test_only_regular_files_are_read(tmp_path, kind, name):
     (path,) = saved(tmp_path)
     replace_by(kind, path / name, tmp_path)
     words = {"directory": "is a directory", "link": "is a symbolic link", "pipe": "is a pipe"}[kind]
-    assert checkpoint.fault(path).startswith(f"{name} {words}")
+    assert problem_of(path).startswith(f"{name} {words}")
     with (
         pytest.raises(RunError, match=f"{name} {words}") if name != "state.json" else pytest.raises(RunError)
     ):
@@ -296,7 +297,7 @@ def test_only_regular_files_are_read(tmp_path, kind, name):
 
 def test_what_is_damaged_after_it_was_checked_is_not_loaded(tmp_path):
     (path,) = saved(tmp_path)
-    assert checkpoint.fault(path) is None
+    assert problem_of(path) is None
     flip(path)
     with pytest.raises(RunError, match=f"{OF_RANK_0} was altered"):
         checkpoint.load(path, {name: torch.zeros_like(tensor) for name, tensor in SMALL.items()})
@@ -338,26 +339,26 @@ def test_a_copy_of_weights_may_have_another_precision(tmp_path):
 def test_settings_that_shapes_do_not_show_are_compared():
     saved_one = {"n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "rope_theta": 1e4, "norm_eps": 1e-5, "dim": 32}
     now = saved_one | {"n_heads": 8, "n_kv_heads": 8, "head_dim": 4, "rope_theta": 5e5}
-    assert differing(saved_one, now, LAYOUT) == [
+    assert differing_settings(saved_one, now, LAYOUT) == [
         "model.n_heads: 4 -> 8",
         "model.n_kv_heads: 4 -> 8",
         "model.head_dim: 8 -> 4",
     ]
-    assert differing(saved_one, now, TRAINED_FOR) == ["model.rope_theta: 10000.0 -> 500000.0"]
-    assert differing(saved_one, dict(saved_one), LAYOUT + TRAINED_FOR) == []
+    assert differing_settings(saved_one, now, TRAINED_FOR) == ["model.rope_theta: 10000.0 -> 500000.0"]
+    assert differing_settings(saved_one, dict(saved_one), LAYOUT + TRAINED_FOR) == []
 
 
 def test_state_of_another_kind_is_refused(tmp_path):
     for number, change in enumerate([{"progress": [1]}, {"config": None}, {"data": 3}], 1):
         (path,) = saved(tmp_path, steps=(number,))
         rewrite(path, lambda tree, change=change: tree.update(change), "state.json")
-        assert checkpoint.fault(path) == f"state.json: {next(iter(change))} must be " + (
+        assert problem_of(path) == f"state.json: {next(iter(change))} must be " + (
             "text" if "data" in change else "an object"
         )
     for progress in ({"step": -1}, {"step": 1, "position": "9"}, {"step": True}, {"position": 1e9}):
         (path,) = saved(tmp_path, steps=(1,))
         rewrite(path, lambda tree, progress=progress: tree.update(progress=progress), "state.json")
-        assert checkpoint.fault(path).startswith("state.json: progress.")
+        assert problem_of(path).startswith("state.json: progress.")
 
 
 def test_a_state_that_lacks_something_is_named(tmp_path):

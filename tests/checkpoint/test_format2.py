@@ -23,7 +23,7 @@ from lhtrain.conf.schema import ModelConfig, OptimConfig
 from lhtrain.errors import RunError
 from lhtrain.model.decoder import GPT
 from lhtrain.model.optimizer import build_optimizer
-from tests.checkpoint.made import copy, hash_again
+from tests.checkpoint.made import copy, hash_again, problem_of
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "checkpoint_format_2"
 TINY = {"n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 4, "ffn_dim": 12, "tie_embeddings": True}
@@ -46,7 +46,7 @@ def test_a_model_and_its_optimizer_load():
         optimizer.step(1e-3, torch.zeros(()))
         optimizer.zero_grad()
     path = FOLDER / "step_00000003"
-    assert checkpoint.fault(path) is None
+    assert problem_of(path) is None
     assert checkpoint.read_state(path)["progress"] == {"step": 3, "position": 48, "stages": []}
     loaded = model_of(0)[2]
     checkpoint.load(path, loaded)
@@ -73,7 +73,7 @@ def test_the_shards_of_two_ranks_load():
 
 def test_the_step_is_that_of_the_name(tmp_path):
     path = copy(FOLDER / "step_00000003", tmp_path / "step_00000008")
-    assert checkpoint.fault(path) == "state.json is of step 3, not of the step in the folder's name"
+    assert problem_of(path) == "state.json is of step 3, not of the step in the folder's name"
 
 
 class Touch:
@@ -125,7 +125,7 @@ def test_a_crafted_one_that_keeps_the_rules_loads(tmp_path):
     """That it is the rules which refuse those below."""
     path = crafted(tmp_path, description(length=len(TENSOR)), TENSOR)
     w = torch.zeros(2)
-    assert checkpoint.fault(path) is None
+    assert problem_of(path) is None
     checkpoint.load(path, {"model.w": w})
     assert w.tolist() == [1, 2]
 
@@ -175,7 +175,7 @@ def test_a_forged_description_runs_nothing(tmp_path, monkeypatch, what):
     with pytest.raises(RunError, match=message) as refused:
         checkpoint.load(path, {"model.w": torch.zeros(2)})
     assert "\n" not in str(refused.value)
-    assert checkpoint.fault(path).startswith(".metadata ")
+    assert problem_of(path).startswith(".metadata ")
     assert not Path("forged").exists()
 
 
@@ -214,6 +214,4 @@ def test_a_manifest_that_names_other_files_is_refused(tmp_path, name):
     path = crafted(tmp_path, description(length=len(TENSOR)), TENSOR)
     manifest = path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"__0_0.distcp"', f'"{name}"'))
-    assert checkpoint.fault(path).startswith(
-        "manifest.json does not describe a checkpoint: it names the file"
-    )
+    assert problem_of(path).startswith("manifest.json does not describe a checkpoint: it names the file")

@@ -7,7 +7,7 @@ import torch
 
 from lhtrain import checkpoint
 from lhtrain.errors import RunError
-from tests.checkpoint.made import OF_RANK_0, SMALL, entry_of, rewrite, saved, write_manifest
+from tests.checkpoint.made import OF_RANK_0, SMALL, entry_of, problem_of, rewrite, saved, write_manifest
 
 W, STEP = "model.w", "optimizer.step.w"
 
@@ -65,7 +65,7 @@ def test_a_forged_manifest_is_refused(tmp_path, what):
     change, message = FORGED[what]
     (path,) = saved(tmp_path)
     rewrite(path, change)
-    found = checkpoint.fault(path)
+    found = problem_of(path)
     assert found is not None and found.startswith("manifest.json") and "\n" not in found
     with pytest.raises(RunError, match=message):
         checkpoint.load(path, SMALL)
@@ -88,23 +88,23 @@ def test_a_forged_manifest_is_refused(tmp_path, what):
 def test_what_is_no_manifest_is_refused(tmp_path, content):
     (path,) = saved(tmp_path)
     (path / "manifest.json").write_bytes(content)
-    assert checkpoint.fault(path).startswith("manifest.json ")
+    assert problem_of(path).startswith("manifest.json ")
 
 
 def test_an_unforged_one_is_accepted(tmp_path):
     """That the rules above are what refuses, not the forging."""
     (path,) = saved(tmp_path)
     rewrite(path, lambda tree: None)
-    assert checkpoint.fault(path) is None
+    assert problem_of(path) is None
     rewrite(path, lambda tree: tree, "state.json")
-    assert checkpoint.fault(path) is None
+    assert problem_of(path) is None
 
 
 def test_files_that_it_does_not_name_are_never_opened(tmp_path):
     (path,) = saved(tmp_path)
     (path / "rank_00001.bin").symlink_to("/dev/zero")
     (path / ".metadata").write_bytes(b"cposix\nsystem\n(Vtouch forged\ntR.")
-    assert checkpoint.fault(path) is None
+    assert problem_of(path) is None
     checkpoint.load(path, {name: torch.zeros_like(tensor) for name, tensor in SMALL.items()})
 
 
@@ -117,7 +117,7 @@ def test_a_forged_state_is_refused(tmp_path, content):
     tree = json.loads((path / "manifest.json").read_text())
     tree["files"]["state.json"] = entry_of(path / "state.json") if content else {"bytes": 0, "sha256": []}
     write_manifest(path, tree)
-    found = checkpoint.fault(path)
+    found = problem_of(path)
     assert found is not None and found.startswith("state.json ") and "\n" not in found
     with pytest.raises(RunError, match=r"state\.json"):
         checkpoint.state_of(path)

@@ -15,7 +15,7 @@ from lhtrain import checkpoint
 from lhtrain.checkpoint import saver, staging, writer
 from lhtrain.checkpoint.saver import Saver
 from lhtrain.errors import RunError
-from tests.checkpoint.made import ALONE, SMALL, STATE, flip, saved
+from tests.checkpoint.made import ALONE, SMALL, STATE, flip, problem_of, saved
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_failed_save_is_reported_once_with_number_and_path(tmp_path, told, mon
     where = f"{tmp_path}/.writing-step_00000002/rank_00000.bin"
     why = f"[Errno {number}] {os.strerror(number)}: {where}"
     assert told == [f"warning   a checkpoint was not written: {why}; the older ones are untouched"]
-    assert one.saved.failed == 1 and checkpoint.fault(path) is None
+    assert one.saved.failed == 1 and problem_of(path) is None
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "what was written of it is removed"
     one.save(3, SMALL, {})
     one.finish()
@@ -191,7 +191,7 @@ def test_the_same_step_is_replaced(tmp_path, told):
     one = open_saver(tmp_path, told)
     one.save(1, SMALL, STATE | {"progress": {"step": 1}})
     one.finish()
-    assert checkpoint.fault(path) is None and list(tmp_path.iterdir()) == [path]
+    assert problem_of(path) is None and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_replacement_that_fails_leaves_what_was_there(tmp_path, told, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_replacement_that_fails_leaves_what_was_there(tmp_path, told, monkeypa
     monkeypatch.setattr(Path, "rename", rename)
     one.save(1, SMALL, {})
     one.wait()
-    assert one.saved.failed == 1 and checkpoint.fault(path) is None and list(tmp_path.iterdir()) == [path]
+    assert one.saved.failed == 1 and problem_of(path) is None and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_must_be_durable_before_a_checkpoint_is_visible(tmp_path, told):

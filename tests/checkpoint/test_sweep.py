@@ -9,7 +9,7 @@ import torch
 
 from lhtrain import checkpoint
 from lhtrain.errors import RunError
-from tests.checkpoint.made import ALONE, OF_RANK_0, SMALL, copy, flip, replace_by, saved, truncate
+from tests.checkpoint.made import ALONE, OF_RANK_0, SMALL, copy, flip, problem_of, replace_by, saved, truncate
 
 FORMAT_2 = Path(__file__).parents[1] / "fixtures" / "checkpoint_format_2"
 OLD = {
@@ -71,9 +71,9 @@ def names_the_file(found, name, version):
 )
 def test_no_damaged_file_is_loaded(tmp_path, others, version, name, kind):
     path, tensors = sound(tmp_path, version)
-    assert checkpoint.fault(path) is None
+    assert problem_of(path) is None
     damage(kind, path, name, others[version], tmp_path)
-    found = checkpoint.fault(path)
+    found = problem_of(path)
     assert found is not None and names_the_file(found, name, version) and "\n" not in found
     with pytest.raises(RunError) as refused:
         checkpoint.newest_sound(tmp_path, ALONE)
@@ -93,7 +93,7 @@ def test_no_flipped_byte_is_loaded(tmp_path, version):
         size = (path / name).stat().st_size
         for at in {0, 1, size - 1, *(draw.randrange(size) for _ in range(20))}:
             flip(path, name, at)
-            found = checkpoint.fault(path)
+            found = problem_of(path)
             assert found and names_the_file(found, name, version), f"byte {at} of {name}: {found}"
             flip(path, name, at)
         checkpoint.load(path, {key: tensor.clone() for key, tensor in tensors.items()})

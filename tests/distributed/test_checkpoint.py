@@ -11,7 +11,7 @@ from lhtrain import checkpoint
 from lhtrain.checkpoint.saver import Saver
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
-from tests.checkpoint.made import ALONE, STATE, flip
+from tests.checkpoint.made import ALONE, STATE, flip, problem_of
 from tests.distributed.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def read(checkpoints, replicate):
     """Names of tensors that, gathered from the shards that this mesh reads, are not those that were saved."""
     world, wrong = World.start(torch.device("cpu")), []
     for path, tensors in checkpoints:
-        assert checkpoint.fault(path, world) is None
+        assert problem_of(path, world) is None
         zeros = {name: (torch.zeros_like(tensor), dim) for name, (tensor, dim) in tensors.items()}
         filled = placed(world, zeros, replicate)
         checkpoint.load(path, filled)

@@ -102,10 +102,10 @@ def find_where_one_rank_cannot_read(folder: Path):
     """On a rank: what it says of a checkpoint that rank 1 alone cannot read."""
     import os
 
-    from lhtrain.checkpoint import check
+    from lhtrain.checkpoint import retry
 
     world, real = World.start(torch.device("cpu"), timeout=5), os.preadv
-    check.PAUSE = 0
+    retry.PAUSE = 0
 
     def broken(*arguments):
         if world.rank == 1:

@@ -1,13 +1,13 @@
-"""What is wrong with a checkpoint, as exceptions; each message names the file inside the checkpoint."""
+"""Why a folder is no valid checkpoint; each message names the file inside the folder."""
 
 import errno
 
 
-class Fault(Exception):
+class Invalid(Exception):
     """A file of the checkpoint is missing, damaged, forged or not a regular file."""
 
 
-class OtherFormat(Fault):
+class OtherFormat(Invalid):
     """A checkpoint of a version of lhtrain that this one does not know. It is not damaged."""
 
 
@@ -24,8 +24,8 @@ _OF_NAMES = {
 }
 
 
-def of_name(error: OSError, name: str) -> Fault | None:
-    """The fault that `error`, met at the file `name`, stands for; None if the file may well be sound."""
+def as_invalid(error: OSError, name: str) -> Invalid | None:
+    """The Invalid that `error`, raised for the file `name`, means; None if the file may be sound."""
     if error.errno == errno.ENOENT:
-        return Fault(f"{name} is missing")
-    return Fault(f"{name} {error.strerror}") if error.errno in _OF_NAMES else None
+        return Invalid(f"{name} is missing")
+    return Invalid(f"{name} {error.strerror}") if error.errno in _OF_NAMES else None

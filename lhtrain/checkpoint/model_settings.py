@@ -8,7 +8,7 @@ LAYOUT = ("n_heads", "n_kv_heads", "head_dim")
 TRAINED_FOR = ("rope_theta", "norm_eps")
 
 
-def differing(saved: dict[str, Any], now: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
+def differing_settings(saved: dict[str, Any], now: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
     """Those of `keys` whose values differ between two model configurations, as 'model.key: saved -> now'."""
     return [
         f"model.{key}: {saved[key]} -> {now.get(key)}"

@@ -1,60 +1,62 @@
-"""Files whose content is verified block by block, so that what is used is what was hashed."""
+"""Files hashed in pieces, each verified as it is read: only bytes that match their hash are used."""
 
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lhtrain.checkpoint.faults import Fault, of_name
+from lhtrain.checkpoint.errors import Invalid, as_invalid
 from lhtrain.files import open_regular
 
-BLOCK = 16 * 2**20  # bytes
+PIECE = 16 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A file in the manifest. sha256: of every `block` bytes."""
+class FileEntry:
+    """A file in the manifest. sha256: of every `piece` bytes."""
 
     bytes: int
     sha256: tuple[str, ...]
-    block: int = BLOCK
+    piece: int = PIECE
 
     @property
-    def n_blocks(self) -> int:
-        return -(-self.bytes // self.block)
+    def n_pieces(self) -> int:
+        return -(-self.bytes // self.piece)
 
 
-def blocks_of(content: memoryview) -> list[memoryview]:
-    return [content[begin : begin + BLOCK] for begin in range(0, len(content), BLOCK)]
+def pieces_of(content: memoryview) -> list[memoryview]:
+    return [content[begin : begin + PIECE] for begin in range(0, len(content), PIECE)]
 
 
 def digest(content: memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class BlockFile:
+class HashedFile:
     """A file of a checkpoint, open for reading. Use as a context manager.
 
-    Raises Fault: missing, not a regular file, of another size; when a block is read, altered. OSError: it
+    Raises Invalid: missing, not a regular file, of another size; when a piece is read, altered. OSError: it
     cannot be read now.
     """
 
-    def __init__(self, folder: Path, name: str, entry: Entry):
+    def __init__(self, folder: Path, name: str, entry: FileEntry):
         self.name, self.entry, self.path = name, entry, folder / name
         try:
             self._handle = open_regular(self.path, os.O_RDONLY)
         except OSError as error:
-            raise of_name(error, name) or error from error
+            raise as_invalid(error, name) or error from error
         size = os.fstat(self._handle).st_size
         if size != entry.bytes:
             self.close()
             if size < entry.bytes:
-                raise Fault(f"{name} is truncated: {size} bytes of the {entry.bytes} that manifest.json says")
-            raise Fault(f"{name} has {size} bytes, more than the {entry.bytes} that manifest.json says")
+                raise Invalid(
+                    f"{name} is truncated: {size} bytes of the {entry.bytes} that manifest.json says"
+                )
+            raise Invalid(f"{name} has {size} bytes, more than the {entry.bytes} that manifest.json says")
         self._verified: set[int] = set()
         self._newest, self._content = -1, memoryview(b"")
 
-    def __enter__(self) -> "BlockFile":
+    def __enter__(self) -> "HashedFile":
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -64,33 +66,33 @@ class BlockFile:
         os.close(self._handle)
 
     def verify(self, number: int) -> None:
-        """Compare a block's content with its hash."""
+        """Compare a piece's content with its hash."""
         begin, end = self._range(number)
         found = hashlib.sha256()
-        for at in range(begin, end, BLOCK):
-            found.update(self._pread(at, min(at + BLOCK, end)))
+        for at in range(begin, end, PIECE):
+            found.update(self._pread(at, min(at + PIECE, end)))
         if begin < end and found.hexdigest() != self.entry.sha256[number]:
             raise self._altered()
 
     def read(self, begin: int, end: int) -> memoryview:
         """The verified bytes from `begin` to `end`; valid until the next call."""
-        if self.entry.block > BLOCK:  # format 2: one hash for the whole file, which need not fit in memory
-            for number in range(begin // self.entry.block, -(-end // self.entry.block)):
+        if self.entry.piece > PIECE:  # format 2: one hash for the whole file, which need not fit in memory
+            for number in range(begin // self.entry.piece, -(-end // self.entry.piece)):
                 if number not in self._verified:
                     self.verify(number)
                     self._verified.add(number)
             return self._pread(begin, end)
-        first, last = begin // self.entry.block, (end - 1) // self.entry.block
+        first, last = begin // self.entry.piece, (end - 1) // self.entry.piece
         if first == last:
-            start = first * self.entry.block
-            return self._block(first)[begin - start : end - start]
+            start = first * self.entry.piece
+            return self._piece(first)[begin - start : end - start]
         out = bytearray()
         for number in range(first, last + 1):
-            start = number * self.entry.block
-            out += self._block(number)[max(begin - start, 0) : end - start]
+            start = number * self.entry.piece
+            out += self._piece(number)[max(begin - start, 0) : end - start]
         return memoryview(out)
 
-    def _block(self, number: int) -> memoryview:
+    def _piece(self, number: int) -> memoryview:
         if number != self._newest:
             content = self._pread(*self._range(number))
             if digest(content) != self.entry.sha256[number]:
@@ -99,7 +101,7 @@ class BlockFile:
         return self._content
 
     def _range(self, number: int) -> tuple[int, int]:
-        return number * self.entry.block, min((number + 1) * self.entry.block, self.entry.bytes)
+        return number * self.entry.piece, min((number + 1) * self.entry.piece, self.entry.bytes)
 
     def _pread(self, begin: int, end: int) -> memoryview:
         content, at = memoryview(bytearray(end - begin)), 0
@@ -107,35 +109,35 @@ class BlockFile:
             while at < len(content):
                 n = os.preadv(self._handle, [content[at:]], begin + at)
                 if n == 0:
-                    raise Fault(f"{self.name} became shorter while it was read")
+                    raise Invalid(f"{self.name} became shorter while it was read")
                 at += n
         except OSError as error:
             error.filename = str(self.path)
             raise
         return content
 
-    def _altered(self) -> Fault:
-        return Fault(f"{self.name} was altered: its SHA-256 is not the manifest's")
+    def _altered(self) -> Invalid:
+        return Invalid(f"{self.name} was altered: its SHA-256 is not the manifest's")
 
 
-class Opened:
+class OpenFiles:
     """Files of a checkpoint, of which one at a time is open. Use as a context manager."""
 
-    def __init__(self, folder: Path, entries: dict[str, Entry]):
+    def __init__(self, folder: Path, entries: dict[str, FileEntry]):
         self._folder, self._entries = folder, entries
-        self._file: BlockFile | None = None
+        self._file: HashedFile | None = None
 
-    def __enter__(self) -> "Opened":
+    def __enter__(self) -> "OpenFiles":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._close()
 
-    def open(self, name: str) -> BlockFile:
-        """The file `name`; closes the one that was open. Raises as `BlockFile`."""
+    def open(self, name: str) -> HashedFile:
+        """The file `name`; closes the one that was open. Raises as `HashedFile`."""
         if self._file is None or self._file.name != name:
             self._close()
-            self._file = BlockFile(self._folder, name, self._entries[name])
+            self._file = HashedFile(self._folder, name, self._entries[name])
         return self._file
 
     def _close(self) -> None:

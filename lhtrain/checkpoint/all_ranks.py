@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from lhtrain.checkpoint.faults import Fault
+from lhtrain.checkpoint.errors import Invalid
 from lhtrain.errors import RunError
 from lhtrain.process.threads import in_background
 
@@ -59,7 +59,7 @@ def on_all(work: Callable[[], T], together: bool) -> list[T]:
     mine = (None, _portable(error)) if error is not None else (future.result(), None)
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, mine)
-    if error is not None and not isinstance(error, RunError | Fault | OSError):
+    if error is not None and not isinstance(error, RunError | Invalid | OSError):
         raise error  # a fault of the program: with its traceback
     for _, failure in outcomes:
         if failure is not None:
@@ -68,6 +68,6 @@ def on_all(work: Callable[[], T], together: bool) -> list[T]:
 
 
 def _portable(error: BaseException) -> BaseException:
-    if isinstance(error, RunError | Fault | OSError):
+    if isinstance(error, RunError | Invalid | OSError):
         return error
     return RunError(f"rank {dist.get_rank()} failed: {type(error).__name__}: {error}"[:500])

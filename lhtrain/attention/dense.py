@@ -107,12 +107,25 @@ INSTALLED = {backend: _installed(backend) for backend in PACKAGES}
 
 
 def _fastest(q: Tensor) -> str:
-    """The fastest kernel by shape, as measured on an H200 (kernels/NOTES.md)."""
-    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
-        return "default"
-    if q.shape[1] >= FA4_FROM and q.shape[-1] in (64, 128) and fa4_runs():
-        return "fa4"
-    return "best"
+    return pick_dense(q.shape[1], q.shape[-1], q.dtype, q.device)[0]
+
+
+def pick_dense(tokens: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[str, str]:
+    """The fastest kernel by shape, as measured on an H200 (kernels/NOTES.md), and why it is taken."""
+    if device.type != "cuda":
+        return "default", "PyTorch chooses its kernel on a CPU"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "default", "PyTorch chooses its kernel for float32"
+    if tokens < FA4_FROM:
+        return "best", f"cuDNN first: FlashAttention-4 is faster from {FA4_FROM} tokens on"
+    if head_dim not in (64, 128):
+        return "best", "cuDNN first: FlashAttention-4 is used for heads of 64 and 128"
+    if not fa4_runs():
+        return (
+            "best",
+            "cuDNN first: FlashAttention-4 is not installed, or this GPU is neither Hopper nor Blackwell",
+        )
+    return "fa4", "FlashAttention-4 is the fastest here"
 
 
 @torch.compiler.assume_constant_result

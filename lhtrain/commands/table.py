@@ -327,6 +327,17 @@ SLURM_END = Command(
     hidden=True,
 )
 
+ENV = Command(
+    "env",
+    "versions, GPUs, kernels, caches, missing packages: the text that a bug report needs",
+    "lhtrain.commands.env:env",
+    details="""\
+Prints neither other variables of the environment than those of a launcher nor the user's name.
+
+Examples
+  lhtrain env""",
+)
+
 COMPLETION = Command(
     "completion",
     "print the script that completes lhtrain's commands and settings in a shell",
@@ -355,7 +366,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE, EXPORT),
         *(SLURM, SLURM_SUBMIT, SLURM_RESUME, SLURM_EXTEND, SLURM_STATUS, SLURM_BEGIN, SLURM_END),
-        *(COMPLETION, HELP),
+        *(ENV, COMPLETION, HELP),
     )
 }
 

@@ -209,7 +209,7 @@ def test_help_is_for_newcomers(lhtrain):
         (
             ["frobnicate"],
             2,
-            "no command 'frobnicate' (there is: completion, data, estimate, export, extend, help, resume",
+            "no command 'frobnicate' (there is: completion, data, estimate, env, export, extend, help",
         ),
         (["optim.lr=1,2"], 2, "optim.lr=1,2: several values need a sweep; add -m"),
         (["model.n_layer=3", "nonsense=1"], 2, "2 problems in the configuration"),

@@ -1,0 +1,101 @@
+"""The words behind a command's name, and that help, dispatch and completion know the whole table."""
+
+import re
+
+import pytest
+
+from lhtrain.cli import main
+from lhtrain.commands import completion
+from lhtrain.commands.table import COMMANDS, find, members
+from lhtrain.errors import UsageError
+
+VISIBLE = [name for name, command in COMMANDS.items() if not command.hidden]
+
+
+def test_words_options_and_settings_come_in_any_order():
+    parsed = COMMANDS["slurm submit"].parse(["a=1", "--dry-run", "b=2", "--config-dir", "x", "c=[1,2]", "~d"])
+    assert parsed.dry_run and parsed.config_dir == ["x"]
+    assert parsed.settings == ["a=1", "b=2", "c=[1,2]", "~d"]
+    assert COMMANDS["train"].parse(["-m", "a=1,2", "--cfg", "job"]).settings == ["a=1,2"]
+
+
+def test_keys_of_the_command_itself_are_no_settings():
+    parsed = COMMANDS["extend"].parse(["runs/a=b", "steps=+5", "optim.lr=1e-3"])
+    assert (parsed.DIR, parsed.steps, parsed.settings) == ("runs/a=b", "+5", ["optim.lr=1e-3"])
+    parsed = COMMANDS["estimate"].parse(["gpu=h200"])
+    assert (parsed.gpu, parsed.ranks) == ("h200", None)
+
+
+def test_the_name_of_a_file_that_exists_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dtype=x").mkdir()
+    assert COMMANDS["export"].parse(["dtype=x", "out"]).RUN == "dtype=x"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["slurm", "submit", "--dryrun"], "--dryrun: no such option .*did you mean --dry-run"),
+        (["estimate", "-m"], "a sweep is started by lhtrain -m"),
+        (["export", "a", "b", "dtyp=x"], "did you mean dtype"),
+        (["export", "a", "b", "c"], "unrecognized arguments: c"),
+        (["export", "a", "b", "dtype=x", "dtype=y"], "dtype= is given twice"),
+        (["resume"], "resume: needs DIR"),
+        (["resume", " "], "is empty"),
+        (["data", "verify"], "data verify: needs FOLDER"),
+        (["trian"], "no command 'trian'; did you mean train"),
+        (["data", "prepair"], "no command data 'prepair'; did you mean prepare"),
+        (["--config-dir"], "expected one argument"),
+    ],
+)
+def test_mistakes_are_named(words, message):
+    with pytest.raises(UsageError, match=message):
+        command, rest = find(words)
+        command.parse(rest)
+
+
+@pytest.mark.parametrize("name", VISIBLE)
+def test_every_command_has_help_with_examples(name, capsys):
+    main([*name.split(), "--help"])
+    text = capsys.readouterr().out
+    assert (
+        f"lhtrain {name}" in text
+        and COMMANDS[name].summary in text
+        and re.search(r"Examples\n  .*lhtrain ", text)
+    )
+    assert max(map(len, text.splitlines())) <= 112
+    main(["help", *name.split()])
+    assert capsys.readouterr().out == text
+
+
+def test_the_overview_lists_every_command(capsys):
+    main(["--help"])
+    out = capsys.readouterr().out
+    for name in members():
+        assert f"\n  {name} " in out and COMMANDS[name].summary in out
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("lhtrain ", {*members()}),
+        ("lhtrain sl", {"slurm"}),
+        ("lhtrain slurm ", {"submit", "resume", "extend", "status"}),
+        ("lhtrain slurm submit --d", {"--dry-run"}),
+        ("lhtrain data inspect --", {"--document", "--help"}),
+        ("lhtrain extend runs/a st", {"steps="}),
+        ("lhtrain help est", {"estimate"}),
+        ("lhtrain help slurm st", {"status"}),
+        ("lhtrain help model.seq", {"model.seq_len"}),
+        ("lhtrain --mu", {"--multirun"}),
+    ],
+)
+def test_a_shell_is_offered(monkeypatch, capsys, line, offered):
+    asked = []
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setattr(completion, "_ask_hydra", asked.append)
+    main(["-sc", "query=bash"])
+    found = set(capsys.readouterr().out.split())
+    *words, last = line.split(" ")[1:]
+    assert offered <= found and all(word.startswith(last) for word in found)
+    assert bool(asked) == (find(words)[0].settings and not last.startswith("-"))

@@ -153,7 +153,7 @@ def _kernels() -> Lines:
 
     from lhtrain.attention.dense import pick_dense
     from lhtrain.compute.device import compute_dtype, pick_device
-    from lhtrain.conf.compose import compose_config
+    from lhtrain.compute.fill import compose_config
     from lhtrain.conf.schema import Device, Precision
     from lhtrain.stage import stages_of
 

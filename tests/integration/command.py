@@ -1,4 +1,4 @@
-"""Run the real `lhtrain` command on a small text and read what it leaves."""
+"""Run the `lhtrain` command on a small text and read what it leaves."""
 
 import json
 import os
@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from tests.integration.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,29 +63,25 @@ class Lhtrain:
         for number in range(10):
             (text / f"{number}.txt").write_text("".join(words[number::10]))
         self.data = ["data=text", f"data.path={text}", f"data.cache_dir={folder / 'cache'}"]
+        self.forked = not torch.cuda.is_available()  # False: each in a process that does its own imports
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
 
     def start(
         self, name: str, *overrides: str, ranks: int = 1, through: Sequence[str] = ()
-    ) -> subprocess.Popen:
+    ) -> subprocess.Popen | Forked:
         """ranks: of this machine, by torchrun. through: a command that runs the rest of its arguments."""
+        arguments = [*self.data, *TINY, f"run.dir={self.folder / name}", *overrides]
+        if not any(override.startswith("stage=") for override in overrides):
+            arguments.append("stages.lighthouse.fraction=0.5")  # the switch is at the run's middle
+        if self.forked and ranks == 1 and not through:
+            return Forked(arguments, self.folder, self.environment)
         launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
         launch += ["--rdzv-endpoint=localhost:0"]
-        command = [
-            *through,
-            sys.executable,
-            *(launch if ranks > 1 else ()),
-            "-m",
-            "lhtrain",
-            *self.data,
-            *TINY,
-            f"run.dir={self.folder / name}",
-            *overrides,
-        ]
-        if not any(override.startswith("stage=") for override in overrides):
-            command.append("stages.lighthouse.fraction=0.5")  # the switch is at the run's middle
+        python = [sys.executable, *(launch if ranks > 1 else ()), "-m", "lhtrain"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment, **pipes)
+        return subprocess.Popen(
+            [*through, *python, *arguments], cwd=self.folder, env=self.environment, **pipes
+        )
 
     def __call__(self, name: str, *overrides: str, status: int = 0, ranks: int = 1) -> Run:
         process = self.start(name, *overrides, ranks=ranks)
@@ -122,5 +122,9 @@ class Lhtrain:
 
     def bare(self, *arguments: str) -> subprocess.CompletedProcess:
         """Just `lhtrain ARGUMENTS`."""
+        if self.forked:
+            done = Forked(arguments, self.folder, self.environment)
+            out, err = done.communicate()
+            return subprocess.CompletedProcess(done.args, done.returncode, out, err)
         command = [sys.executable, "-m", "lhtrain", *arguments]
         return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)

@@ -10,5 +10,9 @@ def lhtrain(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(lhtrain):
-    """The two-stage run that others are compared with."""
-    return lhtrain("undisturbed")
+    """The two-stage run that others are compared with, in a process that does its own imports."""
+    lhtrain.forked, forked = False, lhtrain.forked
+    try:
+        return lhtrain("undisturbed")
+    finally:
+        lhtrain.forked = forked

@@ -4,12 +4,11 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from tests.integration.command import Run
+from tests.integration.forked import Forked
 
 pytestmark = pytest.mark.slow
 
@@ -143,10 +142,7 @@ def test_extended_and_killed_and_resumed_it_is_the_longer_run(lhtrain):
     assert "planned for 16 steps instead of 6" in extended.stdout
     assert "dense (dense): steps 7 to 16, learning rate 0.002, constant until step 14" in extended.stdout
 
-    command = [sys.executable, "-m", "lhtrain", "extend", str(killed), "steps=16"]
-    process = subprocess.Popen(
-        command, cwd=lhtrain.folder, env=lhtrain.environment, stdout=subprocess.PIPE, text=True
-    )
+    process = Forked(["extend", str(killed), "steps=16"], lhtrain.folder, lhtrain.environment)
     for line in process.stdout:
         if line.startswith("step     12/16"):
             process.kill()

@@ -21,7 +21,8 @@ def _catches(pid, number):
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
-def test_before_the_first_step_the_run_ends_in_order(lhtrain, undisturbed, which):
+def test_before_the_first_step_the_run_ends_in_order(lhtrain, undisturbed, which, monkeypatch):
+    monkeypatch.setattr(lhtrain, "forked", False)
     name = f"early_{which.name}"
     process = lhtrain.start(name)
     while not _catches(process.pid, which):

@@ -176,6 +176,7 @@ def test_a_poor_environment_and_names_of_every_kind(lhtrain, monkeypatch, tmp_pa
     poor = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "MPLCONFIGDIR": "/proc/none", "TMPDIR": str(tmp_path)}
     environment = {key: value for key, value in lhtrain.environment.items() if key not in ("HOME", "DISPLAY")}
     monkeypatch.setattr(lhtrain, "environment", environment | poor)
+    monkeypatch.setattr(lhtrain, "forked", False)
     run = lhtrain("poor", "run.name='é [/mnt/a] $x_ %s'", "run.steps=4", "stage=dense")
     assert run.summary["name"] == "é [/mnt/a] $x_ %s" and run.summary["finished"]
     assert "? [/mnt/a] $x_ %s: 4 steps" in run.out and (run.path / "loss.png").exists()

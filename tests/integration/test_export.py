@@ -8,6 +8,7 @@ from lhtrain import checkpoint
 from lhtrain.conf.schema import StageConfig
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.loader import validation_batches
+from lhtrain.stage import Stage
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +20,7 @@ def test_the_exported_model_has_the_runs_loss(lhtrain, undisturbed):
 
     llama = AutoModelForCausalLM.from_pretrained(lhtrain.folder / "exported")
     config = checkpoint.state_of(undisturbed.path / "checkpoints" / "step_00000016")["config"]
-    stage = StageConfig(**config["stages"]["recovery"])
+    stage = Stage.of("recovery", StageConfig(**config["stages"]["recovery"]))
     corpus = open_corpus(**config["data"])
     order = SequenceOrder(corpus.parts["val"], {stage.seq_len}, seed=0)
     total, count = 0.0, 0

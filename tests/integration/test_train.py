@@ -161,7 +161,7 @@ def test_a_run_that_fails_does_not_end_its_sweep(lhtrain):
     swept = lhtrain("half_sweep", "-m", "run.steps=2", f"init_from={empty},null", status=1)
     folder = lhtrain.folder / "half_sweep_sweep"
     assert f"lhtrain: {folder / '0'}: " in swept.err and "Traceback" not in swept.err
-    assert "the sweep is over; what ended some of its runs is above" in swept.err
+    assert "the sweep is over; the errors that ended some of its runs are above" in swept.err
     assert (folder / "1" / "summary.json").exists()
 
 
@@ -210,7 +210,7 @@ def test_help_is_for_newcomers(lhtrain):
         (
             ["frobnicate"],
             2,
-            "no command 'frobnicate' (there is: completion, data, estimate, env, export, extend, help",
+            "no command 'frobnicate' (there is: completion, data, env, estimate, export, extend, help",
         ),
         (["optim.lr=1,2"], 2, "optim.lr=1,2: several values need a sweep; add -m"),
         (["model.n_layer=3", "nonsense=1"], 2, "2 problems in the configuration"),

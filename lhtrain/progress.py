@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from lhtrain.report.plain_text import finite
+from lhtrain.text import finite
 
 PARTS = ("data", "compute", "validation", "checkpoint")
 LAST = 20  # logged losses whose mean is shown: a single batch is too noisy

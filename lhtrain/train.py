@@ -24,8 +24,9 @@ from lhtrain.health.nonfinite import NonFiniteGuard
 from lhtrain.health.signals import StopSignal
 from lhtrain.health.straggler import StragglerCheck
 from lhtrain.progress import Progress, StageClock, StageRecord
+from lhtrain.report.events import Events
 from lhtrain.report.greeting import about_end, greeting
-from lhtrain.report.reporter import Reporter, Silent
+from lhtrain.report.reporter import Reporter
 from lhtrain.runs.history import History
 from lhtrain.runs.resume import begin, find_start, record_start
 from lhtrain.runs.run_dir import RunDir, as_container, keep_tokenizer
@@ -49,36 +50,30 @@ class Trainer:
         self.schedule = Schedule.of(config)
         self.data, self.engine = build(config, world)
         self.tensors = checkpoint.tensors_of(self.engine.model, self.engine.optimizer)
-        self.saver = Saver(self.dir.checkpoints, config.checkpoint.keep, world, config.checkpoint.retry)
         self.guard, self.stragglers = NonFiniteGuard(config.guard), StragglerCheck(world)
         self.progress, self.start_note = begin(
             self.start, self.dir, self.tensors, config, self.data.corpus, world
         )
         if self.start.guard is not None:
             self.guard.restore(self.start.guard)
+        self.report = self._events()
+        self.saver = Saver(
+            self.dir.checkpoints,
+            config.checkpoint.keep,
+            world,
+            config.checkpoint.retry,
+            say=self.report.say,
+            before_publish=self.report.flush,  # rows reach the disk before their checkpoint
+        )
         self.has_checkpoint = self.start.path is not None  # whether the history says so
         self.launcher_checked = False
         self.entered: int | None = None  # index of the stage that the model is set up for
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the run, or to a signal; returns the content of summary.json."""
-        device, fingerprint, n_ranks = self.world.device, self.data.corpus.fingerprint, self.world.size
-        about = describe(device) | {
-            "data": fingerprint,
-            **self.engine.model.parameters_by_kind(),
-            "ranks": n_ranks,
-        }
         recorded = self.world.on_main(self._record_start)
-        reporter = Reporter if self.world.is_main else Silent
-        with (
-            reporter(self.config, self.dir, self.progress, peak_flops(device), about) as self.report,
-            StopSignal(self.saver.saved_in_words) as stop,
-            self.saver,
-        ):
+        with self.report, StopSignal(self.saver.saved_in_words) as stop, self.saver:
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.data.corpus.tokenizer))
-            self.saver.say = self.report.say
-            if isinstance(self.report, Reporter):  # rows reach the disk before their checkpoint
-                self.saver.before_publish = self.report.metrics.sync
             for line in self._greeting(recorded):
                 self.report.say(line)
             if self.start.new:
@@ -97,7 +92,8 @@ class Trainer:
                     signal = self.world.largest(stop.requested or 0)
                     self._after_step(stage, signal)
             self._finish_saving(stop)
-            result = self.report.finish(signal)
+            result = {"finished": self.progress.step == self.schedule.steps, "signal": signal}
+            result |= self.report.finish(signal)
         self.data.loader.close()
         return result
 
@@ -192,8 +188,7 @@ class Trainer:
             with self.watchdog.phase("compile"):
                 left = list(self.schedule.stages.values())[first:]
                 seconds = warm_up(self.engine, left, self.config.optim.z_loss)
-            self.report.say(f"compile   {seconds:.1f} s, outside the stages' clocks")
-        self.report.about["compile_seconds"] = seconds
+        self.report.compiled(seconds)
 
     def _validation_loss(self, stage: Stage) -> float:
         """Loss on the validation tokens with the attention of `stage`, on the clock of the current stage."""
@@ -245,7 +240,7 @@ class Trainer:
             with self.watchdog.phase("save"):
                 self.saver.finish(stop=lambda: stop.requested)
         finally:
-            self.report.about["checkpoints"] = self.saver.saved.as_summary()
+            self.report.saved(self.saver.saved.as_summary())
         self._note_first_checkpoint()
 
     def _note_first_checkpoint(self) -> None:
@@ -265,6 +260,25 @@ class Trainer:
         if line := too_short(record.busy / record.steps + saved.write_seconds / saved.count):
             self.launcher_checked = True
             self.report.say(f"warning   {line}")
+
+    def _events(self) -> Events:
+        """What this rank reports: the first one alone reports anything."""
+        if not self.world.is_main:
+            return Events()
+        about = describe(self.world.device) | {
+            "data": self.data.corpus.fingerprint,
+            **self.engine.model.parameters_by_kind(),
+            "ranks": self.world.size,
+        }
+        return Reporter(
+            self.config,
+            self.dir,
+            self.progress,
+            peak_flops(self.world.device),
+            about,
+            settings=as_container(self.config),
+            has_checkpoint=lambda: checkpoint.complete(self.dir.checkpoints),
+        )
 
     def _record_start(self) -> list[str]:
         about = {"ranks": self.world.size, "data": self.data.corpus.fingerprint}

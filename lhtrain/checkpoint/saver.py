@@ -81,10 +81,17 @@ class Saver:
     a checkpoint is on the disk and before it is visible; what it raises makes the save fail.
     """
 
-    def __init__(self, folder: Path, keep: int, world: World, retry: float = 0.0):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        world: World,
+        retry: float = 0.0,
+        say: Callable[[str], object] = print,
+        before_publish: Callable[[], object] = lambda: None,
+    ):
         self.folder, self.keep, self.world, self.retry = folder, keep, world, retry
-        self.say: Callable[[str], object] = print
-        self.before_publish: Callable[[], object] = lambda: None
+        self.say, self.before_publish = say, before_publish
         self.saved = SaveCost()
         self._notes = checkpoint.tidy(folder) if world.is_main else []
         self._staging = Staging(world.rank, world.size)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lhtrain.files import open_regular, read_regular, write_atomic
-from lhtrain.report.plain_text import from_json, to_json
+from lhtrain.text import from_json, to_json
 
 Row = dict[str, Any]
 KINDS = ("train", "validation", "switch", "recovered", "skipped", "spike", "rewound", "changed")
@@ -49,7 +49,7 @@ class MetricsFile:
         descriptor = open_regular(self.path, os.O_WRONLY | os.O_APPEND)
         self._file, self._waiting = os.fdopen(descriptor, "ab", buffering=0), b""
 
-    def write(self, row: Row) -> None:
+    def take(self, row: Row) -> None:
         """Add a row; numbers that are not finite become null, since JSON has no NaN."""
         assert self._file is not None, "open() first"
         line = _line(row).encode()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lhtrain.files import written_aside
-from lhtrain.report.plain_text import one_line
+from lhtrain.text import one_line
 
 if TYPE_CHECKING:  # importing matplotlib may fail, and a run without a plot is still a run
     from matplotlib.axes import Axes
@@ -30,12 +30,6 @@ class Plot:
     def __init__(self, path: Path, title: str):
         self.path, self.title = path, title
         self._due = 0.0
-
-    @staticmethod
-    def load() -> None:
-        """Import the library, outside of the stages' clocks."""
-        import matplotlib.figure
-        import matplotlib.style  # noqa: F401
 
     def renew(self, rows: list[Row]) -> bool:
         """Draw, if enough time has passed since the last time; returns whether it did."""

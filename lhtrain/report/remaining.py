@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections import deque
 from statistics import median
+from typing import Any
 
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import Config
@@ -25,9 +26,10 @@ class Remaining:
         self.flops = [step_flops(config.model, stage) for stage in self.schedule.stages.values()]
         self._recent: dict[str, deque[float]] = {}
 
-    def take(self, stage: str, step_seconds: float) -> None:
-        """A logged step of `stage`."""
-        self._recent.setdefault(stage, deque(maxlen=RECENT)).append(step_seconds)
+    def take(self, row: dict[str, Any]) -> None:
+        """Note how long a logged step took. A clock may be too coarse for a tiny one: that says nothing."""
+        if row["kind"] == "train" and row["step_seconds"] > 0:
+            self._recent.setdefault(row["stage"], deque(maxlen=RECENT)).append(row["step_seconds"])
 
     def __call__(self, progress: Progress) -> float | None:
         """None as long as no step was measured."""

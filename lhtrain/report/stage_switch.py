@@ -1,10 +1,27 @@
 """What a stage switch costs: losses before and after it, and the steps until the model is as good again."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from lhtrain.progress import LAST, Losses
 
 Entry = dict[str, Any]
+
+
+class Validation(NamedTuple):
+    """Its step and its loss, None if that was not finite or there was no validation."""
+
+    step: int = 0
+    loss: float | None = None
+
+
+def last_validation(rows: list[dict[str, Any]]) -> Validation:
+    """The last validation with the current stage's attention, or that of its switch."""
+    for row in reversed(rows):
+        if row["kind"] == "validation":
+            return Validation(row["step"], row["val_loss"])
+        if row["kind"] == "switch":
+            return Validation(row["step"] - 1, row["val_loss_after"])
+    return Validation()
 
 
 class SwitchWatch:
@@ -26,18 +43,18 @@ class SwitchWatch:
 
     def __init__(self) -> None:
         self.switches: list[Entry] = []
+        self.recovered: Entry | None = None  # of the last switch, if the last row is its recovery
         self._after = Losses()
 
-    def take(self, row: dict[str, Any]) -> Entry | None:
-        """Returns the last switch's entry if this row is the validation that is down to the old level."""
-        kind = row["kind"]
+    def take(self, row: dict[str, Any]) -> None:
+        """The next row. `recovered` is set if it is the validation that is down to the old level."""
+        self.recovered, kind = None, row["kind"]
         if kind == "switch":
             self._begin(row)
         elif kind == "train" and self.switches:
             self._train(row)
         elif kind == "validation" and self.switches:
-            return self._validated(row)
-        return None
+            self.recovered = self._validated(row)
 
     def _begin(self, row: dict[str, Any]) -> None:
         entry: Entry = {"from": row["from"], "to": row["to"], "step": row["step"] - 1}

@@ -1,5 +1,6 @@
 """summary.json and the final table: what each stage did and took."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,50 @@ from rich.text import Text
 
 from lhtrain.files import write_atomic
 from lhtrain.progress import LAST, Progress
-from lhtrain.report.plain_text import counted, finite, number, one_line, to_json, with_width
+from lhtrain.text import counted, finite, number, one_line, to_json, with_width
 
 Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended: "finished", "signal" or "error"; reason: the signal's name, or the error in words."""
+
+    how: str
+    reason: str | None = None
+    signal: int = 0  # that came, 0 if none did
+
+    def as_json(self) -> dict[str, Any]:
+        return {"how": self.how} | ({"reason": self.reason} if self.how != "finished" else {})
+
+
+class SummaryFile:
+    """summary.json of a run. about: added as it is; it may grow while the run trains.
+
+    Its `ended` says how the run ended: null while it runs, or if it was killed; {"how": "finished"},
+    {"how": "signal", "reason": "SIGTERM"} or {"how": "error", "reason": message}.
+    """
+
+    def __init__(self, path: Path, name: str, peak_flops: float | None, about: dict[str, Any]):
+        self.path, self.name, self.peak_flops, self.about = path, name, peak_flops, dict(about)
+
+    def content(
+        self,
+        progress: Progress,
+        switches: list[dict[str, Any]],
+        seconds_left: float | None,
+        end: End | None = None,
+    ) -> Summary:
+        """The summary of a run as it is now; end: None while it runs."""
+        about: dict[str, Any] = {"name": self.name, "ended": end and end.as_json()}
+        about |= {"signal": int(end.signal) if end else 0, **self.about}
+        about["seconds_left"] = None if seconds_left is None else round(seconds_left, 1)
+        finished = end is not None and end.how == "finished"
+        return summarize(progress, switches, finished, self.peak_flops, about)
+
+    def write(self, summary: Summary, durable: bool) -> None:
+        """Replace the file. Raises OSError; then it is as it was."""
+        write(summary, self.path, durable)
 
 
 def summarize(

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -12,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
 
-from lhtrain.report.plain_text import duration, number, one_line, printable
+from lhtrain.text import duration, number, one_line, printable
 
 LINES = 20  # plain lines over a whole run, at least
 SECONDS = 30.0  # and one at least this often
@@ -81,9 +82,19 @@ def clock(elapsed: float, left: float | None) -> str:
 
 
 class Terminal:
-    """Use as a context manager around the run; `steps` is the run's length, `done` the steps already done."""
+    """Use as a context manager around the run.
 
-    def __init__(self, steps: int, done: int = 0, elapsed: float = 0.0):
+    steps: of the whole run; done: of an earlier process, which took `elapsed` seconds. seconds_left: to the
+    run's end, None as long as that is not known.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        done: int = 0,
+        elapsed: float = 0.0,
+        seconds_left: Callable[[], float | None] = lambda: None,
+    ):
         output = Output(sys.stdout)
         self.live = output.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
         self.console = Console(
@@ -94,7 +105,8 @@ class Terminal:
             emoji=False,
             highlight=False,
         )
-        self.steps, self._printed, self._printed_at = steps, done, -SECONDS
+        self.steps, self.seconds_left = steps, seconds_left
+        self._printed, self._printed_at = done, -SECONDS
         self._stage: str | None = None
         self._every = max(1, steps // LINES)
         fixed = Column(no_wrap=True)  # in a narrow terminal the bar gives way first
@@ -128,8 +140,11 @@ class Terminal:
         else:
             self.console.print(what)
 
-    def step(self, row: dict[str, Any], elapsed: float, left: float | None) -> None:
-        """Show a logged training step; the run's seconds so far, and to its end if that is known."""
+    def take(self, row: dict[str, Any]) -> None:
+        """Show a logged training step, with the run's seconds so far and to its end."""
+        if row["kind"] != "train":
+            return
+        elapsed, left = row["seconds"], self.seconds_left()
         state = f"loss {number(row['loss'])}  {number(row['tokens_per_second'], ',.0f')} tok/s"
         stage = one_line(row["stage"], 24)
         if self.live:

@@ -1,4 +1,4 @@
-"""Where metrics go besides the run directory."""
+"""Services that get the rows of metrics.jsonl too."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,26 +8,40 @@ from typing import Any
 from lhtrain.conf.schema import LoggerConfig, LoggerMode
 from lhtrain.errors import reason
 from lhtrain.files import write_atomic
-from lhtrain.report.metrics import KINDS
-from lhtrain.report.plain_text import one_line
+from lhtrain.registry import TRACKERS
+from lhtrain.report.metrics import KINDS, Row
+from lhtrain.text import one_line
 
 MOST = 128  # characters of a run's name that Weights & Biases takes
 
 
-class Logger:
-    """The logger of `logger=none`: everything is in the run directory already."""
+class Tracker:
+    """A service that a run reports to, and the base of all: an entry of registry.TRACKERS is called with the
+    arguments below and returns an object with these methods. Each may raise anything: then the tracker is
+    given up, with a warning, and training continues.
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Take one row of metrics.jsonl."""
+    config: the keys of `logger`; a plugin's own are in config.options. name: the run's. run_dir: its
+    directory, where a tracker may keep files. settings: the run's configuration as plain values.
+    """
+
+    def __init__(self, config: LoggerConfig, name: str, run_dir: Path, settings: dict[str, Any]): ...
+
+    def log(self, row: Row) -> None:
+        """Take one row of metrics.jsonl: a dict with `kind`, `step` and values that JSON has."""
 
     def finish(self, summary: dict[str, Any] | None) -> None:
         """The run ended; with its summary, unless that was by an error."""
 
     def abandon(self) -> None:
-        """It failed and gets no more rows: free what it holds. May raise anything."""
+        """A method has raised, and no other will be called: free what is held."""
+
+    @staticmethod
+    def advice(config: LoggerConfig) -> str:
+        """What may help where the tracker fails; "" for nothing."""
+        return ""
 
 
-class WandbLogger(Logger):
+class WandbTracker(Tracker):
     """Weights & Biases. The id stays in the run directory: a resumed run continues in the same place."""
 
     def __init__(self, config: LoggerConfig, name: str, run_dir: Path, settings: dict[str, Any]):
@@ -48,12 +62,12 @@ class WandbLogger(Logger):
             resume="allow" if known and config.mode is LoggerMode.online else None,
         )
         write_atomic(id_file, self._run.id + "\n")
-        # Our own step is the axis: wandb's counter starts anew when an offline run is resumed.
+        # Our own step is the axis: wandb's counter restarts when an offline run is resumed.
         self._run.define_metric("step")
         for kind in KINDS:
             self._run.define_metric(f"{kind}/*", step_metric="step")
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Row) -> None:
         kind = row["kind"]
         values = {
             f"{kind}/{key}": value
@@ -74,55 +88,56 @@ class WandbLogger(Logger):
 
         wandb.teardown(exit_code=1)  # else its hook at exit prints a traceback about its dead process
 
+    @staticmethod
+    def advice(config: LoggerConfig) -> str:
+        return "" if config.mode is LoggerMode.offline else "logger.mode=offline needs no account"
 
-class Harmless(Logger):
-    """Hands rows to the configured logger until that fails. Then it says so, once, and training continues:
-    every row is in metrics.jsonl."""
 
-    def __init__(self, say: Callable[[str], object]):
+class Harmless:
+    """Hands rows to the tracker that `logger.kind` names, if any, until it fails. Then it says so, once, and
+    training continues: every row is in metrics.jsonl."""
+
+    def __init__(
+        self,
+        config: LoggerConfig,
+        name: str,
+        run_dir: Path,
+        settings: dict[str, Any],
+        say: Callable[[str], object] = print,
+    ):
+        self.config, self.name, self.run_dir, self.settings = config, name, run_dir, settings
         self.say = say
-        self._logger: Logger | None = None
+        self._advice = ""
+        self._tracker: Tracker | None = None
 
-    def open(self, config: LoggerConfig, name: str, run_dir: Path, settings: dict[str, Any]) -> None:
-        if config.kind == "none":
-            return
-        self._mode = config.mode
-        self._try("did not start", lambda: self._start(config, name, run_dir, settings))
+    def start(self) -> None:
+        """Connect to the service."""
+        if self.config.kind != "none":
+            self._try("did not start", self._start)
 
-    def _start(self, config: LoggerConfig, name: str, run_dir: Path, settings: dict[str, Any]) -> None:
-        self._logger = WandbLogger(config, name, run_dir, settings)
-
-    def log(self, row: dict[str, Any]) -> None:
-        if (logger := self._logger) is not None:
-            self._try("failed", lambda: logger.log(row))
+    def take(self, row: Row) -> None:
+        if (tracker := self._tracker) is not None:
+            self._try("failed", lambda: tracker.log(row))
 
     def finish(self, summary: dict[str, Any] | None) -> None:
-        if (logger := self._logger) is not None:
-            self._try("failed at the end of the run", lambda: logger.finish(summary))
+        if (tracker := self._tracker) is not None:
+            self._try("failed at the end of the run", lambda: tracker.finish(summary))
 
-    def _try(self, what: str, call: Callable[[], None]) -> None:
+    def _start(self) -> None:
+        make = TRACKERS[self.config.kind]
+        self._advice = make.advice(self.config) if hasattr(make, "advice") else ""
+        self._tracker = make(self.config, self.name, self.run_dir, self.settings)
+
+    def _try(self, failure: str, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception as error:  # of many kinds: no network, no account, a service that died
-            failed, self._logger = self._logger, None
+            failed, self._tracker = self._tracker, None
             if failed is not None:
                 with suppress(Exception):
                     failed.abandon()
-            advice = "" if self._mode is LoggerMode.offline else "; logger.mode=offline needs no account"
+            advice = f"; {self._advice}" if self._advice else ""
             self.say(
-                f"warning   logger=wandb {what}: {one_line(reason(error), 300)}; "
+                f"warning   logger={self.config.kind} {failure}: {one_line(reason(error), 300)}; "
                 f"training continues, with all rows in metrics.jsonl{advice}"
             )
-
-
-def open_logger(
-    config: LoggerConfig,
-    name: str,
-    run_dir: Path,
-    settings: dict[str, Any],
-    say: Callable[[str], object] = print,
-) -> Logger:
-    """The configured logger. Raises nothing: failures, here or later, are reported through `say`."""
-    logger = Harmless(say)
-    logger.open(config, name, run_dir, settings)
-    return logger

@@ -20,11 +20,11 @@ from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic
 from lhtrain.progress import Progress
 from lhtrain.report.metrics import numbered, read
-from lhtrain.report.plain_text import to_json
 from lhtrain.runs.history import History, as_records
 from lhtrain.runs.run_dir import Change, RunDir, all_differing, as_container, differing, holds_run
 from lhtrain.schedule import Schedule
 from lhtrain.stage import saved_attention_settings
+from lhtrain.text import to_json
 
 Tensors = dict[str, Tensor]
 

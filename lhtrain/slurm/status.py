@@ -15,10 +15,10 @@ from rich.text import Text
 from lhtrain.files import read_regular
 from lhtrain.progress import Losses
 from lhtrain.report.metrics import Row
-from lhtrain.report.plain_text import duration, number, one_line
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import Queued, queued
+from lhtrain.text import duration, number, one_line
 
 RECENT = 50  # logged steps that the speed is taken from
 SIGN = 60.0  # seconds after which a rank that writes no sign of life counts as gone or stuck

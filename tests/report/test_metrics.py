@@ -9,7 +9,7 @@ def write(path, steps, keep_until=0):
     file = MetricsFile(path)
     file.open(keep_until)
     for step in steps:
-        file.write({"kind": "train", "step": step})
+        file.take({"kind": "train", "step": step})
     file.close()
     return [row["step"] for row in read(path)]
 
@@ -25,7 +25,7 @@ def test_rows_are_on_disk_at_once_and_a_torn_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
     file.open(0)
-    file.write({"kind": "train", "step": 1})
+    file.take({"kind": "train", "step": 1})
     assert [row["step"] for row in read(path)] == [1]
     with path.open("a") as other:
         other.write('{"kind": "train", "st')
@@ -39,14 +39,14 @@ def test_rows_that_a_full_disk_refuses_wait_for_room(tmp_path, monkeypatch):
     disk = Disk(file._file, room=40)
     monkeypatch.setattr(file, "_file", disk)
     for step in range(1, 5):
-        file.write({"kind": "train", "step": step})
+        file.take({"kind": "train", "step": step})
     assert [row["step"] for row in read(file.path)] == [1] and len(file.rows) == 4
     assert len(told) == 1 and "No space left on device" in told[0]
     disk.room = 1000
-    file.write({"kind": "train", "step": 5})
+    file.take({"kind": "train", "step": 5})
     assert [row["step"] for row in read(file.path)] == [1, 2, 3, 4, 5]
     disk.room = 0
-    file.write({"kind": "train", "step": 6})
+    file.take({"kind": "train", "step": 6})
     assert len(told) == 2
     file.open(keep_until=6)
     assert [row["step"] for row in read(file.path)] == [1, 2, 3, 4, 5, 6]
@@ -89,7 +89,7 @@ def test_damaged_lines_in_the_middle_cost_themselves_alone_and_are_reported(tmp_
 def test_numbers_that_json_has_not_become_null(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.open(0)
-    file.write({"kind": "train", "step": 1, "loss": float("nan"), "of": [float("inf"), {"a": float("-inf")}]})
+    file.take({"kind": "train", "step": 1, "loss": float("nan"), "of": [float("inf"), {"a": float("-inf")}]})
     assert read(file.path) == [{"kind": "train", "step": 1, "loss": None, "of": [None, {"a": None}]}]
     (tmp_path / "old.jsonl").write_text('{"kind": "train", "step": 1, "loss": NaN}\n')
     old = MetricsFile(tmp_path / "old.jsonl")
@@ -103,5 +103,5 @@ def test_a_planted_link_is_not_written_through(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to(victim)
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.open(0)
-    file.write({"kind": "train", "step": 1})
+    file.take({"kind": "train", "step": 1})
     assert victim.read_text() == "precious\n" and not file.path.is_symlink()

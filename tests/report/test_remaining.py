@@ -6,6 +6,7 @@ from lhtrain.compute.fill import compose_config
 from lhtrain.compute.flops import step_flops
 from lhtrain.progress import Progress, StageRecord
 from lhtrain.report.remaining import Remaining, _times
+from lhtrain.stage import stages_of
 
 SETTINGS = [
     *("data=text", "data.path=.", "model.seq_len=2048", "run.batch_tokens=2048", "run.steps=100"),
@@ -26,8 +27,12 @@ def record(name, steps, seconds_a_step, validations=0, validation=0.0, saves=0, 
     return out
 
 
+def step(stage, seconds):
+    return {"kind": "train", "stage": stage, "step_seconds": seconds}
+
+
 def ratio(config):
-    lighthouse, recovery = (step_flops(config.model, stage) for stage in config.stages.values())
+    lighthouse, recovery = (step_flops(config.model, stage) for stage in stages_of(config).values())
     return recovery / lighthouse
 
 
@@ -37,7 +42,7 @@ def test_nothing_is_known_before_the_first_step(config):
 
 def test_a_stage_to_come_is_slower_by_its_flops(config):
     remaining = Remaining(config)
-    remaining.take("lighthouse", 1.0)
+    remaining.take(step("lighthouse", 1.0))
     progress = Progress(step=10, stages=[record("lighthouse", 10, 1.0, validations=1, validation=2.0)])
     # 50 and 40 steps; both stages' ends and the switch are validated
     expected = 50 + 2.0 + ratio(config) * (40 + 2 * 2.0)
@@ -46,7 +51,7 @@ def test_a_stage_to_come_is_slower_by_its_flops(config):
 
 def test_before_a_validation_it_is_a_forward_pass_over_its_tokens(config):
     remaining = Remaining(config)
-    remaining.take("lighthouse", 1.0)
+    remaining.take(step("lighthouse", 1.0))
     progress = Progress(step=10, stages=[record("lighthouse", 10, 1.0)])
     # 6144 tokens, a third of the products of a step of 2048
     assert remaining(progress) == pytest.approx(50 + 1.0 + ratio(config) * (40 + 2 * 1.0))
@@ -54,8 +59,8 @@ def test_before_a_validation_it_is_a_forward_pass_over_its_tokens(config):
 
 def test_each_stage_has_its_own_measured_speed(config):
     remaining = Remaining(config)
-    remaining.take("lighthouse", 1.0)
-    remaining.take("recovery", 7.0)
+    remaining.take(step("lighthouse", 1.0))
+    remaining.take(step("recovery", 7.0))
     stages = [record("lighthouse", 60, 1.0, 1, 2.0, saves=1, save=0.5), record("recovery", 10, 7.0, 1, 3.0)]
     # 30 steps, the validation and the save at the end
     assert remaining(Progress(step=70, stages=stages)) == pytest.approx(30 * 7.0 + 3.0 + 0.5)
@@ -68,7 +73,7 @@ def test_a_resumed_run_goes_by_its_record_and_then_by_what_it_does_now(config):
     stages = [record("lighthouse", 60, 1.0, 1, 2.0), record("recovery", 10, 5.0, 1, 0.0)]
     progress = Progress(step=70, stages=stages)
     assert remaining(progress) == pytest.approx(30 * 5.0)
-    remaining.take("recovery", 1.0)
+    remaining.take(step("recovery", 1.0))
     assert remaining(progress) == pytest.approx(30 * 1.0)
 
 
@@ -76,7 +81,7 @@ def test_one_slow_step_does_not_count(config):
     """The first, which fills caches."""
     remaining = Remaining(config)
     for seconds in (60.0, 1.0, 1.0):
-        remaining.take("recovery", seconds)
+        remaining.take(step("recovery", seconds))
     stages = [record("lighthouse", 60, 1.0), record("recovery", 3, 20.0, 1, 0.0)]
     assert remaining(Progress(step=63, stages=stages)) == pytest.approx(37.0)
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import subprocess
 import sys
 from functools import cached_property
 
@@ -14,8 +15,9 @@ from lhtrain.errors import RunError
 from lhtrain.health.nonfinite import Skip
 from lhtrain.progress import Progress, StageRecord
 from lhtrain.report import reporter as module
-from lhtrain.report.reporter import Reporter, Silent
-from lhtrain.runs.run_dir import RunDir
+from lhtrain.report.events import Events
+from lhtrain.report.reporter import Reporter
+from lhtrain.runs.run_dir import RunDir, as_container
 
 SETTINGS = ["data=text", "data.path=.", "run.steps=20", "stages.lighthouse.fraction=0.5"]
 
@@ -31,7 +33,11 @@ class Run:
     @cached_property
     def reporter(self):
         """Made by the test, whose standard output is not that of its fixtures."""
-        return Reporter(self.config, self.dir, self.progress, 1e12, {"data": "abc"})
+        about, settings = {"data": "abc"}, as_container(self.config)
+        return Reporter(self.config, self.dir, self.progress, 1e12, about, settings, self.has_checkpoint)
+
+    def has_checkpoint(self):
+        return False
 
     def train(self, steps, stage="lighthouse", loss=3.0, seconds=0.1):
         if not self.progress.stages or self.progress.stages[-1].name != stage:
@@ -95,10 +101,10 @@ def test_a_finished_run(run):
 
 
 def test_a_run_that_obeyed_a_signal_ends_so_though_its_folder_cannot_be_listed(run, capsys, monkeypatch):
-    def unreadable(folder):
-        raise RunError(f"{folder} cannot be read: [Errno 5] Input/output error")
+    def unreadable():
+        raise RunError("checkpoints cannot be read: [Errno 5] Input/output error")
 
-    monkeypatch.setattr(module.checkpoint, "complete", unreadable)
+    monkeypatch.setattr(run, "has_checkpoint", unreadable)
     with run.reporter:
         run.train(3)
         run.reporter.finish(15)
@@ -106,9 +112,8 @@ def test_a_run_that_obeyed_a_signal_ends_so_though_its_folder_cannot_be_listed(r
     assert "SIGTERM: stopped after step 3; how to continue is not known" in capsys.readouterr().out
 
 
-def test_a_run_that_obeyed_a_signal_says_how_to_continue(run, capsys):
-    (run.dir.checkpoints / "step_00000003").mkdir(parents=True)
-    (run.dir.checkpoints / "step_00000003" / "manifest.json").write_text("{}")
+def test_a_run_that_obeyed_a_signal_says_how_to_continue(run, capsys, monkeypatch):
+    monkeypatch.setattr(run, "has_checkpoint", lambda: True)
     with run.reporter:
         run.train(3)
         run.reporter.finish(15)
@@ -168,7 +173,7 @@ def fail(*_, **__):
 @pytest.mark.parametrize(
     ("what", "where"),
     [
-        ("summary.json was not written", (module.summary, "write")),
+        ("summary.json was not written", (module.SummaryFile, "write")),
         ("loss.png was not drawn", ("lhtrain.report.plot", "plot_loss")),
         ("the table was not printed", (module.summary, "table")),
     ],
@@ -309,15 +314,40 @@ def test_a_skipped_step_and_a_slow_rank_are_said(run, capsys):
     assert "skipped   step 2" in out and "slow      step 1: rank 1 is slow" in out
 
 
-def test_the_other_ranks_take_every_event_in_silence(tmp_path, capsys):
-    config = compose_config(SETTINGS)
-    events = {name for name, _ in inspect.getmembers(Reporter, inspect.isfunction) if name[0] != "_"}
-    with Silent(config, RunDir(tmp_path / "run"), Progress(), 1e12, {}) as silent:
-        for event in events - {"finish", "rewound"}:
-            n_arguments = len(inspect.signature(getattr(Reporter, event)).parameters) - 1
-            getattr(silent, event)(*range(n_arguments))
-        with pytest.raises(AttributeError):
-            silent.no_such_event(1)
-        silent.rewound(Progress(step=20), 0, 0)
-        assert silent.finish(0) == {"finished": True, "signal": 0}
-    assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
+def public(kind):
+    return {
+        name: inspect.signature(method)
+        for name, method in inspect.getmembers(kind, inspect.isfunction)
+        if name[0] != "_"
+    }
+
+
+def test_every_event_is_one_of_all_ranks_and_is_reported():
+    """A rank other than the first must take each call that the loop makes."""
+    assert {name: s.parameters.keys() for name, s in public(Reporter).items()} == {
+        name: s.parameters.keys() for name, s in public(Events).items()
+    }
+    assert all(name in vars(Reporter) for name in public(Events))
+
+
+def test_the_other_ranks_take_every_event_in_silence(capsys):
+    with Events() as events:
+        for name, signature in public(Events).items():
+            assert getattr(events, name)(*range(len(signature.parameters) - 1)) in (None, {})
+    assert not capsys.readouterr().out
+
+
+def test_compiling_and_saving_are_in_the_summary(run, capsys):
+    with run.reporter:
+        run.reporter.compiled(2.5)
+        run.train(20)
+        run.reporter.saved({"count": 2})
+        run.reporter.finish(0)
+    assert run.summary["compile_seconds"] == 2.5 and run.summary["checkpoints"] == {"count": 2}
+    assert "compile   2.5 s, outside the stages' clocks\n" in capsys.readouterr().out
+
+
+def test_a_plot_library_is_loaded_by_the_first_plot_alone():
+    code = "import sys, lhtrain.report.reporter; print([m for m in sys.modules if 'matplotlib' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -24,7 +24,10 @@ def validation(step, loss):
 
 def watched(*rows):
     watch = SwitchWatch()
-    recovered_at = [row["step"] for row in rows if watch.take(row)]
+    recovered_at = []
+    for row in rows:
+        watch.take(row)
+        recovered_at += [row["step"]] if watch.recovered else []
     return watch, recovered_at
 
 

@@ -13,14 +13,15 @@ NAMES = ["dense", "[/mnt/a]", "[bold]", "$a_b", "%s%d", "a\nb", "漢字 :warning
 NAMES += ["\udcff\x1b[2J", ""]
 
 
-def row(step=1, stage="dense", loss=2.0, rate=1000.0):
-    return {"step": step, "stage": stage, "loss": loss, "tokens_per_second": rate, "lr": 1e-3}
+def row(step=1, stage="dense", loss=2.0, rate=1000.0, seconds=0.0):
+    of_step = {"kind": "train", "step": step, "stage": stage, "seconds": seconds}
+    return of_step | {"loss": loss, "tokens_per_second": rate, "lr": 1e-3}
 
 
 def a_run_prints(name="dense"):
-    with Terminal(steps=1) as terminal:
+    with Terminal(steps=1, seconds_left=lambda: 37.0) as terminal:
         terminal.print(f"a line about {name}")
-        terminal.step(row(stage=name), elapsed=57.0, left=37.0)
+        terminal.take(row(stage=name, seconds=57.0))
 
 
 class FullDisk(io.StringIO):
@@ -126,8 +127,8 @@ def test_a_narrow_terminal(screen, columns):
 
 def test_in_eighty_columns_the_bar_gives_way_to_the_numbers(screen):
     where = screen(columns=80)
-    with Terminal(12_000) as terminal:
-        terminal.step(row(4000, "lighthouse", 2.3456, 18_353.0), 3600.0, 7200.0)
+    with Terminal(12_000, seconds_left=lambda: 7200.0) as terminal:
+        terminal.take(row(4000, "lighthouse", 2.3456, 18_353.0, seconds=3600.0))
     assert "lighthouse" in (out := where.read())
     assert "loss 2.3456  18,353 tok/s elapsed 1:00:00, 2:00:00 left" in out and "4000/12000" in out
 
@@ -151,7 +152,7 @@ def plain_lines(monkeypatch, steps, rows, done=0):
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
     with Terminal(steps, done) as terminal:
         for each in rows:
-            terminal.step(each, 0.0, None)
+            terminal.take(each)
     return [int(line.split()[1].split("/")[0]) for line in out.getvalue().splitlines()]
 
 
@@ -173,9 +174,10 @@ def test_a_resumed_run_prints_its_first_step(monkeypatch):
 
 def test_numbers_that_are_missing_or_huge(monkeypatch):
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
-    with Terminal(2) as terminal:
-        terminal.step(row(1, loss=3e38, rate=None), 86_400.0, 1e9)
-        terminal.step(row(2, loss=None), 0.0, None)
+    left = iter([1e9, None])
+    with Terminal(2, seconds_left=lambda: next(left)) as terminal:
+        terminal.take(row(1, loss=3e38, rate=None, seconds=86_400.0))
+        terminal.take(row(2, loss=None))
     first, second = out.getvalue().splitlines()
     assert "loss 3.000e+38  - tok/s" in first and "elapsed 1 d 0:00:00, 11574 d 1:46:40 left" in first
     assert "loss -  1,000 tok/s" in second and second.endswith("elapsed 0:00")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lhtrain.conf.schema import LoggerConfig, LoggerMode
-from lhtrain.report.trackers import open_logger
+from lhtrain.report.trackers import Harmless
 
 ONLINE = LoggerConfig(kind="wandb", mode=LoggerMode.online)
 ROW = {"kind": "train", "step": 1, "stage": "[/a]", "loss": 2.0, "mfu": None}
@@ -47,7 +47,9 @@ def opened(tmp_path, monkeypatch):
     def start(service, config=ONLINE, name="name"):
         monkeypatch.setitem(sys.modules, "wandb", service)
         said = []
-        return open_logger(config, name, tmp_path, {}, said.append), said
+        tracker = Harmless(config, name, tmp_path, {}, said.append)
+        tracker.start()
+        return tracker, said
 
     return start
 
@@ -71,9 +73,9 @@ def test_an_empty_id_is_none(opened, tmp_path, content):
 
 def test_it_gets_what_it_can_take(opened):
     service = Service()
-    logger, _ = opened(service, name="a\n" + "x" * 500)
-    logger.log(ROW)
-    logger.finish({"stages": [STAGE]})
+    tracker, _ = opened(service, name="a\n" + "x" * 500)
+    tracker.take(ROW)
+    tracker.finish({"stages": [STAGE]})
     assert len(service.asked[0]["name"]) == 128 and "\n" not in service.asked[0]["name"]
     assert service.rows == [{"step": 1, "train/stage": "[/a]", "train/loss": 2.0}]
     assert service.ends == [0]
@@ -86,10 +88,10 @@ ERRORS = [Service.Error("No key."), OSError(28, "No space left"), ValueError(), 
 @pytest.mark.parametrize("where", ["init", "define_metric", "log", "finish"])
 def test_a_failure_is_told_once_and_training_continues(opened, where, error):
     service = Service(where, error)
-    logger, said = opened(service)
+    tracker, said = opened(service)
     for _ in range(3):
-        logger.log(ROW)
-    logger.finish({"stages": [STAGE]})
+        tracker.take(ROW)
+    tracker.finish({"stages": [STAGE]})
     (line,) = said
     assert line.startswith("warning   logger=wandb ") and "\n" not in line and " : " not in line
     assert ("ValueError" in line) == isinstance(error, ValueError)
@@ -100,13 +102,13 @@ def test_a_failure_is_told_once_and_training_continues(opened, where, error):
 
 def test_an_id_that_is_not_text_is_told(opened, tmp_path):
     (tmp_path / "wandb_id.txt").write_bytes(b"\xff\xfe")
-    logger, said = opened(Service())
-    logger.log(ROW)
+    tracker, said = opened(Service())
+    tracker.take(ROW)
     assert len(said) == 1
 
 
 def test_without_a_logger_nothing_is_told(opened):
-    logger, said = opened(Service("init"), LoggerConfig())
-    logger.log(ROW)
-    logger.finish(None)
+    tracker, said = opened(Service("init"), LoggerConfig())
+    tracker.take(ROW)
+    tracker.finish(None)
     assert not said

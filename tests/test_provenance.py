@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lhtrain.command_line import resume_command
+from lhtrain.provenance import resume_command
 
 NAMES = ["run", "my run", "it's", "a=b", "-x", "$(x)", "a;b", "ü\n", "a/-b"]
 

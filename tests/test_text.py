@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lhtrain.report.plain_text import (
+from lhtrain.text import (
     duration,
     finite,
     from_json,

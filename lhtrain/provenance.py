@@ -1,6 +1,7 @@
-"""Which code runs, and how: versions, the commit of a working copy, the command that continues a run."""
+"""Which code runs, on what and how: versions, commit, processor, the command that continues a run."""
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -11,17 +12,53 @@ from pathlib import Path
 from typing import Any
 
 import lhtrain
+from lhtrain.process.threads import within
+
+PACKAGES = ("torch", "triton", "hydra-core", "omegaconf", "numpy", "tiktoken")
+PATIENCE = 10.0  # seconds for git: a file system that hangs must not hang the start of a run
 
 
 def code_version() -> dict[str, Any]:
     """The package's version; from a working copy also the commit, and whether files differ from it."""
+    out: dict[str, Any] = {"lhtrain": lhtrain.__version__, "torch": installed("torch")}
+    return out | (within(PATIENCE, _commit) or {})
+
+
+def versions() -> dict[str, str | None]:
+    """Of lhtrain, of Python and of the packages that decide numbers; None: not installed."""
+    out: dict[str, str | None] = {"lhtrain": lhtrain.__version__, "python": platform.python_version()}
+    return out | {name: installed(name) for name in PACKAGES}
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's model, or else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def cpu_cores() -> int | None:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _commit() -> dict[str, Any]:
     root = Path(lhtrain.__file__).parents[1]
-    out: dict[str, Any] = {"lhtrain": lhtrain.__version__, "torch": _installed("torch")}
     # A package installed inside some other repository would name that one's commit.
     if _git(root, "ls-files", "--error-unmatch", "lhtrain/__init__.py") is None:
-        return out
+        return {}
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return out | {"commit": _git(root, "rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}
+    return {"commit": _git(root, "rev-parse", "HEAD"), "uncommitted_changes": bool(changes)}
 
 
 def in_words(version: dict[str, Any]) -> str:
@@ -34,18 +71,13 @@ def in_words(version: dict[str, Any]) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    # Without locks: a git that is left behind holds none.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
     except OSError:  # no git here
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def resume_command(run_dir: Path, environment: Mapping[str, str] = os.environ) -> str:

@@ -1,12 +1,15 @@
-"""The command that continues a run."""
+"""The versions, the commit, and the command that continues a run."""
 
 import shlex
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from lhtrain.provenance import resume_command
+import lhtrain
+from lhtrain import provenance
+from lhtrain.provenance import code_version, resume_command
 
 NAMES = ["run", "my run", "it's", "a=b", "-x", "$(x)", "a;b", "ü\n", "a/-b"]
 
@@ -40,3 +43,21 @@ def test_how_it_was_started(here, monkeypatch):
     assert resume_command(here / "r", two) == "torchrun --nproc-per-node=2 --nnodes=3 ... -m lhtrain resume r"
     of_srun = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"}
     assert resume_command(here / "r", of_srun) == "srun --ntasks=4 .venv/bin/python -m lhtrain resume r"
+
+
+def test_a_git_that_hangs_costs_the_commit_alone(monkeypatch):
+    free = threading.Event()
+    monkeypatch.setattr(provenance, "_git", lambda *_: free.wait() and "")
+    monkeypatch.setattr(provenance, "PATIENCE", 0.01)
+    found = code_version()
+    free.set()
+    assert found.keys() == {"lhtrain", "torch"} and found["lhtrain"] == lhtrain.__version__
+
+
+def test_a_working_copy_names_its_commit(monkeypatch):
+    answers = {"ls-files": "lhtrain/__init__.py", "status": " M lhtrain/train.py", "rev-parse": "a" * 40}
+    monkeypatch.setattr(provenance, "_git", lambda _, command, *__: answers[command])
+    found = code_version()
+    assert (found["commit"], found["uncommitted_changes"]) == ("a" * 40, True)
+    monkeypatch.setattr(provenance, "_git", lambda *_: None)  # no git, or no working copy
+    assert "commit" not in code_version()

@@ -1,17 +1,15 @@
 """Which device and precision a run computes on, and how to describe the machine."""
 
 import os
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import lhtrain
 from lhtrain.conf.schema import Device, Precision
 from lhtrain.errors import RunError
+from lhtrain.provenance import cpu_cores, cpu_name
+from lhtrain.provenance import versions as installed_versions
 
 LEAST_BFLOAT16 = (8, 0)  # Ampere and later
 
@@ -97,27 +95,9 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def describe(device: torch.device) -> dict[str, dict[str, Any]]:
     """Versions and hardware, for summary.json."""
-    names = ("torch", "triton", "hydra-core", "omegaconf", "numpy", "tiktoken")
-    versions: dict[str, Any] = {"lhtrain": lhtrain.__version__, "python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    hardware: dict[str, Any] = {
-        "device": device.type,
-        "cpu": _cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
+    versions: dict[str, Any] = installed_versions()
+    hardware: dict[str, Any] = {"device": device.type, "cpu": cpu_name(), "cpu_cores": cpu_cores()}
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)
         versions["cuda"] = torch.version.cuda
     return {"versions": versions, "hardware": hardware}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -19,8 +19,10 @@ from lhtrain.conf.keys import all_keys, type_of
 from lhtrain.conf.nearest import nearest
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.rules import plugins
+from lhtrain.conf.rules.data import data_problems
 from lhtrain.conf.rules.types import LITERALLY, misfit, rule_of
-from lhtrain.conf.rules.validate import data_problems, validate
+from lhtrain.conf.rules.validate import validate
+from lhtrain.conf.rules.values import value_problems
 from lhtrain.conf.schema import Config, DataConfig
 from lhtrain.conf.typed.overrides import Setting
 from lhtrain.conf.typed.own_files import documents, number, recorded
@@ -91,7 +93,7 @@ def data_config(overrides: list[str]) -> DataConfig:
             if not unresolved:
                 data = OmegaConf.to_object(config.data)
                 _expand_data(data)
-                problems += [*data_problems(data), *data_here(data)]
+                problems += [*value_problems(data, "data."), *data_problems(data), *data_here(data)]
         if problems:
             raise ConfigError([_placed(problem, settings) for problem in problems])
     assert isinstance(data, DataConfig)

@@ -38,7 +38,10 @@ def explain(key: str, default: object) -> str | None:
         width = max(len(member.name) for member in kind)
         lines += [f"    {member.name:{width}}  {_comment(kind, member.name)}".rstrip() for member in kind]
     elif isinstance(limit := limit_of(key), OneOf):
-        lines.append(f"  choices  {', '.join(limit.names())}, or a name that a plugin adds")
+        more = ", or a name that a plugin adds" if limit.is_open else ""
+        lines.append(f"  choices  {', '.join(limit.names())}{more}")
+    elif limit is not None:
+        lines.insert(2, f"  bounds   {limit}")
     return "\n".join(lines)
 
 

@@ -69,7 +69,10 @@ def copied_from(key: str) -> str | None:
     if (found := owner_of(key)) is None:
         return None
     match = re.fullmatch(r"\$\{([\w.]+)\}", str(getattr(found[0], found[1], "")))
-    return match[1] if match else None
+    if match is None:
+        return None
+    origin = match[1]
+    return f"{key.rpartition('.')[0]}{origin}" if origin.startswith(".") else origin
 
 
 def select(config: Any, key: str) -> Any:

@@ -9,8 +9,27 @@ from typing import Annotated, Any
 
 from omegaconf import II, MISSING
 
-from lhtrain.conf.bounds import one_of
-from lhtrain.registry import ATTENTIONS, OPTIMIZERS, SCORERS, TRACKERS
+from lhtrain.conf.bounds import (
+    above,
+    at_least,
+    at_most,
+    below,
+    between,
+    not_negative,
+    one_of,
+    positive,
+    seconds_or_null,
+)
+from lhtrain.registry import ATTENTIONS, BACKENDS, OPTIMIZERS, SCORERS, TRACKERS
+
+Count = Annotated[int, at_least(1)]
+Size = Annotated[int, at_least(1, most=2**24)]  # of a matrix
+Positive = Annotated[float, positive()]
+Fraction = Annotated[float, between(0, 1)]
+Limit = Annotated[float | None, seconds_or_null()]
+# A little above the least normal float32: GPUs take smaller numbers for 0.
+Eps = Annotated[float, positive(1e-37, "float32 takes less for 0, and 0 / 0 is no number")]
+MOST_TOKENS = 2**48
 
 
 class LrSchedule(Enum):
@@ -96,31 +115,36 @@ class ModelConfig:
     """A Llama-style decoder."""
 
     name: str = MISSING  # part of run.name
-    seq_len: int = MISSING  # tokens of a training sequence; a stage may use another length
-    vocab_size: int = II("tokenizer_vocab:${data.tokenizer}")  # the tokenizer's, up to a multiple of 64
-    dim: int = MISSING  # width of the residual stream; a multiple of n_heads unless head_dim is set
-    n_layers: int = MISSING  # blocks of attention and SwiGLU
-    n_heads: int = MISSING  # query heads; a multiple of n_kv_heads
-    n_kv_heads: int = II(".n_heads")  # key and value heads (grouped-query attention); as many as n_heads
-    head_dim: int = II("div:${.dim},${.n_heads}")  # width of a head, even; dim / n_heads
-    ffn_dim: int = MISSING  # hidden size of the SwiGLU
-    rope_theta: float = 10_000.0  # base of the rotary embedding's wavelengths; more for longer contexts
-    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+    seq_len: Count = MISSING  # tokens of a training sequence; a stage may use another length
+    # The tokenizer's, up to a multiple of 64
+    vocab_size: Annotated[int, at_most(2**31 - 1)] = II("tokenizer_vocab:${data.tokenizer}")
+    dim: Size = MISSING  # width of the residual stream; a multiple of n_heads unless head_dim is set
+    n_layers: Annotated[int, at_least(1, most=2**16)] = MISSING  # blocks of attention and SwiGLU
+    n_heads: Size = MISSING  # query heads; a multiple of n_kv_heads
+    n_kv_heads: Size = II(".n_heads")  # key and value heads (grouped-query attention); as many as n_heads
+    head_dim: Size = II("div:${.dim},${.n_heads}")  # width of a head, even; dim / n_heads
+    ffn_dim: Size = MISSING  # hidden size of the SwiGLU
+    rope_theta: Positive = 10_000.0  # base of the rotary embedding's wavelengths; more for longer contexts
+    norm_eps: Eps = 1e-5  # added to the mean square in RMSNorm
     tie_embeddings: bool = False  # the output projection is the embedding matrix
     dense_layers: list[int] = field(default_factory=list)  # layers with full attention; -1 is the last
-    init_std: float = 0.02  # of initial weights; of output projections divided by sqrt(2 n_layers)
+    init_std: Positive = 0.02  # of initial weights; of output projections divided by sqrt(2 n_layers)
 
 
 @dataclass
 class LighthouseConfig:
     """Settings of the Lighthouse layer (arXiv:2605.06554); each stage may override its own copy."""
 
-    levels: int = 3  # L, levels of the pyramid; at least 2. pooling^(levels - 1) must divide seq_len
-    pooling: int = 4  # p, entries that one entry of the next level pools; a power of two, at least 2
-    budget: int | None = None  # k, a multiple of 128; null: seq_len / 64, up to a multiple of 128
+    # L, levels of the pyramid; at least 2. pooling^(levels - 1) must divide seq_len
+    levels: Annotated[int, at_most(64)] = 3
+    # P, entries that one entry of the next level pools; a power of two, at least 2
+    pooling: Annotated[int, at_most(2**20)] = 4
+    # K, a multiple of 128; null: seq_len / 64, up to a multiple of 128
+    budget: Annotated[int | None, at_most(2**31 - 1)] = None
     scorer: Annotated[str, one_of(SCORERS)] = "norm"  # ranks a pyramid's entries; norm: by their l2 norms
     cover_prefix: bool = True  # always expand each level's first entry: every position gets an output
-    backend: str = "auto"  # of pooling and selection: reference (PyTorch) or triton; auto: what works here
+    # Of pooling and selection: reference (PyTorch) or triton; auto: what works here
+    backend: Annotated[str, one_of(*BACKENDS)] = "auto"
     selection: Selection = Selection.exact  # what is selected where parallel.cp > 1
 
 
@@ -131,12 +155,13 @@ class StageConfig:
     # Of all layers but model.dense_layers. dense: every position before; lighthouse: selected rows of a
     # pyramid, arXiv:2605.06554
     attention: Annotated[str, one_of(ATTENTIONS)] = MISSING
-    steps: int | None = None  # optimizer steps; wins over fraction. With neither, the stage takes the rest
-    fraction: float | None = None  # of run.steps, above 0
-    seq_len: int = II("model.seq_len")  # must divide the longest stage's; as model.seq_len
+    # Optimizer steps; wins over fraction. With neither, the stage takes the rest
+    steps: Annotated[int | None, at_least(1)] = None
+    fraction: Annotated[float | None, above(0, at_most=1)] = None  # of run.steps, above 0
+    seq_len: Count = II("model.seq_len")  # must divide the longest stage's; as model.seq_len
     batch_tokens: Any = II("run.batch_tokens")  # as run.batch_tokens
     grad_accum: Any = II("run.grad_accum")  # as run.grad_accum
-    lr_scale: float = 1.0  # factor on the learning rate in this stage
+    lr_scale: Positive = 1.0  # factor on the learning rate in this stage
     levels: int = II("lighthouse.levels")  # as lighthouse.levels
     pooling: int = II("lighthouse.pooling")  # as lighthouse.pooling
     budget: int = II("budget:${lighthouse.budget},${.seq_len}")  # as lighthouse.budget, of its own seq_len
@@ -158,16 +183,20 @@ class DataConfig:
     streaming: bool = True  # hf: read while it loads; false: download it first, into the hub's cache
     column: str = "text"  # files and hf: the column of the text; a.b: b within the objects of column a
     filters: list[str] = field(default_factory=list)  # files and hf: 'COLUMN >= VALUE'; chars: text length
-    max_documents: int | None = None  # null: all
-    max_tokens: int | None = None  # documents are taken whole until there are as many
+    max_documents: Annotated[int | None, at_least(1, 2**62, ", or null")] = None  # null: all
+    # Documents are taken whole until there are as many
+    max_tokens: Annotated[int | None, at_least(1, 2**62, ", or null")] = None
     tokenizer: str = "bytes"  # or a tiktoken encoding, or the path of a tokenizer.json
     bos: bool = False  # begin every document with the beginning-of-text token
     eos: str | None = None  # a tokenizer.json's end-of-text token, by text or number; null: by a known name
-    val_fraction: float = 0.05  # documents that validate, by the hash of their text
-    long_fraction: float | None = None  # of the sequences, from long documents; null: as they come
+    # Documents that validate, by the hash of their text
+    val_fraction: Annotated[float, below(1, above=0)] = 0.05
+    # Of the sequences, from long documents; null: as they come
+    long_fraction: Annotated[float | None, between(0, 1, ", or null")] = None
     mix: Any = None  # the sources of data=mix: name -> {path: prepared folder, weight: number}
     out: str | None = None  # folder of the prepared shards; null: one in cache_dir
-    workers: int | None = None  # processes of lhtrain data prepare; null: one for each core
+    # Processes of lhtrain data prepare; null: one for each core
+    workers: Annotated[int | None, at_least(1, 2**12, ", or null")] = None
     cache_dir: str | None = None  # null: $LHTRAIN_CACHE, else the user's cache folder
     verify: bool = True  # compare each shard with its checksum before its first read on a machine
 
@@ -177,16 +206,18 @@ class OptimConfig:
     """The optimizer and its learning-rate schedule."""
 
     kind: Annotated[str, one_of(OPTIMIZERS)] = "adamw"  # the update rule
-    lr: float = 1e-3  # the highest learning rate, after the warm-up
-    betas: tuple[float, float] = (0.9, 0.95)  # decay of the first and second moments
-    eps: float = 1e-8  # added to the root of the second moment
-    weight_decay: float = 0.1  # of matrices only
-    clip_norm: float = 1.0  # gradients of a larger global norm are scaled down to it
-    z_loss: float = 0.0  # weight of the mean square of the logits' logsumexp in the training loss
+    lr: Positive = 1e-3  # the highest learning rate, after the warm-up
+    # Decay of the first and second moments
+    betas: Annotated[tuple[float, float], below(1, at_least=0)] = (0.9, 0.95)
+    eps: Eps = 1e-8  # added to the root of the second moment
+    weight_decay: Annotated[float, not_negative()] = 0.1  # of matrices only
+    clip_norm: Positive = 1.0  # gradients of a larger global norm are scaled down to it
+    # Weight of the mean square of the logits' logsumexp in the training loss
+    z_loss: Annotated[float, not_negative()] = 0.0
     schedule: LrSchedule = LrSchedule.wsd  # shape of the learning rate after the warm-up
-    warmup_fraction: float = 0.05  # of run.steps: the learning rate rises from 0
-    decay_fraction: float = 0.2  # wsd: of run.steps, at the end of the run
-    final_lr_ratio: float = 0.0  # learning rate at the end of the run / lr
+    warmup_fraction: Fraction = 0.05  # of run.steps: the learning rate rises from 0
+    decay_fraction: Fraction = 0.2  # wsd: of run.steps, at the end of the run
+    final_lr_ratio: Fraction = 0.0  # learning rate at the end of the run / lr
     options: dict[str, Any] = field(default_factory=dict)  # settings that a plugin's optimizer has
 
 
@@ -196,14 +227,14 @@ class RunConfig:
 
     name: str = MISSING  # shown in the terminal, the plot and the tracker
     dir: str = MISSING  # where everything goes; by default a new folder at every start
-    steps: int = 200  # optimizer steps of all stages
-    batch_tokens: Any = (
-        "auto"  # tokens of a step, over all ranks; auto: a sequence for each data-parallel rank
-    )
-    grad_accum: Any = "auto"  # micro-batches of a step; auto: as few as the GPU's memory allows
-    seed: int = 0  # of initial weights and of the order of the data
+    steps: Count = 200  # optimizer steps of all stages
+    # Tokens of a step, over all ranks; auto: a sequence for each data-parallel rank.
+    batch_tokens: Annotated[Any, at_most(MOST_TOKENS)] = "auto"
+    # Micro-batches of a step; auto: as few as the GPU's memory allows
+    grad_accum: Annotated[Any, at_most(2**31 - 1)] = "auto"
+    seed: Annotated[int, at_least(0, most=2**63 - 1)] = 0  # of initial weights and of the order of the data
     device: Device = Device.auto  # where it trains
-    log_every: int = 1  # steps between rows in metrics.jsonl and the terminal
+    log_every: Count = 1  # steps between rows in metrics.jsonl and the terminal
 
 
 @dataclass
@@ -214,7 +245,7 @@ class ComputeConfig:
     float8: bool = False  # matrix products of the blocks in float8, through torchao; Hopper GPUs and later
     compile: Compile = Compile.auto  # torch.compile of the blocks
     recompute: Recompute = Recompute.auto  # in the backward pass, to save memory
-    recompute_every: int = 1  # recompute every n-th block only, from the first on
+    recompute_every: Count = 1  # recompute every n-th block only, from the first on
     offload: bool = False  # recompute=full: keep inputs of blocks in host memory; recompute=auto may set it
     deterministic: bool = False  # the same bits in every run on a GPU too; attention's backward is slower
 
@@ -223,22 +254,26 @@ class ComputeConfig:
 class ParallelConfig:
     """How ranks share a run; dp_replicate * dp_shard * cp is their number."""
 
-    dp_replicate: int = 1  # copies of the model
-    dp_shard: int = -1  # ranks over which a copy is sharded, besides cp; -1: all that are left
-    cp: int = 1  # ranks that share each sequence
+    dp_replicate: Count = 1  # copies of the model
+    dp_shard: Annotated[
+        int, at_most(2**31 - 1)
+    ] = -1  # ranks over which a copy is sharded, besides cp; -1: all that are left
+    cp: Count = 1  # ranks that share each sequence
     cp_attention: CpAttention = CpAttention.auto  # how they attend to each other's parts
     reduce_always: bool = False  # reduce gradients in every micro-batch: less memory, more communication
-    timeout: int = 600  # seconds in which all ranks must meet; collectives wait longer than any watchdog.*
-    compare_every: int = 100  # steps between comparisons of the ranks' speed; slow ones are named
+    # Seconds in which all ranks must meet; collectives wait longer than any watchdog.*
+    timeout: Annotated[int, at_least(1, most=10**7)] = 600
+    compare_every: Count = 100  # steps between comparisons of the ranks' speed; slow ones are named
 
 
 @dataclass
 class GuardConfig:
     """What happens when numbers go wrong. A step whose loss or gradient is not finite updates nothing."""
 
-    max_skips: int = 10  # such steps in a row, before the run returns to its newest checkpoint
-    max_rewinds: int = 3  # such returns, before the run ends with an error
-    spike: float = 6.0  # report a loss this many standard deviations above the last 50 logged; 0: never
+    max_skips: Count = 10  # such steps in a row, before the run returns to its newest checkpoint
+    max_rewinds: Annotated[int, at_least(0)] = 3  # such returns, before the run ends with an error
+    # Report a loss this many standard deviations above the last 50 logged; 0: never
+    spike: Annotated[float, not_negative("must be finite; 0 reports no spikes")] = 6.0
 
 
 @dataclass
@@ -248,29 +283,31 @@ class WatchdogConfig:
     Then it writes its stacks to run.dir/stalls and ends with status 75, so that a scheduler starts it again.
     """
 
-    start: float | None = 3600.0  # reading data, tokenizing them, loading a checkpoint
-    compile: float | None = 3600.0  # of a stage's blocks
-    step: float | None = 1800.0  # one optimizer step
-    validation: float | None = 3600.0  # all of one validation
-    rewind: float | None = 3600.0  # returning to a checkpoint after steps that updated nothing
-    save: float | None = 1800.0  # until training continues; the last one, until it is written
+    start: Limit = 3600.0  # reading data, tokenizing them, loading a checkpoint
+    compile: Limit = 3600.0  # of a stage's blocks
+    step: Limit = 1800.0  # one optimizer step
+    validation: Limit = 3600.0  # all of one validation
+    rewind: Limit = 3600.0  # returning to a checkpoint after steps that updated nothing
+    save: Limit = 1800.0  # until training continues; the last one, until it is written
 
 
 @dataclass
 class EvalConfig:
     """Validation."""
 
-    every: int = 50  # steps; the end of each stage is always validated
-    tokens: int = 32_768  # of a validation, at most; all of a smaller validation split
+    every: Count = 50  # steps; the end of each stage is always validated
+    # Of a validation, at most; all of a smaller validation split
+    tokens: Annotated[int, at_least(1, most=MOST_TOKENS)] = 32_768
 
 
 @dataclass
 class CheckpointConfig:
     """Checkpoints, in run.dir/checkpoints."""
 
-    every: int = 100  # steps; the end of each stage is always saved
-    keep: int = 3  # the newest so many; older ones are deleted
-    retry: float = 600.0  # seconds to try the last one again on a full or failing disk; below watchdog.save
+    every: Count = 100  # steps; the end of each stage is always saved
+    keep: Count = 3  # the newest so many; older ones are deleted
+    # Seconds to try the last one again on a full or failing disk; below watchdog.save
+    retry: Annotated[float, not_negative()] = 600.0
 
 
 @dataclass
@@ -278,7 +315,7 @@ class LoggerConfig:
     """A tracker that gets the rows of metrics.jsonl too."""
 
     # none: metrics stay in run.dir; wandb: Weights & Biases, pip install 'lhtrain[wandb]'
-    kind: Annotated[str, one_of(TRACKERS, "none")] = "none"
+    kind: Annotated[str, one_of("none", TRACKERS)] = "none"
     project: str = "lhtrain"  # wandb: its project
     entity: str | None = None  # wandb: user or team; null: the account's default
     group: str | None = None  # wandb: runs of one group are shown together
@@ -294,9 +331,11 @@ class ClusterConfig:
     No key here decides what is trained: a run may continue with others.
     """
 
-    nodes: int = 1  # machines
-    gpus_per_node: int = 0  # GPUs of each node, a rank for each; 0: one rank a node, on its CPUs
-    cpus_per_task: int = 1  # CPU cores: launch=torchrun: of a node, launch=srun: of a rank
+    nodes: Annotated[int, at_least(1, most=2**20)] = 1  # machines
+    # GPUs of each node, a rank for each; 0: one rank a node, on its CPUs
+    gpus_per_node: Annotated[int, at_least(0, most=2**10)] = 0
+    # CPU cores: launch=torchrun: of a node, launch=srun: of a rank
+    cpus_per_task: Annotated[int, at_least(1, most=2**16)] = 1
     memory: str | None = None  # of a node, such as 200G; 0 is all of it
     time: str | None = None  # limit of one job: 90 (minutes), 24:00:00, 2-00:00:00; a run may take several
     partition: str | None = None  # sbatch --partition
@@ -305,10 +344,10 @@ class ClusterConfig:
     constraint: str | None = None  # sbatch --constraint: features of the nodes
     exclusive: bool = False  # no other jobs on the nodes
     launch: Launch = Launch.torchrun  # how the ranks are started
-    signal_seconds: int = (
-        300  # before the time limit a job saves and requeues; more than a step and a save take
-    )
-    max_restarts: int = 3  # requeues after attempts that crashed or made no step; a new submit counts afresh
+    # Before the time limit a job saves and requeues; more than a step and a save take.
+    signal_seconds: Annotated[int, at_least(0)] = 300
+    # Requeues after attempts that crashed or made no step; a new submit counts afresh
+    max_restarts: Annotated[int, at_least(0, most=2**20)] = 3
     setup: list[str] = field(default_factory=list)  # lines of bash before the ranks start: modules, variables
     python: str | None = None  # interpreter on the nodes; null: the one that submits
     module: str = "lhtrain"  # what a rank runs: python -m MODULE KEY=VALUE ...

@@ -17,10 +17,6 @@ _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 def cluster_problems(config: Config) -> Iterator[Problem]:
     """Rules on the job; what names the site's own things (partition, account) only SLURM can check."""
     cluster = config.cluster
-    least = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "signal_seconds": 0, "max_restarts": 0}
-    for key, bound in least.items():
-        if (number := getattr(cluster, key)) < bound:
-            yield Problem(f"cluster.{key}", number, f"must be at least {bound}")
     if cluster.signal_seconds > 65535:
         yield Problem("cluster.signal_seconds", cluster.signal_seconds, "must be at most SLURM's 65535")
     if cluster.time is not None and (rule := time_rule(cluster.time, cluster.signal_seconds)):

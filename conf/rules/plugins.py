@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lhtrain.conf.keys import copied_from, limited, select
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config
 from lhtrain.registry import ATTENTIONS, OPTIMIZERS, SCORERS, TRACKERS, Registry, load_plugins
@@ -18,16 +17,6 @@ def load(modules: Iterable[str]) -> Iterator[Problem]:
             why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             rule = f"cannot be imported ({why}); it is looked for on PYTHONPATH and in the current folder"
             yield Problem("plugins", module, rule)
-
-
-def name_problems(config: Config) -> Iterator[Problem]:
-    """Names that no registry has."""
-    for key, value, limit in limited(config):
-        follows = copied_from(key)
-        if follows and value == select(config, follows):
-            continue  # named there
-        if rule := limit.broken_rule(value):
-            yield Problem(key, value, rule)
 
 
 def option_problems(config: Config) -> Iterator[Problem]:

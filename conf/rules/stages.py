@@ -1,7 +1,36 @@
-"""How the stages share the steps of the run."""
+"""Rules on the stages, and how they share the steps of the run."""
+
+from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.kernels.pyramid import Pyramid
+
+
+def stage_problems(config: Config) -> Iterator[Problem]:
+    """Rules on each stage, and on all of them together."""
+    if not config.stages:
+        yield Problem("stages", "{}", "must hold at least one stage")
+        return
+    for name, stage in config.stages.items():
+        if not str(name).strip() or not str(name).isprintable():
+            yield Problem("stages", repr(name), "the name of a stage must be printable and not empty")
+        yield from _pyramid(f"stages.{name}", stage)
+    if config.run.steps >= 1:
+        yield from stage_steps(config)[1]
+    longest = max(stage.seq_len for stage in config.stages.values())
+    for name, stage in config.stages.items():
+        if stage.seq_len >= 1 and longest % stage.seq_len:
+            rule = f"must divide the longest stage's {longest}"
+            yield Problem(f"stages.{name}.seq_len", stage.seq_len, rule)
+
+
+def _pyramid(key: str, stage: StageConfig) -> Iterator[Problem]:
+    """Rules on the pyramid of a Lighthouse stage."""
+    if stage.seq_len >= 1 and stage.attention == "lighthouse":
+        pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
+        for field, value, rule in pyramid.problems():
+            yield Problem(f"{key}.{field}", value, rule)
 
 
 def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:

@@ -4,14 +4,15 @@ import importlib.util
 from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import LoggerConfig
+from lhtrain.conf.schema import Config
 
 TAG, NAME = 64, 128  # characters, at most
 RESERVED = "/\\#?%:"
 
 
-def logger_problems(logger: LoggerConfig) -> Iterator[Problem]:
-    """Every rule that `logger` breaks; none where nothing is logged."""
+def logger_problems(config: Config) -> Iterator[Problem]:
+    """Every rule that `logger` breaks; none where another tracker logs, or none."""
+    logger = config.logger
     if logger.kind != "wandb":
         return
     if importlib.util.find_spec("wandb") is None:

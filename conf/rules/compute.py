@@ -1,0 +1,28 @@
+"""Rules on how a step is computed."""
+
+import importlib.util
+from collections.abc import Iterator
+
+from lhtrain.conf.problems import Problem
+from lhtrain.conf.schema import Config, Precision, Recompute
+
+FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products
+
+
+def compute_problems(config: Config) -> Iterator[Problem]:
+    """Offloading and float8 that do not go with other settings."""
+    compute, model = config.compute, config.model
+    if compute.offload and compute.recompute is not Recompute.full:
+        yield Problem("compute.offload", True, "needs compute.recompute=full: it moves what that keeps")
+    if not compute.float8:
+        return
+    if importlib.util.find_spec("torchao") is None:
+        yield Problem("compute.float8", True, "needs the package: pip install 'lhtrain[float8]'")
+    if compute.precision is Precision.float32:
+        yield Problem("compute.float8", True, "needs compute.precision=bfloat16, or auto on a GPU")
+    sizes = {"model.dim": model.dim, "model.ffn_dim": model.ffn_dim}
+    sizes |= {"model.n_heads * head_dim": model.n_heads * model.head_dim}
+    sizes |= {"model.n_kv_heads * head_dim": model.n_kv_heads * model.head_dim}
+    for key, size in sizes.items():
+        if size % FLOAT8_MULTIPLE:
+            yield Problem(key, size, f"must be a multiple of {FLOAT8_MULTIPLE} for compute.float8=true")

@@ -1,0 +1,166 @@
+"""Rules on the data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lhtrain.conf.problems import Problem
+from lhtrain.conf.schema import Config, DataConfig
+from lhtrain.conf.typed.paths import path_problem
+from lhtrain.data.errors import DataError
+from lhtrain.data.prepare.recipe import PREPARABLE, SOURCES
+from lhtrain.data.sources.filters import filter_problem
+from lhtrain.data.tokenizers.tokenizer import (
+    PREPARED,
+    eos_problem,
+    open_tokenizer,
+    same_tokenizer,
+    tokenizer_problem,
+    vocabulary_size,
+)
+
+
+def all_data_problems(config: Config) -> Iterator[Problem]:
+    """Rules on `data`, and whether the model has an embedding for each of the tokenizer's tokens."""
+    yield from data_problems(config.data)
+    name = config.data.tokenizer
+    if tokenizer_problem(name):
+        return
+    try:
+        least = vocabulary_size(name)
+    except DataError as error:
+        yield Problem("data.tokenizer", name, str(error))
+        return
+    yield from _end_of_text(config.data)
+    if config.model.vocab_size < least:
+        rule = f"must be at least the tokenizer's {least}"
+        yield Problem("model.vocab_size", config.model.vocab_size, rule)
+
+
+def _end_of_text(data: DataConfig) -> Iterator[Problem]:
+    """Whether the tokenizer has the end-of-text token that is asked for, or one of a known name."""
+    if data.source not in PREPARABLE:
+        return  # the folder knows
+    if problem := eos_problem(data.tokenizer, data.eos):
+        yield Problem("data.eos", data.eos, problem)
+    elif data.tokenizer.lower().endswith(".json"):
+        try:
+            open_tokenizer(data.tokenizer, data.bos, data.eos)
+        except DataError as error:
+            yield Problem("data.eos", data.eos, str(error))
+
+
+def data_problems(data: DataConfig) -> Iterator[Problem]:
+    """Rules on `data` alone: all that `lhtrain data prepare` needs."""
+    if data.source not in SOURCES:
+        yield Problem("data.source", data.source, f"must be one of {', '.join(SOURCES)}")
+    else:
+        yield from _without_effect(data)
+    yield from _data_texts(data)
+    if data.source in ("text", "code", "files", "prepared") and data.path in (None, "", []):
+        what = "the folder" if data.source == "prepared" else "a file or folder"
+        yield Problem("data.path", data.path, f"data.source={data.source} needs {what}: data.path=PATH")
+    if data.source == "hf" and not data.name:
+        yield Problem("data.name", data.name, "data.source=hf needs the dataset: data.name=OWNER/NAME")
+    if problem := tokenizer_problem(data.tokenizer):
+        its_own = data.source == "prepared" and data.tokenizer.startswith(PREPARED)
+        key, value = ("data.path", data.path) if its_own else ("data.tokenizer", data.tokenizer)
+        yield Problem(key, value, problem)
+    for text in data.filters:
+        if problem := filter_problem(text):
+            yield Problem("data.filters", text, problem)
+    if data.source == "mix":
+        yield from _mix(data.mix)
+    if data.source in ("prepared", "mix"):
+        yield from _fixed_when_prepared(data)
+
+
+def _data_texts(data: DataConfig) -> Iterator[Problem]:
+    """Types and spelling of the texts of `data`."""
+    paths = data.path if isinstance(data.path, list) else [data.path]
+    for path in paths:
+        if path is None and not isinstance(data.path, list):
+            continue
+        if not isinstance(path, str):
+            yield Problem("data.path", data.path, "must be a path, or a list of paths: [A,B]")
+        elif path == "" and not isinstance(data.path, list):
+            continue  # named by its source's rule
+        elif problem := path_problem(path):
+            yield Problem("data.path", data.path, problem)
+    for key in ("out", "cache_dir"):
+        path = getattr(data, key)
+        if path is not None and (problem := path_problem(path)):
+            yield Problem(f"data.{key}", path, f"{problem}; null takes the default")
+    for key in ("name", "subset", "revision"):
+        if getattr(data, key) == "" and (key != "name" or data.source != "hf"):
+            yield Problem(f"data.{key}", "", "must not be empty; null leaves it out")
+    for key in ("split", "column"):
+        if not getattr(data, key):
+            yield Problem(f"data.{key}", "", "must not be empty")
+
+
+def _without_effect(data: DataConfig) -> Iterator[Problem]:
+    """Keys that are set although nothing reads them for this source."""
+    rows, hub, unset = ("files", "hf"), ("hf",), DataConfig()
+    readers: dict[str, tuple[str, ...]] = {
+        "path": ("text", "code", "files", "prepared"),
+        **dict.fromkeys(("name", "subset", "split", "revision", "streaming"), hub),
+        **dict.fromkeys(("column", "filters"), rows),
+        **dict.fromkeys(("max_documents", "max_tokens", "bos", "eos", "out"), PREPARABLE),
+        "mix": ("mix",),
+    }
+    for key, sources in readers.items():
+        value = getattr(data, key)
+        if data.source not in sources and value != getattr(unset, key):
+            rule = f"does not go with data={data.source}, only {', '.join(sources)}"
+            yield Problem(f"data.{key}", value, rule)
+
+
+def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
+    """data.tokenizer beside folders that were prepared with another: their tokens would mean other texts.
+    Other rules have what is wrong with the folders."""
+
+    if data.tokenizer.startswith(PREPARED):
+        return  # the folder's own, which `conf/data` sets
+    folders = {"data.path": data.path}
+    if data.source == "mix":
+        parts = data.mix.items() if isinstance(data.mix, dict) else ()
+        folders = {f"data.mix.{name}.path": p.get("path") for name, p in parts if isinstance(p, dict)}
+    for key, path in folders.items():
+        if not isinstance(path, str) or not path:
+            continue
+        try:
+            there = same_tokenizer(Path(path).expanduser(), data.tokenizer)
+        except (DataError, RuntimeError) as error:
+            yield Problem(key, path, str(error))
+            continue
+        if there is not None:
+            rule = f"the data in {path} were prepared with {there}, which fixes it; leave the key out"
+            yield Problem("data.tokenizer", data.tokenizer, f"{rule}, or prepare them again")
+            return
+
+
+def _mix(mix: Any) -> Iterator[Problem]:
+    if not isinstance(mix, dict) or not mix:
+        yield Problem("data.mix", mix, "needs at least one source, NAME: {path: FOLDER, weight: NUMBER}")
+        return
+    weights = {}
+    for name, part in mix.items():
+        if not isinstance(part, dict) or not {"path"} <= part.keys() <= {"path", "weight"}:
+            yield Problem(f"data.mix.{name}", part, "must be {path: FOLDER, weight: NUMBER}")
+            continue
+        if not isinstance(part["path"], str) or (problem := path_problem(part["path"])):
+            rule = problem if isinstance(part["path"], str) else "must be the path of a prepared folder"
+            yield Problem(f"data.mix.{name}.path", part["path"], rule or "")
+        weight = part.get("weight", 1.0)
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not (number and 0 < weight < 1e30):
+            yield Problem(f"data.mix.{name}.weight", weight, "must be a number greater than 0 and finite")
+        else:
+            weights[name] = weight
+    from lhtrain.data.order.mix import SMALLEST_SHARE  # brings numpy
+
+    for name, weight in weights.items():
+        if weight / sum(weights.values()) < SMALLEST_SHARE:
+            rule = f"must be at least 1 / {1 / SMALLEST_SHARE:,.0f} of the sum of all weights"
+            yield Problem(f"data.mix.{name}.weight", weight, rule)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lhtrain.conf.schema import LoggerConfig, LoggerMode
+from lhtrain.registry import TRACKERS, load_plugins
 from lhtrain.report.trackers import Harmless
 
 ONLINE = LoggerConfig(kind="wandb", mode=LoggerMode.online)
@@ -112,3 +113,50 @@ def test_without_a_logger_nothing_is_told(opened):
     tracker.take(ROW)
     tracker.finish(None)
     assert not said
+
+
+PLUGIN = """
+from lhtrain.registry import TRACKERS
+
+@TRACKERS.add("mine")
+class Mine:
+    def __init__(self, config, name, run_dir, settings):
+        self.file = run_dir / "mine.txt"
+        self.file.write_text(f"{name} {config.options['team']} {settings}")
+
+    def log(self, row):
+        if row["step"] == 2:
+            raise OSError("no network")
+        self.file.write_text(str(row["step"]))
+
+    def finish(self, summary):
+        self.file.write_text("finished")
+
+    def abandon(self):
+        self.file.write_text("abandoned")
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "tracker_of_a_user.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(TRACKERS, "_entries", dict(TRACKERS._entries))
+    load_plugins(["tracker_of_a_user"])
+    monkeypatch.delitem(sys.modules, "tracker_of_a_user")
+    return LoggerConfig(kind="mine", options={"team": "x"})
+
+
+def test_a_tracker_of_a_plugin_gets_rows_and_its_failure_ends_it_alone(plugin, opened, tmp_path):
+    tracker, said = opened(None, plugin)
+    kept = tmp_path / "mine.txt"
+    assert kept.read_text() == "name x {}"
+    tracker.take(ROW)
+    assert kept.read_text() == "1" and not said
+    tracker.take(ROW | {"step": 2})
+    tracker.take(ROW | {"step": 3})
+    tracker.finish(None)
+    assert kept.read_text() == "abandoned"
+    assert said == [
+        "warning   logger=mine failed: no network; training continues, with all rows in metrics.jsonl"
+    ]

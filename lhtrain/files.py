@@ -102,6 +102,14 @@ def open_lock(path: Path) -> TextIO:
     return os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8", errors="replace")
 
 
+def numbered(path: Path) -> Path:
+    """The first free name beside `path` for an earlier state of it: metrics.0001.jsonl, earlier.0001."""
+    number = 1
+    while os.path.lexists(free := path.with_name(f"{path.stem}.{number:04d}{path.suffix}")):
+        number += 1
+    return free
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left of `write_atomic`. Only for who knows that nobody else writes there,
     from a lock."""

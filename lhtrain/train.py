@@ -27,9 +27,11 @@ from lhtrain.progress import Progress, StageClock, StageRecord
 from lhtrain.report.events import Events
 from lhtrain.report.greeting import about_end, greeting
 from lhtrain.report.reporter import Reporter
+from lhtrain.runs.changes import as_container
 from lhtrain.runs.history import History
-from lhtrain.runs.resume import begin, find_start, record_start
-from lhtrain.runs.run_dir import RunDir, as_container, keep_tokenizer
+from lhtrain.runs.record import record_start
+from lhtrain.runs.resume import begin, find_start
+from lhtrain.runs.run_dir import RunDir, keep_tokenizer
 from lhtrain.schedule import Schedule, StepPlan
 from lhtrain.stage import Stage
 from lhtrain.step import Measured, update
@@ -54,8 +56,9 @@ class Trainer:
         self.progress, self.start_note = begin(
             self.start, self.dir, self.tensors, config, self.data.corpus, world
         )
-        if self.start.guard is not None:
-            self.guard.restore(self.start.guard)
+        if self.start.path is not None and self.start.guard is not None:
+            with checkpoint.as_written(self.start.path):
+                self.guard.restore(self.start.guard)
         self.report = self._events()
         self.saver = Saver(
             self.dir.checkpoints,

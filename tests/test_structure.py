@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports from its own floor and from lower ones.
 FLOORS = [
     ["kernels"],
-    ["errors", "files", "registry", "process", "provenance", "command_line"],
+    ["errors", "files", "registry", "process", "provenance", "command_line", "text"],
     ["data"],
     ["conf"],
     ["stage", "schedule"],
@@ -23,7 +23,7 @@ FLOORS = [
     ["compute"],
     ["checkpoint"],
     ["health", "progress", "runs", "report", "interop", "slurm"],
-    ["step", "evaluate", "loader", "build", "train"],
+    ["step", "evaluate", "loader", "build", "train", "session"],
     ["commands"],
     ["cli"],
     ["__main__"],
@@ -33,10 +33,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What does not hold yet; these sets only ever shrink.
 UPWARDS_STILL = {  # imports from a higher floor
     *("kernels -> attention", "data -> conf", "data -> slurm"),
-    *("distributed -> compute", "distributed -> health", "distributed -> runs"),
 }
 SIDEWAYS_STILL = {  # imports that close a circle on one floor
-    *("runs -> report", "progress -> report"),
     "lhtrain.data.tokenizers.bpe -> lhtrain.data.tokenizers.tokenizer",
     *(
         f"lhtrain.data.sources.{name} -> lhtrain.data.prepare.plan"

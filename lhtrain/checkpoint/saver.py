@@ -91,9 +91,8 @@ class Saver:
         before_publish: Callable[[], object] = lambda: None,
     ):
         self.folder, self.keep, self.world, self.retry = folder, keep, world, retry
-        self.say, self.before_publish = say, before_publish
+        self._say, self._before_publish = say, before_publish
         self.saved = SaveCost()
-        self._notes = checkpoint.tidy(folder) if world.is_main else []
         self._staging = Staging(world.rank, world.size)
         self._mailbox = Mailbox(world)
         self._step, self._state = 0, ""  # of the newest save
@@ -140,9 +139,6 @@ class Saver:
 
     def poll(self) -> None:
         """Report a save that has ended since. Not a collective, and waits for nothing."""
-        for note in self._notes:
-            self.say(f"warning   {note}")
-        self._notes = []
         save = self._under_way
         if self.world.is_main and save is not None and save.done() and save.exception() is None:
             self._tell(save.result())  # an exception, of a rank that is lost, is for `wait` to raise
@@ -202,12 +198,12 @@ class Saver:
         self._told = True
         if outcome.failure is None:
             name, size = checkpoint.folder_of(self.folder, self._step).name, outcome.bytes / 1e6
-            self.say(f"saved     {name} in {outcome.seconds:.1f} s ({size:,.1f} MB)")
+            self._say(f"saved     {name} in {outcome.seconds:.1f} s ({size:,.1f} MB)")
         else:
             why = outcome.failure.why
-            self.say(f"warning   a checkpoint was not written: {why}; the older ones are untouched")
+            self._say(f"warning   a checkpoint was not written: {why}; the older ones are untouched")
         for note in outcome.notes:
-            self.say(f"warning   {note}")
+            self._say(f"warning   {note}")
 
     def _try_again(self, stop: Callable[[], object]) -> None:
         """Write the last checkpoint again and again, from the copy in host memory, until it is written."""
@@ -216,7 +212,7 @@ class Saver:
         while self._failure is not None and self._failure.passing and self._staged and self.retry > 0:
             if first:
                 limit = f"for up to {self.retry:g} s (checkpoint.retry)"
-                self.say(f"warning   trying to write the last checkpoint again {limit}; Ctrl-C gives up")
+                self._say(f"warning   trying to write the last checkpoint again {limit}; Ctrl-C gives up")
             first = False
             verdict = self._pause(min(pause, max(deadline - time.monotonic(), 0)), stop, stopped_before)
             why, self._failure = self._failure, None
@@ -287,7 +283,7 @@ class Saver:
             return Outcome(failure)
         try:
             size, notes = checkpoint.publish(
-                aside, target, self._step, self._state, parts, self.before_publish
+                aside, target, self._step, self._state, parts, self._before_publish
             )
         except Exception as error:
             return Outcome(Failure.of(error))

@@ -10,9 +10,10 @@ from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.rules.machine import data_here
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.ranks import attempt, ready_ranks
+from lhtrain.distributed.torchrun import on_several_machines
 from lhtrain.errors import Ended, RunError, UsageError
-from lhtrain.runs import saved
-from lhtrain.runs.saved import load, value_of
+from lhtrain.runs.extend import lengthen
+from lhtrain.runs.own_config import load, value_of
 
 
 def resume(arguments: Namespace) -> None:
@@ -23,9 +24,9 @@ def resume(arguments: Namespace) -> None:
 def extend(arguments: Namespace) -> None:
     """Lengthen the run in DIR and continue it. Raises UsageError, Ended."""
     path, overrides, steps = Path(arguments.DIR), arguments.settings, steps_of(arguments)
-    # torchrun starts the same command again after a failure: the plan is longer by then. steps=N may be
-    # repeated, and the failure may have come before the plan was written.
-    again = attempt() > 0 and steps.startswith("+")
+    # torchrun starts the same command again after a failure, and the plan may be longer by then: on one
+    # machine a note says by how much. On several, where no note can be found, +N counts once.
+    again = attempt() > 0 and steps.startswith("+") and on_several_machines()
     if not again:
         config, main = _loaded(path, overrides)
 
@@ -35,7 +36,7 @@ def extend(arguments: Namespace) -> None:
 
             world = launch(config)
             try:
-                lines = world.on_main(lambda: saved.extend(path, steps, filled(config, world.size)))
+                lines = world.on_main(lambda: lengthen(path, steps, filled(config, world.size)))
             except OSError as error:
                 raise RunError(str(error)) from error
             if main:

@@ -9,7 +9,7 @@ from rich.console import Console
 from lhtrain.commands.resume import steps_of
 from lhtrain.conf.schema import Config
 from lhtrain.errors import RunError
-from lhtrain.runs import saved
+from lhtrain.runs.extend import lengthen
 from lhtrain.slurm import submit as jobs
 from lhtrain.slurm.script import Job, render
 from lhtrain.slurm.status import statuses, table
@@ -31,7 +31,7 @@ def extend(arguments: Namespace) -> None:
     jobs.require_sbatch()
     jobs.check_free(path)
     _, config = jobs.prepare_own(path, settings)  # what it refuses is refused before the plan changes
-    print(*saved.extend(path, steps, config), sep="\n", flush=True)
+    print(*lengthen(path, steps, config), sep="\n", flush=True)
     _hand_over(*jobs.prepare_own(path, settings), dry_run=False)
 
 

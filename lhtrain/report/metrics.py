@@ -4,12 +4,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from lhtrain.files import open_regular, read_regular, write_atomic
-from lhtrain.text import from_json, to_json
+from lhtrain.files import numbered, open_regular, write_atomic
+from lhtrain.runs.metrics_file import Row, read_rows
+from lhtrain.text import to_json
 
-Row = dict[str, Any]
 KINDS = ("train", "validation", "switch", "recovered", "skipped", "spike", "rewound", "changed")
 
 
@@ -80,50 +80,5 @@ class MetricsFile:
             self._file.close()
 
 
-def read(path: Path) -> list[Row]:
-    """All whole rows of a metrics file; [] if there is none."""
-    return read_rows(path)[0]
-
-
-def read_rows(path: Path) -> tuple[list[Row], list[int]]:
-    """All whole rows of a metrics file, and the numbers, from 1, of damaged lines before the last one.
-
-    The last line may be torn by a kill in mid-write, which is no damage.
-
-    Raises OSError: the file is not a regular file, or cannot be read.
-    """
-    try:
-        content = read_regular(path)
-    except FileNotFoundError:
-        return [], []
-    lines = content.split(b"\n")
-    rows, damaged = [], []
-    for number, line in enumerate(lines, 1):
-        row = row_of(line)
-        if row is not None:
-            rows.append(row)
-        elif line.strip() and number < len(lines):
-            damaged.append(number)
-    return rows, damaged
-
-
-def row_of(line: bytes) -> Row | None:
-    """The row that a line holds; None if it is none."""
-    try:
-        row = from_json(line.decode())
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        return None
-    whole = isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("step")) is int
-    return row if whole else None
-
-
 def _line(row: Row) -> str:
     return to_json(row) + "\n"
-
-
-def numbered(path: Path) -> Path:
-    """The first free name beside `path` for an earlier state of it: metrics.0001.jsonl, earlier.0001."""
-    number = 1
-    while os.path.lexists(free := path.with_name(f"{path.stem}.{number:04d}{path.suffix}")):
-        number += 1
-    return free

@@ -15,7 +15,7 @@ from typing import Any
 
 from lhtrain.files import open_append, read_regular
 from lhtrain.provenance import code_version
-from lhtrain.runs.run_dir import Change
+from lhtrain.runs.changes import Change
 
 Record = dict[str, Any]
 

@@ -21,7 +21,7 @@ from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.files import write_atomic
 from lhtrain.health.hang import collective_limit
-from lhtrain.runs.run_dir import as_container
+from lhtrain.runs.changes import as_container
 
 # Keys that only rank 0 uses, and paths, which may differ between machines: the data themselves are compared.
 MAY_DIFFER = {"run.dir", "run.name", "run.device", "data.path", "data.out", "data.cache_dir", "data.workers"}

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from lhtrain.checkpoint.names import complete
 from lhtrain.files import write_atomic
+from lhtrain.runs.checks import lost_run
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.slurm.folder import Attempts, SlurmFolder
 
@@ -98,10 +100,7 @@ def _lost(run_dir: Path) -> str | None:
     damaged = any(folder.checkpoints.glob("damaged-step_*"))
     if not (damaged or folder.metrics.exists() or folder.history.exists()):
         return None
-    from lhtrain import checkpoint
-    from lhtrain.runs import resume as start  # they import torch, which takes seconds
-
-    return None if checkpoint.complete(folder.checkpoints) else start.lost_run(folder)
+    return None if complete(folder.checkpoints) else lost_run(folder)
 
 
 def end(run_dir: Path, status: int, by: By, max_restarts: int, preempted: bool = False) -> tuple[Next, str]:

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from lhtrain.files import NotRegular, open_regular, read_regular, write_atomic
-from lhtrain.report import metrics
 from lhtrain.runs.history import History
+from lhtrain.runs.metrics_file import Row, row_of
 from lhtrain.runs.run_dir import RunDir
 
 
@@ -100,7 +100,7 @@ class SlurmFolder:
         )
         return max((int(match[1]) for match in found if match), default=0)
 
-    def train_rows(self, size: int = 65536) -> list[metrics.Row]:
+    def train_rows(self, size: int = 65536) -> list[Row]:
         """The newest rows of training steps: the whole ones among the last `size` bytes of metrics.jsonl."""
         path = RunDir(self.run_dir).metrics
         try:
@@ -110,7 +110,7 @@ class SlurmFolder:
         except OSError:
             return []
         # None: cut by where reading began, torn by a kill, or damaged.
-        rows = [row for line in lines if (row := metrics.row_of(line)) is not None]
+        rows = [row for line in lines if (row := row_of(line)) is not None]
         return [row for row in rows if row["kind"] == "train" and isinstance(row.get("loss"), float | None)]
 
     def ended_orderly(self, since: int) -> bool:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lhtrain.files import read_regular
 from lhtrain.progress import Losses
-from lhtrain.report.metrics import Row
+from lhtrain.runs.metrics_file import Row
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import Queued, queued

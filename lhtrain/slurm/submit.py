@@ -21,9 +21,10 @@ from lhtrain.conf.schema import Config, Resume
 from lhtrain.errors import RunError
 from lhtrain.files import write_atomic
 from lhtrain.provenance import code_version, in_words
-from lhtrain.runs.resume import check_start
-from lhtrain.runs.run_dir import RunDir, as_container, unwritable
-from lhtrain.runs.saved import load, value_of
+from lhtrain.runs.changes import as_container
+from lhtrain.runs.checks import check_start
+from lhtrain.runs.own_config import load, value_of
+from lhtrain.runs.run_dir import RunDir, unwritable
 from lhtrain.slurm import quote
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued

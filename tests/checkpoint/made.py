@@ -48,8 +48,7 @@ def train(what, steps, seed):
 
 def saved(folder, steps=(1,), keep=9, tensors=None):
     """Checkpoints at `steps`, of SMALL unless others are given."""
-    saver = Saver(folder, keep, ALONE)
-    saver.say = lambda line: None
+    saver = Saver(folder, keep, ALONE, say=lambda line: None)
     for step in steps:
         progress = {"step": step, "position": 0, "stages": []}
         saver.save(step, tensors or SMALL, STATE | {"progress": progress})

@@ -23,10 +23,8 @@ def told():
     return []
 
 
-def open_saver(folder, told, keep=9, retry=0.0):
-    one = Saver(folder, keep, ALONE, retry)
-    one.say = told.append
-    return one
+def open_saver(folder, told, keep=9, retry=0.0, **options):
+    return Saver(folder, keep, ALONE, retry, **({"say": told.append} | options))
 
 
 def failing(number, times=10**9):
@@ -67,8 +65,10 @@ def immutable(path, monkeypatch):
 
 
 def test_a_save_is_reported_with_its_time_and_size_by_the_main_thread(tmp_path, told):
-    speakers, one = [], open_saver(tmp_path, told)
-    one.say = lambda line: (told.append(line), speakers.append(threading.current_thread()))
+    speakers = []
+    one = open_saver(
+        tmp_path, told, say=lambda line: (told.append(line), speakers.append(threading.current_thread()))
+    )
     one.save(100, SMALL, STATE | {"progress": {"step": 100}})
     one.wait()
     assert told[0].startswith("saved     step_00000100 in 0.") and told[0].endswith("MB)") and len(told) == 1
@@ -160,7 +160,7 @@ def test_one_whose_files_cannot_be_deleted_is_reported(tmp_path, told, monkeypat
         one.finish()
     assert [path.name for path in checkpoint.complete(tmp_path)] == ["step_00000003"]
     assert sum("could not be deleted: [Errno 13] Permission denied" in line for line in told) == 2
-    Saver(tmp_path, 1, ALONE)
+    checkpoint.tidy(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"], "the next start deletes the rest"
 
 
@@ -210,16 +210,17 @@ def test_a_replacement_that_fails_leaves_what_was_there(tmp_path, told, monkeypa
 
 
 def test_what_must_be_durable_before_a_checkpoint_is_visible(tmp_path, told):
-    one, seen = open_saver(tmp_path, told), []
-    one.before_publish = lambda: seen.append(sorted(path.name for path in tmp_path.iterdir()))
+    seen = []
+
+    def before_publish():
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+        if len(seen) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    one = open_saver(tmp_path, told, before_publish=before_publish)
     one.save(1, SMALL, {})
     one.wait()
     assert seen == [[".writing-step_00000001"]]
-
-    def refused():
-        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
-
-    one.before_publish = refused
     one.save(2, SMALL, {})
     one.wait()
     assert "[Errno 28] No space left on device: metrics.jsonl" in told[-1]

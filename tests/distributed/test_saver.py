@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 TENSORS = {"model.w": torch.ones(8), "model.v": torch.ones(3)}
 
 
-def say_into(told, one):
-    one.say = lambda line: told.append(line) if line.startswith("warning") else None
+def warnings_into(told):
+    return lambda line: told.append(line) if line.startswith("warning") else None
 
 
 HOWS = {
@@ -43,8 +43,7 @@ def save_where_one_rank_cannot(parent: Path):
     stage, write = Staging.stage, writer.write_file
     for how in HOWS:
         told, folder = [], parent / how
-        one = saver.Saver(folder, 9, world)
-        say_into(told, one)
+        one = saver.Saver(folder, 9, world, say=warnings_into(told))
         if world.rank == 1 and how == "staging":
             Staging.stage = without_memory
         elif world.rank == (0 if how == "main" else 1):
@@ -73,8 +72,7 @@ def save_on_a_disk_slower_than_the_timeout(parent: Path):
     write, outcomes = writer.write_file, []
     for slow_rank in range(2):
         folder, released = parent / f"slow_{slow_rank}", threading.Event()
-        one = saver.Saver(folder, 9, world)
-        say_into([], one)
+        one = saver.Saver(folder, 9, world, say=warnings_into([]))
 
         def slow(path, content, released=released):
             released.wait(30)

@@ -2,7 +2,8 @@
 
 import errno
 
-from lhtrain.report.metrics import MetricsFile, read
+from lhtrain.report.metrics import MetricsFile
+from lhtrain.runs.metrics_file import read
 
 
 def write(path, steps, keep_until=0):

@@ -17,7 +17,8 @@ from lhtrain.progress import Progress, StageRecord
 from lhtrain.report import reporter as module
 from lhtrain.report.events import Events
 from lhtrain.report.reporter import Reporter
-from lhtrain.runs.run_dir import RunDir, as_container
+from lhtrain.runs.changes import as_container
+from lhtrain.runs.run_dir import RunDir
 
 SETTINGS = ["data=text", "data.path=.", "run.steps=20", "stages.lighthouse.fraction=0.5"]
 

@@ -2,8 +2,8 @@
 
 import json
 
+from lhtrain.runs.changes import Change
 from lhtrain.runs.history import History, as_records
-from lhtrain.runs.run_dir import Change
 
 
 def test_the_latest_accepted_value_of_a_key_counts(tmp_path):

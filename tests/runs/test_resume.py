@@ -13,10 +13,15 @@ from lhtrain.distributed import torchrun
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
 from lhtrain.progress import Progress
-from lhtrain.runs import resume as start
+from lhtrain.runs import record, resume
+from lhtrain.runs.changes import as_container, differing
 from lhtrain.runs.history import History
-from lhtrain.runs.run_dir import RunDir, as_container, differing
+from lhtrain.runs.record import record_start
+from lhtrain.runs.resume import begin, find_start, start_from
+from lhtrain.runs.run_dir import RunDir
+from lhtrain.runs.start import Start
 from lhtrain.schedule import Schedule
+from tests.checkpoint.made import saved
 
 WORLD = World(Ranks(), torch.device("cpu"))
 
@@ -27,8 +32,8 @@ def rows(run_dir, *steps):
 
 
 def test_a_new_directory_is_a_new_run(tmp_path):
-    for resume in (Resume.never, Resume.auto, Resume.force):
-        assert start.find_start(RunDir(tmp_path / "new"), resume, WORLD).how == "new run"
+    for how in (Resume.never, Resume.auto, Resume.force):
+        assert find_start(RunDir(tmp_path / "new"), how, WORLD).how == "new run"
 
 
 @pytest.mark.parametrize("name", ["step_00000004", "damaged-step_00000004"])
@@ -36,31 +41,39 @@ def test_checkpoints_without_a_sound_one_are_refused_again_and_again(tmp_path, n
     run_dir = RunDir(tmp_path)
     (run_dir.checkpoints / name).mkdir(parents=True)
     rows(run_dir, 1, 2, 3, 4)
-    for resume in (Resume.auto, Resume.force, Resume.never, Resume.auto):
+    for how in (Resume.auto, Resume.force, Resume.never, Resume.auto):
         with pytest.raises(RunError, match="resume=restart"):
-            start.find_start(run_dir, resume, WORLD)
+            find_start(run_dir, how, WORLD)
     assert run_dir.metrics.read_text().count("\n") == 4 and list(run_dir.checkpoints.iterdir())
-    assert start.find_start(run_dir, Resume.restart, WORLD).how == "restarted"
+    assert find_start(run_dir, Resume.restart, WORLD).how == "restarted"
 
 
 def test_rows_alone_are_a_run_that_was_killed_early_unless_it_had_a_checkpoint(tmp_path):
     run_dir = RunDir(tmp_path / "run")
     rows(run_dir, 1, 2)
     History(run_dir.history).add("start", changed=[])
-    assert start.find_start(run_dir, Resume.auto, WORLD).how == "new run"
+    assert find_start(run_dir, Resume.auto, WORLD).how == "new run"
     History(run_dir.history).add("checkpoint")
     with pytest.raises(RunError, match=r"rows reach step 2, and .* holds no checkpoint any more"):
-        start.find_start(run_dir, Resume.auto, WORLD)
+        find_start(run_dir, Resume.auto, WORLD)
+
+
+def test_a_checkpoint_whose_replacement_was_killed_is_found(tmp_path):
+    run_dir = RunDir(tmp_path)
+    (path,) = saved(run_dir.checkpoints, steps=(4,))
+    path.rename(path.with_name(f".replaced-{path.name}"))
+    found = find_start(run_dir, Resume.auto, WORLD)
+    assert (found.how, found.path) == ("resumed", path)
 
 
 def test_older_directories_have_no_history(tmp_path):
     run_dir = RunDir(tmp_path / "run")
     rows(run_dir, 1, 2)
     run_dir.config.write_text("checkpoint: {every: 3}\n")
-    assert start.find_start(run_dir, Resume.auto, WORLD).how == "new run"
+    assert find_start(run_dir, Resume.auto, WORLD).how == "new run"
     rows(run_dir, 1, 2, 3)
     with pytest.raises(RunError, match="resume=restart"):
-        start.find_start(run_dir, Resume.auto, WORLD)
+        find_start(run_dir, Resume.auto, WORLD)
 
 
 def test_the_order_of_stages_is_compared():
@@ -95,15 +108,15 @@ def test_the_plan_names_stages_steps_and_learning_rates():
 def test_an_earlier_attempt_and_an_earlier_configuration_are_kept(tmp_path):
     run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
     about = {"ranks": 1, "data": "0" * 32}
-    assert start.record_start(start.Start("new run"), run_dir, config, 0, about) == []
+    assert record_start(Start("new run"), run_dir, config, 0, about) == []
     rows(run_dir, 1, 2)
     config.optim.lr = 0.5
-    told = start.record_start(start.Start("new run"), run_dir, config, 0, about)
+    told = record_start(Start("new run"), run_dir, config, 0, about)
     assert "metrics.0001.jsonl" in told[0] and (run_dir.path / "metrics.0001.jsonl").exists()
     assert "lr: 0.002" in (run_dir.path / "config.0001.yaml").read_text()
     assert "lr: 0.5" in run_dir.config.read_text()
     rows(run_dir, 1, 2)
-    start.record_start(start.Start("restarted"), run_dir, config, 0, about)
+    record_start(Start("restarted"), run_dir, config, 0, about)
     assert (run_dir.path / "earlier.0001" / "metrics.jsonl").exists() and not run_dir.metrics.exists()
     assert [record["how"] for record in History(run_dir.history).records()] == [
         "new run",
@@ -114,18 +127,18 @@ def test_an_earlier_attempt_and_an_earlier_configuration_are_kept(tmp_path):
 
 def test_a_full_disk_at_the_start_leaves_the_configuration(tmp_path, monkeypatch):
     run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
-    start.record_start(start.Start("new run"), run_dir, config, 0, {})
-    before, write = run_dir.config.read_text(), start.write_atomic
+    record_start(Start("new run"), run_dir, config, 0, {})
+    before, write = run_dir.config.read_text(), record.write_atomic
 
     def write_until_full(path, *args, **more):
         if path == run_dir.config:
             raise OSError(28, "No space left on device", str(path))
         write(path, *args, **more)
 
-    monkeypatch.setattr(start, "write_atomic", write_until_full)
+    monkeypatch.setattr(record, "write_atomic", write_until_full)
     config.optim.lr = 0.5
     with pytest.raises(OSError, match="No space left"):
-        start.record_start(start.Start("new run"), run_dir, config, 0, {})
+        record_start(Start("new run"), run_dir, config, 0, {})
     assert run_dir.config.read_text() == before
 
 
@@ -136,12 +149,12 @@ def test_torchrun_starts_a_run_over_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     for attempt, how in (("0", "restarted"), ("1", "restarted"), ("2", "new run")):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        found = start.find_start(run_dir, Resume.restart, WORLD)
+        found = find_start(run_dir, Resume.restart, WORLD)
         assert found.how == how
         if attempt == "1":  # attempt 0 failed before this
-            start.record_start(found, run_dir, config, 0, {})
+            record_start(found, run_dir, config, 0, {})
     (run_dir.path / torchrun.STARTED_OVER).write_text("another torchrun")
-    assert start.find_start(run_dir, Resume.restart, WORLD).how == "restarted"
+    assert find_start(run_dir, Resume.restart, WORLD).how == "restarted"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "history.jsonl"])
@@ -152,7 +165,7 @@ def test_planted_links_are_not_followed(tmp_path, name):
     victim.write_text("precious: 1\n")
     (run_dir.path / name).symlink_to(victim)
     try:
-        start.record_start(start.Start("new run"), run_dir, config, 0, {})
+        record_start(Start("new run"), run_dir, config, 0, {})
     except OSError as error:
         assert name in str(error) and "symbolic link" in str(error)
     assert victim.read_text() == "precious: 1\n"
@@ -180,11 +193,11 @@ def test_init_from_compares_what_shapes_do_not_show(tmp_path, monkeypatch, chang
     saver.finish()
     path, corpus = tmp_path / "other" / "step_00000003", SimpleNamespace(fingerprint="d")
     if change == "model.rope_theta":
-        begun, note = start.start_from(path, tensors, config, corpus, WORLD)
+        begun, note = start_from(path, tensors, config, corpus, WORLD)
         assert begun.position == 1536 and "model.rope_theta: 500000.0 -> 10000.0" in note
         return
     with pytest.raises(RunError) as refused:
-        start.start_from(path, tensors, config, corpus, WORLD)
+        start_from(path, tensors, config, corpus, WORLD)
     what = (
         f"{change}: {values[change]} -> " if change in values else "state.json must be as lhtrain writes it"
     )
@@ -194,8 +207,8 @@ def test_init_from_compares_what_shapes_do_not_show(tmp_path, monkeypatch, chang
 def test_starting_over_from_another_run_still_starts_over(monkeypatch):
     """What the directory held must be kept aside, or a later resume would continue that."""
     begun = Progress(position=512), "weights of another run"
-    monkeypatch.setattr(start, "start_from", lambda *_: begun)
+    monkeypatch.setattr(resume, "start_from", lambda *_: begun)
     config = SimpleNamespace(init_from="other")
     for how, after in (("restarted", "restarted"), ("new run", "init_from")):
-        run = start.Start(how)
-        assert start.begin(run, None, None, config, None, None) is begun and run.how == after
+        run = Start(how)
+        assert begin(run, None, None, config, None, None) is begun and run.how == after

@@ -4,7 +4,8 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from lhtrain.data.tokenizers.tokenizer import open_tokenizer
-from lhtrain.runs.run_dir import RunDir, differing, keep_tokenizer
+from lhtrain.runs.changes import differing
+from lhtrain.runs.run_dir import RunDir, keep_tokenizer
 
 SAVED = {
     "model": {"dim": 64},

@@ -23,7 +23,7 @@ from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import ClusterConfig, Launch, Resume
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import Ended, RunError
-from lhtrain.runs.run_dir import as_container
+from lhtrain.runs.changes import as_container
 from lhtrain.slurm import quote
 from lhtrain.slurm.attempt import begin
 from lhtrain.slurm.script import Job, render

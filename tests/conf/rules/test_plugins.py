@@ -7,8 +7,9 @@ import pytest
 from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.problems import ConfigError
 from lhtrain.registry import ATTENTIONS, OPTIMIZERS, SCORERS, TRACKERS
-from lhtrain.runs.run_dir import RunDir, as_container, differing
-from lhtrain.runs.saved import load
+from lhtrain.runs.changes import as_container, differing
+from lhtrain.runs.own_config import load
+from lhtrain.runs.run_dir import RunDir
 
 PLUGIN = """
 from lhtrain.registry import ATTENTIONS, OPTIMIZERS, SCORERS, TRACKERS

@@ -187,8 +187,8 @@ def test_a_launchers_own_settings_keep_text_and_types(folder):
 
 
 def test_a_run_that_is_resumed_keeps_text_that_was_typed_into_its_config(tmp_path):
-    from lhtrain.runs.run_dir import as_container
-    from lhtrain.runs.saved import load
+    from lhtrain.runs.changes import as_container
+    from lhtrain.runs.own_config import load
 
     config = as_container(check_overrides([f"run.dir={tmp_path}", "run.name=n"]))
     written = (
@@ -205,8 +205,8 @@ def test_a_run_that_is_resumed_keeps_text_that_was_typed_into_its_config(tmp_pat
 
 @pytest.mark.parametrize("text", ["optim.betas=[0.9", "optim.lr=1e-3,2e-3", "optim.lr="])
 def test_a_resumed_run_refuses_a_value_in_words(tmp_path, text):
-    from lhtrain.runs.run_dir import as_container
-    from lhtrain.runs.saved import load
+    from lhtrain.runs.changes import as_container
+    from lhtrain.runs.own_config import load
 
     config = as_container(check_overrides([f"run.dir={tmp_path}", "run.name=n"]))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

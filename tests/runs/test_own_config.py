@@ -1,4 +1,4 @@
-"""A run directory's own configuration: what is refused, and what a refusal must leave as it was."""
+"""A run directory's own configuration: loading and lengthening it; a refusal leaves it as it was."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -6,8 +6,9 @@ from omegaconf import OmegaConf
 from lhtrain.compute.fill import compose_config
 from lhtrain.conf.problems import ConfigError
 from lhtrain.errors import RunError
-from lhtrain.runs.run_dir import as_container
-from lhtrain.runs.saved import extend, load
+from lhtrain.runs.changes import as_container
+from lhtrain.runs.extend import lengthen
+from lhtrain.runs.own_config import load
 
 
 @pytest.fixture
@@ -24,22 +25,34 @@ def run_dir(tmp_path):
 @pytest.mark.parametrize("steps", ["1__0", "+1_", "_1", "+４", "9" * 5000, "1e1", "-1", ""])
 def test_steps_that_are_no_number_are_refused(run_dir, steps):
     with pytest.raises(ConfigError, match="so many more steps"):
-        extend(run_dir, steps)
+        lengthen(run_dir, steps)
 
 
 @pytest.mark.parametrize("steps", ["99999999999999", "+2147483647"])
 def test_a_longer_plan_that_breaks_a_rule_is_not_written(run_dir, steps):
     before = (run_dir / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match=r"run\.steps=.*at most"):
-        extend(run_dir, steps)
+        lengthen(run_dir, steps)
     assert (run_dir / "config.yaml").read_bytes() == before
     assert not (run_dir / "history.jsonl").exists() and not (run_dir / "config.0001.yaml").exists()
     assert load(run_dir, []).run.steps == 4
 
 
 def test_underscores_within_a_number_are_allowed(run_dir):
-    extend(run_dir, "+1_0")
+    lengthen(run_dir, "+1_0")
     assert load(run_dir, []).run.steps == 14
+
+
+def test_a_restart_by_torchrun_adds_the_steps_once(run_dir, monkeypatch):
+    """Whether the attempt before died before its plan was written, or after."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for _ in range(2):
+        lengthen(run_dir, "+10")
+        assert load(run_dir, []).run.steps == 14
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    lengthen(run_dir, "+10")
+    assert load(run_dir, []).run.steps == 24
 
 
 def test_an_empty_configuration_and_a_file_as_a_directory_are_named(run_dir):

@@ -1,4 +1,4 @@
-"""A run directory's own configuration: what `lhtrain resume` starts with and `lhtrain extend` lengthens."""
+"""A run directory's own configuration, with settings that replace some of its values. Imports no PyTorch."""
 
 import re
 from dataclasses import fields
@@ -8,24 +8,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lhtrain import checkpoint
-from lhtrain.compute.fill import filled
 from lhtrain.conf.compose import build
 from lhtrain.conf.keys import is_option
-from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.resolvers import budget
 from lhtrain.conf.schema import Config, StageConfig
 from lhtrain.conf.typed.overrides import Setting
 from lhtrain.conf.typed.quote import literal
 from lhtrain.errors import RunError
-from lhtrain.files import write_atomic
-from lhtrain.report.metrics import numbered
-from lhtrain.runs.history import History, as_records
-from lhtrain.runs.lock import RunLock
-from lhtrain.runs.resume import check_start, retire_summary
-from lhtrain.runs.run_dir import Change, RunDir, as_container
-from lhtrain.schedule import Schedule
+from lhtrain.runs.history import History
+from lhtrain.runs.run_dir import RunDir
 
 # Settings of a stage -> the setting of the run that they are copied from unless they are given.
 FOLLOW = {
@@ -56,7 +48,7 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
     if not saved:
         raise RunError(f"{run_dir.config} is empty: restore it, such as from a config.NNNN.yaml beside it")
     try:
-        config = _merged(saved)
+        config = merged(saved)
     except OmegaConfBaseException as error:
         key, why = getattr(error, "full_key", None) or "?", str(error).strip().splitlines()[0]
         raise ConfigError([Problem(f"{run_dir.config}: {key}", "…", why)]) from error
@@ -70,7 +62,7 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
     return build(config, n_ranks)
 
 
-def _merged(saved: dict[str, Any]) -> DictConfig:
+def merged(saved: dict[str, Any]) -> DictConfig:
     """Saved values as a configuration. Raises OmegaConfBaseException: a key or a type that is not ours."""
     config = OmegaConf.merge(OmegaConf.structured(Config), _literal(saved))
     assert isinstance(config, DictConfig)
@@ -145,70 +137,3 @@ def _follow(config: DictConfig, key: str, before: Any) -> None:
                 stage[name] = after
         if key == "lighthouse.budget" and stage.budget == budget(before, stage.seq_len):
             stage.budget = budget(after, stage.seq_len)
-
-
-def extend(path: Path, steps: str, settings: Config | None = None) -> list[str]:
-    """Lengthen the run in `path`: its last stage takes the steps that are added; returns the plan in lines.
-
-    steps: "+N", so many more than planned, or "N", so many in all; the same N again changes nothing, so that
-    a script may repeat it. The new plan is in config.yaml and in the history when this returns; `load` then
-    continues with it.
-
-    settings: the filled configuration that will train, but for the steps. What the checkpoint refuses of it
-    is refused before the plan changes, since "+N" given again would add N once more.
-
-    Raises:
-        RunError: no run, a run that is in use, steps that are done already, a plan that cannot be written,
-            settings that the newest checkpoint refuses.
-        ConfigError: `steps` is no number, or the longer plan breaks a rule; nothing is written.
-    """
-    config = filled(load(path, []))
-    done = checkpoint.complete(RunDir(path).checkpoints)
-    if not done:
-        raise RunError(f"{path} holds no checkpoint: there is nothing to extend; `lhtrain resume` starts it")
-    match = re.fullmatch(r"(\+?)([0-9](?:_?[0-9]){0,17})", steps)
-    total = int(match[2]) + (config.run.steps if match[1] else 0) if match else 0
-    if match is None or total < 1:
-        rule = "must be +N, so many more steps, or N, so many steps in all"
-        raise ConfigError([Problem("steps", steps, rule)])
-    if settings is not None:
-        check_start(RunDir(path), with_absolute_paths(settings))
-    if total == config.run.steps:
-        return [f"{path} is planned for {total:,} steps already"]
-    if total < config.run.steps:
-        rule = f"must be more than the {config.run.steps:,} steps that the run is planned for"
-        raise ConfigError([Problem("steps", steps, rule)])
-    lock = RunLock(path, patience=0)
-    try:
-        lock.take()
-        return _write_longer(RunDir(path), config, total)
-    except OSError as error:
-        raise RunError(f"{path}: the longer plan was not written: {error}") from error
-    finally:
-        lock.release()
-
-
-def _write_longer(run_dir: RunDir, config: Config, total: int) -> list[str]:
-    """Make `total` the steps of the run in `run_dir`, whose filled configuration is `config`."""
-    before, old = config.run.steps, Schedule.of(config).lookup(config.run.steps - 1).lr
-    name, last = list(config.stages.items())[-1]
-    assert last.steps is not None
-    changes = [
-        Change("run.steps", before, total),
-        Change(f"stages.{name}.steps", last.steps, last.steps + total - before),
-    ]
-    config.run.steps, last.steps = total, last.steps + total - before
-    plain = as_container(config) | {"resume": "never"}
-    build(_merged(plain))  # a plan that cannot be trained must not replace one that can
-    kept = numbered(run_dir.config)
-    write_atomic(kept, run_dir.config.read_bytes())
-    # The history accepts the change before the configuration asks for it: a kill in between harms neither.
-    History(run_dir.history).add("extend", changed=as_records(changes), config=kept.name)
-    write_atomic(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
-    retire_summary(run_dir)
-    plan = Schedule.of(config)
-    return [
-        f"{run_dir.path} is now planned for {total:,} steps instead of {before:,}",
-        f"the learning rate of step {before:,} was {old:.3g}; from there on:",
-        *(f"  {line}" for line in plan.plan(before)),
-    ]

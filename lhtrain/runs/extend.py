@@ -1,0 +1,99 @@
+"""`lhtrain extend`: more steps for the last stage of a run."""
+
+import re
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from lhtrain import checkpoint
+from lhtrain.compute.fill import filled
+from lhtrain.conf.compose import build
+from lhtrain.conf.paths import with_absolute_paths
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.schema import Config
+from lhtrain.distributed.torchrun import EXTENDED, leave_note, note_left
+from lhtrain.errors import RunError
+from lhtrain.files import numbered, write_atomic
+from lhtrain.runs.changes import Change, as_container
+from lhtrain.runs.checks import check_start
+from lhtrain.runs.history import History, as_records
+from lhtrain.runs.lock import RunLock
+from lhtrain.runs.own_config import load, merged
+from lhtrain.runs.record import retire_summary
+from lhtrain.runs.run_dir import RunDir
+from lhtrain.schedule import Schedule
+
+
+def lengthen(path: Path, steps: str, settings: Config | None = None) -> list[str]:
+    """Lengthen the run in `path`: its last stage takes the steps that are added; returns the plan in lines.
+
+    steps: "+N", so many more than planned, or "N", so many in all; the same N again changes nothing, so that
+    a script may repeat it, and so may torchrun, for whose later attempts the sum of "+N" is noted. The new
+    plan is in config.yaml and in the history when this returns; `load` then continues with it.
+
+    settings: the filled configuration that will train, but for the steps. What the checkpoint refuses of it
+    is refused before the plan changes, since "+N" given again would add N once more.
+
+    Raises:
+        RunError: no run, a run that is in use, steps that are done already, a plan that cannot be written,
+            settings that the newest checkpoint refuses.
+        ConfigError: `steps` is no number, or the longer plan breaks a rule; nothing is written.
+    """
+    config = filled(load(path, []))
+    done = checkpoint.complete(RunDir(path).checkpoints)
+    if not done:
+        raise RunError(f"{path} holds no checkpoint: there is nothing to extend; `lhtrain resume` starts it")
+    total = _total(path, steps, config.run.steps)
+    if settings is not None:
+        check_start(RunDir(path), with_absolute_paths(settings))
+    if total == config.run.steps:
+        return [f"{path} is planned for {total:,} steps already"]
+    if total < config.run.steps:
+        rule = f"must be more than the {config.run.steps:,} steps that the run is planned for"
+        raise ConfigError([Problem("steps", steps, rule)])
+    lock = RunLock(path, patience=0)
+    try:
+        lock.take()
+        leave_note(path / EXTENDED, str(total))
+        return _write_longer(RunDir(path), config, total)
+    except OSError as error:
+        raise RunError(f"{path}: the longer plan was not written: {error}") from error
+    finally:
+        lock.release()
+
+
+def _total(path: Path, steps: str, planned: int) -> int:
+    """The steps in all that `steps` asks for. Raises ConfigError."""
+    match = re.fullmatch(r"(\+?)([0-9](?:_?[0-9]){0,17})", steps)
+    total = int(match[2]) + (planned if match[1] else 0) if match else 0
+    if match is None or total < 1:
+        rule = "must be +N, so many more steps, or N, so many steps in all"
+        raise ConfigError([Problem("steps", steps, rule)])
+    noted = note_left(path / EXTENDED) if match[1] else None
+    return int(noted) if noted and noted.isdecimal() else total
+
+
+def _write_longer(run_dir: RunDir, config: Config, total: int) -> list[str]:
+    """Make `total` the steps of the run in `run_dir`, whose filled configuration is `config`."""
+    before, old = config.run.steps, Schedule.of(config).lookup(config.run.steps - 1).lr
+    name, last = list(config.stages.items())[-1]
+    assert last.steps is not None
+    changes = [
+        Change("run.steps", before, total),
+        Change(f"stages.{name}.steps", last.steps, last.steps + total - before),
+    ]
+    config.run.steps, last.steps = total, last.steps + total - before
+    plain = as_container(config) | {"resume": "never"}
+    build(merged(plain))  # a plan that cannot be trained must not replace one that can
+    kept = numbered(run_dir.config)
+    write_atomic(kept, run_dir.config.read_bytes())
+    # The history accepts the change before the configuration asks for it: a kill in between harms neither.
+    History(run_dir.history).add("extend", changed=as_records(changes), config=kept.name)
+    write_atomic(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
+    retire_summary(run_dir)
+    plan = Schedule.of(config)
+    return [
+        f"{run_dir.path} is now planned for {total:,} steps instead of {before:,}",
+        f"the learning rate of step {before:,} was {old:.3g}; from there on:",
+        *(f"  {line}" for line in plan.plan(before)),
+    ]

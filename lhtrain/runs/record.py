@@ -1,0 +1,107 @@
+"""Writing the start of a run into its directory; an earlier start's files are kept."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lhtrain.conf.schema import Config
+from lhtrain.distributed.torchrun import STARTED_OVER, leave_note
+from lhtrain.errors import RunError
+from lhtrain.files import numbered, read_regular, write_atomic
+from lhtrain.runs.changes import all_differing, as_container
+from lhtrain.runs.history import History, as_records
+from lhtrain.runs.metrics_file import read
+from lhtrain.runs.run_dir import RunDir, holds_run
+from lhtrain.runs.start import Start
+from lhtrain.text import to_json
+
+
+def record_start(
+    start: Start, run_dir: RunDir, config: Config, step: int, about: dict[str, Any]
+) -> list[str]:
+    """Write the configuration and the start into the run directory; returns lines for the terminal.
+
+    about: further values of the history's record. For the first rank, before the first step. What an earlier
+    start left and this one does not continue is kept aside: `earlier.NNNN/` with resume=restart,
+    `metrics.NNNN.jsonl` where a run was killed before its first checkpoint; an earlier configuration that
+    differs is kept as `config.NNNN.yaml`.
+
+    Raises OSError: a full disk, a planted link.
+    """
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    lines, kept = [], None
+    if start.how == "restarted" and holds_run(run_dir.path):
+        lines.append(f"what was there is kept in {_keep_aside(run_dir)}")
+    elif start.path is None and read(run_dir.metrics):
+        old = numbered(run_dir.metrics)
+        run_dir.metrics.rename(old)
+        lines.append(f"rows of an attempt that was killed before its first checkpoint are kept as {old.name}")
+    now, before = as_container(config), _earlier_config(run_dir)
+    others = all_differing(before, now) if before is not None else []
+    if others:
+        kept = _keep_config(run_dir)
+    write_atomic(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(now)))
+    if step < config.run.steps:
+        retire_summary(run_dir)
+    changed = {change.key: change for change in [*others, *start.changed]}
+    History(run_dir.history).add(
+        "start",
+        how=start.how,
+        step=step,
+        checkpoint=start.path.name if start.path else None,
+        changed=as_records(list(changed.values())),
+        config=kept.name if kept else None,
+        **about,
+    )
+    if start.how == "restarted":
+        leave_note(run_dir.path / STARTED_OVER)
+    if start.path is not None:
+        if not History(run_dir.history).has_checkpoint():
+            History(run_dir.history).add("checkpoint")
+        told = {change.key: change for change in [*others, *start.new]}
+        lines += [f"changed {change}" for change in told.values()]
+    return lines
+
+
+def retire_summary(run_dir: RunDir) -> None:
+    """Have summary.json say that the run is not finished, since it is longer now or starts over."""
+    try:
+        summary = json.loads(read_regular(run_dir.summary))
+    except (OSError, ValueError):
+        return
+    if isinstance(summary, dict) and summary.get("finished"):
+        write_atomic(run_dir.summary, to_json(summary | {"finished": False, "ended": None}, indent=2) + "\n")
+
+
+def _earlier_config(run_dir: RunDir) -> dict[str, Any] | None:
+    """The directory's config.yaml; an unreadable one counts as another configuration."""
+    try:
+        return run_dir.read_config()
+    except RunError:
+        return {}
+
+
+def _keep_config(run_dir: RunDir) -> Path:
+    """Keep a copy of config.yaml; returns it. The original stays until a new one takes its place: a kill or a
+    full disk in between must not leave a run without its configuration."""
+    kept = numbered(run_dir.config)
+    try:
+        content = read_regular(run_dir.config)
+    except OSError:  # a link, for instance, which is not followed
+        run_dir.config.rename(kept)
+    else:
+        write_atomic(kept, content)
+    return kept
+
+
+def _keep_aside(run_dir: RunDir) -> Path:
+    """Move what a run left into a folder of its own; returns it."""
+    aside = numbered(run_dir.path / "earlier")
+    aside.mkdir()
+    for path in (run_dir.checkpoints, run_dir.metrics, run_dir.summary, run_dir.plot):
+        if os.path.lexists(path):
+            path.rename(aside / path.name)
+    return aside

@@ -1,4 +1,4 @@
-"""Which code runs, on what and how: versions, commit, processor, the command that continues a run."""
+"""Versions, commit and processor of this process, and the command that continues a run."""
 
 import os
 import platform

@@ -8,7 +8,7 @@ KEPT = "\n\t"
 
 
 def printable(text: object) -> str:
-    """The text with "?" for what would drive a terminal or has no character; line breaks stay."""
+    """The text with "?" for control characters and others that cannot be printed; line breaks stay."""
     return "".join(c if c.isprintable() or c in KEPT else "?" for c in str(text))
 
 
@@ -22,7 +22,7 @@ def one_line(text: object, most: int = 80) -> str:
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """ "-" for None; scientific notation for what `form` would print as a row of digits or as zero."""
+    """ "-" for None; scientific notation where `form` would print many digits, or zero for a nonzero value."""
     if value is None:
         return "-"
     huge_or_tiny = math.isfinite(value) and value != 0 and not 1e-4 <= abs(value) < 1e6

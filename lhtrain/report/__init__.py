@@ -1,1 +1,1 @@
-"""What a run reports while it trains and what it leaves: terminal, metrics, trackers, summary, plot."""
+"""The output of a run: events, terminal, metrics, trackers, summary, plot."""

@@ -1,4 +1,4 @@
-"""What a run prints before its first step: model, data, what is left to pay, stages. Functions to lines."""
+"""The lines that a run prints before its first step: model, memory, data, cost, stages."""
 
 import shlex
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def about_model(config: Config, parameters: Mapping[str, int], dtype: torch.dtyp
 
 
 def about_memory(config: Config, world: World, memory: int) -> list[str]:
-    """What the run needs of a GPU's `memory` bytes, 0 on a CPU, and what helps where that is too much."""
+    """The estimated memory out of a GPU's `memory` bytes (0 on a CPU), and advice if it is too much."""
     if not memory:
         return []
     line, warnings = outlook(config, world.size, memory)
@@ -62,7 +62,7 @@ def about_data(config: Config, corpus: Corpus) -> list[str]:
 
 
 def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, done: int) -> list[str]:
-    """What the steps after the first `done` will cost; nothing where none are left."""
+    """The cost of the steps after the first `done`; no lines if none are left."""
     if done == config.run.steps:
         return []
     train, peak = corpus.n_tokens("train"), peak_flops(world.device)
@@ -70,23 +70,23 @@ def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, 
 
 
 def about_stages(config: Config) -> list[str]:
-    """A line for each stage, and warnings on what they will not do."""
+    """A line for each stage."""
     lines = []
     for name, stage in stages_of(config).items():
-        what = f"{stage.attention} attention, seq_len {stage.seq_len:,}"
+        layers = f"{stage.attention} attention, seq_len {stage.seq_len:,}"
         if stage.pyramid is not None:
-            what += f" reduced to {stage.n_attended:,} rows (budget k = {stage.pyramid.budget:,})"
+            layers += f" reduced to {stage.n_attended:,} rows (budget k = {stage.pyramid.budget:,})"
             if dense := config.model.dense_layers:
-                what += f" in {config.model.n_layers - len(dense)} of {config.model.n_layers} layers"
+                layers += f" in {config.model.n_layers - len(dense)} of {config.model.n_layers} layers"
         parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
         lines.append(
-            f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {what}"
+            f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {layers}"
         )
     return lines
 
 
 def about_end(run_dir: Path, steps: int, done: int) -> list[str]:
-    """Where no step is left: how to get more."""
+    """How to add steps, if none are left."""
     if done < steps:
         return []
     command = shlex.join(["lhtrain", "extend", str(run_dir), "steps=+N"])

@@ -26,10 +26,10 @@ class MetricsFile:
         self._waiting = b""
 
     def open(self, keep_until: int) -> None:
-        """Start writing after the rows of the first `keep_until` steps; later rows and a torn last line go.
+        """Start writing after the rows of the first `keep_until` steps. Later rows and a torn last line go.
 
-        The kept rows are written aside and renamed, so that a kill here loses nothing. Lines in the middle
-        that are damaged are reported, and the file is kept as it was beside the new one.
+        The kept rows are written to a new file that replaces the old one, so that a kill here loses nothing.
+        Damaged lines in the middle are reported, and a copy of the old file is kept.
         """
         self.close()
         rows = self.rows
@@ -42,7 +42,7 @@ class MetricsFile:
                 self.say(
                     f"warning   {self.path.name}: {lines} {', '.join(map(str, damaged[:5]))}"
                     f"{' …' if len(damaged) > 5 else ''} are not JSON rows and are left out; "
-                    f"the file as it was is kept as {copy.name}"
+                    f"the old file is kept as {copy.name}"
                 )
         self.rows = [row for row in rows if row["step"] <= keep_until]
         write_atomic(self.path, "".join(_line(row) for row in self.rows))
@@ -61,13 +61,13 @@ class MetricsFile:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             if first:
-                said = f"{self.path} was not written: {error}"
-                self.say(f"warning   {said}; its rows wait until there is room")
+                failed = f"{self.path} was not written: {error}"
+                self.say(f"warning   {failed}; rows are kept in memory until there is room")
 
     def sync(self) -> None:
         """Force the rows to the disk, so that a checkpoint never outlives the rows of its steps.
 
-        Rows that a full disk refuses stay buffered: the checkpoint is worth more than they are.
+        Rows that do not fit on a full disk stay buffered: they must not make a checkpoint fail.
         """
         if self._file is not None and not self._file.closed:
             try:

@@ -25,7 +25,11 @@ Row = dict[str, Any]
 
 
 class Plot:
-    """Draws the rows of a run into `path`, as often as costs at most SHARE of its time."""
+    """Draws the rows of a run into `path`, so rarely that drawing takes at most SHARE of its time.
+
+    matplotlib is imported by the first drawing, which takes about a second longer: a run that fails early, or
+    a rank that draws nothing, does not pay for it.
+    """
 
     def __init__(self, path: Path, title: str):
         self.path, self.title = path, title
@@ -38,7 +42,7 @@ class Plot:
             return False
         try:
             self.draw(rows)
-        finally:  # what fails slowly must not be tried often
+        finally:  # a drawing that fails may be slow too
             now = time.monotonic()
             self._due = now + (now - began) / SHARE
         return True

@@ -16,9 +16,9 @@ RECENT = 50  # logged steps that decide a stage's speed
 class Remaining:
     """Estimates the seconds to the end of a run of a filled configuration.
 
-    A stage's step takes what its recent steps took in this process; before it has any, what its record of an
-    earlier process says; before that, the current stage's time multiplied by the ratio of their FLOPs.
-    Validations and saves are counted from the plan, at what the ones so far took.
+    The time of a stage's step is the median of its recent steps in this process; before there are any, the
+    mean in its record of an earlier process; before that, the nearest stage's time multiplied by the ratio of
+    their FLOPs. Validations and saves still to come are counted from the plan, at the mean time so far.
     """
 
     def __init__(self, config: Config):

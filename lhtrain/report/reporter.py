@@ -24,7 +24,7 @@ from lhtrain.text import finite, one_line
 
 
 class Listener(Protocol):
-    """Whatever takes the rows of a run, in order."""
+    """An object that takes all rows of a run, in order."""
 
     def take(self, row: Row) -> None: ...
 
@@ -201,7 +201,7 @@ class Reporter(Events):
         return result
 
     def _attempt(self, failure: str, call: Callable[[], object]) -> None:
-        """Call what a run can do without; the first time that it fails, say so."""
+        """Call a function that the run does not depend on; its first failure is reported."""
         try:
             call()
         except Exception as error:
@@ -230,7 +230,7 @@ class Reporter(Events):
             **values,
         }
         row = finite(row)
-        # The file first, whatever comes after; the terminal shows the time that is left with this step.
+        # The file first: its rows must survive. The terminal after `remaining`: it prints the time left.
         listeners: list[Listener] = [self.metrics, self.tracker, self.watch, self.remaining, self.terminal]
         for listener in listeners:
             listener.take(row)

@@ -1,4 +1,4 @@
-"""What a stage switch costs: losses before and after it, and the steps until the model is as good again."""
+"""The cost of a stage switch: losses before and after it, and the steps until the old loss is reached."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""summary.json and the final table: what each stage did and took."""
+"""summary.json and the final table: steps, time and losses of each stage."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run prints: a live line on a terminal, plain lines in a file or pipe. Failing output ends no run."""
+"""Standard output: a live line on a terminal, plain lines in a file or pipe. No failure ends the run."""
 
 import os
 import sys
@@ -19,13 +19,13 @@ LINES = 20  # plain lines over a whole run, at least
 SECONDS = 30.0  # and one at least this often
 PIPE_WIDTH = 400  # a pipe has no width: wide enough for any table
 
-# What is written for these where the output's encoding does not have them.
+# Replacements, if the encoding of the output lacks these characters.
 ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "×": "x", "−": "-"})
 
 
 class Output:
-    """Standard output as rich writes to it: a character that its encoding lacks has a replacement, and what a
-    full or closed stream refuses is dropped. The command's own streams (`streams.Steady`) do the same later,
+    """Standard output as rich writes to it. Characters that its encoding lacks are replaced; text that a full or
+    closed stream does not accept is dropped. The command's own streams (`streams.Steady`) do the same later,
     with escapes; a trainer that is used as a library has others."""
 
     def __init__(self, stream: TextIO | None):
@@ -130,15 +130,15 @@ class Terminal:
         self.close()
 
     def close(self) -> None:
-        """Take the live line away; what is printed from now on stays below it."""
+        """Stop the live line; later lines are printed below it."""
         self._bar.stop()
 
-    def print(self, what: object) -> None:
+    def print(self, content: object) -> None:
         """Print a line of plain text, or a table."""
-        if isinstance(what, str):
-            self.console.print(printable(what), soft_wrap=True)
+        if isinstance(content, str):
+            self.console.print(printable(content), soft_wrap=True)
         else:
-            self.console.print(what)
+            self.console.print(content)
 
     def take(self, row: dict[str, Any]) -> None:
         """Show a logged training step, with the run's seconds so far and to its end."""
@@ -151,8 +151,8 @@ class Terminal:
             times = {"elapsed": elapsed, "left": left, "at": time.monotonic()}
             self._bar.update(self._task, completed=row["step"], description=stage, state=state, times=times)
         elif self._due(row):
-            what = f"step {row['step']:>6}/{self.steps}  {stage:<12} {state}  lr {row['lr']:.2e}"
-            self.print(f"{what}  {clock(elapsed, left)}")
+            line = f"step {row['step']:>6}/{self.steps}  {stage:<12} {state}  lr {row['lr']:.2e}"
+            self.print(f"{line}  {clock(elapsed, left)}")
 
     def _due(self, row: dict[str, Any]) -> bool:
         """Whether to print a plain line: at regular steps, the first of a stage and the last, and in time."""

@@ -33,11 +33,11 @@ class Tracker:
         """The run ended; with its summary, unless that was by an error."""
 
     def abandon(self) -> None:
-        """A method has raised, and no other will be called: free what is held."""
+        """A method has raised; no other will be called. Free all resources."""
 
     @staticmethod
     def advice(config: LoggerConfig) -> str:
-        """What may help where the tracker fails; "" for nothing."""
+        """Advice for the warning if the tracker fails; "" for none."""
         return ""
 
 
@@ -94,8 +94,8 @@ class WandbTracker(Tracker):
 
 
 class Harmless:
-    """Hands rows to the tracker that `logger.kind` names, if any, until it fails. Then it says so, once, and
-    training continues: every row is in metrics.jsonl."""
+    """Hands rows to the tracker that `logger.kind` names, if any, until it fails. The failure is reported
+    once, and training continues: every row is in metrics.jsonl."""
 
     def __init__(
         self,

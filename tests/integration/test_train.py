@@ -251,7 +251,7 @@ def test_a_directory_with_a_run_is_not_overwritten(lhtrain, undisturbed):
 def test_a_diverging_run_stops_and_says_so(lhtrain):
     run = lhtrain("diverging", "optim.lr=1e30", "optim.warmup_fraction=0", status=1)
     assert "10 steps in a row, up to step 11, had a loss or gradient that was not finite" in run.err
-    assert "there is no checkpoint to go back to; a lower optim.lr" in run.err and "Traceback" not in run.err
+    assert "there is no checkpoint to return to; a lower optim.lr" in run.err and "Traceback" not in run.err
     assert not list((run.path / "checkpoints").glob("step_*")), "none of weights that may be spoilt"
 
 

@@ -22,7 +22,7 @@ def one_line(text: object, most: int = 80) -> str:
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """ "-" for None; scientific notation where `form` would print many digits, or zero for a nonzero value."""
+    """ "-" for None; scientific notation where `form` would print many digits, or zero for a small value."""
     if value is None:
         return "-"
     huge_or_tiny = math.isfinite(value) and value != 0 and not 1e-4 <= abs(value) < 1e6

@@ -54,7 +54,7 @@ def train_config(config: Config, leave: bool = True) -> None:
     starting = False
     try:
         with Watchdog(config.watchdog, run_dir, world.rank, attempt=world.attempt) as watchdog:
-            world.on_main(lock.take)
+            world.on_main(lock.acquire)
             same_folder(run_dir, world)
             starting = True
             trainer = Trainer(config, run_dir, world, watchdog)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lhtrain import interop
 from lhtrain.errors import RunError, UsageError
-from lhtrain.interop.folder import DTYPES
+from lhtrain.interop.transformers_folder import DTYPES
 
 _SIZE = re.compile(r"[1-9]\d*(\.\d+)?[KMGT]B")
 

@@ -32,8 +32,9 @@ HYDRAS = ("multirun", "cfg", "resolve", "package", "config_name", "config_path",
 def train(arguments: Namespace) -> None:
     """Train what the settings describe. Raises UsageError, Ended."""
     flags, settings = _flags(arguments), list(arguments.settings)
-    is_resume = not flags and {text.partition("=")[0] for text in settings} == {"run.dir", "resume"}
-    if is_resume and continues(settings):
+    keys = {text.partition("=")[0] for text in settings}
+    names_a_run = keys == {"run.dir", "resume"} and not flags and not arguments.config_dir
+    if names_a_run and continues(settings):
         return
     claimed = None
     try:

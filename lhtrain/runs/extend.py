@@ -53,7 +53,7 @@ def lengthen(path: Path, steps: str, settings: Config | None = None) -> list[str
         raise ConfigError([Problem("steps", steps, rule)])
     lock = RunLock(path, patience=0)
     try:
-        lock.take()
+        lock.acquire()
         leave_note(path / EXTENDED, str(total))
         return _write_longer(RunDir(path), config, total)
     except OSError as error:

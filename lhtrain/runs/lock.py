@@ -11,30 +11,35 @@ from typing import TextIO
 from lhtrain.errors import RunError
 from lhtrain.files import NotRegular, open_lock
 
-PATIENCE = 60.0  # seconds: what was killed may take as long to go
+PATIENCE = 60.0  # seconds that a killed predecessor may take to end
 
 
 class RunLock:
-    """The kernel's lock on run.dir/.lock: it goes with the process that holds it, however that ends.
+    """The kernel's lock on run.dir/.lock: it ends with the process that holds it, however that ends.
 
-    On a file system without locks there is none.
+    On a file system without locks nothing is locked. filelock does not serve here: on such file systems it
+    leaves lock files that outlive a killed run, it erases the holder's name when another process only tries,
+    and it opens whatever is planted at the name.
     """
 
     def __init__(self, run_dir: Path, patience: float = PATIENCE):
         self.path, self.patience = run_dir / ".lock", patience
         self._file: TextIO | None = None
 
-    def take(self) -> None:
-        """Raises RunError, with who has it, after `patience` seconds, or where .lock is no regular file."""
+    def acquire(self) -> None:
+        """Wait for the lock for at most `patience` seconds.
+
+        Raises RunError: another process holds it, which is named; .lock is no regular file.
+        """
         ends = time.monotonic() + self.patience
-        told = False
+        reported = False
         while (file := self._opened()) is None or not self._locked(file):
             used = f"run.dir={self.path.parent} is in use by {self.holder()}"
             if time.monotonic() > ends:
                 raise RunError(f"{used}; a new run needs another run.dir")
-            if not told:
+            if not reported:
                 print(f"lhtrain: {used}; waiting for {self.patience:g} s", file=sys.stderr, flush=True)
-                told = True
+                reported = True
             time.sleep(0.2)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -42,7 +47,7 @@ class RunLock:
         self._file = file
 
     def holder(self) -> str:
-        """Who holds the lock, in words, as far as the file says it."""
+        """The process that holds the lock, as it wrote itself into the file."""
         try:
             return self.path.read_text(errors="replace").strip() or "another process"
         except OSError:
@@ -63,8 +68,8 @@ class RunLock:
             return None
 
     def _locked(self, file: TextIO) -> bool:
-        """Whether the lock of `file` is ours now. A file that is not the one at `path` any more, since the
-        holder removed it, would keep nobody else out."""
+        """Whether the lock of `file` is ours now. Not if the holder has removed that file since: its lock
+        would exclude nobody."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

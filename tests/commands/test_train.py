@@ -29,6 +29,16 @@ def test_hydra_gets_text_as_it_was_typed(started):
     assert "run.name='2024_11_05'" in started("run.name=2024_11_05", "run.dir=r")
 
 
+def test_a_folder_of_ones_own_settings_counts_for_a_resume_too(started, monkeypatch, tmp_path):
+    """With it the settings are composed; without it the run's own configuration is all there is."""
+    monkeypatch.setattr(train, "continues", lambda settings: pytest.fail("--config-dir was ignored"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text("")
+    got = started("--config-dir", "mine", "run.dir=r", "resume=auto")
+    assert any("mine" in setting for setting in got) and "resume=auto" in got
+
+
 def test_runs_that_start_in_the_same_second_have_a_folder_each(tmp_path):
     claimed = [claim(tmp_path / "runs" / "now") for _ in range(3)]
     assert [path.name for path in claimed] == ["now", "now_2", "now_3"]

@@ -16,7 +16,7 @@ from lhtrain.conf.schema import ModelConfig, OptimConfig
 from lhtrain.data.tokenizers.tokenizer import open_tokenizer
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
-from lhtrain.interop import export, folder
+from lhtrain.interop import export, transformers_folder
 from lhtrain.model.decoder import GPT
 from lhtrain.model.optimizer import AdamW
 
@@ -139,9 +139,9 @@ def test_the_sequences_before_init_from_count(tmp_path):
     path, _ = saved(tmp_path / "before", stages={"it": LIGHTHOUSE})
     state = checkpoint.state_of(path)
     state["config"]["init_from"], state["config"]["stages"] = str(path), {"it": DENSE}
-    assert folder.longest(state) == 128
+    assert transformers_folder.longest(state) == 128
     shutil.rmtree(path)
-    assert folder.longest(state) == 64
+    assert transformers_folder.longest(state) == 64
 
 
 def test_the_card_says_what_the_model_is(tmp_path):

@@ -10,7 +10,7 @@ from lhtrain.errors import RunError
 from lhtrain.runs.lock import RunLock
 
 HOLD = "from lhtrain.runs.lock import RunLock; from pathlib import Path; import sys\n"
-HOLD += "lock = RunLock(Path(sys.argv[1])); lock.take(); print('held', flush=True); sys.stdin.read()"
+HOLD += "lock = RunLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); sys.stdin.read()"
 
 
 def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
@@ -19,30 +19,30 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
     with subprocess.Popen(command, **pipes) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(RunError, match=f"is in use by process {holder.pid} on "):
-            RunLock(tmp_path, patience=0).take()
+            RunLock(tmp_path, patience=0).acquire()
         holder.kill()
-    RunLock(tmp_path, patience=10).take()
+    RunLock(tmp_path, patience=10).acquire()
 
 
 def test_released_it_can_be_taken_again(tmp_path):
     first = RunLock(tmp_path, patience=0)
-    first.take()
+    first.acquire()
     assert str(os.getpid()) in (tmp_path / ".lock").read_text()
     first.release()
-    RunLock(tmp_path, patience=0).take()
+    RunLock(tmp_path, patience=0).acquire()
 
 
 def test_a_lock_file_that_was_removed_keeps_nobody_out_by_itself(tmp_path):
     """Who waits at a file that a failed start removes with its directory takes the new file."""
     first, second = RunLock(tmp_path, patience=0), RunLock(tmp_path, patience=0)
-    first.take()
+    first.acquire()
     waiting = second._opened()
     (tmp_path / ".lock").unlink()
     first.release()
     assert not second._locked(waiting), "the removed file"
-    second.take()
+    second.acquire()
     with pytest.raises(RunError, match="is in use by"):
-        RunLock(tmp_path, patience=0).take()
+        RunLock(tmp_path, patience=0).acquire()
 
 
 def test_a_planted_link_is_refused(tmp_path):
@@ -51,5 +51,5 @@ def test_a_planted_link_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(victim)
     with pytest.raises(RunError, match="symbolic link"):
-        RunLock(tmp_path / "run", patience=0).take()
+        RunLock(tmp_path / "run", patience=0).acquire()
     assert victim.read_text() == "precious"

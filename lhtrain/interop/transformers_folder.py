@@ -14,9 +14,9 @@ from lhtrain.conf.schema import ModelConfig
 from lhtrain.errors import RunError
 from lhtrain.interop.card import card
 from lhtrain.interop.llama import llama_config, llama_name
-from lhtrain.interop.staging import check_empty, staged
 from lhtrain.interop.tokenizer import NONE, exported_tokenizer
 from lhtrain.interop.trained import longest, stages
+from lhtrain.interop.whole_folder import check_empty, staged
 from lhtrain.model.decoder import GPT
 from lhtrain.runs.run_dir import RunDir
 

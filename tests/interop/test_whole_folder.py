@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from lhtrain.errors import RunError
-from lhtrain.interop.staging import check_empty, staged
+from lhtrain.interop.whole_folder import check_empty, staged
 
 KILLED = """
 import sys
 from pathlib import Path
-from lhtrain.interop.staging import staged
+from lhtrain.interop.whole_folder import staged
 with staged(Path(sys.argv[1])) as staging:
     (staging / "weights").write_text("half")
     print("there", flush=True)

@@ -21,7 +21,6 @@ from pathlib import Path
 
 COMMANDS = {
     "--help": ["--help"],
-    "help model.seq_len": ["help", "model.seq_len"],
     "a mistyped key": ["model.n_layer=3"],
     "--cfg job": ["--cfg", "job"],
     "estimate": ["estimate", "model=lighthouse_530m"],

@@ -25,8 +25,8 @@ ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "×": "x", "−": 
 
 class Output:
     """Standard output as rich writes to it. Characters that its encoding lacks are replaced; text that a full
-    or closed stream does not accept is dropped. The command's own streams (`streams.Steady`) do the same later,
-    with escapes; a trainer that is used as a library has others."""
+    or closed stream does not accept is dropped. The command's own streams (`streams.Steady`) do the same
+    later, with escapes; a trainer that is used as a library has others."""
 
     def __init__(self, stream: TextIO | None):
         self.stream = stream  # None where the process was started without one

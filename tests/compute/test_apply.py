@@ -145,6 +145,7 @@ def test_validation_runs_the_compiled_loss():
 
 
 @pytest.mark.parametrize("recompute", [Recompute.none, Recompute.selective, Recompute.full])
+@pytest.mark.slow
 def test_compiled_blocks_agree(recompute):
     """The real compiler, on a CPU."""
     torch._dynamo.reset()

@@ -42,6 +42,7 @@ def step(compute, backend):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@pytest.mark.slow
 def test_everything_on_is_the_plain_step():
     plain, want = step(PLAIN, "reference")
     losses, got = step(ALL, "triton")

@@ -58,6 +58,7 @@ def differences():
 
 
 @pytest.mark.parametrize("size", [2, 4] if DEVICE == "cpu" else [2])
+@pytest.mark.slow
 def test_the_result_is_that_of_one_rank(size, tmp_path):
     by_rank = on_ranks(differences, size, folder=tmp_path)
     assert len(by_rank) == size and all(found.keys() == set(CASES) for found in by_rank)
@@ -79,6 +80,7 @@ def local_selection():
     return [part.all().item() for part in (same[:chunk], same[chunk : chunk + 3])]
 
 
+@pytest.mark.slow
 def test_local_selection_is_one_ranks_in_the_first_chunk_alone(tmp_path):
     (head, tail_begins), (next_begins, _) = on_ranks(local_selection, 2, folder=tmp_path)
     assert head and not tail_begins and not next_begins

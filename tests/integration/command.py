@@ -108,8 +108,11 @@ class Lhtrain:
             lines.append(line)
             if line.startswith("step") and int(line.split()[1].split("/")[0]) >= step:
                 if ranks > 1:
-                    for rank in victims or range(ranks):
-                        os.kill(self.pid(name, rank), with_signal)
+                    chosen = victims or range(ranks)
+                    if not all(self._whereabouts(name, rank).exists() for rank in chosen):
+                        continue  # a rank on a busy machine; another step will do
+                    for pid in [self.pid(name, rank) for rank in chosen]:
+                        os.kill(pid, with_signal)
                 if not victims:
                     process.send_signal(with_signal)
                 break
@@ -118,7 +121,10 @@ class Lhtrain:
 
     def pid(self, name: str, rank: int) -> int:
         """The process of a rank, by what its watchdog wrote."""
-        return json.loads((self.folder / name / "ranks" / f"{rank}.json").read_text())["pid"]
+        return json.loads(self._whereabouts(name, rank).read_text())["pid"]
+
+    def _whereabouts(self, name: str, rank: int) -> Path:
+        return self.folder / name / "ranks" / f"{rank}.json"
 
     def bare(self, *arguments: str) -> subprocess.CompletedProcess:
         """Just `lhtrain ARGUMENTS`."""

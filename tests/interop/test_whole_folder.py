@@ -40,6 +40,7 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.slow
 def test_what_a_killed_export_left_blocks_nothing_and_goes(tmp_path, exists):
     folder = tmp_path / "out"
     if exists:

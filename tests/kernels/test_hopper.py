@@ -11,6 +11,7 @@ SCRIPT = Path(__file__).with_name("compile_for_hopper.py")
 
 
 @pytest.mark.parametrize("sizes", ["3,4,1,128", "4,4,1,128", "2,8,3,80"], ids="L,p,R,D={}".format)
+@pytest.mark.slow
 def test_kernels_compile_for_hopper(sizes):
     """In a process of its own: this one may have chosen the interpreter."""
     env = os.environ | {"TRITON_INTERPRET": "0"}

@@ -16,6 +16,7 @@ def run(tensors, grad, pyramid_options, backend, **options):
 
 
 @pytest.mark.parametrize("number", golden.cases() if cases.ON_GPU else [0])
+@pytest.mark.slow
 def test_reproduces_the_published_layer(number, device):
     case = golden.load(number)
     q, k, v, grad = (x.to(device) for x in case.inputs)
@@ -80,6 +81,7 @@ def compare_for_one_selection(tensors, pyramid):
         assert a.dtype == q.dtype and cases.error(a, b) < 1e-2
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph(device):
     pyramid = Pyramid(512, 2, 4, 128).check()
     tensors = cases.draw_qkv(pyramid, device, dim=16)

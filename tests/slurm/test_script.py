@@ -180,6 +180,7 @@ def test_a_run_directory_that_slurm_or_hydra_would_change_is_refused(name):
         prepare([f"run.dir='{name}'"])
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_script_and_writes_nothing(tmp_path):
     from tests.slurm.cluster import command
 
@@ -193,6 +194,7 @@ def test_dry_run_prints_the_script_and_writes_nothing(tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.slow
 def test_without_sbatch_the_error_names_dry_run(tmp_path):
     from tests.slurm.cluster import command
 
@@ -208,6 +210,7 @@ def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch
         submit(*prepare(["run.dir=/dev/null/x"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

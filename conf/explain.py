@@ -15,10 +15,12 @@ from omegaconf import OmegaConf
 from lhtrain.conf.bounds import OneOf
 from lhtrain.conf.keys import all_keys, is_container, limit_of, owner_of, type_of
 from lhtrain.conf.nearest import nearest
+from lhtrain.conf.renamed import current
 
 
 def explain(key: str, default: object) -> str | None:
     """Lines on `key`, or on all keys below it; None where there is no such key. default: as composed."""
+    key = current(key)
     kind = type_of(key)
     if kind is None:
         return None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lhtrain.conf.keys import holds_text, is_one_text, is_option, is_path
+from lhtrain.conf.renamed import current, hint
 from lhtrain.conf.typed.paths import exists, expanded
 from lhtrain.conf.typed.quote import literal, override
 
@@ -35,6 +36,9 @@ class Setting:
         if match is None:  # a removal, ~KEY
             return cls(typed, typed[:1], typed[1:], "", typed)
         prefix, key, value = match["prefix"], match["key"], match["value"]
+        if (new := current(key)) != key:
+            hint(key, new)
+            return cls.of(f"{prefix}{new}={value}", sweep)
         if not prefix and is_option(key):  # no schema has it: Hydra changes it only by force
             return cls(typed, "++", key, value, f"++{typed}")
         if prefix == "~" or not holds_text(key):

@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from lhtrain.conf.keys import all_keys, is_container, is_option, type_of
 from lhtrain.conf.nearest import nearest
 from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.renamed import current, current_tree
 from lhtrain.conf.rules.types import misfit
 
 OURS = ("lhtrain.conf", "hydra.conf")  # packages whose files need no check
@@ -118,7 +119,8 @@ def read(data: bytes, place: str, config_path: str) -> Document:
             raise _wrong(place, node.start_mark, "must hold KEY: VALUE lines")
         prefix = f"{document.package}." if document.package else ""
         document.lines = dict(_lines(node, prefix, place))
-        document.content = loader.construct_document(node)
+        document.content = current_tree(loader.construct_document(node), document.package, place)
+        document.lines |= {current(key): line for key, line in document.lines.items()}
     except UnicodeDecodeError as error:
         raise ConfigError([Problem("", None, f"must be UTF-8 text ({error.reason})", place)]) from error
     except yaml.MarkedYAMLError as error:
@@ -153,7 +155,8 @@ def _misfits(tree: dict[str, Any], prefix: str, document: Document, known: list[
         key = f"{prefix}{name}"
         place, kind = document.at(key), type_of(key)
         if kind is None:
-            yield Problem(key, value, f"no such key{nearest(key, known)}", place)
+            near = f"; it is now {current(key)}" if current(key) != key else nearest(key, known)
+            yield Problem(key, value, f"no such key{near}", place)
         elif isinstance(value, dict) and is_container(kind):
             yield from _misfits(value, f"{key}.", document, known)
         elif value is None and is_container(kind):

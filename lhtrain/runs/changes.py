@@ -4,6 +4,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
+from lhtrain.conf.renamed import current_tree
 from lhtrain.conf.schema import (
     ComputeConfig,
     Config,
@@ -63,7 +64,7 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
 
     A setting that `saved` lacks, since it is newer than the run, counts as its default.
     """
-    out = []
+    out, saved = [], current_tree(saved)
     for group in COMPARED:
         before, after = _flat(saved.get(group) or {}), _flat(now.get(group) or {})
         if group in DEFAULTS:  # keys that one of the two versions does not have

@@ -11,6 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from lhtrain.conf.compose import build
 from lhtrain.conf.keys import is_option
 from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.renamed import current as current_key
+from lhtrain.conf.renamed import hint
 from lhtrain.conf.resolvers import budget
 from lhtrain.conf.schema import Config, StageConfig
 from lhtrain.conf.typed.overrides import Setting
@@ -86,7 +88,9 @@ def _derive_micro_batches(config: DictConfig) -> None:
 
 def _apply(config: DictConfig, text: str) -> Problem | None:
     """Set what the override `text` says; returns why it does not fit, if so."""
-    key, equals, value = text.partition("=")
+    typed, equals, value = text.partition("=")
+    if (key := current_key(typed)) != typed:
+        hint(typed, key)
     if not equals or key.startswith(("+", "~")):
         return Problem(text, "", "a run is resumed with settings KEY=VALUE alone")
     if key in ("run.dir", "hydra") or key.startswith("hydra."):

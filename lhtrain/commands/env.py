@@ -12,14 +12,14 @@ import sys
 import tomllib
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import metadata, requires
 from pathlib import Path
 
 from packaging.requirements import Requirement  # comes with Hydra
 
 import lhtrain
 from lhtrain.distributed.ranks import OF_SLURM, OF_TORCHRUN
-from lhtrain.provenance import code_version, in_words
+from lhtrain.provenance import code_version, cpu_cores, cpu_name, in_words, installed
 
 # Variables that decide how ranks start and where caches are. Others are left out: they may hold secrets.
 LAUNCHER = (
@@ -88,15 +88,8 @@ def _requirements() -> dict[str, list[str]]:
     return out
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _packages() -> Lines:
-    versions = {name: _installed(name) for name in _requirements()[""]}
+    versions = {name: installed(name) for name in _requirements()[""]}
     yield ", ".join(f"{name} {found}" for name, found in versions.items() if found)
     if missing := [name for name, found in versions.items() if not found]:
         yield f"missing: {', '.join(missing)}; install them with: pip install -c constraints.txt -e ."
@@ -106,7 +99,7 @@ def _extras() -> Lines:
     for extra, names in _requirements().items():
         if extra == "" or extra in FOR_DEVELOPERS:
             continue
-        versions = {name: _installed(name) for name in names}
+        versions = {name: installed(name) for name in names}
         there = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
         missing = ", ".join(name for name, found in versions.items() if not found)
         remedy = f"missing: {missing}; pip install 'lhtrain[{extra}]'" if missing else ""
@@ -115,13 +108,7 @@ def _extras() -> Lines:
 
 def _system() -> Lines:
     yield f"{platform.system()} {platform.release()}, {platform.machine()}"
-    yield f"{_cpu()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores usable, {_memory()}"
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown CPU")
+    yield f"{cpu_name()}, {cpu_cores()} of {os.cpu_count()} cores usable, {_memory()}"
 
 
 def _memory() -> str:

@@ -11,8 +11,8 @@ from lhtrain.commands import env
 def test_it_names_versions_kernels_and_missing_packages(capsys, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a-secret")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    there = env._installed
-    monkeypatch.setattr(env, "_installed", lambda package: None if package == "wandb" else there(package))
+    there = env.installed
+    monkeypatch.setattr(env, "installed", lambda package: None if package == "wandb" else there(package))
     main(["env"])
     out = capsys.readouterr().out
     assert "torch 2." in out and "hydra-core 1." in out

@@ -49,8 +49,8 @@ def all_done(future: "Future[Any]", together: bool) -> None:
 
 
 def on_all(work: Callable[[], T], together: bool) -> list[T]:
-    """What `work` returns on every rank, by rank; what it raises on one, every rank raises. A collective,
-    where `together`."""
+    """The results of `work` by rank; if it raises on one rank, every rank raises. A collective, where
+    `together`."""
     if not together:
         return [work()]
     future = in_background(work, "files")

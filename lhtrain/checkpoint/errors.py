@@ -11,7 +11,7 @@ class OtherFormat(Invalid):
     """A checkpoint of a version of lhtrain that this one does not know. It is not damaged."""
 
 
-# Errors that say what a name stands for. All others (EIO, EACCES, ESTALE, …) say that it cannot be read now.
+# Errors about the kind of file. After all others (EIO, EACCES, ESTALE, …) the file may still be sound.
 _OF_NAMES = {
     errno.ENOENT,
     errno.ENOTDIR,

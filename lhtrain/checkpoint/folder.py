@@ -84,7 +84,7 @@ def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
     for path in reversed(world.on_main(partial(_listed, folder))):
         found = find_problem(path, world)
         if found is None:
-            return path, world.on_main(partial(_put_all_aside, damaged))
+            return path, world.on_main(partial(_rename_all, damaged))
         if isinstance(found, OtherFormat):
             raise RunError(
                 f"checkpoint {path}: {found}. Use the version of lhtrain that wrote it, or rename the folder "
@@ -107,12 +107,12 @@ def _listed(folder: Path) -> list[Path]:
         raise RunError(f"{folder} cannot be read: [Errno {error.errno}] {error.strerror}") from error
 
 
-def _put_all_aside(damaged: list[tuple[Path, str]]) -> list[str]:
+def _rename_all(damaged: list[tuple[Path, str]]) -> list[str]:
     notes = []
     for path, found in damaged:
         try:
-            path.rename(free_name(path.parent, DAMAGED + path.name))
-            notes.append(f"checkpoint {path.name} is damaged and was put aside: {found}")
+            renamed = path.rename(free_name(path.parent, DAMAGED + path.name))
+            notes.append(f"checkpoint {path.name} is damaged and was renamed to {renamed.name}: {found}")
         except OSError as error:
             why = f"could not be renamed: {in_words(error)}"
             notes.append(f"checkpoint {path.name} is damaged ({found}) and {why}")

@@ -43,7 +43,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 
 
 def tree(description: bytes) -> Any:
-    """What the pickle describes, as nodes, dicts, lists, tuples, strings and whole numbers.
+    """The described objects as nodes, dicts, lists, tuples, strings and whole numbers.
 
     Raises Invalid: it asks for a class that no checkpoint needs, or is no such pickle.
     """

@@ -33,8 +33,8 @@ def present(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """All that a run left in `folder`: checkpoints, sound or not, finished or not, and those that were put
-    aside as damaged. Where there are some, a new run would mix with another one. Raises OSError."""
+    """All that a run left in `folder`: checkpoints, sound or not, finished or not, and those that were
+    renamed as damaged. Where there are some, a new run would mix with another one. Raises OSError."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:

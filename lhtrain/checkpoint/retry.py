@@ -24,7 +24,7 @@ def patiently(read: Callable[[], T], path: Path) -> T:
 
 
 def unreadable(error: OSError, path: Path) -> RunError:
-    """What to say where a checkpoint's file is there and cannot be read."""
+    """The error for a checkpoint's file that exists and cannot be read."""
     file = error.filename or path
     return RunError(
         f"checkpoint {path}: {file} cannot be read: [Errno {error.errno}] {error.strerror}. This is an error "

@@ -36,7 +36,7 @@ LEAVE = 10.0  # seconds that a run which fails gives a save that is under way
 
 @dataclass
 class SaveCost:
-    """What saving cost. stall: seconds that training waited; write: until the checkpoint was visible."""
+    """The cost of saving. stall: seconds that training waited; write: until the checkpoint was visible."""
 
     count: int = 0
     failed: int = 0
@@ -62,7 +62,7 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """What came of a save. notes: what else its user should know."""
+    """The result of a save. notes: further warnings."""
 
     failure: Failure | None = None
     bytes: int = 0
@@ -99,9 +99,9 @@ class Saver:
         self._failure: Failure | None = None  # of the newest save
         self._staged = False  # whether the staging holds all that the newest save needs
         self._under_way: Future[Outcome] | None = None
-        self._told = True  # whether the outcome of the save under way was said
+        self._reported = True  # whether the outcome of the save under way was printed
         self._tries = 0
-        self._kept: set[Path] = set()  # checkpoints that could not be deleted, which is said once
+        self._kept: set[Path] = set()  # checkpoints that could not be deleted, reported once
 
     def __enter__(self) -> "Saver":
         return self
@@ -113,7 +113,7 @@ class Saver:
             self.poll()
 
     def saved_in_words(self) -> str:
-        """What is saved of a run that leaves at once."""
+        """The newest checkpoint, for the message of a run that exits at once."""
         done = checkpoint.complete(self.folder)
         newest = f"the newest checkpoint is {done[-1].name}" if done else "there is no checkpoint yet"
         return f"{newest} in {self.folder}; later steps are lost"
@@ -133,7 +133,7 @@ class Saver:
             self._begin(began)
         else:
             self._staging.release()
-            self._told = False
+            self._reported = False
             self._took(Outcome(failure))
         self.saved.stall_seconds += time.perf_counter() - began
 
@@ -178,7 +178,7 @@ class Saver:
 
     def _begin(self, began: float) -> None:
         self._tries += 1
-        self._told = False
+        self._reported = False
         self._under_way = in_background(partial(self._write, self._tries, began), "checkpoint")
 
     def _took(self, outcome: Outcome) -> None:
@@ -193,9 +193,9 @@ class Saver:
             self.saved.failed += 1
 
     def _tell(self, outcome: Outcome) -> None:
-        if self._told:
+        if self._reported:
             return
-        self._told = True
+        self._reported = True
         if outcome.failure is None:
             name, size = checkpoint.folder_of(self.folder, self._step).name, outcome.bytes / 1e6
             self._say(f"saved     {name} in {outcome.seconds:.1f} s ({size:,.1f} MB)")
@@ -218,19 +218,19 @@ class Saver:
             why, self._failure = self._failure, None
             self.saved.failed -= 1  # a save that is tried again counts once
             self._begin(time.perf_counter())
-            self._told = True
+            self._reported = True
             assert self._under_way is not None
             all_done(self._under_way, self.world.together)
             outcome = self.world.on_main(self._under_way.result)
             self._under_way = None
-            self._told = outcome.failure is not None and outcome.failure.why == why.why  # said already
+            self._reported = outcome.failure is not None and outcome.failure.why == why.why  # printed already
             self._took(outcome)
             pause = min(2 * pause, PAUSES[1])
             if verdict == 2 or self.world.largest(int(time.monotonic() >= deadline)):
                 return
 
     def _pause(self, seconds: float, stop: Callable[[], object], stopped_before: bool) -> int:
-        """Wait. 1: the time is over; 2: a rank was told to stop. A collective."""
+        """Wait. 1: the time is over; 2: a rank was asked to stop. A collective."""
         until = time.monotonic() + seconds
         while True:
             stopped = bool(stop()) and not stopped_before

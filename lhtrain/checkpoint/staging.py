@@ -1,4 +1,4 @@
-"""A copy of a rank's tensors in host memory, so that training goes on while they are written.
+"""A copy of a rank's tensors in host memory, so that training continues while they are written.
 
 One buffer, allocated at the first save and used again, that holds exactly the bytes of the rank's file.
 """

@@ -69,7 +69,7 @@ def read_state(path: Path, world: World | None = None) -> dict[str, Any]:
 
 
 def _instead_of(path: Path) -> str:
-    """What to take where `path` is no sound checkpoint."""
+    """Which checkpoint to use instead of `path`, in words."""
     if (step := step_of(path.name)) is not None:
         for other in reversed(complete(path.parent)):
             try:

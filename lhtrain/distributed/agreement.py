@@ -15,7 +15,7 @@ REFUSAL = 30.0  # seconds that a rank which cannot start waits for the others, t
 MOST_LINES = 20
 MOST_CHARACTERS = 100  # of a value
 
-PROBLEM = "problem"  # key under which a rank says why it cannot start
+PROBLEM = "problem"  # key under which a rank reports why it cannot start
 
 
 class Disagreement(RunError):
@@ -27,22 +27,22 @@ class Disagreement(RunError):
 
 
 def agree(meeting: Meeting, mine: Mapping[str, Any], timeout: float | None = None) -> None:
-    """Compare what every rank says, by key; all ranks must call it.
+    """Compare the values of all ranks by key; all ranks must call it.
 
-    A rank that cannot start says {PROBLEM: why} instead.
+    A rank that cannot start passes {PROBLEM: why} instead.
 
     Raises:
         Disagreement: on every rank, with the ranks, keys and values that differ, or their problems.
         PeerFailed, RunError: as `Meeting.exchange`.
     """
-    said: list[Mapping[str, Any]] = meeting.exchange(mine, timeout)
-    problems = {rank: one[PROBLEM] for rank, one in enumerate(said) if PROBLEM in one}
-    if len(problems) == len(said) and len(set(problems.values())) == 1:
+    everyones: list[Mapping[str, Any]] = meeting.exchange(mine, timeout)
+    problems = {rank: one[PROBLEM] for rank, one in enumerate(everyones) if PROBLEM in one}
+    if len(problems) == len(everyones) and len(set(problems.values())) == 1:
         raise Disagreement(problems[0], of_settings=True)
     if problems:
         found = [f"on {_names(ranks)}: {text}" for text, ranks in _by_value(problems).items()]
         raise Disagreement("\n".join(found), of_settings=True)
-    if lines := differences(said):
+    if lines := differences(everyones):
         more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
         listed = "".join(f"\n  {line}" for line in lines[:MOST_LINES] + more)
         rule = "start all of them with the same settings, data, code and versions"
@@ -64,12 +64,12 @@ def refuse(ranks: Ranks, problem: str) -> None:
         return
 
 
-def differences(said: Sequence[Mapping[str, Any]]) -> list[str]:
+def differences(everyones: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each key that is not the same on all ranks: each value, and on which ranks."""
-    keys = {key: None for one in said for key in one}
+    keys = {key: None for one in everyones for key in one}
     lines = []
     for key in keys:
-        values = {rank: str(one[key]) if key in one else "absent" for rank, one in enumerate(said)}
+        values = {rank: str(one[key]) if key in one else "absent" for rank, one in enumerate(everyones)}
         if len(set(values.values())) > 1:
             parts = (f"{_text(value)} on {_names(ranks)}" for value, ranks in _by_value(values).items())
             lines.append(f"{key}: {', '.join(parts)}")

@@ -1,4 +1,4 @@
-"""Where the ranks of a run meet, and what they tell each other before they compute together.
+"""Where the ranks of a run meet and exchange values before they compute together.
 
 A key-value store on rank 0's machine, not a process group: waiting in it has no time limit of its own, works
 between ranks on different kinds of devices, and a rank that fails can say so to all others.
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class PeerFailed(RunError):
-    """Another rank has failed and has said why itself."""
+    """Another rank has failed and has reported why itself."""
 
 
 class Meeting:
@@ -64,7 +64,7 @@ class Meeting:
             )
 
         try:
-            # With a limit of its own: PyTorch's client waits for ever for a server that says nothing.
+            # With a limit of its own: PyTorch's client waits forever for a server that does not answer.
             store = in_background(open_store, "meeting").result(timeout + LINGER)
         except (RuntimeError, ValueError, TimeoutError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -114,12 +114,12 @@ class Meeting:
     def wait(self, keys: Sequence[str], timeout: float | None = None) -> None:
         """Until all `keys` are there; raises as `exchange` does."""
         ends = None if timeout is None else time.monotonic() + timeout
-        told = None  # when this rank was first found to be asked to stop
+        asked = None  # when this rank first noticed a request to stop
         while not self.store.check(list(keys)):
             self.check()
             if early() is not None:
-                told = told or time.monotonic()
-                if time.monotonic() > told + STOP:
+                asked = asked or time.monotonic()
+                if time.monotonic() > asked + STOP:
                     self._stop()
             if ends is not None and time.monotonic() > ends:
                 missing = [key.rpartition("/")[2] for key in keys if not self.store.check([key])]

@@ -70,7 +70,7 @@ def earlier_run(run_dir: Path, is_new: bool, is_dated: bool) -> Path | None:
 
 def patience() -> float | None:
     """Seconds after a TERM or a Ctrl-C in which torchrun kills the ranks; None without torchrun, and where it
-    was told to leave TERM to the ranks."""
+    is set to leave TERM to the ranks."""
     handled = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM").split(",")
     if not under_torchrun() or signal.SIGTERM.name not in (name.strip() for name in handled):
         return None

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 TORCH = str(Path(torch.__file__).parent)
 COMPILED = "torchinductor_"  # in the path of what the compiler writes
-# What gloo says of a peer that is gone or silent. Its errors have no type of their own.
+# In gloo's messages about a peer that is gone or silent. Its errors have no type of their own.
 GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "connection was closed")
 
 
@@ -104,7 +104,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0: the one that writes and speaks."""
+        """Rank 0: the one that writes files and prints."""
         return self.rank == 0
 
     @property
@@ -139,7 +139,7 @@ class World:
         return out
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """What `function` returns on rank 0, on every rank; what it raises there, every rank raises.
+        """The result of `function` on rank 0, on every rank; if it raises there, every rank raises the same.
 
         The others wait for as long as it takes; on them the error has the attribute `of_rank_0`.
         """
@@ -175,7 +175,7 @@ class World:
             self.meeting.store.set(turn, "")
 
     def agree(self, mine: Mapping[str, Any]) -> None:
-        """Compare what must be the same on all ranks; waits for as long as they take to say it.
+        """Compare values that must be the same on all ranks; waits for as long as the slowest takes.
 
         Raises Disagreement, on every rank.
         """

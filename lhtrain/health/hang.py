@@ -1,11 +1,11 @@
 """Ends a rank that hangs, saying where: each phase of a run has a limit.
 
-Every rank leaves a small file in run.dir/ranks, which says what it is doing and since when; the one that is
-furthest behind is the one that the others wait for.
+Every rank keeps a small file in run.dir/ranks with its step, phase and since when: the rank that is furthest
+behind is the one that the others wait for.
 
-Only time that the watchdog's own thread has lived through counts: a process that was stopped, a machine that
-was suspended and a clock that jumps do not end a healthy run. And that thread touches no file: a file system
-that hangs, which is what it may have to report, would hang it too.
+Only time during which the watchdog's own thread ran counts: a stopped process, a suspended machine or a clock
+that jumps does not end a healthy run. That thread touches no file: a file system that hangs, which it may
+have to report, would hang the thread too.
 """
 
 import faulthandler
@@ -33,8 +33,8 @@ SILENT = 4  # beats without a new file, after which a rank counts as stopped
 
 @dataclass(frozen=True)
 class Doing:
-    """What a rank is at. since: seconds since the epoch; host and pid: where it runs; attempt: which start of
-    the run it belongs to."""
+    """The phase that a rank is in. since: seconds since the epoch; host and pid: where it runs; attempt: the
+    start of the run that it belongs to."""
 
     rank: int
     step: int
@@ -77,7 +77,7 @@ class Watchdog:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What is inside counts against the limit `name`; afterwards the phase before is entered anew."""
+        """The block counts against the limit `name`; afterwards the previous phase begins again."""
         before, self._doing = self._doing, self._now(name)
         try:
             yield
@@ -118,7 +118,7 @@ class Watchdog:
                 return
 
     def _end(self, doing: Doing, lived: float) -> None:
-        """Say what hangs and where, then end the process, even if no file or pipe takes it."""
+        """Report the phase and the stacks, then end the process, even if nothing can be written."""
         try:
             others = within(LAST_WORDS, lambda: furthest_behind(self.folder, doing, self.beat))
             waits = others or "what the other ranks do could not be read"
@@ -138,7 +138,7 @@ class Watchdog:
 
 
 def _tidy(ranks: Path, attempt: str) -> None:
-    """Remove what earlier attempts, perhaps of more ranks, left there."""
+    """Remove the files of earlier attempts, which may have had more ranks."""
     remove_leftovers(ranks)
     for path in ranks.glob("*.json"):
         try:
@@ -156,9 +156,9 @@ def _dump(path: Path) -> bool:
 
 
 def furthest_behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:
-    """Who is furthest behind, in words, by what the ranks of this attempt last wrote, and when.
+    """The rank that is furthest behind, in words, by the files of this attempt's ranks and their times.
 
-    A rank that writes no more is stopped or gone: all wait for it, whatever it did last.
+    A rank that no longer writes is stopped or gone: all wait for it, whatever its last phase was.
     """
     found: dict[Path, Doing] = {}
     for path in (folder / "ranks").glob("*.json"):

@@ -108,7 +108,7 @@ class StopSignal:
         os.close(self._arrivals)
 
     def leaves(self, number: int, now: float) -> bool:
-        """Whether a signal that comes at `now`, in seconds, asks to leave at once."""
+        """Whether a signal received at `now`, in seconds, asks to exit at once."""
         if self._first is None:
             self._first = number, now
             return False
@@ -123,7 +123,7 @@ class StopSignal:
     def _leave(self) -> None:
         """End the process without waiting for threads that write or ranks that compute."""
         try:
-            saved = within(2.0, self.saved) or "the run's directory says what is saved"
+            saved = within(2.0, self.saved) or "see the run's directory for its checkpoints"
             show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar may have hidden it
             message = f"{show_cursor}\nlhtrain: interrupted again, leaving at once; {saved}"
             within(2.0, lambda: print(message, file=sys.stderr, flush=True))

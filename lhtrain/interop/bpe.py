@@ -71,8 +71,8 @@ def _tokenizer(
 
 
 def _for_oniguruma(pattern: str) -> str:
-    """A pattern of tiktoken, for the engine of tokenizers, which reads two things otherwise: `$` also stands
-    before a line break, and `{1,3}+` repeats instead of giving nothing back."""
+    """A pattern of tiktoken, for the engine of tokenizers, which reads two things differently: `$` also
+    matches before a line break, and `{1,3}+` repeats instead of giving nothing back."""
     atomic = re.sub(r"(\\p\{\w+\}|\[[^\]]*\])(\{\d+,\d+\})\+", r"(?>\1\2)", pattern)
     return atomic.replace("$", r"\z")
 

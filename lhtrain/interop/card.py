@@ -21,7 +21,7 @@ def card(
     dtype: str,
     notes: list[str],
 ) -> str:
-    """Markdown. Paths of the machine that trained are left out."""
+    """Markdown. Paths of the machine that trained are omitted."""
     progress, config = state["progress"], state["config"]
     ran = stages(state)
     name = _on_one_line(model.name)
@@ -42,7 +42,7 @@ def card(
 
 
 def remarks(model: ModelConfig, tokenizer: ExportedTokenizer) -> list[str]:
-    """What the user of the folder should know, and cannot see from its files."""
+    """Warnings for the user of the folder that its files do not show."""
     lines = []
     if tokenizer.vocab_size is not None and model.vocab_size > tokenizer.vocab_size:
         lines.append(

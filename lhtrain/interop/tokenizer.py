@@ -1,6 +1,6 @@
 """The tokenizer of a run as transformers loads it: tokenizer.json and tokenizer_config.json.
 
-What AutoTokenizer then gives for a text is what training made of it: the same tokens, a beginning-of-text
+AutoTokenizer then encodes a text as training did: the same tokens, a beginning-of-text
 token only where training had one, and ordinary tokens for a text that spells a special token.
 """
 

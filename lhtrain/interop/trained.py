@@ -1,4 +1,4 @@
-"""What a checkpoint's records say about its training: the stages that ran, and the longest sequences."""
+"""A checkpoint's training by its records: the stages that ran, and the longest sequences."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def stages(state: dict[str, Any]) -> list[Trained]:
     """Stages that did at least one step before the checkpoint, in their order."""
     out = []
     for record in state["progress"]["stages"]:
-        # What a record keeps of itself counts: the configuration may have changed since that stage.
+        # The settings in the record count: the configuration may have changed since that stage.
         settings = record.get("settings") or state["config"]["stages"].get(record["name"], {})
         losses = (record.get("losses") or {}).get("last") or [record.get("last_loss")]
         out.append(

@@ -87,7 +87,7 @@ def _check_place(source: Path, folder: Path) -> None:
 
 
 def _read(source: Path) -> tuple[Path, State, ModelConfig, dict[str, Tensor]]:
-    """The checkpoint that `source` stands for: its path, state, model and weights.
+    """The checkpoint that `source` names: its path, state, model and weights.
 
     Of a run that is training the newest may be deleted while it is read: then the next newest is taken.
     """
@@ -115,7 +115,7 @@ def _newest(source: Path) -> Path:
         if found := checkpoint.complete(place):
             return found[-1]
     if (source / "checkpoints").is_dir():
-        raise RunError(f"{source}: has no finished checkpoint yet; checkpoint.every says when one is written")
+        raise RunError(f"{source}: has no finished checkpoint yet; checkpoint.every sets when one is written")
     return source
 
 

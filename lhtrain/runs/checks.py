@@ -111,8 +111,8 @@ def _longer(changes: list[Change]) -> str:
 
 
 def differences(state: dict[str, Any], config: Config, data: str) -> list[Change]:
-    """What decides a run's numbers and differs between a checkpoint's `state` and a filled configuration with
-    the data of that fingerprint."""
+    """The settings that decide a run's numbers and differ between a checkpoint's `state` and a filled
+    configuration; `data`, the fingerprint of the data now, counts as one."""
     changed = differing(state["config"], as_container(config))
     if state["data"] != data:
         changed.append(Change("data", state["data"], data))

@@ -31,8 +31,8 @@ def lengthen(path: Path, steps: str, settings: Config | None = None) -> list[str
     a script may repeat it, and so may torchrun, for whose later attempts the sum of "+N" is noted. The new
     plan is in config.yaml and in the history when this returns; `load` then continues with it.
 
-    settings: the filled configuration that will train, but for the steps. What the checkpoint refuses of it
-    is refused before the plan changes, since "+N" given again would add N once more.
+    settings: the filled configuration that will train, but for the steps. Settings that the newest checkpoint
+    refuses are refused before the plan changes, since "+N" given again would add N once more.
 
     Raises:
         RunError: no run, a run that is in use, steps that are done already, a plan that cannot be written,

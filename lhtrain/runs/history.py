@@ -1,7 +1,7 @@
 """history.jsonl: one record for every start of a run, and for every extension.
 
-Metrics say what a run measured; the history says who started it when, with which command and code, and which
-settings were changed on the way. Settings that a resume may not change silently are accepted once, here.
+Metrics are what a run measured; the history is who started it when, with which command and code, and which
+settings changed. A change that a resume does not accept silently is accepted once, and recorded here.
 """
 
 import json
@@ -35,7 +35,7 @@ class History:
         self.path = path
 
     def records(self) -> list[Record]:
-        """All records, oldest first; lines that are no records are left out. Raises OSError."""
+        """All records, oldest first; lines that are no records are skipped. Raises OSError."""
         try:
             content = read_regular(self.path)
         except FileNotFoundError:

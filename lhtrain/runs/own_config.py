@@ -87,7 +87,7 @@ def _derive_micro_batches(config: DictConfig) -> None:
 
 
 def _apply(config: DictConfig, text: str) -> Problem | None:
-    """Set what the override `text` says; returns why it does not fit, if so."""
+    """Apply the override `text`; returns the problem if it does not fit."""
     typed, equals, value = text.partition("=")
     if (key := current_key(typed)) != typed:
         hint(typed, key)

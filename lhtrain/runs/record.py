@@ -24,8 +24,8 @@ def record_start(
 ) -> list[str]:
     """Write the configuration and the start into the run directory; returns lines for the terminal.
 
-    about: further values of the history's record. For the first rank, before the first step. What an earlier
-    start left and this one does not continue is kept aside: `earlier.NNNN/` with resume=restart,
+    about: further values of the history's record. For the first rank, before the first step. Files of an
+    earlier start that this one does not continue are kept: `earlier.NNNN/` with resume=restart,
     `metrics.NNNN.jsonl` where a run was killed before its first checkpoint; an earlier configuration that
     differs is kept as `config.NNNN.yaml`.
 
@@ -61,8 +61,8 @@ def record_start(
     if start.path is not None:
         if not History(run_dir.history).has_checkpoint():
             History(run_dir.history).add("checkpoint")
-        told = {change.key: change for change in [*others, *start.new]}
-        lines += [f"changed {change}" for change in told.values()]
+        reported = {change.key: change for change in [*others, *start.new]}
+        lines += [f"changed {change}" for change in reported.values()]
     return lines
 
 

@@ -27,8 +27,8 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
     """How a run with `resume` starts in `run_dir`, where the remains of a killed save are removed first.
 
     Raises:
-        RunError: the directory holds a run and nobody said to resume it, or what it holds is lost or damaged
-            and nobody said to start over; a file that cannot be read now.
+        RunError: the directory holds a run and the settings do not ask to resume it; its checkpoints are lost
+            or damaged and the settings do not ask to start over; a file cannot be read now.
     """
     # torchrun starts the same command again after a failure: by then the run has started over.
     if resume is Resume.restart and not world.on_main(lambda: _started_over(run_dir)):
@@ -122,6 +122,6 @@ def start_from(
 
 
 def _order(config: dict[str, Any]) -> tuple:
-    """What decides which data a position stands for."""
+    """The settings that decide which data are at a position."""
     lengths = {stage["seq_len"] for stage in config["stages"].values()}
     return lengths, config["run"]["seed"], config["data"]["long_fraction"]

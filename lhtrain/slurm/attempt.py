@@ -1,4 +1,4 @@
-"""What the job's script asks at the start and the end of every attempt: is there anything to do, what next.
+"""Decisions at the start and the end of every attempt of a job: is anything left to do, and what comes next.
 
 The answer comes from the run directory and not from the exit status alone: torchrun ends with 1 whatever its
 ranks ended with.
@@ -19,7 +19,7 @@ SIGNALS = (128 + 2, 128 + 10, 128 + 15)  # INT, USR1, TERM
 
 
 class By(Enum):
-    """Who ended an attempt; the values are what the script says."""
+    """Who ended an attempt; the values are the words of the script."""
 
     ranks = "ranks"  # they ended, whatever the reason
     slurm = "slurm"  # the whole job was cancelled, preempted or requeued
@@ -27,7 +27,7 @@ class By(Enum):
 
 
 class Next(Enum):
-    """What the script does; the values are what it reads."""
+    """What the script does next; the values are the words it reads."""
 
     run = "run"
     continue_ = "continue"  # run, with resume=auto instead of what was submitted
@@ -43,16 +43,16 @@ class End:
 
     status: int  # of srun: the largest of its tasks
     by: By
-    finished: bool  # summary.json says so
-    orderly: bool  # summary.json, written in this attempt, says that the run ended by itself or by a signal
+    finished: bool  # according to summary.json
+    orderly: bool  # ended by itself or by a signal, by the summary.json of this attempt
     saved: bool  # there is a later checkpoint than at its beginning
-    preempted: bool = False  # SLURM said that it needs the nodes for another job
+    preempted: bool = False  # SLURM needs the nodes for another job
 
 
 def begin(run_dir: Path, job: str, max_restarts: int, resume: str = "auto") -> tuple[Next, str]:
     """Whether an attempt of job number `job` is to run, and why not; noted in the run directory.
 
-    resume: what was submitted. What it says beyond auto is for the job's first attempts, until one of them
+    resume: as submitted. A value other than auto is for the job's first attempts, until one of them
     has started the run that way; later attempts continue what that one saved.
     """
     folder = SlurmFolder(run_dir)
@@ -82,7 +82,7 @@ def begin(run_dir: Path, job: str, max_restarts: int, resume: str = "auto") -> t
 
 
 def _has_begun(folder: SlurmFolder, job: str, resume: str) -> bool:
-    # What a restart set aside is not to be continued before the new run has a checkpoint of its own.
+    # The run that a restart replaced must not be continued before the new run has a checkpoint of its own.
     return folder.started_by(job) and (resume != "restart" or folder.saved_step() > 0)
 
 
@@ -104,7 +104,7 @@ def _lost(run_dir: Path) -> str | None:
 
 
 def end(run_dir: Path, status: int, by: By, max_restarts: int, preempted: bool = False) -> tuple[Next, str]:
-    """What to do after an attempt that ended with `status`, and why; noted in the run directory.
+    """The next action after an attempt that ended with `status`, and the reason; noted in the run directory.
 
     preempted: SLURM takes the nodes for another job.
     """

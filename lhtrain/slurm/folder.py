@@ -1,4 +1,4 @@
-"""What lies where in a run directory: everything of SLURM is in its folder `slurm`."""
+"""The files of a job in a run directory: all are in its folder `slurm`."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from lhtrain.runs.run_dir import RunDir
 
 @dataclass
 class Attempts:
-    """What the job's attempts did so far; one begins whenever SLURM starts the script."""
+    """The job's attempts so far; one begins whenever SLURM starts the script."""
 
     job: str = ""
     count: int = 0
@@ -116,7 +116,7 @@ class SlurmFolder:
     def ended_orderly(self, since: int) -> bool:
         """Whether the run, in the attempt that began with a summary of `since`, finished or obeyed a signal.
 
-        The trainer renews summary.json while it runs, with `ended: null`: a new time alone says nothing.
+        The trainer renews summary.json while it runs, with `ended: null`: its time alone proves nothing.
         """
         ended = self.summary().get("ended")
         how = ended.get("how") if isinstance(ended, dict) else None

@@ -1,4 +1,4 @@
-"""What SLURM says about jobs."""
+"""The state of jobs in SLURM's queue."""
 
 import re
 import shutil

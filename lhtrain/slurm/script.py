@@ -1,4 +1,4 @@
-"""The sbatch script of a run, as text. What goes into it is quoted for bash; directives for sbatch."""
+"""The sbatch script of a run, as text. Values in it are quoted for bash, those in directives for sbatch."""
 
 import shlex
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from lhtrain.slurm import quote
 
 @dataclass(frozen=True)
 class Job:
-    """What is to run, where."""
+    """The command of a job, its settings, and where it runs."""
 
     name: str
     run_dir: Path  # absolute
@@ -52,7 +52,7 @@ def render(job: Job) -> str:
 
 
 def _arguments(job: Job) -> list[str]:
-    """What a rank gets, but for resume: settings, or the command to continue and settings that change."""
+    """The words for each rank, but for resume: settings, or the command to continue and changed settings."""
     if job.own:
         return ["resume", str(job.run_dir), *job.overrides]
     return [*job.overrides, f"run.dir={quote.override(str(job.run_dir))}"]

@@ -59,7 +59,7 @@ def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
-    """What the files of the run in `path` and the queue say about it."""
+    """The state of the run in `path`, by its files and the queue."""
     folder = SlurmFolder(path)
     summary, attempts, rows = folder.summary(), folder.read_attempts(), folder.train_rows()
     row: dict[str, Any] = rows[-1] if rows else {}
@@ -152,7 +152,7 @@ def _loss(rows: list[Row]) -> float | None:
 
 
 def _seconds_left(summary: dict[str, Any], rows: list[Row], steps: int | None) -> float | None:
-    """What the run itself estimated at its last validation, which knows that its stages differ in speed;
+    """The run's own estimate at its last validation, which allows for the speeds of its stages;
     before there is one, its steps at the recent speed."""
     if not rows:
         return None
@@ -186,7 +186,7 @@ def table(runs: list[RunStatus]) -> Table:
 
 
 def _common_folder(paths: list[Path]) -> str:
-    """Where the runs lie; their names are said from here."""
+    """The folder that all runs share; names are printed relative to it."""
     return os.path.commonpath([path.absolute().parent for path in paths])
 
 

@@ -30,9 +30,9 @@ from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
 from lhtrain.slurm.script import Job, render
 
-# The script says these itself, with an absolute path.
+# The script sets these itself, with an absolute path.
 _OWN = re.compile(r"\+{0,2}(run\.dir|resume)=")
-# What may stand beside run.dir without choosing a run's settings.
+# Settings beside run.dir that belong to the job, not to the run.
 _OF_THE_JOB = re.compile(r"(run\.dir|resume|cluster(\.\w+)?)=")
 
 

@@ -154,8 +154,14 @@ def test_damaged_ones_are_put_aside_when_a_sound_one_is_found(tmp_path):
     truncate(cut), flip(flipped)
     found, notes = checkpoint.newest_sound(tmp_path, ALONE)
     assert found == sound and checkpoint.complete(tmp_path) == [sound]
-    assert f"step_00000003 is damaged and was put aside: {OF_RANK_0} was altered" in notes[0]
-    assert f"step_00000002 is damaged and was put aside: {OF_RANK_0} is truncated" in notes[1]
+    assert (
+        f"step_00000003 is damaged and was renamed to damaged-step_00000003: {OF_RANK_0} was altered"
+        in notes[0]
+    )
+    assert (
+        f"step_00000002 is damaged and was renamed to damaged-step_00000002: {OF_RANK_0} is truncated"
+        in notes[1]
+    )
     names = [path.name for path in checkpoint.leftovers(tmp_path)]
     assert names == ["step_00000001", "damaged-step_00000002", "damaged-step_00000003"]
 
@@ -177,7 +183,9 @@ def test_one_without_a_manifest_is_damaged_not_absent(tmp_path):
     assert checkpoint.complete(tmp_path) == [sound] and checkpoint.leftovers(tmp_path) == [sound, bare]
     found, notes = checkpoint.newest_sound(tmp_path, ALONE)
     assert (
-        found == sound and "step_00000002 is damaged and was put aside: manifest.json is missing" in notes[0]
+        found == sound
+        and "step_00000002 is damaged and was renamed to damaged-step_00000002: manifest.json is missing"
+        in notes[0]
     )
 
 

@@ -195,4 +195,4 @@ def test_a_damaged_checkpoint_is_said_when_the_run_goes_back(folder, capsys):
     Damaged(config, run_dir, world, Watchdog(config.watchdog, run_dir, world.rank)).run()
     assert ("rewound", 2) in labelled(run_dir)[0]
     said = " ".join(capsys.readouterr().out.split())
-    assert "checkpoint step_00000004 is damaged and was put aside" in said
+    assert "checkpoint step_00000004 is damaged and was renamed to damaged-step_00000004" in said

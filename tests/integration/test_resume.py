@@ -82,7 +82,8 @@ def test_a_truncated_checkpoint_is_put_aside_for_the_one_before(lhtrain, undistu
     file = run.path / "checkpoints" / "step_00000016" / "rank_00000.bin"
     file.write_bytes(file.read_bytes()[:-10])
     resumed = lhtrain("truncated", "resume=auto", "checkpoint.every=8")
-    assert "checkpoint step_00000016 is damaged and was put aside: rank_00000.bin is truncated" in resumed.out
+    renamed = "is damaged and was renamed to damaged-step_00000016: rank_00000.bin is truncated"
+    assert f"checkpoint step_00000016 {renamed}" in resumed.out
     assert "continues from step_00000008" in resumed.out
     assert resumed.trace == undisturbed.trace
     assert resumed.checkpoints == ["damaged-step_00000016", "step_00000008", "step_00000016"]

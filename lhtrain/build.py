@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from lhtrain import checkpoint
 from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.compute.apply import apply
-from lhtrain.compute.device import compute_dtype
+from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
 from lhtrain.conf.schema import Config
 from lhtrain.data import Corpus, SequenceOrder, open_corpus
@@ -15,6 +16,11 @@ from lhtrain.distributed.world import World
 from lhtrain.loader import Loader
 from lhtrain.model.decoder import FULL_ATTENTION, GPT, Attend
 from lhtrain.model.optimizer import Optimizer, build_optimizer
+from lhtrain.progress import Progress
+from lhtrain.report.events import Events
+from lhtrain.report.reporter import Reporter
+from lhtrain.runs.changes import as_container
+from lhtrain.runs.run_dir import RunDir
 from lhtrain.stage import Stage, stages_of
 
 
@@ -96,6 +102,23 @@ def build_data(config: Config, mesh: Mesh) -> Data:
     validation = SequenceOrder(corpus.parts["val"], lengths, seed=0)
     loader = Loader(order, corpus.tokenizer.eos, world.device, mesh.slice)
     return Data(corpus, loader, validation, order.notes)
+
+
+def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data, engine: Engine) -> Events:
+    """What this rank reports to: the first rank's terminal, files and trackers; nothing on others."""
+    world = engine.mesh.world
+    if not world.is_main:
+        return Events()
+    about = {"data": data.corpus.fingerprint, **engine.model.parameters_by_kind(), "ranks": world.size}
+    return Reporter(
+        config,
+        run_dir,
+        progress,
+        peak_flops(world.device),
+        describe(world.device) | about,
+        settings=as_container(config),
+        has_checkpoint=lambda: checkpoint.complete(run_dir.checkpoints),
+    )
 
 
 def attention_of(stage: Stage, backend: str) -> DenseAttention | LighthouseAttention:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain import checkpoint
-from lhtrain.build import build
+from lhtrain.build import build, build_events
 from lhtrain.checkpoint.saver import Saver
 from lhtrain.compute.apply import compiles
-from lhtrain.compute.device import describe, peak_flops, peak_memory, reset_peak_memory
+from lhtrain.compute.device import peak_memory, reset_peak_memory
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.torchrun import too_short
@@ -24,9 +24,7 @@ from lhtrain.health.nonfinite import NonFiniteGuard
 from lhtrain.health.signals import StopSignal
 from lhtrain.health.straggler import StragglerCheck
 from lhtrain.progress import Progress, StageClock, StageRecord
-from lhtrain.report.events import Events
 from lhtrain.report.greeting import about_end, greeting
-from lhtrain.report.reporter import Reporter
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.history import History
 from lhtrain.runs.record import record_start
@@ -59,7 +57,7 @@ class Trainer:
         if self.start.path is not None and self.start.guard is not None:
             with checkpoint.as_written(self.start.path):
                 self.guard.restore(self.start.guard)
-        self.report = self._events()
+        self.report = build_events(config, self.dir, self.progress, self.data, self.engine)
         self.saver = Saver(
             self.dir.checkpoints,
             config.checkpoint.keep,
@@ -74,7 +72,10 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the run, or to a signal; returns the content of summary.json."""
-        recorded = self.world.on_main(self._record_start)
+        about = {"ranks": self.world.size, "data": self.data.corpus.fingerprint}
+        recorded = self.world.on_main(
+            lambda: record_start(self.start, self.dir, self.config, self.progress.step, about)
+        )
         with self.report, StopSignal(self.saver.saved_in_words) as stop, self.saver:
             self.world.on_main(lambda: keep_tokenizer(self.dir, self.data.corpus.tokenizer))
             for line in self._greeting(recorded):
@@ -264,37 +265,12 @@ class Trainer:
             self.launcher_checked = True
             self.report.say(f"warning   {line}")
 
-    def _events(self) -> Events:
-        """What this rank reports: the first one alone reports anything."""
-        if not self.world.is_main:
-            return Events()
-        about = describe(self.world.device) | {
-            "data": self.data.corpus.fingerprint,
-            **self.engine.model.parameters_by_kind(),
-            "ranks": self.world.size,
-        }
-        return Reporter(
-            self.config,
-            self.dir,
-            self.progress,
-            peak_flops(self.world.device),
-            about,
-            settings=as_container(self.config),
-            has_checkpoint=lambda: checkpoint.complete(self.dir.checkpoints),
-        )
-
-    def _record_start(self) -> list[str]:
-        about = {"ranks": self.world.size, "data": self.data.corpus.fingerprint}
-        return record_start(self.start, self.dir, self.config, self.progress.step, about)
-
     def _greeting(self, recorded: list[str]) -> list[str]:
         """The lines printed before the first step; recorded: of `record_start`."""
-        done, dtype = self.progress.step, self.engine.dtype
+        done = self.progress.step
         return [
             f"run       {self.dir.path}: {self.start_note}",
-            *greeting(
-                self.config, self.world, self.data.corpus, self.engine.model.parameters_by_kind(), dtype, done
-            ),
+            *greeting(self.config, self.world, self.data.corpus, self.engine.model, done),
             *(f"warning   {note}" for note in [*self.start.notes, *self.data.notes]),
             *(f"start     {line}" for line in recorded),
             *(f"plan      {line}" for line in (self.schedule.plan(done) if self.start.new else [])),

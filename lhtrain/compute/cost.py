@@ -2,10 +2,10 @@
 
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import Config
+from lhtrain.registry import OPTIMIZERS
 from lhtrain.stage import stages_of
 
 ASSUMED_MFU = 0.5  # of the data sheet's FLOP/s; 0.40 to 0.55 was measured, see scripts/bench/results
-STATE_BYTES = 12  # of a parameter in a checkpoint: float32 weight and AdamW's two moments
 MANY_EPOCHS = 4  # beyond which repeated text teaches little more (arXiv:2305.16264)
 
 
@@ -62,7 +62,7 @@ def _checkpoints(config: Config, n_parameters: int, steps: dict[str, int], done:
         end += stage.steps or 0
         at.add(end)
     count = sum(done < step <= last for step in at)
-    size = STATE_BYTES * n_parameters
+    size = (4 + OPTIMIZERS[config.optim.kind].state_bytes) * n_parameters  # float32 weights and their state
     kept = min(count, config.checkpoint.keep)
     if count == 1:
         return f"1 checkpoint of {_bytes(size)}"

@@ -21,6 +21,7 @@ from lhtrain.conf.schema import (
     Recompute,
 )
 from lhtrain.model.chunks import chunk_rows
+from lhtrain.registry import OPTIMIZERS
 from lhtrain.stage import Stage
 
 
@@ -30,7 +31,7 @@ class Memory:
 
     weights: int  # float32
     gradients: int  # float32, those that are there at the peak
-    optimizer: int  # AdamW's two moments, float32
+    optimizer: int  # its state
     casts: int  # copies of weights in the dtype that is computed in
     activations: int  # kept from the forward pass
     block: int  # work of the block whose backward is being computed, where that is the peak
@@ -83,7 +84,8 @@ def estimate(config: Config, stage: Stage, n_ranks: int | None = None) -> Memory
     if stage.grad_accum > 1:
         before = state if parallel.reduce_always else state * shards
     casts = _casts(config, ranks)
-    peaks = (Memory(state, max(own, before), 2 * state, casts, *parts) for own, *parts in moments)
+    optimizer = state * OPTIMIZERS[config.optim.kind].state_bytes // 4
+    peaks = (Memory(state, max(own, before), optimizer, casts, *parts) for own, *parts in moments)
     return max(peaks, key=lambda memory: memory.total)
 
 

@@ -78,4 +78,4 @@ class AdamW:
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimizer `optim.kind` for `model`."""
-    return OPTIMIZERS[getattr(config, "kind", "adamw")](model, config)
+    return OPTIMIZERS[config.kind](model, config)

@@ -12,20 +12,15 @@ from lhtrain.compute.device import describe, gpu_memory, peak_flops
 from lhtrain.conf.schema import Config
 from lhtrain.data import Corpus
 from lhtrain.distributed.world import World
+from lhtrain.model.decoder import GPT
 from lhtrain.stage import stages_of
 
 
-def greeting(
-    config: Config,
-    world: World,
-    corpus: Corpus,
-    parameters: Mapping[str, int],
-    dtype: torch.dtype,
-    done: int,
-) -> list[str]:
+def greeting(config: Config, world: World, corpus: Corpus, model: GPT, done: int) -> list[str]:
     """Model, device, memory, data, cost and stages of a run that has done `done` steps."""
+    parameters = model.parameters_by_kind()
     return [
-        *about_model(config, parameters, dtype, world),
+        *about_model(config, parameters, model.dtype, world),
         *about_memory(config, world, gpu_memory(world.device)),
         *about_data(config, corpus),
         *about_cost(config, corpus, parameters["parameters"], world, done),

@@ -21,7 +21,7 @@ LOOK = 0.2  # seconds between two such collectives
 THREADS = 4  # that a rank reads with: SHA-256 alone is slower than a disk
 
 
-def is_together() -> bool:
+def several_ranks() -> bool:
     """Whether this process is one of several ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -37,24 +37,24 @@ def in_parallel(work: Callable[[Sequence[T]], object], items: Sequence[T]) -> No
         future.result()
 
 
-def all_done(future: "Future[Any]", together: bool) -> None:
-    """Wait until the future of every rank is done. A collective, where `together`."""
+def all_done(future: "Future[Any]", is_distributed: bool) -> None:
+    """Wait until the future of every rank is done. A collective, where `is_distributed`."""
     while True:
         wait([future], timeout=LOOK)
         done = torch.tensor(int(future.done()))
-        if together:
+        if is_distributed:
             dist.all_reduce(done, op=dist.ReduceOp.MIN)
         if done.item():
             return
 
 
-def on_all(work: Callable[[], T], together: bool) -> list[T]:
+def on_all(work: Callable[[], T], is_distributed: bool) -> list[T]:
     """The results of `work` by rank; if it raises on one rank, every rank raises. A collective, where
-    `together`."""
-    if not together:
+    `is_distributed`."""
+    if not is_distributed:
         return [work()]
     future = in_background(work, "files")
-    all_done(future, together)
+    all_done(future, is_distributed)
     error = future.exception()
     mine = (None, _portable(error)) if error is not None else (future.result(), None)
     outcomes: list[Any] = [None] * dist.get_world_size()

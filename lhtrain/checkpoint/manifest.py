@@ -80,9 +80,9 @@ def parse(tree: dict[str, Any]) -> Manifest:
     if version != FORMAT or type(version) is not int:
         raise OtherFormat(f"{NAME} is of format {version!r:.40}, this version reads 2 and {FORMAT}")
     _expect(tree.keys() == {"sha256", "format", "step", "block", "files", "tensors"}, "it has other keys")
-    step, block = _natural(tree["step"], "step"), _natural(tree["block"], "block")
-    _expect(0 < block <= PIECE, f"block={block}")
-    files = {name: _entry(name, value, block) for name, value in _table(tree["files"], "files").items()}
+    step, piece = _natural(tree["step"], "step"), _natural(tree["block"], "block")  # format 3's word
+    _expect(0 < piece <= PIECE, f"block={piece}")
+    files = {name: _entry(name, value, piece) for name, value in _table(tree["files"], "files").items()}
     _expect(STATE in files, f"it does not name {STATE}")
     tensors = {name: _saved(name, value, files) for name, value in _table(tree["tensors"], "tensors").items()}
     _expect(bool(tensors), "it has no tensors")
@@ -104,14 +104,14 @@ def _check_files(files: dict[str, FileEntry], tensors: dict[str, SavedTensor]) -
         _expect(end == files[name].bytes, f"the chunks in {name} end at byte {end} of {files[name].bytes}")
 
 
-def _entry(name: str, value: Any, block: int) -> FileEntry:
+def _entry(name: str, value: Any, piece: int) -> FileEntry:
     _expect(bool(_FILES[3].fullmatch(name)), f"it names the file {name!r:.80}, which no checkpoint has")
     entry = _table(value, name)
     _expect(entry.keys() == {"bytes", "sha256"}, f"{name} must have bytes and sha256")
     size, digests = _natural(entry["bytes"], f"bytes of {name}"), entry["sha256"]
-    _expect(isinstance(digests, list) and len(digests) == -(-size // block), f"hashes of {name}")
+    _expect(isinstance(digests, list) and len(digests) == -(-size // piece), f"hashes of {name}")
     _expect(all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in digests), f"hashes of {name}")
-    return FileEntry(size, tuple(digests), block)
+    return FileEntry(size, tuple(digests), piece)
 
 
 def _saved(name: str, value: Any, files: dict[str, FileEntry]) -> SavedTensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lhtrain.checkpoint import format2
-from lhtrain.checkpoint.all_ranks import in_parallel, is_together, on_all
+from lhtrain.checkpoint.all_ranks import in_parallel, on_all, several_ranks
 from lhtrain.checkpoint.errors import Invalid
 from lhtrain.checkpoint.hashed import PIECE, HashedFile, OpenFiles
 from lhtrain.checkpoint.layout import Chunk, SavedTensor
@@ -45,7 +45,7 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
         except Invalid as found:
             raise RunError(f"checkpoint {path}: {found}") from found
 
-    on_all(fill, together=is_together())
+    on_all(fill, is_distributed=several_ranks())
 
 
 def _load(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -146,7 +146,7 @@ class Saver:
     def wait(self) -> None:
         """Until no save is under way on any rank; its outcome is reported. A collective."""
         if self._under_way is not None:
-            all_done(self._under_way, self.world.together)
+            all_done(self._under_way, self.world.is_distributed)
             outcome = self.world.on_main(self._under_way.result)
             self._under_way = None
             self._took(outcome)
@@ -220,7 +220,7 @@ class Saver:
             self._begin(time.perf_counter())
             self._reported = True
             assert self._under_way is not None
-            all_done(self._under_way, self.world.together)
+            all_done(self._under_way, self.world.is_distributed)
             outcome = self.world.on_main(self._under_way.result)
             self._under_way = None
             self._reported = outcome.failure is not None and outcome.failure.why == why.why  # printed already

@@ -32,7 +32,7 @@ def find_problem(path: Path, world: World | None = None) -> Invalid | None:
             return found
         return None
 
-    everyones = on_all(check, together=world is not None and world.together)
+    everyones = on_all(check, is_distributed=world is not None and world.is_distributed)
     return next((found for found in everyones if found is not None), None)
 
 

@@ -14,7 +14,7 @@ def refuse_together(ranks: Ranks, message: str, status: int = 2) -> NoReturn:
     """End all ranks, of which this one cannot start, with one error. Only several ranks import torch."""
     if ranks.size > 1:
         from lhtrain.distributed.agreement import Disagreement, refuse
-        from lhtrain.distributed.world import leave
+        from lhtrain.distributed.failure import leave
 
         try:
             refuse(ranks, message)
@@ -30,8 +30,8 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
     config: what the task trains. of_sweep: the directory of this run of a sweep, which continues after it.
     """
     from lhtrain.distributed.agreement import Disagreement
+    from lhtrain.distributed.failure import announce, leave, lost_contact, record_failure
     from lhtrain.distributed.meeting import PeerFailed
-    from lhtrain.distributed.world import announce, leave, lost_contact, record_failure
 
     try:
         task()
@@ -59,7 +59,7 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
     """The message for an error that is no bug; None for a bug, which needs its traceback."""
     import torch
 
-    from lhtrain.distributed.world import lost_contact
+    from lhtrain.distributed.failure import lost_contact
 
     if isinstance(error, ExplainedError):
         return str(error)

@@ -62,7 +62,7 @@ class Mesh:
         self.ranks: DeviceMesh | None = None  # by DIMENSIONS; None for a single rank
         self.sharding: DeviceMesh | None = None  # over which weights are sharded, and replicated before that
         self.cp_group = ""
-        if world.together:
+        if world.is_distributed:
             self.ranks = init_device_mesh(
                 world.device.type, (replicate, shard, cp), mesh_dim_names=DIMENSIONS
             )
@@ -109,7 +109,7 @@ class Mesh:
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean of x over the loss ranks, in place, on x's device."""
-        if self.world.together:
+        if self.world.is_distributed:
             dist.all_reduce(x)
             x /= self.n_loss_ranks
         return x

@@ -1,14 +1,11 @@
 """All ranks of a run, and what they do together."""
 
-import json
 import os
 import platform
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,17 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lhtrain.distributed.agreement import PROBLEM, Disagreement, agree
-from lhtrain.distributed.meeting import Meeting, if_met, meet
+from lhtrain.distributed.meeting import Meeting, meet
 from lhtrain.distributed.ranks import Ranks, find_ranks
 
-__all__ = ["Ranks", "World", "announce", "close", "find_ranks", "leave", "lost_contact", "record_failure"]
-
 T = TypeVar("T")
-
-TORCH = str(Path(torch.__file__).parent)
-COMPILED = "torchinductor_"  # in the path of what the compiler writes
-# In gloo's messages about a peer that is gone or silent. Its errors have no type of their own.
-GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "connection was closed")
 
 
 class World:
@@ -42,7 +32,7 @@ class World:
     ):
         self.rank, self.size, self.local_rank = ranks.rank, ranks.size, ranks.local_rank
         self.device, self.timeout, self.limit = device, timeout, limit or timeout
-        self.together = ranks.size > 1
+        self.is_distributed = ranks.size > 1
         self.meeting = meeting
         self.attempt = uuid.uuid4().hex  # of this start of the run; the same on all ranks
         self._leader = 0  # first rank of this rank's machine
@@ -113,14 +103,14 @@ class World:
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean of x over all ranks, on x's device."""
-        if self.together:
+        if self.is_distributed:
             dist.all_reduce(x)
             x /= self.size
         return x
 
     def largest(self, number: int) -> int:
         """The largest of the ranks' numbers; waits for no GPU."""
-        if not self.together:
+        if not self.is_distributed:
             return number
         value = torch.tensor(number)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
@@ -132,7 +122,7 @@ class World:
 
     def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
         """Every rank's value, by rank."""
-        if not self.together:
+        if not self.is_distributed:
             return [value]
         out: list[Any] = [None] * self.size
         dist.all_gather_object(out, value, group=group)
@@ -143,7 +133,7 @@ class World:
 
         The others wait for as long as it takes; on them the error has the attribute `of_rank_0`.
         """
-        if not self.together:
+        if not self.is_distributed:
             return function()
         outcome: list[Any] = [None, None]
         if self.is_main:
@@ -194,34 +184,6 @@ def close() -> None:
         dist.destroy_process_group()
 
 
-def lost_contact(error: BaseException) -> bool:
-    """Did a collective fail because another rank is gone? Judged by what raised the error, and by its type.
-
-    Gloo raises plain RuntimeErrors: then PyTorch must have raised it, and not a logger or a file system that
-    happens to say the same.
-    """
-    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
-        return True
-    if type(error) is not RuntimeError or not any(words in str(error) for words in GLOO):
-        return False
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    raised_in = frame.tb_frame.f_code.co_filename if frame is not None else ""
-    return raised_in.startswith(TORCH) or COMPILED in raised_in
-
-
-def announce(message: str) -> bool:
-    """Tell ranks that wait for this one in the meeting that it ends; returns whether to print why."""
-    to_print = if_met(lambda meeting: meeting.fail(message))
-    return to_print is not False
-
-
-def leave() -> None:
-    """Before an end by an error: give the other ranks time to read it."""
-    if_met(lambda meeting: meeting.leave())
-
-
 def _check_places(meeting: Meeting, ranks: Ranks, device: torch.device) -> None:
     """Raises Disagreement: two ranks have the same GPU."""
     if device.type != "cuda":
@@ -234,22 +196,6 @@ def _check_places(meeting: Meeting, ranks: Ranks, device: torch.device) -> None:
             names = " and ".join(map(str, found))
             rule = "every rank needs a GPU of its own; LOCAL_RANK counts the ranks of a machine from 0"
             raise Disagreement(f"ranks {names} would share {place}: {rule}")
-
-
-def record_failure(error: Exception, message: str | None = None) -> None:
-    """Tell torchrun, where it runs us: it names the rank that failed first, and shows `message`, if there is
-    one, in place of a traceback."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    if message is None:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        get_error_handler().record_exception(error)
-        return
-    extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-    with suppress(OSError):
-        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
 
 
 def _record_flights() -> None:

@@ -35,7 +35,9 @@ class StragglerCheck:
     def __init__(self, world: World):
         self.world = world
         size = SIZE if world.device.type == "cuda" else SIZE // 8
-        self._matrix = torch.full((size, size), 1 / size, device=world.device) if world.together else None
+        self._matrix = (
+            torch.full((size, size), 1 / size, device=world.device) if world.is_distributed else None
+        )
 
     def compare(self, data: float) -> list[str]:
         """A line for each rank that falls behind. data: seconds a step waited for data since the last one."""

@@ -6,7 +6,7 @@ from signal import SIGINT, Signals
 from typing import Any, Protocol, Self
 
 from lhtrain.conf.schema import Config
-from lhtrain.distributed.world import lost_contact
+from lhtrain.distributed.failure import lost_contact
 from lhtrain.errors import LOST_CONTACT, reason
 from lhtrain.health.nonfinite import Skip
 from lhtrain.progress import Progress

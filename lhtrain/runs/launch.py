@@ -72,13 +72,13 @@ def same_folder(run_dir: Path, world: World) -> None:
 
     def write() -> None:
         proof.parent.mkdir(parents=True, exist_ok=True)
-        if world.together:
+        if world.is_distributed:
             write_atomic(proof, world.attempt, durable=False)
         leave_note(run_dir / BEGAN)
 
-    if world.together or under_torchrun():
+    if world.is_distributed or under_torchrun():
         world.on_main(write)
-    if not world.together:
+    if not world.is_distributed:
         return
     ends = time.monotonic() + (0 if world.is_on_main_machine else SEEN)
     while not (found := _says(proof, world.attempt)) and time.monotonic() < ends:

@@ -116,7 +116,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
         peak = peak_memory(device) / 1e9
         flops = step_flops(config.model, stage) / world.size
         looked_at = partial(step, engine, config, stage)
-        spans = kernel_spans(looked_at, device) if arguments.kernels or world.together else []
+        spans = kernel_spans(looked_at, device) if arguments.kernels or world.is_distributed else []
         if world.is_main and arguments.kernels and spans:  # on a CPU there are none
             print_kernels(spans, arguments.kernels)
         values = [
@@ -136,7 +136,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             stage.n_attended,
             round(losses[-1], 4),
             world.size,
-            *(communication(spans) if world.together else (None, None)),
+            *(communication(spans) if world.is_distributed else (None, None)),
             " ".join([*arguments.overrides, *derived(config, stage, arguments.overrides)]),
         ]
         out.append(dict(zip(COLUMNS, values, strict=True)))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lhtrain.distributed.agreement import Disagreement
+from lhtrain.distributed.failure import announce, leave
 from lhtrain.distributed.meeting import PeerFailed
-from lhtrain.distributed.world import World, announce, leave
+from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.runs.launch import same_folder
 from tests.distributed.ranks import on_ranks

@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from lhtrain.distributed.failure import lost_contact, record_failure
 from lhtrain.distributed.ranks import Ranks, find_ranks, meeting_place
-from lhtrain.distributed.world import lost_contact, record_failure
 from lhtrain.errors import RunError
 
 SLURM = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}

@@ -74,7 +74,7 @@ def test_a_single_rank_of_torchrun_notes_its_run_too(monkeypatch, tmp_path):
 def test_another_machine_may_see_the_folder_later(tmp_path, monkeypatch, machine, found):
     """NFS remembers for a while that a file was not there."""
     world = World(Ranks(1, 1, 0), torch.device("cpu"))
-    world.together, world._leader, said = True, int(machine == "another"), []
+    world.is_distributed, world._leader, said = True, int(machine == "another"), []
     world.agree = lambda mine: said.extend(mine.values())
     world.on_main = lambda write: None
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)

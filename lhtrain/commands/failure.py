@@ -1,4 +1,7 @@
-"""How a run that cannot start or continue ends: one sentence, printed once for all ranks."""
+"""How a run that cannot start or continue ends: one sentence, printed once for all ranks.
+
+What needs torch is imported in the functions: a refused setting of a single rank does without its 1.4 CPU s.
+"""
 
 import sys
 from collections.abc import Callable

@@ -27,7 +27,7 @@ from lhtrain.conf.schema import Config, DataConfig
 from lhtrain.conf.typed.overrides import Setting
 from lhtrain.conf.typed.own_files import documents, number, recorded
 from lhtrain.conf.typed.paths import exists, expanded
-from lhtrain.conf.typed.quote import override
+from lhtrain.quote import override
 
 # What Hydra raises where overrides do not fit; ValueError: a group's choice that it reads as a number.
 MISFITS = (HydraException, OmegaConfBaseException, ValueError)

@@ -22,7 +22,7 @@ def budget(given: int | None, seq_len: int) -> int:
 def tokenizer_vocab(name: str) -> int:
     """The tokenizer's vocabulary, rounded up to a multiple of 64: matrix products like round sizes."""
     from lhtrain.data.errors import DataError
-    from lhtrain.data.tokenizers.tokenizer import vocabulary_size
+    from lhtrain.data.tokenizers.named import vocabulary_size
 
     try:
         return round_up(vocabulary_size(name), 64)
@@ -32,7 +32,7 @@ def tokenizer_vocab(name: str) -> int:
 
 def prepared_tokenizer(path: str) -> str:
     """The name of the tokenizer that a prepared folder brings."""
-    from lhtrain.data.tokenizers.tokenizer import PREPARED
+    from lhtrain.data.tokenizers.base import PREPARED
 
     return f"{PREPARED}{expanded(str(path))}"
 

@@ -5,7 +5,8 @@ from lhtrain.data.errors import DataError
 from lhtrain.data.order.sequences import PADDING, Part, SequenceOrder
 from lhtrain.data.prepare.split import Split
 from lhtrain.data.store.tokens import TokenStore
-from lhtrain.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
+from lhtrain.data.tokenizers.base import Tokenizer
+from lhtrain.data.tokenizers.bytes import ByteTokenizer
 
 __all__ = [
     "PADDING",

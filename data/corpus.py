@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lhtrain.conf.typed.quote import setting
 from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.order.sequences import Part
 from lhtrain.data.prepare.encode import write_document
@@ -25,7 +24,9 @@ from lhtrain.data.store.cache import cache_root, load_or_build
 from lhtrain.data.store.checks import Checks
 from lhtrain.data.store.manifest import Manifest, Shard, save_tokenizer, shard_name
 from lhtrain.data.store.tokens import FORMAT_VERSION, TokenStoreWriter
-from lhtrain.data.tokenizers.tokenizer import PREPARED, Tokenizer, open_tokenizer
+from lhtrain.data.tokenizers.base import PREPARED, Tokenizer
+from lhtrain.data.tokenizers.named import open_tokenizer
+from lhtrain.quote import setting
 
 SHARD_NAME = shard_name(0)
 

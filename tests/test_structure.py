@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a module imports from its own floor and from lower ones.
 FLOORS = [
     ["kernels"],
-    ["errors", "files", "registry", "process", "provenance", "command_line", "text"],
+    ["errors", "files", "registry", "process", "provenance", "quote", "text"],
     ["data"],
     ["conf"],
     ["stage", "schedule"],
@@ -32,15 +32,10 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What does not hold yet; these sets only ever shrink.
 UPWARDS_STILL = {  # imports from a higher floor
-    *("kernels -> attention", "data -> conf", "data -> slurm"),
+    "kernels -> attention",
 }
-SIDEWAYS_STILL = {  # imports that close a circle on one floor
-    "lhtrain.data.tokenizers.bpe -> lhtrain.data.tokenizers.tokenizer",
-    *(
-        f"lhtrain.data.sources.{name} -> lhtrain.data.prepare.plan"
-        for name in ("hub", "repositories", "rows")
-    ),
-}
+SIDEWAYS_STILL: set[str] = set()  # imports that close a circle on one floor
+
 TRAIN_LINES = 280
 LONGEST = 60  # lines of a function
 LONGEST_KERNEL = 100  # of a Triton program, which is one function on the GPU

@@ -10,8 +10,8 @@ from lhtrain.conf.typed.paths import path_problem
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare.recipe import PREPARABLE, SOURCES
 from lhtrain.data.sources.filters import filter_problem
-from lhtrain.data.tokenizers.tokenizer import (
-    PREPARED,
+from lhtrain.data.tokenizers.base import PREPARED
+from lhtrain.data.tokenizers.named import (
     eos_problem,
     open_tokenizer,
     same_tokenizer,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lhtrain.conf.keys import holds_text, is_one_text, is_option, is_path
 from lhtrain.conf.renamed import current, hint
 from lhtrain.conf.typed.paths import exists, expanded
-from lhtrain.conf.typed.quote import literal, override
+from lhtrain.quote import literal, override
 
 _SETTING = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[^=]+)=(?P<value>.*)", re.DOTALL)
 _QUOTED = re.compile(r"""'(?:(?:\\\\)*|.*?[^\\](?:\\\\)*)'|"(?:(?:\\\\)*|.*?[^\\](?:\\\\)*)\"""", re.DOTALL)

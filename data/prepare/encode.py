@@ -7,8 +7,8 @@ import numpy as np
 
 from lhtrain.data.errors import DataError
 from lhtrain.data.store.tokens import TokenStoreWriter
+from lhtrain.data.tokenizers.base import EncodeError, Tokenizer
 from lhtrain.data.tokenizers.text_chunks import encode_windows
-from lhtrain.data.tokenizers.tokenizer import EncodeError, Tokenizer
 
 
 def write_document(

@@ -7,7 +7,8 @@ import numpy as np
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare.split import split_documents
 from lhtrain.data.store.manifest import Manifest
-from lhtrain.data.tokenizers.tokenizer import PREPARED, open_tokenizer
+from lhtrain.data.tokenizers.base import PREPARED
+from lhtrain.data.tokenizers.named import open_tokenizer
 
 BAR = 40  # characters of the longest bar
 SAMPLE_TOKENS = 120

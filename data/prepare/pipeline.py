@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from lhtrain.data.errors import DamagedStore, DataError
-from lhtrain.data.prepare.plan import Unit, make_plan, plan_fingerprint
+from lhtrain.data.prepare.plan import make_plan, plan_fingerprint
 from lhtrain.data.prepare.recipe import PREPARABLE, Recipe, differences
 from lhtrain.data.prepare.shard import write_shard
 from lhtrain.data.progress import Meter
 from lhtrain.data.sources.local import LOCK, PLAN
 from lhtrain.data.sources.paths import expanded, matching
+from lhtrain.data.sources.units import Unit
 from lhtrain.data.store.checks import Checks
 from lhtrain.data.store.manifest import (
     SKIPPED,
@@ -39,7 +40,8 @@ from lhtrain.data.store.manifest import (
     skipped_documents,
 )
 from lhtrain.data.store.tokens import TokenStore, read_header
-from lhtrain.data.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from lhtrain.data.tokenizers.base import Tokenizer
+from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.files import NotRegular, open_lock, remove_leftovers, write_atomic
 
 MOST_PLAN_BYTES = 1 << 24  # of plan.json

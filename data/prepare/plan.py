@@ -3,37 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict
 
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.sources.hub import hub_units
 from lhtrain.data.sources.local import SourceFile, find_files, is_prepared
 from lhtrain.data.sources.paths import stamp
-
-UNIT_BYTES = 1 << 26  # of source: so much a shard holds, unless one file or document is larger
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file, or its part start..stop in what `Unit.reader` counts; stamp: its size and time of change."""
-
-    path: str
-    name: str
-    start: int = 0
-    stop: int = 0
-    stamp: str = ""
-    origin: str = "found"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """reader: "text", "code", "rows" or "hub". size: bytes of source to be read, 0 where nobody knows."""
-
-    reader: str
-    items: tuple[Item, ...]
-    size: int = 0
-    options: dict[str, object] = field(default_factory=dict)
+from lhtrain.data.sources.repositories import repositories
+from lhtrain.data.sources.rows import row_units
+from lhtrain.data.sources.units import Item, Unit, grouped
 
 
 def make_plan(recipe: Recipe) -> list[Unit]:
@@ -41,16 +21,10 @@ def make_plan(recipe: Recipe) -> list[Unit]:
     if recipe.source in ("stdlib", "text"):
         units = _text_units(find_files(recipe.source, recipe.path or None))
     elif recipe.source == "code":
-        from lhtrain.data.sources.repositories import repositories
-
         units = [Unit("code", tuple(items), size) for items, size in repositories(recipe.paths)]
     elif recipe.source == "files":
-        from lhtrain.data.sources.rows import row_units
-
         units = list(row_units(recipe.paths))
     else:
-        from lhtrain.data.sources.hub import hub_units
-
         units = hub_units(recipe)
     if not units:
         kinds = " (JSON lines, plain or compressed, parquet or arrow)" if recipe.source == "files" else ""
@@ -79,18 +53,3 @@ def _text_units(files: list[SourceFile]) -> list[Unit]:
             for file in files
         )
     ]
-
-
-def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Consecutive items of UNIT_BYTES together, more only if one alone has more."""
-    group: list[Item] = []
-    size = 0
-    for item in items:
-        n = item.stop - item.start
-        if group and size + n > UNIT_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(item)
-        size += n
-    if group:
-        yield group

@@ -12,6 +12,7 @@ from typing import Any
 from lhtrain.data.sources.local import as_list
 from lhtrain.data.sources.paths import expanded
 from lhtrain.data.store.cache import cache_root
+from lhtrain.quote import override
 
 AUTOMATIC = ("stdlib", "text")  # training tokenizes these by itself
 PREPARABLE = (*AUTOMATIC, "code", "files", "hf")
@@ -85,8 +86,6 @@ def differences(there: Any, here: dict[str, Any]) -> str:
 
 def _typed(value: Any) -> str:
     """A value as Hydra reads it on a command line."""
-    from lhtrain.slurm.quote import override
-
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_typed, value))}]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_./\-]*", value):

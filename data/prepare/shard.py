@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare.encode import write_document
-from lhtrain.data.prepare.plan import Unit
 from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.sources.documents import Skip, Text
 from lhtrain.data.sources.filters import Filters
@@ -18,9 +17,10 @@ from lhtrain.data.sources.paths import stamp
 from lhtrain.data.sources.repositories import read_repository
 from lhtrain.data.sources.rows import read_rows
 from lhtrain.data.sources.text import NotText, checked_chunks
+from lhtrain.data.sources.units import Unit
 from lhtrain.data.store.manifest import SKIPPED
 from lhtrain.data.store.tokens import TokenStoreWriter
-from lhtrain.data.tokenizers.tokenizer import Tokenizer
+from lhtrain.data.tokenizers.base import Tokenizer
 from lhtrain.files import SUFFIX, sync_folder, write_atomic
 
 

@@ -7,13 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 from lhtrain.data.errors import DataError
-from lhtrain.data.prepare.plan import Item, Unit
 from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.sources.documents import Skip, Text
 from lhtrain.data.sources.filters import Filters
 from lhtrain.data.sources.local import find_files
 from lhtrain.data.sources.paths import stamp
 from lhtrain.data.sources.rows import document_of
+from lhtrain.data.sources.units import Item, Unit
 
 ROWS = 1 << 16  # of a downloaded dataset, in a unit
 

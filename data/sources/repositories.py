@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lhtrain.data.errors import DataError
-from lhtrain.data.prepare.plan import Item
 from lhtrain.data.sources.documents import Skip, Text
 from lhtrain.data.sources.local import find_files, is_prepared
 from lhtrain.data.sources.paths import is_folder, matching, stamp, unreadable
 from lhtrain.data.sources.text import BOM, is_text
+from lhtrain.data.sources.units import Item
 
 HEADER = "==> {} <==\n"
 SKIPPED = {"__pycache__", "node_modules"}

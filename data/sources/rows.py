@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from lhtrain.data.errors import DataError
-from lhtrain.data.prepare.plan import UNIT_BYTES, Item, Unit
 from lhtrain.data.sources.documents import Skip, Text, encoded
 from lhtrain.data.sources.filters import Filters, look_up
 from lhtrain.data.sources.local import find_files
 from lhtrain.data.sources.paths import stamp
 from lhtrain.data.sources.text import BOM, LFS, check_fetched, line_breaks
+from lhtrain.data.sources.units import UNIT_BYTES, Item, Unit
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".xz", ".zst", ".zstd")

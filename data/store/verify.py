@@ -8,7 +8,8 @@ from lhtrain.data.errors import REMEDY, DamagedStore, DataError
 from lhtrain.data.sources.local import LOCK, PLAN
 from lhtrain.data.store.manifest import Manifest, Shard, read_json, skipped_documents
 from lhtrain.data.store.tokens import TokenStore
-from lhtrain.data.tokenizers.tokenizer import ENCODINGS, PREPARED, open_tokenizer
+from lhtrain.data.tokenizers.base import ENCODINGS, PREPARED
+from lhtrain.data.tokenizers.named import open_tokenizer
 
 MOST_PLAN_BYTES = 1 << 24
 

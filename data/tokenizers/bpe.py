@@ -10,7 +10,7 @@ import numpy as np
 
 from lhtrain.data.errors import DataError
 from lhtrain.data.sources.paths import expanded
-from lhtrain.data.tokenizers.tokenizer import ENCODINGS, END_OF_TEXT, EncodeError, Tokenizer
+from lhtrain.data.tokenizers.base import ENCODINGS, END_OF_TEXT, EncodeError, Tokenizer
 
 # What published tokenizers call the token that ends, or begins, a text; the first that is there counts. The
 # bars of DeepSeek's tokens are U+FF5C.

@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from lhtrain.conf.compose import data_config, with_folders
-from lhtrain.conf.typed.quote import setting
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare import inspect as inspection
 from lhtrain.data.prepare import pipeline
@@ -18,6 +17,7 @@ from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.store import verify as store
 from lhtrain.data.store.manifest import Manifest
 from lhtrain.errors import Ended, UsageError
+from lhtrain.quote import setting
 
 
 def prepare(arguments: Namespace) -> None:

@@ -18,11 +18,11 @@ from lhtrain.conf.compose import build, checked, with_folders
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.schema import Resume
 from lhtrain.conf.typed.overrides import spelled
-from lhtrain.conf.typed.quote import override
 from lhtrain.conf.typed.sweep import Sweep, sweep_of
 from lhtrain.distributed.ranks import Ranks, ready_ranks
 from lhtrain.distributed.torchrun import earlier_run
 from lhtrain.errors import Ended, RunError, UsageError
+from lhtrain.quote import override
 from lhtrain.runs.run_dir import claim, holds_run, unwritable
 
 # Options that are passed to Hydra; --config-dir reaches it as a setting.

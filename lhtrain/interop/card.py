@@ -5,7 +5,7 @@ from typing import Any
 
 import lhtrain
 from lhtrain.conf.schema import ModelConfig
-from lhtrain.data.tokenizers.tokenizer import PREPARED
+from lhtrain.data.tokenizers.base import PREPARED
 from lhtrain.interop.tokenizer import ExportedTokenizer
 from lhtrain.interop.trained import Trained, longest, stages
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain.data import DataError
+from lhtrain.data.tokenizers.base import END_OF_TEXT, Tokenizer
 from lhtrain.data.tokenizers.bpe import HuggingFaceTokenizer, TiktokenTokenizer
-from lhtrain.data.tokenizers.tokenizer import END_OF_TEXT, ByteTokenizer, Tokenizer, open_tokenizer
+from lhtrain.data.tokenizers.bytes import ByteTokenizer
+from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.errors import RunError
 from lhtrain.interop import bpe
 

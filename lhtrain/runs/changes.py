@@ -14,7 +14,7 @@ from lhtrain.conf.schema import (
     OptimConfig,
     RunConfig,
 )
-from lhtrain.data.tokenizers.tokenizer import PREPARED
+from lhtrain.data.tokenizers.base import PREPARED
 
 START = ("resume", "init_from")
 DEFAULTS: dict[str, type] = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from lhtrain import checkpoint
 from lhtrain.conf.schema import Config, Resume
-from lhtrain.conf.typed.quote import setting
 from lhtrain.errors import RunError
+from lhtrain.quote import setting
 from lhtrain.runs.changes import Change, as_container, differing
 from lhtrain.runs.history import History, as_records
 from lhtrain.runs.metrics_file import read

@@ -16,8 +16,8 @@ from lhtrain.conf.renamed import hint
 from lhtrain.conf.resolvers import budget
 from lhtrain.conf.schema import Config, StageConfig
 from lhtrain.conf.typed.overrides import Setting
-from lhtrain.conf.typed.quote import literal
 from lhtrain.errors import RunError
+from lhtrain.quote import literal
 from lhtrain.runs.history import History
 from lhtrain.runs.run_dir import RunDir
 

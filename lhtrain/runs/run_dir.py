@@ -8,7 +8,7 @@ from typing import Any
 
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.typed.own_files import read
-from lhtrain.data.tokenizers.tokenizer import Tokenizer
+from lhtrain.data.tokenizers.base import Tokenizer
 from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic
 

@@ -24,7 +24,7 @@ import numpy as np
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.recipe import Recipe
-from lhtrain.data.tokenizers.tokenizer import open_tokenizer
+from lhtrain.data.tokenizers.named import open_tokenizer
 
 COLUMNS = [
     "cpu",

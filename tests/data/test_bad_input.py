@@ -12,10 +12,9 @@ from lhtrain.conf.problems import ConfigError
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.order.sequences import PADDING
-from lhtrain.data.prepare import plan
 from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.recipe import Recipe
-from lhtrain.data.sources import rows
+from lhtrain.data.sources import rows, units
 from lhtrain.data.store.tokens import TokenStore, TokenStoreWriter
 
 
@@ -39,7 +38,7 @@ def test_documents_of_one_byte(tmp_path):
 
 def test_a_shard_without_documents(tmp_path, monkeypatch):
     """A part of the source where every row is empty: its shard is there, holds nothing, and nobody trips."""
-    for module in (plan, rows):
+    for module in (units, rows):
         monkeypatch.setattr(module, "UNIT_BYTES", 2_000)
     manifest = prepared(tmp_path, ["one " * 400, *[""] * 600, "two " * 400])
     assert 0 in [shard.documents for shard in manifest.shards]

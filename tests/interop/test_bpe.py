@@ -8,7 +8,7 @@ import pytest
 import tiktoken
 from tokenizers import Tokenizer
 
-from lhtrain.data.tokenizers.tokenizer import ByteTokenizer
+from lhtrain.data.tokenizers.bytes import ByteTokenizer
 from lhtrain.interop import bpe
 
 # The patterns of tiktoken 0.14's encodings.

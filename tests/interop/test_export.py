@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lhtrain import checkpoint, cli
 from lhtrain.checkpoint.saver import Saver
 from lhtrain.conf.schema import ModelConfig, OptimConfig
-from lhtrain.data.tokenizers.tokenizer import open_tokenizer
+from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
 from lhtrain.interop import export, transformers_folder

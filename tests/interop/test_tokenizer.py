@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from lhtrain.data.tokenizers.tokenizer import open_tokenizer
+from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.errors import RunError
 from lhtrain.interop.tokenizer import SAMPLES, exported_tokenizer
 

@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import Tokenizer, models
 
-from lhtrain.data.tokenizers.tokenizer import open_tokenizer
+from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.runs.changes import differing
 from lhtrain.runs.run_dir import RunDir, keep_tokenizer
 

@@ -9,8 +9,8 @@ import yaml
 from lhtrain.conf.compose import check_overrides, data_config, search_path
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.typed.overrides import spelled
-from lhtrain.conf.typed.quote import setting
 from lhtrain.conf.typed.sweep import sweep_of
+from lhtrain.quote import setting
 
 # What YAML or Hydra reads as something else: numbers of several bases, dates, booleans, lists, comments.
 TEXTS = [

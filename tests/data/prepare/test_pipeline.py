@@ -20,6 +20,7 @@ from lhtrain.data.prepare import plan, shard
 from lhtrain.data.prepare.inspect import inspect
 from lhtrain.data.prepare.pipeline import _Stopped, _work, prepare
 from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.sources import units
 from lhtrain.data.store.verify import verify
 
 
@@ -30,7 +31,7 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for number in range(12):
         (folder / f"{number:02}.txt").write_text(f"text {number}: " + "word " * (600 + number))
-    monkeypatch.setattr(plan, "UNIT_BYTES", 13_000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 13_000)
     return folder
 
 
@@ -63,12 +64,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from lhtrain.data.prepare import encode
-from lhtrain.data.prepare import plan
 from lhtrain.data.prepare import pipeline as prepare
 from lhtrain.data.prepare import shard
 from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.sources import units
 
-plan.UNIT_BYTES = 13_000
+units.UNIT_BYTES = 13_000
 documents = 0
 
 def dying(*arguments):
@@ -102,6 +103,7 @@ ORPHAN = """
 import multiprocessing, os, signal, sys
 from concurrent.futures import ProcessPoolExecutor
 from lhtrain.data.prepare import pipeline as prepare
+from lhtrain.data.sources import units
 from lhtrain.data.prepare.recipe import Recipe
 
 context = multiprocessing.get_context("spawn")
@@ -448,12 +450,12 @@ import os, signal, sys
 from pathlib import Path
 from lhtrain.data import DataError
 from lhtrain.data.prepare import encode
-from lhtrain.data.prepare import plan
 from lhtrain.data.prepare import pipeline as prepare
 from lhtrain.data.prepare import shard
 from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.sources import units
 
-plan.UNIT_BYTES = 13_000
+units.UNIT_BYTES = 13_000
 
 def dying(writer, tokenizer, chunks, name, *more):
     if str(name).endswith("09.txt"):

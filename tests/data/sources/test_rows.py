@@ -19,7 +19,7 @@ from lhtrain.data.errors import DataError
 from lhtrain.data.prepare import plan, shard
 from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.recipe import Recipe
-from lhtrain.data.sources import rows
+from lhtrain.data.sources import rows, units
 from lhtrain.data.sources.documents import Skip
 from lhtrain.data.sources.filters import Filters
 from lhtrain.data.sources.rows import read_rows, row_units
@@ -81,7 +81,7 @@ def test_progress_adds_up_to_the_source(tmp_path, name):
 
 @pytest.mark.parametrize("unit_bytes", [97, 1000, 5000])
 def test_parts_of_a_file_hold_each_line_once(tmp_path, monkeypatch, unit_bytes):
-    for module in (plan, rows):
+    for module in (units, rows):
         monkeypatch.setattr(module, "UNIT_BYTES", unit_bytes)
     write(tmp_path / "a.jsonl")
     assert len(list(row_units([str(tmp_path / "a.jsonl")]))) > 1
@@ -143,7 +143,7 @@ def test_faults_are_named_with_their_place(tmp_path, content, arguments, message
 
 @pytest.mark.parametrize("unit_bytes", [50, 1 << 26])
 def test_the_line_is_that_of_the_whole_file(tmp_path, monkeypatch, unit_bytes):
-    for module in (plan, rows):
+    for module in (units, rows):
         monkeypatch.setattr(module, "UNIT_BYTES", unit_bytes)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "some text"}\r\n\r\n' * 20 + b"{\n")
     with pytest.raises(DataError, match=r"a\.jsonl' line 41: must be"):

@@ -23,9 +23,9 @@ from lhtrain.cli import main
 from lhtrain.data import Corpus, DataError, SequenceOrder, Split, TokenStore, open_corpus
 from lhtrain.data.errors import DamagedStore
 from lhtrain.data.prepare import inspect as statistics
-from lhtrain.data.prepare import plan
 from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.sources import units
 from lhtrain.data.store.descriptors import Descriptors
 from lhtrain.data.store.manifest import CHECKSUM, Manifest
 from lhtrain.data.store.tokens import TokenStoreWriter
@@ -68,7 +68,7 @@ def make(folder: Path, name: str, words: str) -> Path:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "UNIT_BYTES", 1500)
+        patch.setattr(units, "UNIT_BYTES", 1500)
         folder = tmp_path_factory.mktemp("sound")
         yield {"one": make(folder, "one", "some words"), "other": make(folder, "other", "Other things")}
 

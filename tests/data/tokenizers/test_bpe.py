@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.recipe import Recipe
-from lhtrain.data.tokenizers.tokenizer import PREPARED, EncodeError, open_tokenizer, vocabulary_size
+from lhtrain.data.tokenizers.base import PREPARED, EncodeError
+from lhtrain.data.tokenizers.named import open_tokenizer, vocabulary_size
 from tests.data.encodings import fill_cache
 
 TEXT = "It's 3 o'clock,\n  isn't it?  日本語 naïve\tcafé 12345   \n\n" * 40

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lhtrain.data import ByteTokenizer, DataError
-from lhtrain.data.tokenizers.tokenizer import open_tokenizer
+from lhtrain.data.tokenizers.named import open_tokenizer
 
 TOKENIZER = ByteTokenizer()
 

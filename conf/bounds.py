@@ -11,7 +11,7 @@ INT32, FLOAT = 2**31 - 1, 1e30  # more than these is a slip of the keyboard
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of several names; a registry stands for those that it holds."""
+    """One of several names, or of the names in a registry."""
 
     options: tuple[str | Registry, ...]
 

@@ -37,10 +37,10 @@ SEARCH = "hydra.searchpath="
 
 @dataclass(frozen=True)
 class Checked:
-    """A valid configuration, and what else the overrides say."""
+    """A valid configuration, and whether its run.dir is a new one at every start."""
 
     config: Config
-    is_dated: bool  # run.dir holds the time: every run is to have another
+    is_dated: bool  # run.dir contains the time of the start
 
 
 def check_overrides(
@@ -200,26 +200,26 @@ def _one_by_one(settings: list[Setting], config_name: str) -> tuple[list[Problem
 
 def _explain(setting: Setting, error: Exception, groups: set[str], config: DictConfig) -> Problem:
     key, value = setting.key, setting.value
-    said = f"{error}\n{error.__cause__ or ''}"  # Hydra wraps OmegaConf's errors and drops what they say
+    message = f"{error}\n{error.__cause__ or ''}"  # Hydra wraps OmegaConf's errors and drops their text
     own = next((one for one in documents() if one.config_path == f"{key}/{value}"), None)
-    if own is not None:  # what the file asks of Hydra
-        place = own.at("hydra" if "Hydra" in said or "hydra" in said.lower().split() else "defaults")
-        return Problem("", None, _in_words(said).replace(f"In '{key}/{value}': ", ""), place)
-    if "submitit_slurm" in said and value == "lhtrain_slurm":
+    if own is not None:  # an error in the file's own defaults list or hydra settings
+        place = own.at("hydra" if "Hydra" in message or "hydra" in message.lower().split() else "defaults")
+        return Problem("", None, _in_words(message).replace(f"In '{key}/{value}': ", ""), place)
+    if "submitit_slurm" in message and value == "lhtrain_slurm":
         return Problem(key, value, "needs the package: pip install 'lhtrain[slurm]'")
-    if "Could not find" in said and (key in groups or "/" in key):  # a group's option
-        options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
+    if "Could not find" in message and (key in groups or "/" in key):  # a group's option
+        options = re.findall(r"^\t(\S+)$", message, re.MULTILINE)
         return Problem(key, value, f"must be one of {', '.join(options)}")
-    if "Config group override must be" in said:
+    if "Config group override must be" in message:
         options = GlobalHydra.instance().config_loader().get_group_options(key)
         return Problem(key, value, f"must be one of {', '.join(options)}")
-    if "Ambiguous value" in said or "requires --multirun" in said:
+    if "Ambiguous value" in message or "requires --multirun" in message:
         rule = "several values need a sweep; add -m. A list is [A,B]; quotes make one text of it"
         return Problem(key, value, f"{rule}: '{key}=\"A,B\"'")
     if setting.prefix == "~":
         rule = f"{setting.typed}: a key cannot be removed; KEY=null switches off one that may be null"
         return Problem("", None, rule)
-    if re.search(r"not in struct|Could not override|No match in the defaults|not in '", said):
+    if re.search(r"not in struct|Could not override|No match in the defaults|not in '", message):
         return _no_such_key(key, value, config)
     if type_of(key) is not None:
         given = None if value.strip().lower() == "null" else value
@@ -230,16 +230,16 @@ def _explain(setting: Setting, error: Exception, groups: set[str], config: DictC
             return Problem(key, value, f"must be one of {', '.join(options)}")
         if not key.startswith("hydra.") and OmegaConf.select(config, key) is None:
             return _no_such_key(key, value, config)
-    return Problem(key, value, _in_words(said))
+    return Problem(key, value, _in_words(message))
 
 
-def _in_words(said: str) -> str:
-    """The part of an error of Hydra's that says what is wrong."""
-    lines = [line.strip() for line in said.splitlines() if line.strip() and "full_key" not in line]
+def _in_words(message: str) -> str:
+    """The line of one of Hydra's messages that names the error."""
+    lines = [line.strip() for line in message.splitlines() if line.strip() and "full_key" not in line]
     skipped = ("Error merging", "See https", "Error parsing", "reference_type", "object_type")
     lines = [line for line in lines if not line.startswith(skipped) and "raised while composing" not in line]
-    options = re.findall(r"^\t(\S+)$", said, re.MULTILINE)
-    text = (lines or [said])[0].removeprefix("In 'config': ")
+    options = re.findall(r"^\t(\S+)$", message, re.MULTILINE)
+    text = (lines or [message])[0].removeprefix("In 'config': ")
     return f"{text}; there is: {', '.join(options)}" if options else text
 
 
@@ -270,7 +270,7 @@ def _expand_data(data: DataConfig) -> None:
 
 
 def _part(part: Any) -> Any:
-    """A source of a mixture; what it breaks is `validate`'s part."""
+    """A source of a mixture; `validate` checks it."""
     if not isinstance(part, dict):
         return part
     part = dict(part)
@@ -311,15 +311,15 @@ def _unresolved(config: DictConfig) -> Iterator[Problem]:
     if missing := sorted(_missing(OmegaConf.to_container(config, resolve=False))):
         yield from (Problem(key, "???", "needs a value") for key in missing)
         return
-    said = set()
+    seen = set()
     for parent, key in _interpolations(config):
         try:
             parent[key]
         except (OmegaConfBaseException, RecursionError) as error:
             rule = _first_line(error)
-            if rule not in said:  # or else it follows from a value that is named already
+            if rule not in seen:  # else it follows from a value that is reported already
                 yield Problem(parent._get_full_key(key), _as_written(parent, key), f"{rule}; {LITERALLY}")
-            said.add(rule)
+            seen.add(rule)
 
 
 def _missing(tree: Any, prefix: str = "") -> Iterator[str]:

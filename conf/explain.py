@@ -53,7 +53,7 @@ def no_such_key(key: str) -> str:
 
 
 def default_of(config: Any, key: str) -> object:
-    """The value of `key` in a composed configuration; what interpolations lead to, if it can be found."""
+    """The value of `key` in a composed configuration, with interpolations resolved if possible."""
     try:
         value = OmegaConf.select(config, key)
     except Exception as error:  # such as one that needs a file

@@ -7,7 +7,7 @@ from lhtrain.errors import ExplainedError
 
 @dataclass(frozen=True)
 class Problem:
-    """`rule` names what `key` must be, and what to do; `place` is the file and line that set it, if one did.
+    """`rule`: the values that `key` may have, and the remedy; `place`: the file and line that set it, if any.
 
     Without a key the problem is the file's own, such as broken YAML. `is_here`: the settings may be fine and
     the machine lacks what they name.
@@ -33,7 +33,7 @@ def shown(value: object) -> str:
 
 
 class ConfigError(ExplainedError, ValueError):
-    """All problems of one configuration. `status`: what the program ends with, 2 where settings are wrong."""
+    """All problems of one configuration. `status`: the exit status, 2 if settings are wrong."""
 
     def __init__(self, problems: list[Problem]):
         # Two runs of a sweep, or two rules on one value, may find the same.

@@ -1,4 +1,4 @@
-"""The configuration's shape: every key, its type and its default. What fits together is `validate`'s part.
+"""The configuration's shape: every key, its type, bounds and default. Rules between keys are in rules/.
 
 Values live in the YAML files beside this one; a key that is not named here does not exist.
 """

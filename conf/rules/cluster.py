@@ -15,7 +15,7 @@ _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def cluster_problems(config: Config) -> Iterator[Problem]:
-    """Rules on the job; what names the site's own things (partition, account) only SLURM can check."""
+    """Rules on the job; only SLURM can check names of a site, such as partition and account."""
     cluster = config.cluster
     if cluster.signal_seconds > 65535:
         yield Problem("cluster.signal_seconds", cluster.signal_seconds, "must be at most SLURM's 65535")

@@ -118,7 +118,7 @@ def _without_effect(data: DataConfig) -> Iterator[Problem]:
 
 def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
     """data.tokenizer beside folders that were prepared with another: their tokens would mean other texts.
-    Other rules have what is wrong with the folders."""
+    Faults of the folders are reported by other rules."""
 
     if data.tokenizer.startswith(PREPARED):
         return  # the folder's own, which `conf/data` sets

@@ -24,7 +24,7 @@ def _missing(key: str, path: str, rule: str) -> Problem:
 
 
 def data_here(data: DataConfig) -> Iterator[Problem]:
-    """Paths of `data` that lead nowhere, or to what may not be read."""
+    """Paths of `data` that do not exist or cannot be read."""
     if data.source in ("text", "code", "files"):
         for path in data.path if isinstance(data.path, list) else [data.path]:
             if isinstance(path, str) and path and (rule := _unreadable(path)):

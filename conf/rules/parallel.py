@@ -8,7 +8,7 @@ from lhtrain.kernels.pyramid import TILE, Pyramid
 
 
 def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
-    """dp_replicate, dp_shard, cp, with what -1 stands for.
+    """dp_replicate, dp_shard and cp, with -1 replaced by a number.
 
     Raises ValueError: sizes whose product is not the number of ranks.
     """
@@ -21,7 +21,7 @@ def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
 
 
 def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
-    """Rules on `parallel`, and on what it shares out. Without `n_ranks`, dp_shard=-1 counts as one rank."""
+    """Rules on `parallel`, and on sizes they divide. Without `n_ranks`, dp_shard=-1 counts as one rank."""
     parallel = config.parallel
     if min(parallel.dp_replicate, parallel.cp) < 1:
         return  # named already

@@ -1,4 +1,4 @@
-"""Plugins: modules to import, the names that a registry has, and the options of what a plugin adds."""
+"""Plugins: the modules to import, and the options of the objects that they add."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,7 +20,7 @@ def load(modules: Iterable[str]) -> Iterator[Problem]:
 
 
 def option_problems(config: Config) -> Iterator[Problem]:
-    """Options that what they are for does not take. What lhtrain brings has none."""
+    """Options that are refused by the object they are for. The objects of lhtrain have no options."""
     yield from _refused("optim", config.optim.options, {OPTIMIZERS: config.optim.kind})
     yield from _refused("logger", config.logger.options, {TRACKERS: config.logger.kind})
     for name, stage in config.stages.items():

@@ -44,13 +44,13 @@ def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:
         elif stage.fraction is not None:
             counts[name] = max(1, round(stage.fraction * total))
     open_ended = [name for name in stages if name not in counts]
-    covered, said = sum(counts.values()), " + ".join(f"{name} {count}" for name, count in counts.items())
+    covered, listed = sum(counts.values()), " + ".join(f"{name} {count}" for name, count in counts.items())
     problems = []
     if len(open_ended) > 1:
         rule = "only one stage may leave both steps and fraction null, to take the rest of the run"
         problems.append(Problem("stages", ", ".join(open_ended), rule))
     elif open_ended and covered >= total:
-        rule = f"must exceed the steps of the other stages ({said}), so that {open_ended[0]} gets some"
+        rule = f"must exceed the steps of the other stages ({listed}), so that {open_ended[0]} gets some"
         problems.append(Problem("run.steps", total, rule))
     elif not open_ended and covered != total:
         # Rounded fractions may miss the total by a step or two; the last of them makes it up. Steps that were
@@ -60,7 +60,7 @@ def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:
         if len(fractional) == len(stages) and whole and counts[fractional[-1]] + total - covered >= 1:
             counts[fractional[-1]] += total - covered
         else:
-            rule = f"must equal the steps of its stages ({said} = {covered})"
+            rule = f"must equal the steps of its stages ({listed} = {covered})"
             name = (fractional or list(stages))[-1]
             problems.append(Problem("run.steps", total, f"{rule}; {_remedy(name, stages[name], covered)}"))
     for name in open_ended:

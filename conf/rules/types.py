@@ -17,7 +17,7 @@ def misfit(key: str, value: Any) -> str | None:
     """The rule that `value`, not resolved yet, breaks as the value of the existing `key`; None if it fits."""
     found = owner_of(key)
     if found is None or (isinstance(value, str) and "${" in value):
-        return None  # a name in a dictionary; or what an interpolation leads to, which is seen later
+        return None  # a name in a dictionary; or an interpolation, whose value is checked later
     owner, name = found
     node = OmegaConf.structured(owner)
     try:

@@ -58,7 +58,7 @@ _documents: ContextVar[list["Document"] | None] = ContextVar("documents", defaul
 
 @contextmanager
 def recorded() -> Iterator[None]:
-    """Remember what is read in this context, for `documents`."""
+    """Remember the files that are read in this context, for `documents`."""
     token = _documents.set([])
     try:
         yield

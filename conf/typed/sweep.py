@@ -66,7 +66,7 @@ def sweep_of(overrides: list[str]) -> Sweep:
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
-    """Raises ConfigError: what cannot be read, each with its text."""
+    """Raises ConfigError: the overrides that cannot be parsed, each with its text."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed, problems = [], []
     for text in overrides:

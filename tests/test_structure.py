@@ -31,9 +31,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What does not hold yet; these sets only ever shrink.
-UPWARDS_STILL = {  # imports from a higher floor
-    "kernels -> attention",
-}
+UPWARDS_STILL: set[str] = set()  # imports from a higher floor
 SIDEWAYS_STILL: set[str] = set()  # imports that close a circle on one floor
 
 TRAIN_LINES = 280

@@ -1,8 +1,13 @@
-"""The plain version of `kernel.py`: the whole pyramid is written out; autograd gives both backward passes."""
+"""Gather and scatter-back in plain PyTorch, the reference of `kernel.py`.
 
+The whole pyramid is written out, and autograd gives both backward passes.
+B batch, N sequence length, H query heads, G key/value heads, R = H / G query heads a group, D head dim,
+E pyramid entries, S selected rows.
+"""
+
+import torch
 from torch import Tensor
 
-from lhtrain.attention.lighthouse import gather_pooled, scatter_back
 from lhtrain.kernels.pyramid import Pyramid
 
 
@@ -11,6 +16,29 @@ def gather(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, pyramid: Pyramid) -
     return tuple(gather_pooled(x, indices, pyramid) for x in (q, k, v))
 
 
-def scatter(rows: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
-    """rows (B, S, H, D), indices (B, G, S) -> (B, N, H, D)."""
-    return scatter_back(rows, indices, pyramid)
+def gather_pooled(x: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
+    """The rows `indices` (B, G, S) of x's pyramid of window means: (B, N, H, D) -> (B, S, H, D)."""
+    levels = [x]
+    for level in range(1, pyramid.levels):
+        levels.append(levels[-1].unflatten(1, (pyramid.size(level), pyramid.pooling)).mean(2))
+    entries = torch.cat(levels, 1).unflatten(2, (indices.shape[1], -1))  # (B, E, G, R, D)
+    where = indices.transpose(1, 2)[..., None, None].expand(-1, -1, -1, *entries.shape[3:])
+    return entries.gather(1, where).flatten(2, 3)
+
+
+def scatter_back(rows: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
+    """Add each row to the p^l positions from the last one its window covers: (B, S, H, D) -> (B, N, H, D).
+
+    The output of entry (l, i) goes to positions i p^l + p^l - 1 ... i p^l + 2 p^l - 2, clipped to N.
+    """
+    rows = rows.unflatten(2, (indices.shape[1], -1))  # (B, S, G, R, D)
+    where = indices.transpose(1, 2)[..., None, None].expand_as(rows)
+    shape = (rows.shape[0], pyramid.n_entries, *rows.shape[2:])
+    entries = rows.new_zeros(shape).scatter(1, where, rows)
+    out = entries[:, : pyramid.seq_len]
+    for level in range(1, pyramid.levels):
+        window, first = pyramid.pooling**level, pyramid.offset(level)
+        spread = entries[:, first : first + pyramid.size(level)].repeat_interleave(window, 1)
+        shifted = torch.nn.functional.pad(spread, (0, 0) * 3 + (window - 1, 0))
+        out = out + shifted[:, : pyramid.seq_len]
+    return out.flatten(2, 3)

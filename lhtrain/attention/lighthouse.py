@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
-from lhtrain.attention.names import BACKENDS, SCORERS
-from lhtrain.attention.selection import select_covered
 from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.scores.naive import norm_scores
+from lhtrain.kernels.selection.naive import select_covered
+from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
+from lhtrain.registry import BACKENDS, SCORERS
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -107,45 +109,9 @@ def _runs_kernels(q: Tensor, pooling: int, backend: str) -> bool:
     return backend == "auto" and HAS_TRITON and q.is_cuda and fits
 
 
-def norm_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Float32 l2 norms of q (B, N, H, D) and k (B, N, Hkv, D) as qk, kq (B, Hkv, N)."""
-    with torch.no_grad():
-        qk = q.float().norm(dim=-1).unflatten(-1, (k.shape[2], -1)).amax(-1)
-        kq = k.float().norm(dim=-1)
-        return qk.transpose(1, 2), kq.transpose(1, 2)
-
-
-def gather_pooled(x: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
-    """The rows `indices` (B, G, S) of x's pyramid of window means: (B, N, H, D) -> (B, S, H, D)."""
-    levels = [x]
-    for level in range(1, pyramid.levels):
-        levels.append(levels[-1].unflatten(1, (pyramid.size(level), pyramid.pooling)).mean(2))
-    entries = torch.cat(levels, 1).unflatten(2, (indices.shape[1], -1))  # (B, E, G, R, D)
-    where = indices.transpose(1, 2)[..., None, None].expand(-1, -1, -1, *entries.shape[3:])
-    return entries.gather(1, where).flatten(2, 3)
-
-
-def scatter_back(rows: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
-    """Add each row to the p^l positions from the last one its window covers: (B, S, H, D) -> (B, N, H, D).
-
-    The output of entry (l, i) goes to positions i p^l + p^l - 1 ... i p^l + 2 p^l - 2, clipped to N.
-    """
-    rows = rows.unflatten(2, (indices.shape[1], -1))  # (B, S, G, R, D)
-    where = indices.transpose(1, 2)[..., None, None].expand_as(rows)
-    shape = (rows.shape[0], pyramid.n_entries, *rows.shape[2:])
-    entries = rows.new_zeros(shape).scatter(1, where, rows)
-    out = entries[:, : pyramid.seq_len]
-    for level in range(1, pyramid.levels):
-        window, first = pyramid.pooling**level, pyramid.offset(level)
-        spread = entries[:, first : first + pyramid.size(level)].repeat_interleave(window, 1)
-        shifted = torch.nn.functional.pad(spread, (0, 0) * 3 + (window - 1, 0))
-        out = out + shifted[:, : pyramid.seq_len]
-    return out.flatten(2, 3)
-
-
 def _check_names(scorer: str, backend: str) -> None:
     if scorer not in SCORERS:
-        raise ValueError(f"scorer={scorer}: must be one of {', '.join(SCORERS)}")
+        raise ValueError(f"scorer={scorer}: must be one of {', '.join(SCORERS.names())}")
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend}: must be one of {', '.join(BACKENDS)}")
 

@@ -20,11 +20,11 @@ import triton
 
 from lhtrain.attention import Pyramid, dense_attention, lighthouse_attention
 from lhtrain.attention.dense import FA4_FROM, INSTALLED
-from lhtrain.attention.lighthouse import gather_pooled, scatter_back
 from lhtrain.kernels.scores.kernel import score
 from lhtrain.kernels.selection import naive
 from lhtrain.kernels.selection.kernel import select_places
 from lhtrain.kernels.windows import kernel as windows
+from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 
 HEADS, DIM = 8, 128
 SIZES = "8192,16384,32768,65536,98304,131072,262144,524288,1048576"

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhtrain.attention import Pyramid, dense_attention, lighthouse_attention, select
-from lhtrain.attention.lighthouse import gather_pooled, norm_scores, scatter_back
+from lhtrain.kernels.scores.naive import norm_scores
+from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from tests.attention import golden
 
 SETTINGS = settings(max_examples=12, deadline=None, derandomize=True)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lhtrain.attention import Pyramid
-from lhtrain.attention.selection import max_pooled
+from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.selection.naive import select_places
 
 ON_GPU = torch.cuda.is_available()

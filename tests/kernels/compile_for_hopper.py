@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lhtrain.attention import Pyramid
+from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.kernel import LAUNCH, score_kernel
 from lhtrain.kernels.selection.kernel import LAUNCH as SELECT_LAUNCH
 from lhtrain.kernels.selection.kernel import select_kernel

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lhtrain.attention import Pyramid
-from lhtrain.attention.selection import max_pooled
+from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores import naive as naive_scores
 from lhtrain.kernels.scores.kernel import score
+from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.selection import naive as naive_selection
 from lhtrain.kernels.selection.kernel import select_places
 from lhtrain.kernels.windows import kernel as windows
@@ -112,7 +112,7 @@ def test_walks_between_tokens_and_rows(pyramid, device, poison, dtype, batch):
             assert got.dtype == dtype and cases.error(got, want) < bound
 
         leaf = rows[0].float().requires_grad_()
-        want = naive_windows.scatter(leaf, indices, pyramid)
+        want = naive_windows.scatter_back(leaf, indices, pyramid)
         got = windows.scatter(rows[0], places, pyramid)
         assert got.dtype == dtype and cases.error(got, want) < bound
         grad = torch.randn_like(got)

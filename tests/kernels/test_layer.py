@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from lhtrain.attention import Pyramid, lighthouse_attention
+from lhtrain.attention import Pyramid, dense_attention, lighthouse_attention
 from lhtrain.kernels import ops
+from lhtrain.kernels.scores.kernel import score
+from lhtrain.kernels.selection.naive import select_places
+from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from tests.attention import golden
 from tests.kernels import cases
 
@@ -66,9 +69,6 @@ def test_agrees_with_the_float32_reference(sizes, batch, heads, kv_heads, dim, d
 
 
 def compare_for_one_selection(tensors, pyramid):
-    from lhtrain.attention import dense_attention
-    from lhtrain.attention.lighthouse import gather_pooled, scatter_back
-
     q, k, v = tensors
     indices = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))[3].long()
     grad = torch.randn_like(q)
@@ -181,10 +181,6 @@ def test_forward_and_backward_capture_into_a_cuda_graph(device):
 @pytest.mark.parametrize("sizes", [(2**20, 4, 4, 4096), (2**20, 3, 4, 16384)], ids=["L4", "S196608"])
 def test_runs_at_a_million_tokens(sizes, device, poison):
     """Selection equal to the reference's for the kernels' own scores; pooled rows of q checked in full."""
-    from lhtrain.attention.lighthouse import gather_pooled
-    from lhtrain.kernels.scores.kernel import score
-    from lhtrain.kernels.selection.naive import select_places
-
     pyramid = Pyramid(*sizes).check()
     q, k, v = cases.draw_qkv(pyramid, device, heads=2, kv_heads=2, dim=64, dtype=torch.bfloat16)
     rows_q, _, _, indices, places = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))

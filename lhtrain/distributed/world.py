@@ -63,7 +63,7 @@ class World:
         mine = {"number of ranks": ranks.size, "device": device.type, **(mine or {})}
         if device.type == "cuda":
             found = torch.cuda.device_count()
-            if ranks.local_rank >= found:  # the others, which wait for this rank, are to know
+            if ranks.local_rank >= found:  # not raised here: the others wait for this rank
                 rule = f"this machine has {found} GPUs, and every rank needs one of its own"
                 mine = {PROBLEM: f"LOCAL_RANK={ranks.local_rank}: {rule}"}
             device = torch.device("cuda", ranks.local_rank)
@@ -77,19 +77,7 @@ class World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            _record_flights()
-            # SLURM's names -> those that PyTorch reads, and that a sweep's next run finds here: all of them,
-            # since a rank without LOCAL_RANK would be its machine's first.
-            names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": ranks.local_rank}
-            os.environ |= {name: str(number) for name, number in names.items()}
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                store=dist.PrefixStore("groups", meeting.store),
-                rank=ranks.rank,
-                world_size=ranks.size,
-                timeout=timedelta(seconds=limit or timeout),
-                device_id=device if device.type == "cuda" else None,
-            )
+            _start_collectives(ranks, device, meeting, limit or timeout)
         return cls(ranks, device, timeout, meeting, limit)
 
     @property
@@ -196,6 +184,22 @@ def _check_places(meeting: Meeting, ranks: Ranks, device: torch.device) -> None:
             names = " and ".join(map(str, found))
             rule = "every rank needs a GPU of its own; LOCAL_RANK counts the ranks of a machine from 0"
             raise Disagreement(f"ranks {names} would share {place}: {rule}")
+
+
+def _start_collectives(ranks: Ranks, device: torch.device, meeting: Meeting, limit: float) -> None:
+    _record_flights()
+    # SLURM's names -> those that PyTorch reads, and that a sweep's next run finds here: all of them, since a
+    # rank without LOCAL_RANK would be its machine's first.
+    names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": ranks.local_rank}
+    os.environ |= {name: str(number) for name, number in names.items()}
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("groups", meeting.store),
+        rank=ranks.rank,
+        world_size=ranks.size,
+        timeout=timedelta(seconds=limit),
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def _record_flights() -> None:

@@ -32,13 +32,7 @@ def record_start(
     Raises OSError: a full disk, a planted link.
     """
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    lines, kept = [], None
-    if start.how == "restarted" and holds_run(run_dir.path):
-        lines.append(f"what was there is kept in {_keep_aside(run_dir)}")
-    elif start.path is None and read(run_dir.metrics):
-        old = numbered(run_dir.metrics)
-        run_dir.metrics.rename(old)
-        lines.append(f"rows of an attempt that was killed before its first checkpoint are kept as {old.name}")
+    lines, kept = _keep_earlier_run(start, run_dir), None
     now, before = as_container(config), _earlier_config(run_dir)
     others = all_differing(before, now) if before is not None else []
     if others:
@@ -64,6 +58,17 @@ def record_start(
         reported = {change.key: change for change in [*others, *start.new]}
         lines += [f"changed {change}" for change in reported.values()]
     return lines
+
+
+def _keep_earlier_run(start: Start, run_dir: RunDir) -> list[str]:
+    """Rename the files of a run that `start` does not continue; returns a line about it."""
+    if start.how == "restarted" and holds_run(run_dir.path):
+        return [f"the files of the earlier run are kept in {_keep_aside(run_dir)}"]
+    if start.path is None and read(run_dir.metrics):
+        old = numbered(run_dir.metrics)
+        run_dir.metrics.rename(old)
+        return [f"rows of an attempt that was killed before its first checkpoint are kept as {old.name}"]
+    return []
 
 
 def retire_summary(run_dir: RunDir) -> None:

@@ -6,11 +6,14 @@ import time
 import pytest
 import torch
 
-from lhtrain import train
+from lhtrain import checkpoint, train
 from lhtrain.compute.fill import compose_config
+from lhtrain.conf.schema import Resume
 from lhtrain.distributed.world import Ranks, World
+from lhtrain.errors import RunError
 from lhtrain.health import nonfinite
 from lhtrain.health.hang import Watchdog
+from tests.checkpoint.made import rewrite
 
 SETTINGS = [
     *("model.seq_len=512", "model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.ffn_dim=32"),
@@ -104,3 +107,12 @@ def test_a_switch_is_no_spike(trainer, monkeypatch):
     assert "spike" not in {row["kind"] for row in rows}
     (switch,) = (row for row in rows if row["kind"] == "switch")
     assert switch["loss_before"] == 3.0 and switch["loss_before_stderr"] == 0.0
+
+
+def test_what_another_version_kept_of_the_guard_is_refused_with_the_checkpoints_name(trainer):
+    trainer.run()
+    (path,) = checkpoint.complete(trainer.dir.checkpoints)[-1:]
+    rewrite(path, lambda tree: tree.update(guard={"losses": []}), "state.json")
+    trainer.config.resume = Resume.auto
+    with pytest.raises(RunError, match=f"{path.name}: state.json must be as lhtrain writes it .*in_a_row"):
+        train.Trainer(trainer.config, trainer.dir.path, trainer.world, trainer.watchdog)

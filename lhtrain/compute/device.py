@@ -60,7 +60,8 @@ def set_deterministic(on: bool) -> None:
     """
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch asks for it
-    torch.use_deterministic_algorithms(on)
+    if on or torch.are_deterministic_algorithms_enabled():  # the call imports torch._dynamo
+        torch.use_deterministic_algorithms(on)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # none is read
     if on or "torch._inductor.config" in sys.modules:
         from torch._inductor import config  # takes a second, for what most runs do without

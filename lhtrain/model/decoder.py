@@ -117,7 +117,10 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config, self.dtype = config, dtype
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        # Empty until init_weights: nn.Embedding would draw weights, which on a meta device imports dynamo.
+        self.embedding = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.dim), freeze=False
+        )
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.n_layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.head = Linear(config.dim, config.vocab_size)

@@ -1,19 +1,79 @@
-"""Which parameters decay."""
+"""Which parameters decay, and that the update is PyTorch's."""
+
+import torch
 
 from lhtrain.conf.schema import ModelConfig, OptimConfig
 from lhtrain.model.decoder import GPT
 from lhtrain.model.optimizer import AdamW
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 32}
+CONFIG = OptimConfig(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7)
+
+
+def model_of(seed=0):
+    model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, tie_embeddings=True, **SIZES)).to(DEVICE)
+    model.init_weights(seed)
+    return model
+
 
 def test_matrices_decay_and_vectors_do_not():
-    sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 32}
-    model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, tie_embeddings=True, **sizes))
-    optimizer = AdamW(model, OptimConfig(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7)).adamw
+    model = model_of()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    by_decay = {
-        group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups
-    }
+    by_decay = {g.weight_decay: {names[id(p)] for p in g.parameters} for g in AdamW(model, CONFIG).groups}
     assert by_decay.keys() == {0.3, 0.0}
     assert all(name.endswith("norm.weight") for name in by_decay[0.0]) and len(by_decay[0.0]) == 5
     assert "embedding.weight" in by_decay[0.3] and len(by_decay[0.3]) == 1 + 2 * 7
-    assert optimizer.defaults["betas"] == (0.8, 0.9) and optimizer.defaults["eps"] == 1e-7
+
+
+def test_the_update_is_that_of_torch_bit_for_bit():
+    """With learning rates that change, a step that is skipped, and state that is there before the first."""
+    ours, theirs = model_of(), model_of()
+    optimizer = AdamW(ours, CONFIG)
+    for parameter in ours.parameters():
+        optimizer.state_of(parameter)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim >= 2], "weight_decay": 0.3},
+        {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, betas=(0.8, 0.9), eps=1e-7, fused=True)
+    draw = torch.Generator().manual_seed(1)
+    for number, lr in enumerate((1e-3, 3e-3, 2e-3, 1e-3)):
+        tokens = torch.randint(0, 32, (2, 9), generator=draw).to(DEVICE)
+        for model in (ours, theirs):
+            model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        skip = torch.tensor(float(number == 2), device=DEVICE)
+        for group in reference.param_groups:
+            group["lr"] = lr
+        reference.found_inf = skip
+        reference.step()
+        optimizer.step(lr, skip)
+        reference.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
+        for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert mine.grad is None
+            assert torch.equal(mine, other), (number, name)
+            for key, value in reference.state[other].items():
+                assert torch.equal(optimizer.state_of(mine)[key], value), (number, name, key)
+
+
+def test_the_learning_rate_of_a_group_is_scaled():
+    model = model_of()
+    optimizer = AdamW(model, OptimConfig(weight_decay=0.0))
+    frozen, trained = optimizer.groups[1], optimizer.groups[0]
+    object.__setattr__(frozen, "lr_scale", 0.0)
+    before = [p.clone() for p in frozen.parameters], [p.clone() for p in trained.parameters]
+    tokens = torch.arange(16, device=DEVICE).view(2, 8)
+    model.loss(tokens, tokens.roll(1, 1)).backward()
+    optimizer.step(1e-2, torch.zeros((), device=DEVICE))
+    assert all(torch.equal(p, old) for p, old in zip(frozen.parameters, before[0], strict=True))
+    assert not any(torch.equal(p, old) for p, old in zip(trained.parameters, before[1], strict=True))
+
+
+def test_a_skipped_step_changes_nothing():
+    model = model_of()
+    optimizer, before = AdamW(model, CONFIG), [p.clone() for p in model.parameters()]
+    tokens = torch.arange(16, device=DEVICE).view(2, 8)
+    model.loss(tokens, tokens).backward()
+    optimizer.step(1e-2, torch.ones((), device=DEVICE))
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from lhtrain import checkpoint
-from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.attention.dense import FULL_ATTENTION
+from lhtrain.attention.where import Attend
 from lhtrain.compute.apply import apply
 from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
@@ -14,9 +15,10 @@ from lhtrain.data import Corpus, SequenceOrder, open_corpus
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World
 from lhtrain.loader import Loader
-from lhtrain.model.decoder import FULL_ATTENTION, GPT, Attend
+from lhtrain.model.decoder import GPT
 from lhtrain.model.optimizer import Optimizer, build_optimizer
 from lhtrain.progress import Progress
+from lhtrain.registry import ATTENTIONS
 from lhtrain.report.events import Events
 from lhtrain.report.reporter import Reporter
 from lhtrain.runs.changes import as_container
@@ -82,7 +84,8 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
     optimizer = build_optimizer(model, config.optim)
     stages = stages_of(config)
     backend = config.lighthouse.backend
-    attention = {name: mesh.attention(attention_of(stage, backend)) for name, stage in stages.items()}
+    kinds = {name: ATTENTIONS[stage.attention].of(stage, backend) for name, stage in stages.items()}
+    attention = {name: mesh.attention(attend) for name, attend in kinds.items()}
     return Engine(stages, dtype, mesh, model, optimizer, attention, mesh.attention(FULL_ATTENTION))
 
 
@@ -118,19 +121,4 @@ def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data
         describe(world.device) | about,
         settings=as_container(config),
         has_checkpoint=lambda: checkpoint.complete(run_dir.checkpoints),
-    )
-
-
-def attention_of(stage: Stage, backend: str) -> DenseAttention | LighthouseAttention:
-    """What the layers of a stage attend with on one rank; backend: `lighthouse.backend`."""
-    if stage.pyramid is None:
-        return FULL_ATTENTION
-    pyramid = stage.pyramid
-    return LighthouseAttention(
-        levels=pyramid.levels,
-        pooling=pyramid.pooling,
-        budget=pyramid.budget,
-        scorer=stage.scorer,
-        cover_prefix=stage.cover_prefix,
-        backend=backend,
     )

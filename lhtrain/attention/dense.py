@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lhtrain.attention.where import Where
+from lhtrain.stage import Stage
+
 # What sdpa_kernel tries, in this order. "auto" may fall back, a name that was asked for may not.
 SDPA = {
     "math": [SDPBackend.MATH],
@@ -193,5 +196,13 @@ class DenseAttention:
     def __post_init__(self) -> None:
         check_dense_backend(self.backend)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    @classmethod
+    def of(cls, stage: Stage, backend: str) -> "DenseAttention":
+        """What the layers of a stage attend with; `backend` is that of other parts of Lighthouse layers."""
+        return FULL_ATTENTION
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         return dense_attention(q, k, v, self.backend)
+
+
+FULL_ATTENTION = DenseAttention()  # one object for all stages: a compiler takes another for other code

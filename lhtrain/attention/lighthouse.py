@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
+from lhtrain.attention.where import Where
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import norm_scores
 from lhtrain.kernels.selection.naive import select_covered
 from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from lhtrain.registry import BACKENDS, SCORERS
+from lhtrain.stage import Stage
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -132,7 +134,21 @@ class LighthouseAttention:
         _check_names(self.scorer, self.backend)
         check_dense_backend(self.dense)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    @classmethod
+    def of(cls, stage: Stage, backend: str) -> "LighthouseAttention":
+        """What the layers of a Lighthouse stage attend with; backend: `lighthouse.backend`."""
+        pyramid = stage.pyramid
+        assert pyramid is not None
+        return cls(
+            pyramid.levels,
+            pyramid.pooling,
+            pyramid.budget,
+            scorer=stage.scorer,
+            cover_prefix=stage.cover_prefix,
+            backend=backend,
+        )
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         return lighthouse_attention(
             q,
             k,

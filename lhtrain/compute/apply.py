@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from lhtrain.attention.where import Where
 from lhtrain.compute.offload import Offloaded
 from lhtrain.conf.schema import Compile, ComputeConfig, Recompute
 from lhtrain.data.errors import DataError
 from lhtrain.data.store.cache import cache_root
-from lhtrain.model.decoder import GPT, Block, Rotation, RunBlock, run_plainly
+from lhtrain.model.decoder import GPT, Block, RunBlock, run_plainly
 from lhtrain.model.loss import chunk_grad, chunk_loss
 
 # selective: results worth their memory; all else of a block is cheap to compute again. So is the output of
@@ -69,18 +70,18 @@ def _without(compute: ComputeConfig) -> ComputeConfig:
     return ComputeConfig(precision=compute.precision, compile=compute.compile, recompute=Recompute.none)
 
 
-def _every(n: int, run: RunBlock, plain: RunBlock, block: Block, x: Tensor, by: Rotation) -> Tensor:
-    return run(block, x, by) if block.number % n == 0 else plain(block, x, by)
+def _every(n: int, run: RunBlock, plain: RunBlock, block: Block, x: Tensor, where: Where) -> Tensor:
+    return run(block, x, where) if block.number % n == 0 else plain(block, x, where)
 
 
-def _full(run: RunBlock, block: Block, x: Tensor, by: Rotation) -> Tensor:
-    return checkpoint(run, block, x, by, use_reentrant=False, preserve_rng_state=False)
+def _full(run: RunBlock, block: Block, x: Tensor, where: Where) -> Tensor:
+    return checkpoint(run, block, x, where, use_reentrant=False, preserve_rng_state=False)
 
 
-def _selective(block: Block, x: Tensor, by: Rotation) -> Tensor:
+def _selective(block: Block, x: Tensor, where: Where) -> Tensor:
     contexts = partial(create_selective_checkpoint_contexts, _policy)
     return checkpoint(
-        run_plainly, block, x, by, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        run_plainly, block, x, where, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
     )
 
 

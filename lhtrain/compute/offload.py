@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from lhtrain.model.decoder import Block, Rotation, RunBlock
+from lhtrain.attention.where import Where
+from lhtrain.model.decoder import Block, RunBlock
 
 
 class Offloaded:
@@ -25,10 +26,10 @@ class Offloaded:
         self.waiting: list[Tensor] = []  # in host memory, in the order of the forward pass
         self.fetched: dict[int, tuple[Tensor, Any]] = {}  # depth -> device tensor, event of its copy
 
-    def __call__(self, block: Block, x: Tensor, by: Rotation) -> Tensor:
+    def __call__(self, block: Block, x: Tensor, where: Where) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return self.run(block, x, by)
-        return _OffloadedBlock.apply(x, self, block, by)
+            return self.run(block, x, where)
+        return _OffloadedBlock.apply(x, self, block, where)
 
     def put(self, x: Tensor) -> int:
         """Start the copy of x to the host; returns its depth."""
@@ -74,17 +75,17 @@ class Offloaded:
 
 class _OffloadedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, offloaded: Offloaded, block: Block, by: Rotation) -> Tensor:
-        ctx.offloaded, ctx.block, ctx.by, ctx.device = offloaded, block, by, x.device
+    def forward(ctx: Any, x: Tensor, offloaded: Offloaded, block: Block, where: Where) -> Tensor:
+        ctx.offloaded, ctx.block, ctx.where, ctx.device = offloaded, block, where, x.device
         ctx.depth = offloaded.put(x)
         with torch.no_grad():
-            return offloaded.run(block, x, by)
+            return offloaded.run(block, x, where)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         x = ctx.offloaded.take(ctx.depth, ctx.device).requires_grad_()
         with torch.enable_grad():
             # The edge alone: the block's output is not held through its backward.
-            edge = get_gradient_edge(ctx.offloaded.run(ctx.block, x, ctx.by))
+            edge = get_gradient_edge(ctx.offloaded.run(ctx.block, x, ctx.where))
         torch.autograd.backward(edge, grads[0])  # adds to the parameters' gradients
         return x.grad, None, None, None

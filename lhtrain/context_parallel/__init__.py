@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lhtrain.attention.dense import DenseAttention
 from lhtrain.attention.lighthouse import LighthouseAttention
+from lhtrain.attention.where import Where
 from lhtrain.context_parallel.layout import positions
 from lhtrain.context_parallel.lighthouse import ContextLighthouse
 from lhtrain.context_parallel.ring import ring_attention
@@ -27,7 +28,7 @@ class ContextDense:
     size: int
     backend: str = "auto"
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         if self.method == "ring":
             return ring_attention(q, k, v, self.group)
         return ulysses_attention(q, k, v, self.group, self.size, self.backend)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lhtrain.attention.lighthouse import Kept, LighthouseAttention, gather, scatter
+from lhtrain.attention.where import Where
 from lhtrain.context_parallel.collectives import all_gather
 from lhtrain.kernels.pyramid import Pyramid
 
@@ -35,7 +36,7 @@ class ContextLighthouse:
     size: int
     exact: bool
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         layer, batch = self.layer, q.shape[0]
         pyramid = chunk_pyramid(
             Pyramid(q.shape[1] * self.size, layer.levels, layer.pooling, layer.budget), self.size

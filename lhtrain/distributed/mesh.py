@@ -16,12 +16,14 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.attention.where import Attend
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import ModelConfig, ParallelConfig, Selection
 from lhtrain.context_parallel import over_ranks, pick_method, positions
 from lhtrain.data.order.rank_slice import data_rank_rows
 from lhtrain.distributed.world import World
-from lhtrain.model.decoder import GPT, Attend
+from lhtrain.errors import RunError
+from lhtrain.model.decoder import GPT
 
 DIMENSIONS = ("dp_replicate", "dp_shard", "cp")
 
@@ -72,10 +74,16 @@ class Mesh:
         if self.ranks is not None and cp > 1:
             self.cp_group = self.ranks["cp"].get_group().group_name
 
-    def attention(self, attend: DenseAttention | LighthouseAttention) -> Attend:
-        """What this rank attends with in place of `attend`."""
+    def attention(self, attend: Attend) -> Attend:
+        """What this rank attends with in place of `attend`.
+
+        Raises RunError: an attention kind that knows nothing of context parallelism.
+        """
         if self.slice.cp_size == 1:
             return attend
+        if not isinstance(attend, DenseAttention | LighthouseAttention):
+            rule = f"{type(attend).__name__} attends over whole sequences only; set parallel.cp=1"
+            raise RunError(f"parallel.cp={self.slice.cp_size}: {rule}")
         return over_ranks(
             attend, self.method, self.exact, self.cp_group, self.slice.cp_rank, self.slice.cp_size
         )

@@ -11,13 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lhtrain.attention import DenseAttention
+from lhtrain.attention.dense import FULL_ATTENTION
+from lhtrain.attention.where import Attend, Rotation, Where
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.model.loss import ChunkGrad, ChunkLoss, chunk_grad, chunk_loss, linear_cross_entropy
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, T, H, D), k, v (B, T, Hkv, D) -> (B, T, H, D)
-Rotation = tuple[Tensor, Tensor]  # cos, sin, each (T, D), float32
-FULL_ATTENTION = DenseAttention()
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
@@ -62,11 +59,15 @@ class SelfAttention(nn.Module):
         self.wk = Linear(config.dim, config.n_kv_heads * self.head_dim)
         self.wv = Linear(config.dim, config.n_kv_heads * self.head_dim)
         self.wo = Linear(config.n_heads * self.head_dim, config.dim)
-        self.attend: Attend = DenseAttention()
+        self.attend: Attend = FULL_ATTENTION
+        self.scorer: nn.Module | None = None  # of a Lighthouse layer, where the scorer has parameters
 
-    def forward(self, x: Tensor, by: Rotation) -> Tensor:
+    def forward(self, x: Tensor, where: Where) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
-        return self.wo(self.attend(rotate(q, by), rotate(k, by), v).flatten(2))
+        q, k = rotate(q, where.rotation), rotate(k, where.rotation)
+        if self.scorer is not None:
+            where = where._replace(scorer=self.scorer)
+        return self.wo(self.attend(q, k, v, where).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -91,19 +92,19 @@ class Block(nn.Module):
 
         self.run: RunBlock = run_plainly
 
-    def forward(self, x: Tensor, by: Rotation) -> Tensor:
-        return self.run(self, x, by)
+    def forward(self, x: Tensor, where: Where) -> Tensor:
+        return self.run(self, x, where)
 
-    def compute(self, x: Tensor, by: Rotation) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), by)
+    def compute(self, x: Tensor, where: Where) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), where)
         return x + self.ffn(self.ffn_norm(x))
 
 
-def run_plainly(block: Block, x: Tensor, by: Rotation) -> Tensor:
-    return block.compute(x, by)
+def run_plainly(block: Block, x: Tensor, where: Where) -> Tensor:
+    return block.compute(x, where)
 
 
-RunBlock = Callable[[Block, Tensor, Rotation], Tensor]
+RunBlock = Callable[[Block, Tensor, Where], Tensor]
 
 
 class GPT(nn.Module):
@@ -141,9 +142,9 @@ class GPT(nn.Module):
         x = self.embedding(tokens).to(self.dtype)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        by = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        where = Where(rotation(positions, self.config.head_dim, self.config.rope_theta))
         for block in self.blocks:
-            x = block(x, by)
+            x = block(x, where)
         return self.norm(x)
 
     def forward(self, tokens: Tensor) -> Tensor:

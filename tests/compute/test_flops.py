@@ -5,12 +5,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lhtrain.build import attention_of
 from lhtrain.compute.device import peak_flops
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.model.decoder import GPT
+from lhtrain.registry import ATTENTIONS
 from lhtrain.stage import Stage
 
 SIZES = {"dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "ffn_dim": 64}
@@ -26,7 +26,7 @@ def stage(kind):
 def test_agrees_with_the_counter(kind):
     """Which sees attention by the book as batched products of whole matrices, twice the causal half."""
     model = GPT(MODEL)
-    model.attend_with(attention_of(stage(kind), "auto"))
+    model.attend_with(ATTENTIONS[kind].of(stage(kind), "auto"))
     tokens = torch.randint(0, 96, (2, 512))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.loss(tokens, tokens).backward()

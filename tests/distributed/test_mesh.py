@@ -20,9 +20,10 @@ def dtypes_in_blocks():
     """On a rank: of what each block is called with, and of its weights, in a bfloat16 step."""
     world, seen = World.start(torch.device(DEVICE)), []
 
-    def noting(block, x, by):
-        seen.append((x.dtype, by[0].dtype, by[1].dtype, block.ffn.up.weight.dtype))
-        return run_plainly(block, x, by)
+    def noting(block, x, where):
+        cos, sin = where.rotation
+        seen.append((x.dtype, cos.dtype, sin.dtype, block.ffn.up.weight.dtype))
+        return run_plainly(block, x, where)
 
     with torch.device("meta"):
         model = GPT(CONFIG, torch.bfloat16)

@@ -1,7 +1,8 @@
 """The kernels as PyTorch operators: shapes for the compiler, gradients for autograd, no host synchronisation.
 
-B batch, N sequence length, H query heads, G key/value heads, D head dim, E pyramid entries, S kept rows.
-`gather_rows` and `scatter_rows` are the layer without its attention call.
+B batch, N sequence length, H query heads, G key/value heads, D head dim, E pyramid entries, S selected rows.
+With norm scores `gather_rows` and `scatter_rows` are the layer without its attention call. With any other
+scorer `select_rows` and `gather_selected` take the place of `gather_rows`.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.kernel import score
-from lhtrain.kernels.selection.kernel import select_places
+from lhtrain.kernels.selection import kernel as selection
 from lhtrain.kernels.shapes import check_tokens
 from lhtrain.kernels.windows import kernel as windows
 
@@ -21,12 +22,12 @@ def gather_rows(
     """Score, select, and gather with pooling.
 
     q (B, N, H, D), k, v (B, N, G, D) -> rows_q (B, S, H, D), rows_k, rows_v (B, S, G, D), and int32
-    indices (B, G, S) and places (B, G, E) as `selection.kernel.select_places` gives them.
+    indices (B, G, S) and row_of_entry (B, G, E) as `selection.kernel.select_rows` gives them.
     """
     check_tokens(q, k, v, pooling)
     pyramid = Pyramid(q.shape[1], levels, pooling, budget).check()
-    indices, places = select_places(*score(q, k, pyramid), pyramid, n_covered)
-    return *windows.gather(q, k, v, places, pyramid), indices, places
+    indices, row_of_entry = selection.select_rows(*score(q, k, pyramid), pyramid, n_covered)
+    return *windows.gather(q, k, v, row_of_entry, pyramid), indices, row_of_entry
 
 
 @gather_rows.register_fake
@@ -41,16 +42,16 @@ def _(q, k, v, levels, pooling, budget, n_covered):
 
 @torch.library.custom_op("lhtrain::gather_rows_backward", mutates_args=())
 def gather_rows_backward(
-    rows_q: Tensor, rows_k: Tensor, rows_v: Tensor, places: Tensor, seq_len: int, levels: int, pooling: int,
-    budget: int,
+    rows_q: Tensor, rows_k: Tensor, rows_v: Tensor, row_of_entry: Tensor, seq_len: int, levels: int,
+    pooling: int, budget: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of the rows -> of q, k, v. No gradient flows through scores or the selection."""
     pyramid = Pyramid(seq_len, levels, pooling, budget)
-    return windows.gather_backward(rows_q, rows_k, rows_v, places, pyramid)
+    return windows.gather_backward(rows_q, rows_k, rows_v, row_of_entry, pyramid)
 
 
 @gather_rows_backward.register_fake
-def _(rows_q, rows_k, rows_v, places, seq_len, levels, pooling, budget):
+def _(rows_q, rows_k, rows_v, row_of_entry, seq_len, levels, pooling, budget):
     return tuple(x.new_empty(x.shape[0], seq_len, *x.shape[2:]) for x in (rows_q, rows_k, rows_v))
 
 
@@ -60,45 +61,95 @@ def _gather_context(ctx, inputs, output):
     ctx.save_for_backward(output[4])
 
 
-def _gather_autograd(ctx, grad_q, grad_k, grad_v, _indices, _places):
-    (places,) = ctx.saved_tensors
-    grads = gather_rows_backward(grad_q, grad_k, grad_v, places, ctx.seq_len, *ctx.sizes)
+def _gather_autograd(ctx, grad_q, grad_k, grad_v, _indices, _row_of_entry):
+    (row_of_entry,) = ctx.saved_tensors
+    grads = gather_rows_backward(grad_q, grad_k, grad_v, row_of_entry, ctx.seq_len, *ctx.sizes)
     return *grads, None, None, None, None
 
 
 gather_rows.register_autograd(_gather_autograd, setup_context=_gather_context)
 
 
+@torch.library.custom_op("lhtrain::select_rows", mutates_args=())
+def select_rows(
+    qk: Tensor, kq: Tensor, seq_len: int, levels: int, pooling: int, budget: int, n_covered: int
+) -> tuple[Tensor, Tensor]:
+    """Select by any scores: arguments and results of `selection.kernel.select_rows`."""
+    return selection.select_rows(qk, kq, Pyramid(seq_len, levels, pooling, budget).check(), n_covered)
+
+
+@select_rows.register_fake
+def _(qk, kq, seq_len, levels, pooling, budget, n_covered):
+    pyramid = Pyramid(seq_len, levels, pooling, budget)
+    sizes = pyramid.n_selected, pyramid.n_entries
+    return tuple(kq.new_empty(*kq.shape[:2], size, dtype=torch.int32) for size in sizes)
+
+
+@torch.library.custom_op("lhtrain::gather_selected", mutates_args=())
+def gather_selected(
+    q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, levels: int, pooling: int, budget: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gather the selected entries with pooling.
+
+    q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32 -> rows_q (B, S, H, D), rows_k, rows_v
+    (B, S, G, D).
+    """
+    check_tokens(q, k, v, pooling)
+    return windows.gather(q, k, v, row_of_entry, Pyramid(q.shape[1], levels, pooling, budget).check())
+
+
+@gather_selected.register_fake
+def _(q, k, v, row_of_entry, levels, pooling, budget):
+    check_tokens(q, k, v, pooling)
+    n_rows = Pyramid(q.shape[1], levels, pooling, budget).n_selected
+    return tuple(x.new_empty(x.shape[0], n_rows, *x.shape[2:]) for x in (q, k, v))
+
+
+def _selected_context(ctx, inputs, output):
+    q, _, _, row_of_entry, *ctx.sizes = inputs
+    ctx.seq_len = q.shape[1]
+    ctx.save_for_backward(row_of_entry)
+
+
+def _selected_autograd(ctx, grad_q, grad_k, grad_v):
+    (row_of_entry,) = ctx.saved_tensors
+    grads = gather_rows_backward(grad_q, grad_k, grad_v, row_of_entry, ctx.seq_len, *ctx.sizes)
+    return *grads, None, None, None, None
+
+
+gather_selected.register_autograd(_selected_autograd, setup_context=_selected_context)
+
+
 @torch.library.custom_op("lhtrain::scatter_rows", mutates_args=())
 def scatter_rows(
-    rows: Tensor, places: Tensor, seq_len: int, levels: int, pooling: int, budget: int
+    rows: Tensor, row_of_entry: Tensor, seq_len: int, levels: int, pooling: int, budget: int
 ) -> Tensor:
     """Attention's rows (B, S, H, D) back to all positions, (B, N, H, D)."""
-    return windows.scatter(rows, places, Pyramid(seq_len, levels, pooling, budget).check())
+    return windows.scatter(rows, row_of_entry, Pyramid(seq_len, levels, pooling, budget).check())
 
 
 @scatter_rows.register_fake
-def _(rows, places, seq_len, levels, pooling, budget):
+def _(rows, row_of_entry, seq_len, levels, pooling, budget):
     return rows.new_empty(rows.shape[0], seq_len, *rows.shape[2:])
 
 
 @torch.library.custom_op("lhtrain::scatter_rows_backward", mutates_args=())
 def scatter_rows_backward(
-    grad: Tensor, places: Tensor, seq_len: int, levels: int, pooling: int, budget: int
+    grad: Tensor, row_of_entry: Tensor, seq_len: int, levels: int, pooling: int, budget: int
 ) -> Tensor:
     """Gradient of the positions (B, N, H, D) -> of the rows (B, S, H, D)."""
-    return windows.scatter_backward(grad, places, Pyramid(seq_len, levels, pooling, budget))
+    return windows.scatter_backward(grad, row_of_entry, Pyramid(seq_len, levels, pooling, budget))
 
 
 @scatter_rows_backward.register_fake
-def _(grad, places, seq_len, levels, pooling, budget):
+def _(grad, row_of_entry, seq_len, levels, pooling, budget):
     n_rows = Pyramid(seq_len, levels, pooling, budget).n_selected
     return grad.new_empty(grad.shape[0], n_rows, *grad.shape[2:])
 
 
 def _scatter_context(ctx, inputs, output):
-    _, places, *ctx.sizes = inputs
-    ctx.save_for_backward(places)
+    _, row_of_entry, *ctx.sizes = inputs
+    ctx.save_for_backward(row_of_entry)
 
 
 def _scatter_autograd(ctx, grad):

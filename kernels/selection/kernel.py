@@ -1,6 +1,6 @@
-"""The tile-wise cascade and every kept entry's place, one program a tile and key/value head; no sort.
+"""The tile-wise cascade and the row of every selected entry, one program a tile and key/value head; no sort.
 
-README.md derives the threshold search and the places.
+README.md derives the threshold search and the rows.
 """
 
 import torch
@@ -202,26 +202,26 @@ def select_kernel(
         size = size // P
 
 
-def select_places(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
-    """Kept entries in attention order, and every entry's place among them.
+def select_rows(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
+    """The selected entries in attention order, and the row of every entry among them.
 
     qk (B, H, E - N), kq (B, G, E - N) float32, G dividing H: scores of levels 1 and up, in the layout of
     `scores.kernel.score`; a group's qk is the maximum over its H / G heads.
     n_covered: batch elements, from the first on, in which entry 0 of every level is always expanded.
-    Returns indices (B, G, S) and places (B, G, E), int32; a place is -1 where the entry is not kept.
+    Returns indices (B, G, S) and row_of_entry (B, G, E), int32; -1 where the entry is not selected.
     """
     batch, n_groups, _ = kq.shape
     indices = torch.empty(batch, n_groups, pyramid.n_selected, device=kq.device, dtype=torch.int32)
-    places = torch.empty(batch, n_groups, pyramid.n_entries, device=kq.device, dtype=torch.int32)
+    row_of_entry = torch.empty(batch, n_groups, pyramid.n_entries, device=kq.device, dtype=torch.int32)
     tile_size = pyramid.size(pyramid.levels - 1) // pyramid.n_tiles
     most = max(tile_size, TILE * pyramid.pooling)
     n_programs = batch * n_groups * pyramid.n_tiles
     scratch_size = 2 * most + (pyramid.levels - 1) * (most + 2 * TILE)
     scratch = torch.empty(n_programs * scratch_size, device=kq.device, dtype=torch.int32)
     select_kernel[(n_programs,)](
-        qk, kq, indices, places, scratch, scratch_size,
+        qk.contiguous(), kq.contiguous(), indices, row_of_entry, scratch, scratch_size,
         pyramid.seq_len, pyramid.n_tiles, tile_size, pyramid.n_selected, pyramid.n_entries,
         n_covered * n_groups, HEADS=qk.shape[1] // n_groups, LEVELS=pyramid.levels, P=pyramid.pooling,
         BLOCK=min(1024, power_of_two(most)), **LAUNCH,
     )  # fmt: skip
-    return indices, places
+    return indices, row_of_entry

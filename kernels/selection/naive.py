@@ -5,8 +5,6 @@ E pyramid entries, S selected rows.
 Source: arXiv:2605.06554, selection. The rule for equal scores and `cover_prefix` are not in the paper.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from lhtrain.kernels.scores.naive import max_pooled
 def select(
     qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, cover_prefix: bool = False
 ) -> Tensor:
-    """Entries a Lighthouse layer keeps, in attention order.
+    """The entries that a Lighthouse layer keeps, in attention order.
 
     Args:
         qk, kq: (B, H, N) scores of level 0, compared in float32; coarser levels take the window's maximum.
@@ -34,25 +32,42 @@ def select(
         ValueError: the sizes do not fit together.
     """
     pyramid = Pyramid(qk.shape[-1], levels, pooling, budget).check()
-    return select_covered(qk, kq, pyramid, len(qk) if cover_prefix else 0)
-
-
-def select_covered(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> Tensor:
-    """`select`, with the prefix covered in the first `n_covered` batch elements alone."""
     with torch.no_grad():
-        qk_levels, kq_levels = (max_pooled(scores.float(), pyramid) for scores in (qk, kq))
-        return in_attention_order(kept_entries(qk_levels, kq_levels, pyramid, n_covered), pyramid)
+        qk, kq = (max_pooled(scores.float(), pyramid) for scores in (qk, kq))
+        return select_indices(qk, kq, pyramid, len(qk) if cover_prefix else 0)
 
 
-def kept_entries(qk: list[Tensor], kq: list[Tensor], pyramid: Pyramid, n_covered: int) -> list[Tensor]:
-    """Kept entries by level, finest first: (B, H, n_l) int64 indices in the level, ascending in a tile."""
-    batch, heads, coarsest = qk[-1].shape
-    entries = torch.arange(coarsest, device=qk[-1].device).expand(batch, heads, -1)
+def select_indices(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> Tensor:
+    """Scores of levels 1 and up, qk (B, H, E - N), kq (B, G, E - N) -> indices (B, G, S) int64, in order.
+
+    A group's qk is the maximum over its H / G query heads. Entry 0 of every level is expanded in the first
+    `n_covered` batch elements.
+    """
+    qk = qk.unflatten(1, (kq.shape[1], -1)).amax(2)
+    return in_attention_order(kept_entries(qk, kq, pyramid, n_covered), pyramid)
+
+
+def select_rows(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
+    """`select_indices`, and its inverse row_of_entry (B, G, E) int64, -1 where the entry has no row."""
+    indices = select_indices(qk, kq, pyramid, n_covered)
+    row_of_entry = torch.full((*indices.shape[:2], pyramid.n_entries), -1, device=indices.device)
+    order = torch.arange(pyramid.n_selected, device=indices.device).expand_as(indices)
+    return indices, row_of_entry.scatter(-1, indices, order)
+
+
+def kept_entries(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> list[Tensor]:
+    """Kept entries by level, finest first: (B, H, n_l) int64 indices in the level, ascending in a tile.
+
+    qk, kq: (B, H, E - N), as `scores.naive.max_pooled` lays them out.
+    """
+    entries = torch.arange(pyramid.size(pyramid.levels - 1), device=qk.device).expand(*qk.shape[:2], -1)
     candidates = entries.unflatten(-1, (pyramid.n_tiles, -1))  # (B, H, T, C)
     kept = [entries]
     children = torch.arange(pyramid.pooling, device=entries.device)
     for level in range(pyramid.levels - 1, 0, -1):
-        expanded = choose_expanded(qk[level], kq[level], candidates, n_covered)  # (B, H, T, 128)
+        first = pyramid.offset(level) - pyramid.seq_len
+        here = slice(first, first + pyramid.size(level))
+        expanded = choose_expanded(qk[..., here], kq[..., here], candidates, n_covered)  # (B, H, T, 128)
         candidates = (expanded.unsqueeze(-1) * pyramid.pooling + children).flatten(-2)  # (B, H, T, 128 p)
         kept.append(candidates.flatten(-2))
     return kept[::-1]
@@ -89,19 +104,3 @@ def in_attention_order(kept: list[Tensor], pyramid: Pyramid) -> Tensor:
         numbers.append(entries + pyramid.offset(level))
     order = torch.cat(keys, -1).argsort(-1)
     return torch.cat(numbers, -1).gather(-1, order)
-
-
-def select_places(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
-    """qk (B, H, E - N), kq (B, G, E - N) -> indices (B, G, S), places (B, G, E) int64, -1 where not kept."""
-    qk = qk.unflatten(1, (kq.shape[1], -1)).amax(2)  # a group's score: the maximum over its query heads
-    kept = kept_entries(by_level(qk, pyramid), by_level(kq, pyramid), pyramid, n_covered)
-    indices = in_attention_order(kept, pyramid)
-    places = torch.full((*indices.shape[:2], pyramid.n_entries), -1, device=indices.device)
-    order = torch.arange(pyramid.n_selected, device=indices.device).expand_as(indices)
-    return indices, places.scatter(-1, indices, order)
-
-
-def by_level(scores: Tensor, pyramid: Pyramid) -> list[Tensor]:
-    """The kernels' layout -> one tensor a level, with nothing for level 0, which is never compared."""
-    bounds = [pyramid.offset(level) - pyramid.seq_len for level in range(1, pyramid.levels + 1)]
-    return [scores[..., :0], *(scores[..., a:b] for a, b in pairwise(bounds))]

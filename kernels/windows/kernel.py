@@ -6,7 +6,8 @@ SHIFTED says which window: [i p^l, (i + 1) p^l) with scale p^-l for pooling, or 
 clipped to N, with scale 1 for scatter-back. Each output element is written by one program, once, so nothing
 is zeroed first and nothing is added atomically. Sums are float32.
 
-x (B, N, H, D) with free strides but the last; rows (B, S, H, D) contiguous; places (B, G, E) int32.
+x (B, N, H, D) with free strides but the last; rows (B, S, H, D) contiguous; row_of_entry (B, G, E) int32, -1
+for no row, which the kernels call p_places.
 """
 
 import triton
@@ -187,26 +188,26 @@ def tokens_from_rows_kernel(
     tl.store(p_out, b_x.to(p_q.dtype.element_ty), mask=m_t[:, None] & m_d)
 
 
-def _long_rows(x: Tensor, rows: Tensor, places: Tensor, pyramid: Pyramid, shifted: bool) -> None:
+def _long_rows(x: Tensor, rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid, shifted: bool) -> None:
     batch, seq_len, n_heads, dim = x.shape
     for level in range(unrolled_levels(pyramid), pyramid.levels):
         size = pyramid.size(level)
         long_rows_kernel[(batch * size * n_heads,)](
-            x, rows, places[..., pyramid.offset(level) :], size, seq_len, rows.shape[1], pyramid.n_entries,
-            pyramid.pooling**level, *x.stride()[:3],
-            H=n_heads, G=places.shape[1], SHIFTED=shifted, BLOCK_T=64, D=dim, BLOCK_D=power_of_two(dim),
+            x, rows, row_of_entry[..., pyramid.offset(level) :], size, seq_len, rows.shape[1],
+            pyramid.n_entries, pyramid.pooling**level, *x.stride()[:3],
+            H=n_heads, G=row_of_entry.shape[1], SHIFTED=shifted, BLOCK_T=64, D=dim, BLOCK_D=power_of_two(dim),
         )  # fmt: skip
 
 
 def _rows_from_tokens(
     tokens: tuple[Tensor, ...],
-    places: Tensor,
+    row_of_entry: Tensor,
     pyramid: Pyramid,
     shifted: bool,
 ) -> tuple[Tensor, ...]:
     tokens = tuple(rows_last(x) for x in tokens)
     batch, seq_len, n_heads, dim = tokens[0].shape
-    n_groups, n_rows = places.shape[1], pyramid.n_selected
+    n_groups, n_rows = row_of_entry.shape[1], pyramid.n_selected
     rows = tuple(x.new_empty(batch, n_rows, x.shape[2], dim) for x in tokens)
     three = tokens if len(tokens) == 3 else tokens * 3
     three_rows = rows if len(rows) == 3 else rows * 3
@@ -214,18 +215,18 @@ def _rows_from_tokens(
     n_blocks = -(-seq_len // constants["BLOCK_T"])
     n_slots = sum(x.shape[2] for x in tokens)
     rows_from_tokens_kernel[(batch * n_blocks * n_slots,)](
-        *three, *three_rows, places, seq_len, n_blocks, n_rows, pyramid.n_entries,
+        *three, *three_rows, row_of_entry, seq_len, n_blocks, n_rows, pyramid.n_entries,
         *(stride for x in three for stride in x.stride()[:3]),
         H=n_heads, G=n_groups, N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=unrolled_levels(pyramid),
         SHIFTED=shifted, **constants, **ROWS_LAUNCH,
     )  # fmt: skip
     for x, x_rows in zip(tokens, rows, strict=True):
-        _long_rows(x, x_rows, places, pyramid, shifted)
+        _long_rows(x, x_rows, row_of_entry, pyramid, shifted)
     return rows
 
 
 def _tokens_from_rows(
-    rows: tuple[Tensor, ...], places: Tensor, pyramid: Pyramid, shifted: bool
+    rows: tuple[Tensor, ...], row_of_entry: Tensor, pyramid: Pyramid, shifted: bool
 ) -> tuple[Tensor, ...]:
     rows = tuple(x.contiguous() for x in rows)
     batch, n_rows, n_heads, dim = rows[0].shape
@@ -235,8 +236,8 @@ def _tokens_from_rows(
     n_blocks = -(-pyramid.seq_len // TOKENS_LAUNCH["BLOCK_T"])
     n_slots = sum(x.shape[2] for x in rows)
     tokens_from_rows_kernel[(batch * n_blocks * n_slots,)](
-        *three, *three_rows, places, pyramid.seq_len, n_blocks, n_rows, pyramid.n_entries,
-        H=n_heads, G=places.shape[1], N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=pyramid.levels,
+        *three, *three_rows, row_of_entry, pyramid.seq_len, n_blocks, n_rows, pyramid.n_entries,
+        H=n_heads, G=row_of_entry.shape[1], N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=pyramid.levels,
         SHIFTED=shifted, D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
     )  # fmt: skip
     return tokens
@@ -246,27 +247,27 @@ def gather(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    places: Tensor,
+    row_of_entry: Tensor,
     pyramid: Pyramid,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Kept rows of the pyramids of window means: q (B, N, H, D), k, v (B, N, G, D) -> (B, S, H or G, D)."""
-    rows_q, rows_k, rows_v = _rows_from_tokens((q, k, v), places, pyramid, False)
+    rows_q, rows_k, rows_v = _rows_from_tokens((q, k, v), row_of_entry, pyramid, False)
     return rows_q, rows_k, rows_v
 
 
 def gather_backward(
-    rows_q: Tensor, rows_k: Tensor, rows_v: Tensor, places: Tensor, pyramid: Pyramid
+    rows_q: Tensor, rows_k: Tensor, rows_v: Tensor, row_of_entry: Tensor, pyramid: Pyramid
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients (B, S, H or G, D) of the rows -> of the tokens, (B, N, H or G, D)."""
-    grad_q, grad_k, grad_v = _tokens_from_rows((rows_q, rows_k, rows_v), places, pyramid, False)
+    grad_q, grad_k, grad_v = _tokens_from_rows((rows_q, rows_k, rows_v), row_of_entry, pyramid, False)
     return grad_q, grad_k, grad_v
 
 
-def scatter(rows: Tensor, places: Tensor, pyramid: Pyramid) -> Tensor:
+def scatter(rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid) -> Tensor:
     """Each row added to the p^l positions from the last of its window: (B, S, H, D) -> (B, N, H, D)."""
-    return _tokens_from_rows((rows,), places, pyramid, True)[0]
+    return _tokens_from_rows((rows,), row_of_entry, pyramid, True)[0]
 
 
-def scatter_backward(grad: Tensor, places: Tensor, pyramid: Pyramid) -> Tensor:
+def scatter_backward(grad: Tensor, row_of_entry: Tensor, pyramid: Pyramid) -> Tensor:
     """Gradient (B, N, H, D) of the positions -> of the rows, (B, S, H, D)."""
-    return _rows_from_tokens((grad,), places, pyramid, True)[0]
+    return _rows_from_tokens((grad,), row_of_entry, pyramid, True)[0]

@@ -16,13 +16,17 @@ from torch import Tensor
 from lhtrain.attention.dense import check_dense_backend, dense_attention
 from lhtrain.attention.where import Where
 from lhtrain.kernels.pyramid import Pyramid
-from lhtrain.kernels.scores.naive import norm_scores
-from lhtrain.kernels.selection.naive import select_covered
+from lhtrain.kernels.scores import Scorer
+from lhtrain.kernels.scores.naive import max_pooled
+from lhtrain.kernels.scores.norm import Norm
+from lhtrain.kernels.selection import Selection
+from lhtrain.kernels.selection.topk import TopK
 from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from lhtrain.registry import BACKENDS, SCORERS
 from lhtrain.stage import Stage
 
 HAS_TRITON = find_spec("triton") is not None
+TOP_K = TopK()
 
 
 def lighthouse_attention(
@@ -33,7 +37,8 @@ def lighthouse_attention(
     levels: int,
     pooling: int,
     budget: int,
-    scorer: str = "norm",
+    scorer: str | Scorer = "norm",
+    selection: Selection = TOP_K,
     cover_prefix: bool = True,
     backend: str = "auto",
     dense: str = "auto",
@@ -45,7 +50,9 @@ def lighthouse_attention(
             With Hkv < H the selection is made per K/V head, a group's `qk` score being the maximum
             over its query heads.
         levels, pooling, budget: L, p and k; `Pyramid.problems` has the rules.
-        scorer: "norm", the l2 norms of q and k. No gradient flows through scores.
+        scorer: a name of `registry.SCORERS`, or the scorer itself. "norm": the l2 norms of q and k. No
+            gradient flows through scores.
+        selection: the rule by which scores pick pyramid entries.
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
@@ -58,45 +65,69 @@ def lighthouse_attention(
         ValueError: sizes that do not fit together, an unknown scorer or backend, or one that cannot run here.
     """
     pyramid = Pyramid(q.shape[1], levels, pooling, budget).check()
-    _check_names(scorer, backend)
-    kept = gather(q, k, v, pyramid, len(q) if cover_prefix else 0, backend)
-    return scatter(dense_attention(kept.q, kept.k, kept.v, dense), kept, pyramid)
+    _check_backend(backend)
+    n_covered = len(q) if cover_prefix else 0
+    selected = gather(q, k, v, pyramid, n_covered, backend, scorer_of(scorer), selection)
+    return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
 
 
-class Kept(NamedTuple):
-    """What the layer attends to. q (B, S, H, D), k, v (B, S, G, D); indices (B, G, S) are entry numbers in
-    attention order; places (B, G, E) is their inverse, which the kernels alone have."""
+class Selected(NamedTuple):
+    """The rows that the layer attends to. q (B, S, H, D), k, v (B, S, G, D); indices (B, G, S) are entry
+    numbers in attention order; row_of_entry (B, G, E) is their inverse, None where the reference ran."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     indices: Tensor
-    places: Tensor | None
+    row_of_entry: Tensor | None
 
 
-def gather(q: Tensor, k: Tensor, v: Tensor, pyramid: Pyramid, n_covered: int, backend: str) -> Kept:
-    """Score, select, and gather with pooling; arguments as in `lighthouse_attention` and `select_covered`."""
+def gather(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pyramid: Pyramid,
+    n_covered: int,
+    backend: str,
+    scorer: Scorer,
+    selection: Selection = TOP_K,
+) -> Selected:
+    """Score, select, and gather with pooling.
+
+    n_covered: batch elements, from the first on, whose prefix gets an output whatever its scores. The other
+    arguments are those of `lighthouse_attention`.
+    """
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"n_heads={q.shape[2]}: must be a multiple of n_kv_heads={k.shape[2]}")
-    sizes = pyramid.levels, pyramid.pooling, pyramid.budget
-    if _runs_kernels(q, pyramid.pooling, backend):
-        from lhtrain.kernels import ops
-
-        return Kept(*ops.gather_rows(q, k, v, *sizes, n_covered))
-    qk, kq = norm_scores(q, k)
-    indices = select_covered(qk, kq, pyramid, n_covered)
-    rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
-    return Kept(rows_q, rows_k, rows_v, indices, None)
-
-
-def scatter(rows: Tensor, kept: Kept, pyramid: Pyramid) -> Tensor:
-    """The outputs (B, S, H, D) of the kept rows to all positions, (B, N, H, D)."""
-    if kept.places is None:
-        return scatter_back(rows, kept.indices, pyramid)
+    if not _runs_kernels(q, pyramid.pooling, backend):
+        indices = selection.reference(*_scores(scorer, q, k, pyramid), pyramid, n_covered)
+        rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
+        return Selected(rows_q, rows_k, rows_v, indices, None)
     from lhtrain.kernels import ops
 
     sizes = pyramid.levels, pyramid.pooling, pyramid.budget
-    return ops.scatter_rows(rows, kept.places, pyramid.seq_len, *sizes)
+    if type(scorer) is Norm and type(selection) is TopK:  # all three steps are one operator
+        return Selected(*ops.gather_rows(q, k, v, *sizes, n_covered))
+    indices, row_of_entry = selection.kernel(*_scores(scorer, q, k, pyramid), pyramid, n_covered)
+    rows_q, rows_k, rows_v = ops.gather_selected(q, k, v, row_of_entry, *sizes)
+    return Selected(rows_q, rows_k, rows_v, indices, row_of_entry)
+
+
+def _scores(scorer: Scorer, q: Tensor, k: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+    """qk, kq (B, G, E - N) float32 of levels 1 and up, without a gradient."""
+    with torch.no_grad():
+        qk, kq = (max_pooled(scores.float(), pyramid) for scores in scorer.scores(q, k))
+    return qk, kq
+
+
+def scatter(rows: Tensor, selected: Selected, pyramid: Pyramid) -> Tensor:
+    """The outputs (B, S, H, D) of the selected rows to all positions, (B, N, H, D)."""
+    if selected.row_of_entry is None:
+        return scatter_back(rows, selected.indices, pyramid)
+    from lhtrain.kernels import ops
+
+    sizes = pyramid.levels, pyramid.pooling, pyramid.budget
+    return ops.scatter_rows(rows, selected.row_of_entry, pyramid.seq_len, *sizes)
 
 
 def _runs_kernels(q: Tensor, pooling: int, backend: str) -> bool:
@@ -111,9 +142,16 @@ def _runs_kernels(q: Tensor, pooling: int, backend: str) -> bool:
     return backend == "auto" and HAS_TRITON and q.is_cuda and fits
 
 
-def _check_names(scorer: str, backend: str) -> None:
+def scorer_of(scorer: str | Scorer) -> Scorer:
+    """The scorer of a name in `registry.SCORERS`, new; a scorer itself as it is. Raises ValueError."""
+    if not isinstance(scorer, str):
+        return scorer
     if scorer not in SCORERS:
         raise ValueError(f"scorer={scorer}: must be one of {', '.join(SCORERS.names())}")
+    return SCORERS[scorer]()
+
+
+def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend}: must be one of {', '.join(BACKENDS)}")
 
@@ -125,13 +163,15 @@ class LighthouseAttention:
     levels: int
     pooling: int
     budget: int
-    scorer: str = "norm"
+    scorer: str | Scorer = "norm"  # from then on the scorer itself, so that its parameters are the layer's
+    selection: Selection = TOP_K
     cover_prefix: bool = True
     backend: str = "auto"
     dense: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_names(self.scorer, self.backend)
+        object.__setattr__(self, "scorer", scorer_of(self.scorer))
+        _check_backend(self.backend)
         check_dense_backend(self.dense)
 
     @classmethod
@@ -157,6 +197,7 @@ class LighthouseAttention:
             pooling=self.pooling,
             budget=self.budget,
             scorer=self.scorer,
+            selection=self.selection,
             cover_prefix=self.cover_prefix,
             backend=self.backend,
             dense=self.dense,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lhtrain.attention.lighthouse import Kept, LighthouseAttention, gather, scatter
+from lhtrain.attention.lighthouse import LighthouseAttention, Selected, gather, scatter, scorer_of
 from lhtrain.attention.where import Where
 from lhtrain.context_parallel.collectives import all_gather
 from lhtrain.kernels.pyramid import Pyramid
@@ -45,12 +45,14 @@ class ContextLighthouse:
         if layer.cover_prefix:
             n_covered = 2 * batch if not self.exact else batch if self.rank == 0 else 0
         q, k, v = (x.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1) for x in (q, k, v))  # (2 B, c, H, D)
-        kept = gather(q, k, v, pyramid, n_covered, layer.backend)
-        rows = self.rows(*(_one_after_the_other(x) for x in (kept.q, kept.k, kept.v)))
+        selected = gather(
+            q, k, v, pyramid, n_covered, layer.backend, scorer_of(layer.scorer), layer.selection
+        )
+        rows = self.rows(*(_one_after_the_other(x) for x in (selected.q, selected.k, selected.v)))
         rows = rows.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1)  # (2 B, S / 2 W, H, D)
-        out = scatter(rows, kept, pyramid)
+        out = scatter(rows, selected, pyramid)
         if self.exact:
-            out = self._with_spill(out, last_rows(rows, kept, pyramid), pyramid)
+            out = self._with_spill(out, last_rows(rows, selected, pyramid), pyramid)
         return _one_after_the_other(out)
 
     def _with_spill(self, out: Tensor, last: Tensor, pyramid: Pyramid) -> Tensor:
@@ -77,15 +79,16 @@ def chunk_pyramid(whole: Pyramid, size: int) -> Pyramid:
     ).check()
 
 
-def last_rows(rows: Tensor, kept: Kept, pyramid: Pyramid) -> Tensor:
+def last_rows(rows: Tensor, selected: Selected, pyramid: Pyramid) -> Tensor:
     """The output of each level's last entry, from level 1 up, zero where it is not kept: (B, L - 1, H, D).
 
     Entries are ordered by the last position of their windows, so these are among the last L - 1 rows.
     """
     n = pyramid.levels - 1
     entries = (pyramid.offset(level) + pyramid.size(level) - 1 for level in range(1, pyramid.levels))
-    found = torch.stack([kept.indices[..., -n:] == entry for entry in entries], -1)  # (B, G, rows, levels)
-    tail = rows[:, -n:].unflatten(2, (kept.indices.shape[1], -1))  # (B, rows, G, R, D)
+    last = selected.indices[..., -n:]
+    found = torch.stack([last == entry for entry in entries], -1)  # (B, G, rows, levels)
+    tail = rows[:, -n:].unflatten(2, (last.shape[1], -1))  # (B, rows, G, R, D)
     return torch.einsum("bgsl,bsgrd->blgrd", found.to(rows.dtype), tail).flatten(2, 3)
 
 

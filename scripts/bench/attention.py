@@ -22,7 +22,7 @@ from lhtrain.attention import Pyramid, dense_attention, lighthouse_attention
 from lhtrain.attention.dense import FA4_FROM, INSTALLED
 from lhtrain.kernels.scores.kernel import score
 from lhtrain.kernels.selection import naive
-from lhtrain.kernels.selection.kernel import select_places
+from lhtrain.kernels.selection.kernel import select_rows
 from lhtrain.kernels.windows import kernel as windows
 from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 
@@ -61,8 +61,8 @@ def check(seq_len: int = 16_384) -> bool:
     pyramid = Pyramid(seq_len, 3, 4, 256).check()
     q, k, v, grad = draw(seq_len)
     qk, kq = score(q, k, pyramid)
-    indices, _ = naive.select_places(qk, kq, pyramid, True)
-    same = torch.equal(select_places(qk, kq, pyramid, True)[0].long(), indices)
+    indices, _ = naive.select_rows(qk, kq, pyramid, True)
+    same = torch.equal(select_rows(qk, kq, pyramid, True)[0].long(), indices)
 
     def reference(q, k, v):
         rows = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
@@ -182,19 +182,19 @@ def time_kernels(seq_len: int, ceiling: float) -> None:
     kept = 4 * HEADS * pyramid.n_selected
     above, entries = 4 * HEADS * (pyramid.n_entries - seq_len), 4 * HEADS * pyramid.n_entries
     qk, kq = score(q, k, pyramid)
-    _, places = select_places(qk, kq, pyramid, True)
-    rows = windows.gather(q, k, v, places, pyramid)
+    _, row_of_entry = select_rows(qk, kq, pyramid, True)
+    rows = windows.gather(q, k, v, row_of_entry, pyramid)
     cases = {
         "score": (lambda: score(q, k, pyramid), 2 * tokens + 2 * above),
-        "select": (lambda: select_places(qk, kq, pyramid, True), 2 * above + entries + kept),
-        "gather": (lambda: windows.gather(q, k, v, places, pyramid), 3 * (tokens + row) + entries),
-        "scatter": (lambda: windows.scatter(rows[0], places, pyramid), row + tokens + entries),
+        "select": (lambda: select_rows(qk, kq, pyramid, True), 2 * above + entries + kept),
+        "gather": (lambda: windows.gather(q, k, v, row_of_entry, pyramid), 3 * (tokens + row) + entries),
+        "scatter": (lambda: windows.scatter(rows[0], row_of_entry, pyramid), row + tokens + entries),
         "scatter backward": (
-            lambda: windows.scatter_backward(grad, places, pyramid),
+            lambda: windows.scatter_backward(grad, row_of_entry, pyramid),
             tokens + row + entries,
         ),
         "gather backward": (
-            lambda: windows.gather_backward(*rows, places, pyramid),
+            lambda: windows.gather_backward(*rows, row_of_entry, pyramid),
             3 * (row + tokens) + entries,
         ),
     }

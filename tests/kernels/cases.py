@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
-from lhtrain.kernels.selection.naive import select_places
+from lhtrain.kernels.selection.naive import select_rows
 
 ON_GPU = torch.cuda.is_available()
 
@@ -20,15 +20,10 @@ def draw_qkv(pyramid, device, batch=1, heads=2, kv_heads=2, dim=16, dtype=torch.
     return [torch.randn(shape, device=device).to(dtype) for shape in shapes]
 
 
-def above(levels: list[Tensor]) -> Tensor:
-    """Scores by level -> the kernels' layout, levels 1 and up in one row."""
-    return torch.cat(levels[1:], -1)
-
-
 def random_selection(pyramid, groups, device, batch=1) -> tuple[Tensor, Tensor]:
-    """Indices and places of a selection by random scores."""
+    """Indices and row_of_entry of a selection by random scores."""
     draws = (torch.rand(batch, groups, pyramid.seq_len, device=device) for _ in range(2))
-    return select_places(*(above(max_pooled(scores, pyramid)) for scores in draws), pyramid, True)
+    return select_rows(*(max_pooled(scores, pyramid) for scores in draws), pyramid, True)
 
 
 def error(value: Tensor, want: Tensor) -> float:

@@ -8,7 +8,7 @@ from lhtrain.kernels.scores import naive as naive_scores
 from lhtrain.kernels.scores.kernel import score
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.selection import naive as naive_selection
-from lhtrain.kernels.selection.kernel import select_places
+from lhtrain.kernels.selection.kernel import select_rows
 from lhtrain.kernels.windows import kernel as windows
 from lhtrain.kernels.windows import naive as naive_windows
 from tests.kernels import cases
@@ -58,20 +58,20 @@ def test_selection_is_the_references(pyramid, device, poison, kind, covered):
         "ties": lambda: torch.randint(0, 4, shape, device=device).float(),
         "signs": lambda: torch.randn(shape, device=device).round(decimals=1),  # with 0 and -0
     }
-    scores = [cases.above(max_pooled(draws[kind](), pyramid)) for _ in range(2)]
-    indices, places = select_places(*scores, pyramid, covered)
-    want_indices, want_places = naive_selection.select_places(*scores, pyramid, covered)
+    scores = [max_pooled(draws[kind](), pyramid) for _ in range(2)]
+    indices, row_of_entry = select_rows(*scores, pyramid, covered)
+    want_indices, want_row_of_entry = naive_selection.select_rows(*scores, pyramid, covered)
     assert torch.equal(indices.long(), want_indices)
-    assert torch.equal(places.long(), want_places)
+    assert torch.equal(row_of_entry.long(), want_row_of_entry)
 
 
 def test_a_group_selects_by_the_maximum_over_its_query_heads(device, poison):
     pyramid = Pyramid(2048, 3, 4, 128).check()
     draws = (torch.rand(2, heads, 2048, device=device) for heads in (6, 2))
-    qk, kq = (cases.above(max_pooled(scores, pyramid)) for scores in draws)
+    qk, kq = (max_pooled(scores, pyramid) for scores in draws)
     best = torch.stack([qk[:, :3].amax(1), qk[:, 3:].amax(1)], 1)
-    want = naive_selection.select_places(best, kq, pyramid, 2)[0]
-    for which in (select_places, naive_selection.select_places):
+    want = naive_selection.select_rows(best, kq, pyramid, 2)[0]
+    for which in (select_rows, naive_selection.select_rows):
         assert torch.equal(which(qk, kq, pyramid, 2)[0].long(), want)
 
 
@@ -79,10 +79,10 @@ def test_order_is_exact_at_four_million_tokens(device, poison):
     """Float32 order keys fail here: the last positions need 22 bits and the level two or three more."""
     pyramid = Pyramid(2**22, 5, 8, 256).check()
     scores = [torch.rand(1, 1, pyramid.n_entries - pyramid.seq_len, device=device) for _ in range(2)]
-    want_indices, want_places = naive_selection.select_places(*scores, pyramid, True)
-    indices, places = select_places(*scores, pyramid, True)
+    want_indices, want_row_of_entry = naive_selection.select_rows(*scores, pyramid, True)
+    indices, row_of_entry = select_rows(*scores, pyramid, True)
     assert torch.equal(indices.long(), want_indices)
-    assert torch.equal(places.long(), want_places)
+    assert torch.equal(row_of_entry.long(), want_row_of_entry)
 
 
 @pytest.mark.parametrize(
@@ -96,28 +96,28 @@ def test_walks_between_tokens_and_rows(pyramid, device, poison, dtype, batch):
         pytest.skip("the reference would need too much memory")
     bound = 1e-5 if dtype == torch.float32 else 6e-3
     heads, kv_heads = (4, 2) if batch > 1 else (3, 3)
-    indices, places = cases.random_selection(pyramid, kv_heads, device, batch)
-    places = places.int()
+    indices, row_of_entry = cases.random_selection(pyramid, kv_heads, device, batch)
+    row_of_entry = row_of_entry.int()
     for dim in DIMS:
         tokens = cases.draw_qkv(pyramid, device, batch, heads, kv_heads, dim, dtype)
         leaves = [x.float().requires_grad_() for x in tokens]
         want_rows = naive_windows.gather(*leaves, indices, pyramid)
-        rows = windows.gather(*tokens, places, pyramid)
+        rows = windows.gather(*tokens, row_of_entry, pyramid)
         for got, want in zip(rows, want_rows, strict=True):
             assert got.dtype == dtype and cases.error(got, want) < bound
 
         grads = [torch.randn_like(x) for x in rows]
         want_grads = torch.autograd.grad(want_rows, leaves, [g.float() for g in grads])
-        for got, want in zip(windows.gather_backward(*grads, places, pyramid), want_grads, strict=True):
+        for got, want in zip(windows.gather_backward(*grads, row_of_entry, pyramid), want_grads, strict=True):
             assert got.dtype == dtype and cases.error(got, want) < bound
 
         leaf = rows[0].float().requires_grad_()
         want = naive_windows.scatter_back(leaf, indices, pyramid)
-        got = windows.scatter(rows[0], places, pyramid)
+        got = windows.scatter(rows[0], row_of_entry, pyramid)
         assert got.dtype == dtype and cases.error(got, want) < bound
         grad = torch.randn_like(got)
         want = torch.autograd.grad(want, leaf, grad.float())[0]
-        got = windows.scatter_backward(grad, places, pyramid)
+        got = windows.scatter_backward(grad, row_of_entry, pyramid)
         assert got.dtype == dtype and cases.error(got, want) < bound
 
 
@@ -126,10 +126,10 @@ def test_inputs_may_have_gaps_between_heads(device, poison):
     pyramid = Pyramid(512, 2, 4, 128).check()
     fused = torch.randn(2, 512, 7, 20, device=device)
     views = fused[:, :, :3, :12], fused[:, :, 3:6, :12], fused[:, :, 4:7, 4:16]
-    _, places = cases.random_selection(pyramid, 3, device, batch=2)
+    _, row_of_entry = cases.random_selection(pyramid, 3, device, batch=2)
     for a, b in zip(
-        windows.gather(*views, places.int(), pyramid),
-        windows.gather(*(x.contiguous() for x in views), places.int(), pyramid),
+        windows.gather(*views, row_of_entry.int(), pyramid),
+        windows.gather(*(x.contiguous() for x in views), row_of_entry.int(), pyramid),
         strict=True,
     ):
         assert torch.equal(a, b)
@@ -143,9 +143,9 @@ def test_heads_may_be_further_apart_than_32_bits_count(device):
     memory = torch.empty(2 * apart + 512 * 4, dtype=torch.float16, device=device)
     x = memory.as_strided((1, 512, 3, 4), (len(memory), 4, apart, 1))
     x.copy_(torch.randn(x.shape, device=device))
-    _, places = cases.random_selection(pyramid, 3, device)
-    want = windows.gather(*[x.contiguous()] * 3, places.int(), pyramid)
-    for a, b in zip(windows.gather(x, x, x, places.int(), pyramid), want, strict=True):
+    _, row_of_entry = cases.random_selection(pyramid, 3, device)
+    want = windows.gather(*[x.contiguous()] * 3, row_of_entry.int(), pyramid)
+    for a, b in zip(windows.gather(x, x, x, row_of_entry.int(), pyramid), want, strict=True):
         assert torch.equal(a, b)
     for a, b in zip(score(x, x, pyramid), score(x.contiguous(), x.contiguous(), pyramid), strict=True):
         assert torch.equal(a, b)

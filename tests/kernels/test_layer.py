@@ -6,7 +6,7 @@ import torch
 from lhtrain.attention import Pyramid, dense_attention, lighthouse_attention
 from lhtrain.kernels import ops
 from lhtrain.kernels.scores.kernel import score
-from lhtrain.kernels.selection.naive import select_places
+from lhtrain.kernels.selection.naive import select_rows
 from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from tests.attention import golden
 from tests.kernels import cases
@@ -105,10 +105,10 @@ def test_operators_keep_pytorchs_rules(device):
     torch.library.opcheck(
         ops.gather_rows, (q, k, v, *cases.options(pyramid).values(), len(q)), test_utils=checks
     )
-    rows, *_, places = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))
+    rows, *_, row_of_entry = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))
     rows = rows.detach().requires_grad_()
     torch.library.opcheck(
-        ops.scatter_rows, (rows, places, 512, *cases.options(pyramid).values()), test_utils=checks
+        ops.scatter_rows, (rows, row_of_entry, 512, *cases.options(pyramid).values()), test_utils=checks
     )
 
 
@@ -139,10 +139,11 @@ def test_kernels_are_bitwise_repeatable(device):
     sizes = tuple(cases.options(pyramid).values())
 
     def everything():
-        *rows, indices, places = ops.gather_rows(q, k, v, *sizes, len(q))
-        out = ops.scatter_rows(rows[0], places, 32768, *sizes)
-        grad_rows = ops.scatter_rows_backward(out, places, 32768, *sizes)
-        return *rows, indices, places, out, grad_rows, *ops.gather_rows_backward(*rows, places, 32768, *sizes)
+        *rows, indices, row_of_entry = ops.gather_rows(q, k, v, *sizes, len(q))
+        out = ops.scatter_rows(rows[0], row_of_entry, 32768, *sizes)
+        grad_rows = ops.scatter_rows_backward(out, row_of_entry, 32768, *sizes)
+        grads = ops.gather_rows_backward(*rows, row_of_entry, 32768, *sizes)
+        return *rows, indices, row_of_entry, out, grad_rows, *grads
 
     first = everything()
     for _ in range(20):
@@ -183,9 +184,9 @@ def test_runs_at_a_million_tokens(sizes, device, poison):
     """Selection equal to the reference's for the kernels' own scores; pooled rows of q checked in full."""
     pyramid = Pyramid(*sizes).check()
     q, k, v = cases.draw_qkv(pyramid, device, heads=2, kv_heads=2, dim=64, dtype=torch.bfloat16)
-    rows_q, _, _, indices, places = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))
-    want_indices, want_places = select_places(*score(q, k, pyramid), pyramid, True)
-    assert torch.equal(indices.long(), want_indices) and torch.equal(places.long(), want_places)
+    rows_q, _, _, indices, row_of_entry = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))
+    want_indices, want_row_of_entry = select_rows(*score(q, k, pyramid), pyramid, True)
+    assert torch.equal(indices.long(), want_indices) and torch.equal(row_of_entry.long(), want_row_of_entry)
     assert cases.error(rows_q, gather_pooled(q.float(), want_indices, pyramid)) < 6e-3
     out = lighthouse_attention(q, k, v, backend="triton", **cases.options(pyramid))
     assert out.isfinite().all()

@@ -1,0 +1,139 @@
+"""A scorer and a selection of a user's own: on the reference and on the kernels the same results."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lhtrain.attention import LighthouseAttention, lighthouse_attention
+from lhtrain.kernels import ops
+from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.scores.naive import max_pooled
+from lhtrain.kernels.scores.norm import Norm
+from lhtrain.kernels.selection import naive
+from lhtrain.kernels.selection.topk import TopK
+from lhtrain.registry import SCORERS
+from tests.kernels import cases
+
+PYRAMID = Pyramid(1024, 2, 4, 128)  # of 256 entries 128 are expanded
+
+
+@dataclass(frozen=True)
+class FirstChannel:
+    """The first channel of q, summed over a group, and of k: signed, unlike norms."""
+
+    def scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        qk = q[..., 0].unflatten(-1, (k.shape[2], -1)).sum(-1)
+        return qk.transpose(1, 2), k[..., 0].transpose(1, 2)
+
+
+class Gate(nn.Module):
+    """A scorer with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 1)
+
+    def scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        qk = self.gate(q).squeeze(-1).unflatten(-1, (k.shape[2], -1)).amax(-1)
+        return qk.transpose(1, 2), self.gate(k).squeeze(-1).transpose(1, 2)
+
+
+class KeysFirst(TopK):
+    """TopK with the two scores exchanged."""
+
+    def reference(self, qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> Tensor:
+        return super().reference(kq, qk, pyramid, n_covered)
+
+    def kernel(self, qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
+        return super().kernel(kq, qk, pyramid, n_covered)
+
+
+def run(layer, tensors, grad):
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    out = layer(*leaves)
+    return out, *torch.autograd.grad(out, leaves, grad)
+
+
+def layers(**settings):
+    return [
+        LighthouseAttention(**cases.options(PYRAMID), backend=backend, dense="math", **settings)
+        for backend in ("triton", "reference")
+    ]
+
+
+def check_alike(tensors, **settings):
+    grad = torch.randn_like(tensors[0])
+    found, want = (run(layer, tensors, grad) for layer in layers(**settings))
+    for a, b in zip(found, want, strict=True):
+        assert cases.error(a, b) < 1e-5
+    return found[0]
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """The scorers above have names, which other tests do not see."""
+    monkeypatch.setattr(SCORERS, "_entries", dict(SCORERS._entries))
+    SCORERS.add("test_first_channel")(FirstChannel)
+    SCORERS.add("test_gate")(Gate)
+
+
+@pytest.fixture
+def tensors(device):
+    return cases.draw_qkv(PYRAMID, device, heads=4, kv_heads=2, dim=8)
+
+
+def test_a_registered_scorer_gives_the_references_results(tensors, poison):
+    by_channel = check_alike(tensors, scorer="test_first_channel")
+    assert cases.error(by_channel, layers()[1](*tensors)) > 1e-2  # norms select otherwise
+
+
+def test_a_scorer_may_have_parameters(tensors, device):
+    gate = Gate().to(device)
+    check_alike(tensors, scorer=gate)
+    assert layers(scorer=gate)[0].scorer is gate and gate.gate.weight.grad is None
+    assert isinstance(layers(scorer="test_gate")[0].scorer, Gate)
+
+
+def test_the_fused_operator_is_the_steps_one_by_one(tensors, poison):
+    """Score, select and gather by themselves, with norms: the same rows, bit for bit."""
+    q, k, v = tensors
+    sizes = cases.options(PYRAMID).values()
+    fused = ops.gather_rows(q, k, v, *sizes, 1)
+    qk, kq = (max_pooled(scores, PYRAMID) for scores in Norm().scores(q, k))
+    indices, row_of_entry = TopK().kernel(qk, kq, PYRAMID, 1)
+    steps = *ops.gather_selected(q, k, v, row_of_entry, *sizes), indices, row_of_entry
+    for a, b in zip(fused, steps, strict=True):
+        assert torch.equal(a, b)
+    assert TopK().n_rows(PYRAMID) == indices.shape[-1]
+
+
+def test_a_selection_of_its_own_is_asked(tensors):
+    other = check_alike(tensors, selection=KeysFirst())
+    assert cases.error(other, layers()[1](*tensors)) > 1e-2
+
+
+def test_the_steps_compile_as_one_graph(tensors):
+    layer = layers(scorer="test_first_channel")[0]
+    grad = torch.randn_like(tensors[0])
+    backend = "inductor" if cases.ON_GPU else "aot_eager"
+    found = run(torch.compile(layer.__call__, fullgraph=True, backend=backend), tensors, grad)
+    for a, b in zip(found, run(layer, tensors, grad), strict=True):
+        assert cases.error(a, b) < 1e-6
+
+
+def test_the_operators_keep_pytorchs_rules(tensors):
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    sizes = tuple(cases.options(PYRAMID).values())
+    qk, kq = (torch.rand(1, 2, PYRAMID.n_entries - 1024, device=tensors[0].device) for _ in range(2))
+    torch.library.opcheck(ops.select_rows, (qk, kq, 1024, *sizes, 1), test_utils=checks)
+    row_of_entry = naive.select_rows(qk, kq, PYRAMID, 1)[1].int()
+    leaves = [x.requires_grad_() for x in tensors]
+    torch.library.opcheck(ops.gather_selected, (*leaves, row_of_entry, *sizes), test_utils=checks)
+
+
+def test_an_unknown_scorer_is_refused():
+    q = torch.zeros(1, 512, 2, 4)
+    with pytest.raises(ValueError, match="scorer=nrom: must be one of norm"):
+        lighthouse_attention(q, q, q, scorer="nrom", **cases.options(PYRAMID))

@@ -87,26 +87,26 @@ def _(qk, kq, seq_len, levels, pooling, budget, n_covered):
 
 @torch.library.custom_op("lhtrain::gather_selected", mutates_args=())
 def gather_selected(
-    q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, levels: int, pooling: int, budget: int
+    q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, n_rows: int, levels: int, pooling: int, budget: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gather the selected entries with pooling.
 
-    q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32 -> rows_q (B, S, H, D), rows_k, rows_v
-    (B, S, G, D).
+    q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32, n_rows = S
+    -> rows_q (B, S, H, D), rows_k, rows_v (B, S, G, D).
     """
     check_tokens(q, k, v, pooling)
-    return windows.gather(q, k, v, row_of_entry, Pyramid(q.shape[1], levels, pooling, budget).check())
+    pyramid = Pyramid(q.shape[1], levels, pooling, budget).check()
+    return windows.gather(q, k, v, row_of_entry, pyramid, n_rows)
 
 
 @gather_selected.register_fake
-def _(q, k, v, row_of_entry, levels, pooling, budget):
+def _(q, k, v, row_of_entry, n_rows, levels, pooling, budget):
     check_tokens(q, k, v, pooling)
-    n_rows = Pyramid(q.shape[1], levels, pooling, budget).n_selected
     return tuple(x.new_empty(x.shape[0], n_rows, *x.shape[2:]) for x in (q, k, v))
 
 
 def _selected_context(ctx, inputs, output):
-    q, _, _, row_of_entry, *ctx.sizes = inputs
+    q, _, _, row_of_entry, _, *ctx.sizes = inputs
     ctx.seq_len = q.shape[1]
     ctx.save_for_backward(row_of_entry)
 
@@ -114,7 +114,7 @@ def _selected_context(ctx, inputs, output):
 def _selected_autograd(ctx, grad_q, grad_k, grad_v):
     (row_of_entry,) = ctx.saved_tensors
     grads = gather_rows_backward(grad_q, grad_k, grad_v, row_of_entry, ctx.seq_len, *ctx.sizes)
-    return *grads, None, None, None, None
+    return *grads, None, None, None, None, None
 
 
 gather_selected.register_autograd(_selected_autograd, setup_context=_selected_context)
@@ -135,25 +135,34 @@ def _(rows, row_of_entry, seq_len, levels, pooling, budget):
 
 @torch.library.custom_op("lhtrain::scatter_rows_backward", mutates_args=())
 def scatter_rows_backward(
-    grad: Tensor, row_of_entry: Tensor, seq_len: int, levels: int, pooling: int, budget: int
+    grad: Tensor,
+    row_of_entry: Tensor,
+    seq_len: int,
+    levels: int,
+    pooling: int,
+    budget: int,
+    n_rows: int | None = None,
 ) -> Tensor:
-    """Gradient of the positions (B, N, H, D) -> of the rows (B, S, H, D)."""
-    return windows.scatter_backward(grad, row_of_entry, Pyramid(seq_len, levels, pooling, budget))
+    """Gradient of the positions (B, N, H, D) -> of the rows (B, S, H, D). n_rows: S; None: `TopK`'s."""
+    return windows.scatter_backward(grad, row_of_entry, Pyramid(seq_len, levels, pooling, budget), n_rows)
 
 
 @scatter_rows_backward.register_fake
-def _(grad, row_of_entry, seq_len, levels, pooling, budget):
-    n_rows = Pyramid(seq_len, levels, pooling, budget).n_selected
+def _(grad, row_of_entry, seq_len, levels, pooling, budget, n_rows=None):
+    if n_rows is None:
+        n_rows = Pyramid(seq_len, levels, pooling, budget).n_selected
     return grad.new_empty(grad.shape[0], n_rows, *grad.shape[2:])
 
 
 def _scatter_context(ctx, inputs, output):
-    _, row_of_entry, *ctx.sizes = inputs
+    rows, row_of_entry, *ctx.sizes = inputs
+    ctx.n_rows = rows.shape[1]
     ctx.save_for_backward(row_of_entry)
 
 
 def _scatter_autograd(ctx, grad):
-    return scatter_rows_backward(grad, *ctx.saved_tensors, *ctx.sizes), None, None, None, None, None
+    rows = scatter_rows_backward(grad, *ctx.saved_tensors, *ctx.sizes, ctx.n_rows)
+    return rows, None, None, None, None, None
 
 
 scatter_rows.register_autograd(_scatter_autograd, setup_context=_scatter_context)

@@ -200,14 +200,12 @@ def _long_rows(x: Tensor, rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid, 
 
 
 def _rows_from_tokens(
-    tokens: tuple[Tensor, ...],
-    row_of_entry: Tensor,
-    pyramid: Pyramid,
-    shifted: bool,
+    tokens: tuple[Tensor, ...], row_of_entry: Tensor, pyramid: Pyramid, n_rows: int | None, shifted: bool
 ) -> tuple[Tensor, ...]:
     tokens = tuple(rows_last(x) for x in tokens)
     batch, seq_len, n_heads, dim = tokens[0].shape
-    n_groups, n_rows = row_of_entry.shape[1], pyramid.n_selected
+    n_groups = row_of_entry.shape[1]
+    n_rows = pyramid.n_selected if n_rows is None else n_rows
     rows = tuple(x.new_empty(batch, n_rows, x.shape[2], dim) for x in tokens)
     three = tokens if len(tokens) == 3 else tokens * 3
     three_rows = rows if len(rows) == 3 else rows * 3
@@ -249,9 +247,13 @@ def gather(
     v: Tensor,
     row_of_entry: Tensor,
     pyramid: Pyramid,
+    n_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept rows of the pyramids of window means: q (B, N, H, D), k, v (B, N, G, D) -> (B, S, H or G, D)."""
-    rows_q, rows_k, rows_v = _rows_from_tokens((q, k, v), row_of_entry, pyramid, False)
+    """Selected rows of the pyramids of window means: q (B, N, H, D), k, v (B, N, G, D) -> (B, S, H or G, D).
+
+    n_rows: S; None: `pyramid.n_selected`.
+    """
+    rows_q, rows_k, rows_v = _rows_from_tokens((q, k, v), row_of_entry, pyramid, n_rows, False)
     return rows_q, rows_k, rows_v
 
 
@@ -268,6 +270,8 @@ def scatter(rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid) -> Tensor:
     return _tokens_from_rows((rows,), row_of_entry, pyramid, True)[0]
 
 
-def scatter_backward(grad: Tensor, row_of_entry: Tensor, pyramid: Pyramid) -> Tensor:
-    """Gradient (B, N, H, D) of the positions -> of the rows, (B, S, H, D)."""
-    return _rows_from_tokens((grad,), row_of_entry, pyramid, True)[0]
+def scatter_backward(
+    grad: Tensor, row_of_entry: Tensor, pyramid: Pyramid, n_rows: int | None = None
+) -> Tensor:
+    """Gradient (B, N, H, D) of the positions -> of the rows, (B, S, H, D). n_rows: as in `gather`."""
+    return _rows_from_tokens((grad,), row_of_entry, pyramid, n_rows, True)[0]

@@ -109,7 +109,8 @@ def gather(
     if type(scorer) is Norm and type(selection) is TopK:  # all three steps are one operator
         return Selected(*ops.gather_rows(q, k, v, *sizes, n_covered))
     indices, row_of_entry = selection.kernel(*_scores(scorer, q, k, pyramid), pyramid, n_covered)
-    rows_q, rows_k, rows_v = ops.gather_selected(q, k, v, row_of_entry, *sizes)
+    n_rows = selection.n_rows(pyramid)
+    rows_q, rows_k, rows_v = ops.gather_selected(q, k, v, row_of_entry, n_rows, *sizes)
     return Selected(rows_q, rows_k, rows_v, indices, row_of_entry)
 
 

@@ -1,6 +1,7 @@
 """A scorer and a selection of a user's own: on the reference and on the kernels the same results."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -40,14 +41,24 @@ class Gate(nn.Module):
         return qk.transpose(1, 2), self.gate(k).squeeze(-1).transpose(1, 2)
 
 
-class KeysFirst(TopK):
-    """TopK with the two scores exchanged."""
+@dataclass(frozen=True)
+class CoarsestAlone:
+    """The entries of the coarsest level in their order: fewer rows than TopK, whatever the scores."""
+
+    tile_local: ClassVar[bool] = True
+
+    def n_rows(self, pyramid: Pyramid) -> int:
+        return pyramid.size(pyramid.levels - 1)
 
     def reference(self, qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> Tensor:
-        return super().reference(kq, qk, pyramid, n_covered)
+        first = pyramid.offset(pyramid.levels - 1)
+        return torch.arange(first, pyramid.n_entries, device=qk.device).expand(*qk.shape[:2], -1)
 
     def kernel(self, qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
-        return super().kernel(kq, qk, pyramid, n_covered)
+        row_of_entry = torch.arange(pyramid.n_entries, device=qk.device, dtype=torch.int32)
+        row_of_entry = (row_of_entry - pyramid.offset(pyramid.levels - 1)).clamp(min=-1)
+        indices = self.reference(qk, kq, pyramid, n_covered)
+        return indices.int(), row_of_entry.expand(*qk.shape[:2], -1).contiguous()
 
 
 def run(layer, tensors, grad):
@@ -103,15 +114,15 @@ def test_the_fused_operator_is_the_steps_one_by_one(tensors, poison):
     fused = ops.gather_rows(q, k, v, *sizes, 1)
     qk, kq = (max_pooled(scores, PYRAMID) for scores in Norm().scores(q, k))
     indices, row_of_entry = TopK().kernel(qk, kq, PYRAMID, 1)
-    steps = *ops.gather_selected(q, k, v, row_of_entry, *sizes), indices, row_of_entry
+    steps = *ops.gather_selected(q, k, v, row_of_entry, TopK().n_rows(PYRAMID), *sizes), indices, row_of_entry
     for a, b in zip(fused, steps, strict=True):
         assert torch.equal(a, b)
-    assert TopK().n_rows(PYRAMID) == indices.shape[-1]
 
 
-def test_a_selection_of_its_own_is_asked(tensors):
-    other = check_alike(tensors, selection=KeysFirst())
-    assert cases.error(other, layers()[1](*tensors)) > 1e-2
+def test_a_selection_may_have_other_rows(tensors, poison):
+    out = check_alike(tensors, selection=CoarsestAlone())
+    assert (out[:, :3] == 0).all()  # the first window ends at position 3
+    assert out.isfinite().all() and cases.error(out, layers()[1](*tensors)) > 1e-2
 
 
 def test_the_steps_compile_as_one_graph(tensors):
@@ -130,7 +141,9 @@ def test_the_operators_keep_pytorchs_rules(tensors):
     torch.library.opcheck(ops.select_rows, (qk, kq, 1024, *sizes, 1), test_utils=checks)
     row_of_entry = naive.select_rows(qk, kq, PYRAMID, 1)[1].int()
     leaves = [x.requires_grad_() for x in tensors]
-    torch.library.opcheck(ops.gather_selected, (*leaves, row_of_entry, *sizes), test_utils=checks)
+    torch.library.opcheck(
+        ops.gather_selected, (*leaves, row_of_entry, PYRAMID.n_selected, *sizes), test_utils=checks
+    )
 
 
 def test_an_unknown_scorer_is_refused():

@@ -1,8 +1,10 @@
 """The parts of a run, built in one order. The trainer and the benchmarks use the same functions."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
 
 from lhtrain import checkpoint
 from lhtrain.attention.dense import FULL_ATTENTION
@@ -15,10 +17,10 @@ from lhtrain.data import Corpus, SequenceOrder, open_corpus
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World
 from lhtrain.loader import Loader
-from lhtrain.model.decoder import GPT
+from lhtrain.model.decoder import GPT, Block
 from lhtrain.model.optimizer import Optimizer, build_optimizer
 from lhtrain.progress import Progress
-from lhtrain.registry import ATTENTIONS
+from lhtrain.registry import ATTENTIONS, SCORERS
 from lhtrain.report.events import Events
 from lhtrain.report.reporter import Reporter
 from lhtrain.runs.changes import as_container
@@ -69,12 +71,13 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
 
     Raises RunError: a device that lacks what the configuration needs.
     """
-    compute, device = config.compute, mesh.world.device
+    compute, device, stages = config.compute, mesh.world.device, stages_of(config)
     dtype = compute_dtype(compute.precision, device)
 
     # The model, without memory. Each line works on the modules that the line before left.
     with torch.device("meta"):
         model = GPT(config.model, dtype)
+        add_scorers(model, stages)  # only scorers that have parameters
     if compute.float8:
         use_float8(model, device)  # replaces linear layers
     apply(model, compute, device)  # sets how blocks are called: recomputed, offloaded, compiled
@@ -82,11 +85,25 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
     mesh.initialize(model, config.run.seed)  # memory on the device, and weights that the seed decides
 
     optimizer = build_optimizer(model, config.optim)
-    stages = stages_of(config)
     backend = config.lighthouse.backend
     kinds = {name: ATTENTIONS[stage.attention].of(stage, backend) for name, stage in stages.items()}
     attention = {name: mesh.attention(attend) for name, attend in kinds.items()}
     return Engine(stages, dtype, mesh, model, optimizer, attention, mesh.attention(FULL_ATTENTION))
+
+
+def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
+    """Give every Lighthouse layer a scorer of its own, where the stages name one that has parameters.
+
+    Such a scorer is a module, made from the model's configuration. The layer keeps it while it attends
+    fully; `lhtrain export` leaves it out.
+    """
+    for name in dict.fromkeys(stage.scorer for stage in stages.values() if stage.pyramid is not None):
+        scorer = SCORERS[name]
+        if issubclass(scorer, nn.Module):
+            for block in model.blocks:
+                assert isinstance(block, Block)
+                if block.number not in model.config.dense_layers:
+                    block.attention.scorer = scorer(model.config)
 
 
 def build_data(config: Config, mesh: Mesh) -> Data:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
 from lhtrain.attention.where import Where
@@ -164,30 +164,39 @@ class LighthouseAttention:
     levels: int
     pooling: int
     budget: int
-    scorer: str | Scorer = "norm"  # from then on the scorer itself, so that its parameters are the layer's
+    scorer: str | Scorer | None = "norm"  # None: each layer has its own, with parameters, in `where`
     selection: Selection = TOP_K
     cover_prefix: bool = True
     backend: str = "auto"
     dense: str = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scorer", scorer_of(self.scorer))
+        if self.scorer is not None:
+            object.__setattr__(self, "scorer", scorer_of(self.scorer))
         _check_backend(self.backend)
         check_dense_backend(self.dense)
 
     @classmethod
     def of(cls, stage: Stage, backend: str) -> "LighthouseAttention":
         """What the layers of a Lighthouse stage attend with; backend: `lighthouse.backend`."""
-        pyramid = stage.pyramid
+        pyramid, scorer = stage.pyramid, SCORERS[stage.scorer]
         assert pyramid is not None
         return cls(
             pyramid.levels,
             pyramid.pooling,
             pyramid.budget,
-            scorer=stage.scorer,
+            scorer=None if issubclass(scorer, nn.Module) else scorer(),
             cover_prefix=stage.cover_prefix,
             backend=backend,
         )
+
+    def scorer_in(self, where: Where | None) -> Scorer:
+        """The scorer of the layer that attends `where`. Raises ValueError: it has none."""
+        own = self.scorer if where is None or where.scorer is None else where.scorer
+        if own is None:
+            raise ValueError("scorer=None: needs a layer that has a scorer of its own")
+        assert not isinstance(own, str)
+        return own
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         return lighthouse_attention(
@@ -197,7 +206,7 @@ class LighthouseAttention:
             levels=self.levels,
             pooling=self.pooling,
             budget=self.budget,
-            scorer=self.scorer,
+            scorer=self.scorer_in(where),
             selection=self.selection,
             cover_prefix=self.cover_prefix,
             backend=self.backend,

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lhtrain.kernels.scores import Scorer
+
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of the rotary embedding, each (T, D), float32
 
 
@@ -16,7 +18,7 @@ class Where(NamedTuple):
     """rotation: of the T positions that this rank has. scorer: the layer's own, if it has parameters."""
 
     rotation: Rotation
-    scorer: Callable[..., object] | None = None
+    scorer: Scorer | None = None
 
 
 # q (B, T, H, D), k, v (B, T, Hkv, D), rotated already -> (B, T, H, D)

@@ -30,9 +30,11 @@ class Read(NamedTuple):
     offsets: tuple[int, ...]
 
 
-def load(path: Path, tensors: dict[str, Tensor]) -> None:
+def load(path: Path, tensors: dict[str, Tensor], leave_out: Sequence[str] = ()) -> None:
     """Fill `tensors` from the checkpoint `path`, however many ranks wrote it. Every byte that is used is
     verified. A collective, where there are several ranks.
+
+    leave_out: parts of names; the checkpoint may hold tensors with such names that `tensors` does not have.
 
     Raises:
         RunError: its tensors do not match, each named with both shapes; a file is damaged or cannot be read.
@@ -41,16 +43,21 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
 
     def fill() -> None:
         try:
-            patiently(lambda: _load(path, tensors), path)
+            patiently(lambda: _load(path, tensors, leave_out), path)
         except Invalid as found:
             raise RunError(f"checkpoint {path}: {found}") from found
 
     on_all(fill, is_distributed=several_ranks())
 
 
-def _load(path: Path, tensors: dict[str, Tensor]) -> None:
+def _load(path: Path, tensors: dict[str, Tensor], leave_out: Sequence[str]) -> None:
     described = opened(path)
-    _compare(path, described.tensors, tensors)
+    wanted = {
+        name: saved
+        for name, saved in described.tensors.items()
+        if name in tensors or not any(part in name for part in leave_out)
+    }
+    _compare(path, wanted, tensors)
     reads = sorted(_reads(described, tensors), key=lambda read: (read.chunk.file, read.chunk.begin))
     in_parallel(partial(_fill_all, path, described), reads)
 

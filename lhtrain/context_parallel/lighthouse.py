@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lhtrain.attention.lighthouse import LighthouseAttention, Selected, gather, scatter, scorer_of
+from lhtrain.attention.lighthouse import LighthouseAttention, Selected, gather, scatter
 from lhtrain.attention.where import Where
 from lhtrain.context_parallel.collectives import all_gather
 from lhtrain.kernels.pyramid import Pyramid
@@ -45,9 +45,7 @@ class ContextLighthouse:
         if layer.cover_prefix:
             n_covered = 2 * batch if not self.exact else batch if self.rank == 0 else 0
         q, k, v = (x.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1) for x in (q, k, v))  # (2 B, c, H, D)
-        selected = gather(
-            q, k, v, pyramid, n_covered, layer.backend, scorer_of(layer.scorer), layer.selection
-        )
+        selected = gather(q, k, v, pyramid, n_covered, layer.backend, layer.scorer_in(where), layer.selection)
         rows = self.rows(*(_one_after_the_other(x) for x in (selected.q, selected.k, selected.v)))
         rows = rows.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1)  # (2 B, S / 2 W, H, D)
         out = scatter(rows, selected, pyramid)

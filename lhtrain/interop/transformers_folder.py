@@ -17,7 +17,7 @@ from lhtrain.interop.llama import llama_config, llama_name
 from lhtrain.interop.tokenizer import NONE, exported_tokenizer
 from lhtrain.interop.trained import longest, stages
 from lhtrain.interop.whole_folder import check_empty, staged
-from lhtrain.model.decoder import GPT
+from lhtrain.model.decoder import GPT, OWN_SCORER
 from lhtrain.runs.run_dir import RunDir
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -130,11 +130,11 @@ def _model_of(path: Path, state: State) -> ModelConfig:
 
 def _weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     """Parameters of the checked checkpoint `path`, float32, by their names in transformers; a tied head is
-    none."""
+    none. Parameters of scorers, which full attention has no use for, are not among them."""
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
     tensors = {f"model.{name}": torch.empty(shape) for name, shape in shapes.items()}
-    checkpoint.load(path, tensors)
+    checkpoint.load(path, tensors, leave_out=[OWN_SCORER])
     return {llama_name(name.removeprefix("model.")): tensor for name, tensor in tensors.items()}
 
 

@@ -6,6 +6,7 @@ Knows nothing of devices or parallelism. What a layer attends with is handed in 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.attention.where import Attend, Rotation, Where
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.model.loss import ChunkGrad, ChunkLoss, chunk_grad, chunk_loss, linear_cross_entropy
+
+OWN_SCORER = ".attention.scorer."  # in the names of parameters that only Lighthouse layers use
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
@@ -60,7 +63,7 @@ class SelfAttention(nn.Module):
         self.wv = Linear(config.dim, config.n_kv_heads * self.head_dim)
         self.wo = Linear(config.n_heads * self.head_dim, config.dim)
         self.attend: Attend = FULL_ATTENTION
-        self.scorer: nn.Module | None = None  # of a Lighthouse layer, where the scorer has parameters
+        self.scorer: Any = None  # a module of a Lighthouse layer, where the scorer has parameters
 
     def forward(self, x: Tensor, where: Where) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))

@@ -87,7 +87,7 @@ def not_utf8(folder):
 
 
 def damaged_gzip(folder):
-    packed = bytearray(gzip.compress(b'{"text": "some words"}\n' * 9))
+    packed = bytearray(gzip.compress(b'{"text": "some words"}\n' * 9, mtime=0))
     packed[12:20] = b"\xff" * 8
     (folder / "a.jsonl.gz").write_bytes(packed)
     return folder / "a.jsonl.gz"

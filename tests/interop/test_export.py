@@ -194,11 +194,11 @@ def test_a_checkpoint_that_training_deletes_meanwhile(tmp_path, monkeypatch):
     saved(tmp_path, step=3)
     load = checkpoint.load
 
-    def rotate_first(path, tensors):
+    def rotate_first(path, tensors, **options):
         monkeypatch.setattr(checkpoint, "load", load)
         saved(tmp_path, step=4)
         shutil.rmtree(path)
-        load(path, tensors)
+        load(path, tensors, **options)
 
     monkeypatch.setattr(checkpoint, "load", rotate_first)
     assert "step_00000004" in export(tmp_path, tmp_path / "out")[0]
@@ -206,7 +206,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile(tmp_path, monkeypatch):
     def always(path, tensors):
         shutil.rmtree(path)
         saved(tmp_path, step=int(path.name[5:]) + 1)
-        load(path, tensors)
+        load(path, tensors, **options)
 
     monkeypatch.setattr(checkpoint, "load", always)
     with pytest.raises(RunError, match=r"were deleted while they were read.*checkpoint\.keep"):

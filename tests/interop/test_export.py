@@ -203,7 +203,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "load", rotate_first)
     assert "step_00000004" in export(tmp_path, tmp_path / "out")[0]
 
-    def always(path, tensors):
+    def always(path, tensors, **options):
         shutil.rmtree(path)
         saved(tmp_path, step=int(path.name[5:]) + 1)
         load(path, tensors, **options)

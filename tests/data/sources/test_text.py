@@ -165,8 +165,8 @@ def test_the_line_of_a_bad_byte(tmp_path: Path) -> None:
 
 def test_packed_files_are_named_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_text("text")
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"text", mtime=0, mtime=0))
-    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"text", mtime=0, mtime=0))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"text", mtime=0))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"text", mtime=0))
     (tmp_path / "d.parquet").write_bytes(b"PAR1\0")
     with caplog.at_level(logging.WARNING):
         assert len(read(tmp_path)) == 1

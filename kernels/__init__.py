@@ -1,1 +1,1 @@
-"""GPU kernels of the Lighthouse layer, one folder an operation; `ops` puts them together for autograd."""
+"""The Lighthouse layer's operations, one folder each: reference and GPU kernel. `ops`: PyTorch operators."""

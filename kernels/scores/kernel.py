@@ -62,7 +62,7 @@ def _max_of_groups(x, P: tl.constexpr, GROUPS: tl.constexpr):
 
 
 def score(q: Tensor, k: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-    """Norm scores of levels 1 and up, level by level; level 0's are never compared, so never written.
+    """Norm scores of levels 1 and up, level by level. Level 0's are never compared, so they are not written.
 
     q (B, N, H, D); k (B, N, G, D) -> qk (B, H, E - N), kq (B, G, E - N) float32: level l begins at
     `pyramid.offset(l) - N`.

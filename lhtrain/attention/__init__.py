@@ -1,4 +1,4 @@
-"""The attention boundary: every layer meets attention in one callable on (B, N, H, D) tensors."""
+"""Attention: every layer calls one function `attend(q, k, v, where)` on (B, N, H, D) tensors."""
 
 from lhtrain.attention.dense import DenseAttention, dense_attention
 from lhtrain.attention.lighthouse import LighthouseAttention, lighthouse_attention

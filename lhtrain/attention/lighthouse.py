@@ -2,7 +2,7 @@
 
 B batch, N sequence length, H query heads, G key/value heads, R = H / G query heads a group, D head dim,
 E pyramid entries, S selected rows.
-Source: arXiv:2605.06554. The layer has no parameters of its own, so its weights serve full attention as well.
+Source: arXiv:2605.06554. Norm scores have no parameters, so the same weights serve full attention as well.
 """
 
 import os
@@ -132,7 +132,7 @@ def scatter(rows: Tensor, selected: Selected, pyramid: Pyramid) -> Tensor:
 
 
 def _runs_kernels(q: Tensor, pooling: int, backend: str) -> bool:
-    """Does this call go through the Triton kernels? ValueError where they were asked for and cannot run."""
+    """Whether the Triton kernels run. Raises ValueError where `backend` names them and they cannot."""
     if backend == "triton":
         if not HAS_TRITON:
             raise ValueError("backend=triton: needs the package triton, which is not installed")
@@ -159,7 +159,7 @@ def _check_backend(backend: str) -> None:
 
 @dataclass(frozen=True)
 class LighthouseAttention:
-    """The boundary's callable for Lighthouse Attention; its fields are `lighthouse_attention`'s options."""
+    """The callable that layers attend with; its fields are the options of `lighthouse_attention`."""
 
     levels: int
     pooling: int

@@ -51,11 +51,17 @@ def pick_method(method: str, n_heads: int, n_kv_heads: int, size: int) -> str:
 def over_ranks(
     attend: DenseAttention | LighthouseAttention, method: str, exact: bool, group: str, rank: int, size: int
 ) -> ContextDense | ContextLighthouse:
-    """What a context-parallel rank attends with, in place of `attend`."""
+    """What a context-parallel rank attends with, in place of `attend`.
+
+    Raises ValueError: a selection that compares scores of more than one tile, which no rank has.
+    """
     backend = attend.dense if isinstance(attend, LighthouseAttention) else attend.backend
     dense = ContextDense(method, group, size, backend)
     if isinstance(attend, DenseAttention):
         return dense
+    if not attend.selection.tile_local:
+        kind = type(attend.selection).__name__
+        raise ValueError(f"cp={size}: needs a selection that stays within its tiles, which {kind} does not")
     return ContextLighthouse(attend, dense, group, rank, size, exact)
 
 

@@ -9,6 +9,7 @@ from lhtrain.context_parallel import block, over_ranks, pick_method, positions
 from lhtrain.context_parallel.block import block_backward, block_forward
 from lhtrain.context_parallel.layout import shared_out, whole
 from lhtrain.distributed.world import World, close
+from lhtrain.kernels.selection.topk import TopK
 from tests.distributed.ranks import DEVICE, on_ranks
 
 HEADS, DIM, BATCH, SEQ_LEN = 4, 8, 2, 4096
@@ -84,6 +85,17 @@ def local_selection():
 def test_local_selection_is_one_ranks_in_the_first_chunk_alone(tmp_path):
     (head, tail_begins), (next_begins, _) = on_ranks(local_selection, 2, folder=tmp_path)
     assert head and not tail_begins and not next_begins
+
+
+def test_a_selection_over_several_tiles_is_refused():
+    class Everywhere(TopK):
+        tile_local = False
+
+    layer = LighthouseAttention(2, 4, 128, selection=Everywhere())
+    with pytest.raises(
+        ValueError, match="cp=2: needs a selection that stays within its tiles, which Everywhere does not"
+    ):
+        over_ranks(layer, "ring", True, "group", 0, 2)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -73,8 +74,8 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
             folder, plan_fingerprint(recipe, tokenizer.fingerprint, units)
         ):
             return Manifest.read(folder)  # complete, and kept from being changed
-        with _locked(folder):
-            return _prepare(recipe, folder, tokenizer, units, workers or _cores(), progress)
+        with _locked(folder) as lock:
+            return _prepare(recipe, folder, tokenizer, units, workers or _cores(), progress, lock)
 
 
 def _check_apart(folder: Path, recipe: Recipe, units: list[Unit]) -> None:
@@ -104,7 +105,13 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def _prepare(
-    recipe: Recipe, folder: Path, tokenizer: Tokenizer, units: list[Unit], workers: int, progress: bool
+    recipe: Recipe,
+    folder: Path,
+    tokenizer: Tokenizer,
+    units: list[Unit],
+    workers: int,
+    progress: bool,
+    lock: TextIO,
 ) -> Manifest:
     fingerprint = _claim(folder, recipe, tokenizer, units)
     remove_leftovers(folder)  # of a killed process; the lock says that nobody writes them now
@@ -124,8 +131,15 @@ def _prepare(
         (folder / "meta.json").unlink()
     todo = [i for i in range(len(units)) if i not in finished]
     left = None if recipe.max_tokens is None else max(recipe.max_tokens - _tokens(folder, finished), 1)
-    with Meter(sum(units[i].size for i in todo), left, progress) as meter:
-        _write_shards(folder, recipe, units, finished, min(workers, max(len(todo), 1)), meter)
+    n_bytes = sum(units[i].size for i in todo)
+    workers = min(workers, len(todo))
+    if workers > 1:
+        counts, pool = _start_pool(recipe, tokenizer, workers, lock)  # before the bar, which has a thread
+        with Meter(n_bytes, left, progress) as meter:
+            _write_in_pool(folder, recipe, units, todo, workers, meter, counts, pool)
+    else:
+        with Meter(n_bytes, left, progress) as meter:
+            _write_here(folder, recipe, tokenizer, units, todo, meter)
     manifest = _manifest(folder, recipe, tokenizer, fingerprint, len(units))
     save_tokenizer(folder, tokenizer)
     if not manifest.documents:
@@ -212,21 +226,54 @@ def _is_finished(folder: Path, number: int, tokenizer: Tokenizer, checks: Checks
     return same and store.header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
 
 
-def _write_shards(
-    folder: Path, recipe: Recipe, units: list[Unit], finished: set[int], workers: int, meter: Meter
+def _write_here(
+    folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit], todo: list[int], meter: Meter
 ) -> None:
-    """Write what is not finished, in order, up to the first shards that reach the recipe's limits."""
-    waiting = [i for i in range(len(units)) if i not in finished]
-    if workers == 1:
-        _start_worker(recipe, None)
-        for number in waiting:
-            if _enough(folder, recipe, number):
-                return
-            _work(folder, number, units[number], meter.advance)
-        return
-    context = multiprocessing.get_context("spawn")
-    counts = context.Array("q", 3)  # bytes of source, tokens, whether to stop
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, counts))
+    """Write the shards `todo` in this process, in order, up to the first that reach the recipe's limits."""
+    _start_worker(recipe, None, tokenizer)
+    for number in todo:
+        if _enough(folder, recipe, number):
+            return
+        _work(folder, number, units[number], meter.advance)
+
+
+def _start_pool(
+    recipe: Recipe, tokenizer: Tokenizer, workers: int, lock: TextIO
+) -> tuple[Any, ProcessPoolExecutor]:
+    """The workers, and what they share: bytes of source read, tokens written, whether to stop.
+
+    A forked worker has everything that is loaded here; a spawned one imports it, and opens the tokenizer,
+    again.
+    """
+    forked = _may_fork()
+    context = multiprocessing.get_context("fork" if forked else "spawn")
+    counts = context.Array("q", 3)
+    inherited = (tokenizer, lock) if forked else ()  # neither can be sent to a spawned process
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, counts, *inherited))
+    if forked:
+        pool.submit(os.getpid)  # the first task forks all workers
+    return counts, pool
+
+
+def _may_fork() -> bool:
+    """Whether this process has no threads that a fork would cut off while they hold a lock. Those of the
+    libraries below do not show in `threading`."""
+    heavy = ("torch", "pyarrow", "datasets")
+    quiet = threading.active_count() == 1 and not any(name in sys.modules for name in heavy)
+    return sys.platform == "linux" and quiet
+
+
+def _write_in_pool(
+    folder: Path,
+    recipe: Recipe,
+    units: list[Unit],
+    waiting: list[int],
+    workers: int,
+    meter: Meter,
+    counts: Any,
+    pool: ProcessPoolExecutor,
+) -> None:
+    """As `_write_here`, by the processes of `_start_pool`, which end with it."""
     running: dict[Future[None], int] = {}
     try:
         while waiting or running:
@@ -255,11 +302,16 @@ class _Stopped(Exception):
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(recipe: Recipe, counts: Any) -> None:
+def _start_worker(
+    recipe: Recipe, counts: Any, tokenizer: Tokenizer | None = None, lock: TextIO | None = None
+) -> None:
+    """tokenizer: None opens it. lock: that of the folder, which a forked worker inherits and must let go, so
+    that it goes with the parent alone."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker.update(
-        recipe=recipe, counts=counts, tokenizer=open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
-    )
+    if lock is not None:
+        lock.close()
+    tokenizer = tokenizer or open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
+    _worker.update(recipe=recipe, counts=counts, tokenizer=tokenizer)
     if counts is not None:  # a process of its own; Ctrl-C reaches it too, and the parent answers it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -339,7 +391,7 @@ def _cores() -> int:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[TextIO]:
     """One process prepares a folder at a time. The lock goes with the process, even a killed one."""
     with open_lock(folder / LOCK) as stream:
         try:
@@ -349,7 +401,7 @@ def _locked(folder: Path) -> Iterator[None]:
             raise DataError(f"data.out={str(folder)!r}: {rule}; wait for it") from error
         except OSError as error:
             log.warning("data.out=%r: no locks here (%s): prepare it once at a time", str(folder), error)
-        yield
+        yield stream
 
 
 @contextmanager

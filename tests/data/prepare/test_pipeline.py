@@ -484,3 +484,41 @@ def test_a_worker_that_is_killed(texts, tmp_path):
     assert again == prepare(recipe(texts), tmp_path / "whole", workers=1, progress=False)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not list((tmp_path / "out").glob(".*"))
+
+
+OUTLIVING_WORKERS = """
+import os, signal, sys
+from pathlib import Path
+from lhtrain.data.prepare import pipeline as prepare
+from lhtrain.data.prepare import shard
+from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.data.sources import units
+
+units.UNIT_BYTES = 13_000
+parent = os.getpid()
+
+def killing(*arguments):
+    assert os.getpid() != parent, "only a worker writes"
+    print(os.getpid(), flush=True)
+    os.kill(parent, signal.SIGKILL)
+    signal.pause()
+
+prepare._end_with_parent = signal.pause
+shard.write_document = killing
+assert prepare._may_fork()
+prepare.prepare(Recipe(source="text", path=sys.argv[1]), Path(sys.argv[2]), workers=2, progress=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_forked_workers_do_not_hold_the_lock(texts, tmp_path):
+    """kill -9 of the parent frees the folder, even while its workers are still there."""
+    command = [sys.executable, "-c", OUTLIVING_WORKERS, str(texts), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        worker = int(parent.stdout.readline())
+        try:
+            assert parent.wait(timeout=60) == -signal.SIGKILL
+            os.kill(worker, 0)  # still there
+            assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False).documents == 12
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)  # both workers

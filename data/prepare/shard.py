@@ -3,20 +3,16 @@
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare.encode import write_document
 from lhtrain.data.prepare.recipe import Recipe
-from lhtrain.data.sources.documents import Skip, Text
-from lhtrain.data.sources.filters import Filters
-from lhtrain.data.sources.hub import read_hub
-from lhtrain.data.sources.local import SourceFile
+from lhtrain.data.sources.documents import Skip
 from lhtrain.data.sources.paths import stamp
-from lhtrain.data.sources.repositories import read_repository
-from lhtrain.data.sources.rows import read_rows
-from lhtrain.data.sources.text import NotText, checked_chunks
+from lhtrain.data.sources.table import READERS
+from lhtrain.data.sources.text import NotText
 from lhtrain.data.sources.units import Unit
 from lhtrain.data.store.manifest import SKIPPED
 from lhtrain.data.store.tokens import TokenStoreWriter
@@ -48,7 +44,7 @@ def write_shard(
 
     try:
         with TokenStoreWriter(aside, tokenizer.dtype, tokenizer.fingerprint, tokenizer.escaped) as writer:
-            for document in documents_of(unit, recipe, progressed):
+            for document in READERS[unit.reader].read(unit, recipe, progressed):
                 if isinstance(document, Skip):
                     skipped[document.reason] += 1
                     continue
@@ -74,22 +70,6 @@ def _check_unchanged(unit: Unit) -> None:
         if stamp(item.path) != item.stamp:
             rule = "changed while it was prepared; it must stay as it is, until the end. Prepare it again"
             raise DataError(f"data.path: {item.path!r} {rule} into a new folder")
-
-
-def documents_of(unit: Unit, recipe: Recipe, advance: Callable[[int], object]) -> Iterator[Text | Skip]:
-    """The documents of a unit, in order."""
-    filters = Filters(recipe.filters)
-    if unit.reader == "text":
-        for item in unit.items:
-            file = SourceFile(item.name, Path(item.path), item.stop, item.origin)  # type: ignore[arg-type]
-            yield Text(item.path, checked_chunks(file, advance))
-    elif unit.reader == "code":
-        yield from read_repository(unit.items, advance)
-    elif unit.reader == "rows":
-        for item in unit.items:
-            yield from read_rows(item, recipe.column, filters, advance)
-    else:
-        yield from read_hub(unit, recipe.column, filters, advance)
 
 
 def _reached(writer: TokenStoreWriter, recipe: Recipe) -> bool:

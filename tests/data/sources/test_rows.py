@@ -16,10 +16,10 @@ import zstandard
 from pyarrow import ipc, parquet
 
 from lhtrain.data.errors import DataError
-from lhtrain.data.prepare import plan, shard
+from lhtrain.data.prepare import plan
 from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.recipe import Recipe
-from lhtrain.data.sources import rows, units
+from lhtrain.data.sources import rows, table, units
 from lhtrain.data.sources.documents import Skip
 from lhtrain.data.sources.filters import Filters
 from lhtrain.data.sources.rows import read_rows, row_units
@@ -290,7 +290,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch,
         os.utime(tmp_path / name, ns=(1, 1))
         return read_rows(*arguments)
 
-    monkeypatch.setattr(shard, "read_rows", changing)
+    monkeypatch.setattr(table, "read_rows", changing)
     with pytest.raises(DataError, match=rf"{name}' changed while it was prepared"):
         prepare(Recipe(source="files", path=str(tmp_path / name)), tmp_path / "out", 1, progress=False)
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -119,16 +119,11 @@ def _prepare(
         leftover.unlink()
     checks = Checks.of_prepared(folder, None)
     finished = {i for i in range(len(units)) if _is_finished(folder, i, tokenizer, checks)}
-    if os.path.lexists(folder / "meta.json"):
-        try:
-            manifest = Manifest.read(folder)
-            if manifest == _complete(folder, recipe, tokenizer, fingerprint, len(units), finished):
-                save_tokenizer(folder, tokenizer)
-                return manifest
-            log.warning("writing %s again: what it describes has changed", folder / "meta.json")
-        except DamagedStore as damage:
-            log.warning("writing it again: %s", damage)
-        (folder / "meta.json").unlink()
+    if os.path.lexists(folder / "meta.json") and _describes(
+        folder, lambda: _complete(folder, recipe, tokenizer, fingerprint, len(units), finished)
+    ):
+        save_tokenizer(folder, tokenizer)
+        return Manifest.read(folder)
     todo = [i for i in range(len(units)) if i not in finished]
     left = None if recipe.max_tokens is None else max(recipe.max_tokens - _tokens(folder, finished), 1)
     n_bytes = sum(units[i].size for i in todo)
@@ -150,6 +145,18 @@ def _prepare(
             path.unlink(missing_ok=True)
     manifest.write(folder)
     return manifest
+
+
+def _describes(folder: Path, complete: Callable[[], Manifest | None]) -> bool:
+    """Whether the folder's meta.json is as `complete` returns it; another or a damaged one is removed."""
+    try:
+        if Manifest.read(folder) == complete():
+            return True
+        log.warning("writing %s again: what it describes has changed", folder / "meta.json")
+    except DamagedStore as damage:
+        log.warning("writing it again: %s", damage)
+    (folder / "meta.json").unlink()
+    return False
 
 
 def _complete(

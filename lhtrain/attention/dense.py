@@ -4,16 +4,18 @@ B batch, T tokens, H query heads, Hkv key/value heads, D head dim.
 """
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lhtrain.attention.flash4 import FA4_FROM, INSTALLED, PACKAGES, fa4, fa4_runs
 from lhtrain.attention.where import Where
-from lhtrain.stage import Stage
+
+if TYPE_CHECKING:
+    from lhtrain.stage import Stage
 
 # What sdpa_kernel tries, in this order. "auto" may fall back, a name that was asked for may not.
 SDPA = {
@@ -27,11 +29,7 @@ FALLBACKS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-PACKAGES = {"fa2": "flash-attn", "fa3": "flash-attn-3", "fa4": "flash-attn-4"}
 DENSE_BACKENDS = ("auto", *SDPA, *PACKAGES)
-# FlashAttention-4 beats cuDNN on Hopper at every length, but its host code takes 0.3 ms a call, so that below
-# this many tokens the device would wait for it. Captured into a CUDA graph "fa4" is faster there too.
-FA4_FROM = 12_288
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
@@ -52,7 +50,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> T
     if backend == "auto":
         backend = _fastest(q)
     if backend == "fa4":
-        return _fa4(q, k, v)[0]
+        return fa4(q, k, v)[0]
     if backend == "fa3":
         from flash_attn_interface import flash_attn_func as fa3
 
@@ -96,19 +94,6 @@ def check_dense_backend(backend: str) -> None:
         raise ValueError(f"dense={backend}: needs a CUDA device, and there is none")
 
 
-def _installed(backend: str) -> bool:
-    """Is the FlashAttention package behind "fa2", "fa3" or "fa4" there? Looks at files, imports nothing."""
-    if backend == "fa3":
-        return find_spec("flash_attn_interface") is not None
-    spec = find_spec("flash_attn")
-    inside = {"fa2": "flash_attn_interface.py", "fa4": "cute/interface.py"}[backend]
-    folders = spec.submodule_search_locations or () if spec else ()
-    return any((Path(folder) / inside).exists() for folder in folders)
-
-
-INSTALLED = {backend: _installed(backend) for backend in PACKAGES}
-
-
 def _fastest(q: Tensor) -> str:
     return pick_dense(q.shape[1], q.shape[-1], q.dtype, q.device)[0]
 
@@ -131,62 +116,6 @@ def pick_dense(tokens: int, head_dim: int, dtype: torch.dtype, device: torch.dev
     return "fa4", "FlashAttention-4 is the fastest here"
 
 
-@torch.compiler.assume_constant_result
-def fa4_runs() -> bool:
-    return INSTALLED["fa4"] and torch.cuda.get_device_capability()[0] in (9, 10)
-
-
-def fa4_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """FlashAttention-4's gradients of q, k and v, in their shapes; deterministic where PyTorch is to be."""
-    from flash_attn.cute.interface import _flash_attn_bwd
-
-    fixed = torch.are_deterministic_algorithms_enabled()
-    return tuple(_flash_attn_bwd(q, k, v, out, grad, lse, causal=causal, deterministic=fixed)[:3])
-
-
-# FlashAttention-4 as an operator, so that the compiler neither breaks at it nor looks inside: the package
-# offers an autograd function alone, and these are the two functions it calls.
-@torch.library.custom_op("lhtrain::fa4", mutates_args=())
-def _fa4(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """-> out (B, T, H, D), logsumexp (B, H, T) float32."""
-    from flash_attn.cute.interface import _flash_attn_fwd
-
-    out, lse = _flash_attn_fwd(q, k, v, causal=True, return_lse=True)[:2]
-    return out.contiguous(), lse.contiguous()  # as the compiler is told, whatever the strides of q
-
-
-@_fa4.register_fake
-def _(q, k, v):
-    batch, tokens, heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty(batch, heads, tokens, dtype=torch.float32)
-
-
-@torch.library.custom_op("lhtrain::fa4_backward", mutates_args=())
-def _fa4_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    grads = fa4_backward(grad.contiguous(), q, k, v, out, lse, causal=True)
-    return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three
-
-
-@_fa4_backward.register_fake
-def _(grad, q, k, v, out, lse):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _fa4_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, *output)
-
-
-def _fa4_autograd(ctx, grad, _lse):
-    return _fa4_backward(grad, *ctx.saved_tensors)
-
-
-_fa4.register_autograd(_fa4_autograd, setup_context=_fa4_context)
-
-
 @dataclass(frozen=True)
 class DenseAttention:
     """The boundary's callable for full attention; `backend` as in `dense_attention`."""
@@ -197,7 +126,7 @@ class DenseAttention:
         check_dense_backend(self.backend)
 
     @classmethod
-    def of(cls, stage: Stage, backend: str) -> "DenseAttention":
+    def of(cls, stage: "Stage", backend: str) -> "DenseAttention":
         """What the layers of a stage attend with; `backend` is that of other parts of Lighthouse layers."""
         return FULL_ATTENTION
 

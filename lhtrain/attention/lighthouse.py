@@ -8,7 +8,7 @@ Source: arXiv:2605.06554. Norm scores have no parameters, so the same weights se
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ from lhtrain.kernels.selection import Selection
 from lhtrain.kernels.selection.topk import TopK
 from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from lhtrain.registry import BACKENDS, SCORERS
-from lhtrain.stage import Stage
+
+if TYPE_CHECKING:
+    from lhtrain.stage import Stage
 
 HAS_TRITON = find_spec("triton") is not None
 TOP_K = TopK()
@@ -177,7 +179,7 @@ class LighthouseAttention:
         check_dense_backend(self.dense)
 
     @classmethod
-    def of(cls, stage: Stage, backend: str) -> "LighthouseAttention":
+    def of(cls, stage: "Stage", backend: str) -> "LighthouseAttention":
         """What the layers of a Lighthouse stage attend with; backend: `lighthouse.backend`."""
         pyramid, scorer = stage.pyramid, SCORERS[stage.scorer]
         assert pyramid is not None

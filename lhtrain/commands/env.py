@@ -161,7 +161,7 @@ def _kernels() -> Lines:
 
 
 def _flash() -> list[str]:
-    from lhtrain.attention.dense import INSTALLED, PACKAGES
+    from lhtrain.attention.flash4 import INSTALLED, PACKAGES
 
     return [package for name, package in PACKAGES.items() if INSTALLED[name]]
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lhtrain.context_parallel.block import block_backward, block_forward, block_kernel
+from lhtrain.attention.dense_kernels import kernel_for
 from lhtrain.context_parallel.collectives import group_of
 
 
@@ -37,14 +37,14 @@ def _parts(rank: int, source: int, tokens: int) -> tuple[slice, slice, bool]:
 def _ring(q: Tensor, k: Tensor, v: Tensor, group: str) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), lse (B, H, T) float32."""
     members = group_of(group)
-    rank, size, kernel = dist.get_rank(members), dist.get_world_size(members), block_kernel(q)
+    rank, size, kernel = dist.get_rank(members), dist.get_world_size(members), kernel_for(q)
     travelling = torch.stack([k, v])
     out, lse = torch.empty(0), torch.empty(0)
     for step in range(size):
         arrives = _pass_on(travelling, members) if step + 1 < size else None
         queries, keys, causal = _parts(rank, (rank - step) % size, q.shape[1])
         part_k, part_v = travelling[:, :, keys].unbind()
-        part, part_lse = block_forward(q[:, queries], part_k, part_v, causal, kernel)
+        part, part_lse = kernel.forward(q[:, queries], part_k, part_v, causal)
         if step == 0:
             out = part.float().contiguous()  # as the compiler is told, whatever the kernel's strides
             lse = part_lse.clone(memory_format=torch.contiguous_format)
@@ -75,7 +75,7 @@ def _ring_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keys, values and, one step behind, their gradients travel; the latter end where they belong."""
     members = group_of(group)
-    rank, size, kernel = dist.get_rank(members), dist.get_world_size(members), block_kernel(q)
+    rank, size, kernel = dist.get_rank(members), dist.get_world_size(members), kernel_for(q)
     travelling, grads = torch.stack([k, v]), torch.zeros(2, *k.shape, device=k.device, dtype=torch.float32)
     gradients_arrive: Callable[[], Tensor] | None = None
     grad, grad_q = grad.contiguous(), torch.zeros_like(q, dtype=torch.float32)
@@ -84,7 +84,7 @@ def _ring_backward(
         queries, keys, causal = _parts(rank, (rank - step) % size, q.shape[1])
         part_k, part_v = travelling[:, :, keys].unbind()
         of_queries = (grad[:, queries], q[:, queries], part_k, part_v, out[:, queries], lse[:, :, queries])
-        part = block_backward(*of_queries, causal, kernel)
+        part = kernel.backward(*of_queries, causal)
         grad_q[:, queries] += part[0]
         grads = gradients_arrive() if gradients_arrive else grads
         grads[0, :, keys] += part[1]

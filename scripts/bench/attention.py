@@ -19,7 +19,7 @@ import torch
 import triton
 
 from lhtrain.attention import Pyramid, dense_attention, lighthouse_attention
-from lhtrain.attention.dense import FA4_FROM, INSTALLED
+from lhtrain.attention.flash4 import FA4_FROM, INSTALLED
 from lhtrain.kernels.scores.kernel import score
 from lhtrain.kernels.selection import naive
 from lhtrain.kernels.selection.kernel import select_rows

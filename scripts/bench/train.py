@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from spans import communication, kernel_spans, print_kernels
 
-from lhtrain.attention.dense import fa4_runs
+from lhtrain.attention.flash4 import fa4_runs
 from lhtrain.build import Engine, build_engine
 from lhtrain.compute.device import (
     gpu_memory,

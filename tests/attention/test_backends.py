@@ -1,13 +1,15 @@
 """Which kernel runs: names, what is missing, and that all of them compute the same attention."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lhtrain.attention import DenseAttention, LighthouseAttention, dense, dense_attention, lighthouse
-from lhtrain.attention.dense import INSTALLED, SDPA
+from lhtrain.attention import DenseAttention, LighthouseAttention, dense, dense_attention, flash4, lighthouse
+from lhtrain.attention.dense import SDPA
+from lhtrain.attention.flash4 import INSTALLED
 
 SIZES = {"levels": 2, "pooling": 4, "budget": 128}
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -30,7 +32,7 @@ def test_an_unknown_dense_kernel_is_refused_at_construction(make):
 
 @pytest.mark.parametrize("name", ["fa2", "fa3", "fa4"])
 def test_a_missing_package_is_named_at_construction(name, monkeypatch):
-    monkeypatch.setitem(dense.INSTALLED, name, False)
+    monkeypatch.setitem(flash4.INSTALLED, name, False)
     with pytest.raises(
         ValueError, match=f"dense={name}: needs the package flash-attn.*, which is not installed"
     ):
@@ -38,7 +40,7 @@ def test_a_missing_package_is_named_at_construction(name, monkeypatch):
 
 
 def test_a_package_without_its_device_is_refused(monkeypatch):
-    monkeypatch.setitem(dense.INSTALLED, "fa4", True)
+    monkeypatch.setitem(flash4.INSTALLED, "fa4", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="dense=fa4: needs a CUDA device"):
         DenseAttention("fa4")
@@ -66,7 +68,7 @@ def test_flash_attention_4_adds_up_in_a_fixed_order_where_pytorch_is_told_to(mon
     q, k, v = qkv()
     torch.use_deterministic_algorithms(fixed)
     try:
-        dense.fa4_backward(q, q, k, v, q, q[..., 0].transpose(1, 2), causal=True)
+        flash4.fa4_backward(q, q, k, v, q, q[..., 0].transpose(1, 2), causal=True)
     finally:
         torch.use_deterministic_algorithms(False)
     assert told == [{"causal": True, "deterministic": fixed}]
@@ -94,10 +96,10 @@ def test_the_compiler_is_told_the_strides_that_flash_attention_4_has(monkeypatch
         tensors = [strange(x) for x in tensors]
     elif layout == "a slice":
         tensors = [torch.cat([x, x], -1)[..., : x.shape[-1]] for x in tensors]
-    torch.library.opcheck(dense._fa4, tensors, test_utils="test_faketensor")
-    out, lse = dense._fa4(*tensors)
+    torch.library.opcheck(flash4.fa4, tensors, test_utils="test_faketensor")
+    out, lse = flash4.fa4(*tensors)
     given = [strange(out), *tensors, out, lse]
-    torch.library.opcheck(dense._fa4_backward, given, test_utils="test_faketensor")
+    torch.library.opcheck(flash4._fa4_backward, given, test_utils="test_faketensor")
 
 
 @pytest.mark.gpu
@@ -125,7 +127,7 @@ def test_which_tensors_no_kernel_takes_with_fewer_key_and_value_heads():
 @pytest.mark.parametrize("name", ["auto", *SDPA, *(name for name, there in INSTALLED.items() if there)])
 def test_every_dense_kernel_agrees_with_float32(name, kv_heads):
     """Forward and gradients, bf16 within 1e-2 of float32; long enough that auto takes its long choice."""
-    tokens = dense.FA4_FROM if name == "auto" else 1000
+    tokens = flash4.FA4_FROM if name == "auto" else 1000
     tensors = qkv("cuda", torch.bfloat16, 4, kv_heads, tokens, dim=128)
     grad = torch.randn_like(tensors[0])
 
@@ -140,3 +142,17 @@ def test_every_dense_kernel_agrees_with_float32(name, kv_heads):
     want = run(reference, [x.float() for x in tensors])
     for a, b in zip(run(DenseAttention(name), tensors), want, strict=True):
         assert (a.float() - b).norm() / b.norm() < 1e-2
+
+
+def test_the_availability_of_flash_attention_4_is_a_constant_to_the_compiler():
+    """Marked by hand, since PyTorch's own decorator imports the compiler."""
+
+    def marked():
+        return True
+
+    assert flash4.fa4_runs.__dict__ == torch.compiler.assume_constant_result(marked).__dict__
+
+
+def test_attention_is_imported_without_the_compiler():
+    code = "import sys, lhtrain.attention; sys.exit('torch._dynamo' in sys.modules or 'hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -5,8 +5,7 @@ import torch
 import torch.distributed as dist
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
-from lhtrain.context_parallel import block, over_ranks, pick_method, positions
-from lhtrain.context_parallel.block import block_backward, block_forward
+from lhtrain.context_parallel import over_ranks, pick_method, positions
 from lhtrain.context_parallel.layout import shared_out, whole
 from lhtrain.distributed.world import World, close
 from lhtrain.kernels.selection.topk import TopK
@@ -123,61 +122,3 @@ def test_the_method_follows_the_heads():
         pick_method("ulysses", 8, 2, 4)
     with pytest.raises(ValueError, match="cp_attention=zigzag: must be one of auto, ring, ulysses"):
         pick_method("zigzag", 8, 8, 2)
-
-
-KERNELS = ["cpu", pytest.param("flash", marks=pytest.mark.gpu), pytest.param("fa4", marks=pytest.mark.gpu)]
-
-
-@pytest.mark.parametrize("dim", [64, 12, 2])
-@pytest.mark.parametrize("n_kv", [4, 2])
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_part_of_the_keys_is_the_naive_one(kernel, causal, n_kv, dim, monkeypatch):
-    """Also with head dims that "flash" does not take by itself; the CPU's kernel stands in for it here."""
-    on_gpu = kernel != "cpu"
-    if kernel == "fa4" and dim != 64:
-        pytest.skip("fa4 is taken for head dims of 64 and 128 alone")
-    monkeypatch.setitem(block.MULTIPLES, "cpu", 8)
-    torch.manual_seed(0)
-    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
-    keys = 96 if causal else 160
-    q, grad = (torch.randn(2, 96, 4, dim, device=device, dtype=dtype) for _ in range(2))
-    k, v = (torch.randn(2, keys, n_kv, dim, device=device, dtype=dtype) for _ in range(2))
-    got = block_forward(q, k, v, causal, kernel)
-    want = block_forward(q, k, v, causal, "naive")
-    # As if other parts had been merged in: the backward must use the lse and the output it is given.
-    out, lse = want[0] * 0.5, want[1] + 0.7
-    got += block_backward(grad, q, k, v, out, lse, causal, kernel)
-    want += block_backward(grad, q, k, v, out, lse, causal, "naive")
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-2 if on_gpu else 1e-5, atol=2e-2 if on_gpu else 1e-5)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_naive_kernel_stores_the_scores_of_a_part_of_the_queries(causal, monkeypatch):
-    """All of them would take 77 GB where two ranks share 98,304 tokens in float32 on a GPU."""
-    torch.manual_seed(0)
-    keys = 50 if causal else 70
-    q, grad = (torch.randn(2, 50, 4, DIM) for _ in range(2))
-    k, v = (torch.randn(2, keys, 2, DIM) for _ in range(2))
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    want = torch.nn.functional.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in leaves), is_causal=causal, enable_gqa=True
-    ).transpose(1, 2)
-    monkeypatch.setattr(block, "NAIVE_SCORES", 7 * 2 * 4 * keys)
-    out, lse = block_forward(q, k, v, causal, "naive")
-    assert len(block._query_chunks(q, k)) == 8
-    grads = block_backward(grad, q, k, v, out, lse, causal, "naive")
-    expected = (want, *torch.autograd.grad(want, leaves, grad))
-    for one, other in zip((out, *grads), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("dim", "kernel"), [(64, "flash"), (12, "flash"), (256, "flash"), (264, "naive")])
-def test_every_head_dim_has_a_kernel_on_a_gpu(dim, kernel):
-    q = torch.zeros(1, 256, 2, dim, device="cuda", dtype=torch.bfloat16)
-    assert block.block_kernel(q) == kernel
-    out, lse = block_forward(q, q, q, True, kernel)
-    grads = block_backward(q, q, q, q, out, lse, True, kernel)
-    assert out.shape == q.shape and all(grad.shape == q.shape for grad in grads)

@@ -1,0 +1,224 @@
+"""The kernels of full attention that return the logsumexp and take its gradient, in one table.
+
+Whatever merges partial results builds on it: the ring over ranks, windows beside Lighthouse rows.
+B batch, T queries, S keys, H query heads, Hkv key/value heads, D head dim. Attention is causal (T = S, a
+sequence's own tokens) or full (all keys before all queries), with scale 1/sqrt(D). `lse` is the logsumexp of
+the scores, (B, H, T) float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lhtrain.attention.flash4 import FA4_FROM, fa4_backward, fa4_forward, fa4_runs
+
+MOST = 256  # the largest head dim that PyTorch's flash kernel takes
+NAIVE_SCORES = 2**26  # that the naive kernel stores at once: 0.27 GB
+
+Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DenseKernel:
+    """One kernel.
+
+    runs(q): whether it takes such queries, on their device. forward(q, k, v, causal) -> out (B, T, H, D) in
+    q's dtype, and lse, of q (B, T, H, D) and k, v (B, S, Hkv, D). backward(grad, q, k, v, out, lse, causal)
+    -> the gradients of q, k and v in their shapes; out and lse may be those of a larger attention of which
+    this one is a part. takes_grad_lse: backward has a further argument, the gradient of lse.
+    """
+
+    name: str
+    runs: Callable[[Tensor], bool]
+    forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+    backward: Callable[..., Gradients]
+    takes_grad_lse: bool = False
+
+
+def kernel_for(q: Tensor) -> DenseKernel:
+    """The fastest kernel of the table for q (B, T, H, D)."""
+    return next(kernel for kernel in DENSE_KERNELS.values() if kernel.runs(q))
+
+
+def attend_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = True, kernel: DenseKernel | None = None
+) -> tuple[Tensor, Tensor]:
+    """out (B, T, H, D) and lse (B, H, T) float32, with gradients through both.
+
+    kernel: of DENSE_KERNELS; the fastest for q unless given.
+    """
+    return _AttendWithLse.apply(q, k, v, causal, kernel or kernel_for(q))
+
+
+class _AttendWithLse(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: DenseKernel
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = kernel.forward(q, k, v, causal)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.causal, ctx.kernel = causal, kernel
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, grad_lse), (q, k, v, out, lse) = grads, ctx.saved_tensors
+        return *backward_of(ctx.kernel, grad, grad_lse, q, k, v, out, lse, ctx.causal), None, None
+
+
+def backward_of(
+    kernel: DenseKernel,
+    grad: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+) -> Gradients:
+    """The gradients of q, k and v from those of out and lse, whatever the kernel takes.
+
+    With weights P the gradient of lse adds scale * grad_lse * P K to that of q, and
+    scale * P^T (grad_lse * q) to that of k. Where the kernel does not do that, the first is attention to the
+    keys in place of the values, and the second the gradient of those: a forward and a backward pass more.
+    """
+    if kernel.takes_grad_lse:
+        return kernel.backward(grad, q, k, v, out, lse, causal, grad_lse)
+    grad_q, grad_k, grad_v = kernel.backward(grad, q, k, v, out, lse, causal)
+    scale = q.shape[-1] ** -0.5
+    by_query = grad_lse.transpose(1, 2).unsqueeze(-1) * scale  # (B, T, H, 1) float32
+    keys = kernel.forward(q, k, k, causal)[0]
+    of_keys = kernel.backward((by_query * q).to(q.dtype), q, k, k, keys, lse, causal)[2]
+    return (grad_q + by_query * keys).to(q.dtype), grad_k + of_keys, grad_v
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    q, k, v = (x.transpose(1, 2) for x in (q, _repeated(k, q), _repeated(v, q)))
+    out, lse = forward(q, k, v, 0.0, causal, scale=q.shape[-1] ** -0.5)
+    return out.transpose(1, 2), lse
+
+
+def _cpu_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
+) -> Gradients:
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    tensors = [x.transpose(1, 2) for x in (grad, q, _repeated(k, q), _repeated(v, q), out)]
+    grads = backward(*tensors, lse.contiguous(), 0.0, causal, scale=q.shape[-1] ** -0.5)
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    return grad_q, _summed(grad_k, k), _summed(grad_v, k)
+
+
+def _flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    dim, scale = q.shape[-1], q.shape[-1] ** -0.5
+    q, k, v = (_filled(x, 8).transpose(1, 2) for x in (q, _repeated(k, q), _repeated(v, q)))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
+    return out.transpose(1, 2)[..., :dim], lse
+
+
+def _flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
+) -> Gradients:
+    lse, dim, scale = lse.contiguous(), q.shape[-1], q.shape[-1] ** -0.5
+    tensors = [_filled(x, 8).transpose(1, 2) for x in (grad, q, _repeated(k, q), _repeated(v, q), out)]
+    lengths: list[Any] = [None, None, q.shape[1], k.shape[1]]
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
+    grads = backward(*tensors, lse, *lengths, 0.0, causal, seed, seed[0], scale=scale)
+    grad_q, grad_k, grad_v = (x.transpose(1, 2)[..., :dim] for x in grads)
+    return grad_q, _summed(grad_k, k), _summed(grad_v, k)
+
+
+def _filled(x: Tensor, multiple: int) -> Tensor:
+    """x (…, D) with zeros up to a multiple of D that a kernel takes: they change no score and no output."""
+    missing = -x.shape[-1] % multiple
+    return F.pad(x, (0, missing)) if missing else x
+
+
+def _repeated(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values, one for each query head: not every kernel takes fewer."""
+    return x if x.shape[2] == q.shape[2] else x.repeat_interleave(q.shape[2] // x.shape[2], 2)
+
+
+def _summed(grad: Tensor, of: Tensor) -> Tensor:
+    return grad if grad.shape[2] == of.shape[2] else grad.unflatten(2, (of.shape[2], -1)).sum(3)
+
+
+def _query_chunks(q: Tensor, k: Tensor) -> list[slice]:
+    """Parts of the queries whose scores are at most NAIVE_SCORES numbers, or one row."""
+    rows = max(NAIVE_SCORES // (q.shape[0] * q.shape[2] * k.shape[1]), 1)
+    return [slice(start, start + rows) for start in range(0, q.shape[1], rows)]
+
+
+def _scores(q: Tensor, k: Tensor, causal: bool, first: int) -> Tensor:
+    """Float32 scores (B, H, T, S) of queries, the first of which is number `first`."""
+    scores = torch.einsum("bthd,bshd->bhts", q.float(), _repeated(k, q).float()) * q.shape[-1] ** -0.5
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + first)
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores
+
+
+def _naive_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+    for part in _query_chunks(q, k):
+        scores = _scores(q[:, part], k, causal, part.start)
+        lse[:, :, part] = scores.logsumexp(-1)
+        out[:, part] = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), _repeated(v, q).float())
+    return out, lse
+
+
+def _naive_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    grad_lse: Tensor | None = None,
+) -> Gradients:
+    """FlashAttention's backward (arXiv:2307.08691, algorithm 2), a part of the queries at a time."""
+    scale, grad_q = q.shape[-1] ** -0.5, torch.empty_like(q)
+    grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+    for part in _query_chunks(q, k):
+        of_part, grad_part = q[:, part].float(), grad[:, part].float()
+        weights = (_scores(q[:, part], k, causal, part.start) - lse[:, :, part].unsqueeze(-1)).exp()
+        grad_v += _summed(torch.einsum("bhts,bthd->bshd", weights, grad_part), v)
+        grad_weights = torch.einsum("bthd,bshd->bhts", grad_part, _repeated(v, q).float())
+        delta = (grad_part * out[:, part].float()).sum(-1).transpose(1, 2).unsqueeze(-1)
+        if grad_lse is not None:
+            delta = delta - grad_lse[:, :, part].unsqueeze(-1)
+        grad_scores = weights * (grad_weights - delta) * scale
+        grad_q[:, part] = torch.einsum("bhts,bshd->bthd", grad_scores, _repeated(k, q).float())
+        grad_k += _summed(torch.einsum("bhts,bthd->bshd", grad_scores, of_part), k)
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _half_on_gpu(q: Tensor) -> bool:
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+
+
+# The fastest first. The naive one, plain PyTorch in float32, is the reference of the others; it runs anywhere.
+DENSE_KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        DenseKernel(
+            "fa4",
+            lambda q: _half_on_gpu(q) and q.shape[1] >= FA4_FROM and q.shape[-1] in (64, 128) and fa4_runs(),
+            fa4_forward,
+            fa4_backward,
+            takes_grad_lse=True,
+        ),
+        DenseKernel(
+            "flash", lambda q: _half_on_gpu(q) and q.shape[-1] <= MOST, _flash_forward, _flash_backward
+        ),
+        DenseKernel("cpu", lambda q: not q.is_cuda, _cpu_forward, _cpu_backward),
+        DenseKernel("naive", lambda q: True, _naive_forward, _naive_backward, takes_grad_lse=True),
+    )
+}

@@ -1,0 +1,112 @@
+"""The table of dense kernels: each against plain attention, with the logsumexp and its gradient."""
+
+import pytest
+import torch
+
+from lhtrain.attention import dense_kernels
+from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse, kernel_for
+
+KERNELS = ["cpu", pytest.param("flash", marks=pytest.mark.gpu), pytest.param("fa4", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("dim", [64, 12, 2])
+@pytest.mark.parametrize("n_kv", [4, 2])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_part_of_the_keys_is_the_naive_one(kernel, causal, n_kv, dim):
+    """Also with head dims that "flash" does not take by itself."""
+    kernel, naive = DENSE_KERNELS[kernel], DENSE_KERNELS["naive"]
+    on_gpu = kernel.name != "cpu"
+    if kernel.name == "fa4" and dim != 64:
+        pytest.skip("fa4 is taken for head dims of 64 and 128 alone")
+    torch.manual_seed(0)
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    keys = 96 if causal else 160
+    q, grad = (torch.randn(2, 96, 4, dim, device=device, dtype=dtype) for _ in range(2))
+    k, v = (torch.randn(2, keys, n_kv, dim, device=device, dtype=dtype) for _ in range(2))
+    got = kernel.forward(q, k, v, causal)
+    want = naive.forward(q, k, v, causal)
+    # As if other parts had been merged in: the backward must use the lse and the output it is given.
+    out, lse = want[0] * 0.5, want[1] + 0.7
+    got += kernel.backward(grad, q, k, v, out, lse, causal)
+    want += naive.backward(grad, q, k, v, out, lse, causal)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2 if on_gpu else 1e-5, atol=2e-2 if on_gpu else 1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_naive_kernel_stores_the_scores_of_a_part_of_the_queries(causal, monkeypatch):
+    """All of them would take 77 GB where two ranks share 98,304 tokens in float32 on a GPU."""
+    torch.manual_seed(0)
+    keys = 50 if causal else 70
+    q, grad = (torch.randn(2, 50, 4, 8) for _ in range(2))
+    k, v = (torch.randn(2, keys, 2, 8) for _ in range(2))
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    want = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in leaves), is_causal=causal, enable_gqa=True
+    ).transpose(1, 2)
+    naive = DENSE_KERNELS["naive"]
+    monkeypatch.setattr(dense_kernels, "NAIVE_SCORES", 7 * 2 * 4 * keys)
+    out, lse = naive.forward(q, k, v, causal)
+    assert len(dense_kernels._query_chunks(q, k)) == 8
+    grads = naive.backward(grad, q, k, v, out, lse, causal)
+    expected = (want, *torch.autograd.grad(want, leaves, grad))
+    for one, other in zip((out, *grads), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dim", "kernel"), [(64, "flash"), (12, "flash"), (256, "flash"), (264, "naive")])
+def test_every_head_dim_has_a_kernel_on_a_gpu(dim, kernel):
+    q = torch.zeros(1, 256, 2, dim, device="cuda", dtype=torch.bfloat16)
+    assert kernel_for(q).name == kernel
+    out, lse = kernel_for(q).forward(q, q, q, True)
+    grads = kernel_for(q).backward(q, q, q, q, out, lse, True)
+    assert out.shape == q.shape and all(grad.shape == q.shape for grad in grads)
+
+
+def explicit(q, k, v, causal):
+    """Attention and logsumexp written out, for autograd."""
+    scores = torch.einsum("bthd,bshd->bhts", q, k.repeat_interleave(q.shape[2] // k.shape[2], 2))
+    scores = scores * q.shape[-1] ** -0.5
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    values = v.repeat_interleave(q.shape[2] // v.shape[2], 2)
+    return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), values), scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize("n_kv", [4, 2])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", ["naive", *KERNELS])
+def test_gradients_flow_through_the_output_and_the_logsumexp(kernel, causal, n_kv):
+    """As a merge of partial results needs it; "cpu" and "flash" take none of the logsumexp by themselves."""
+    torch.manual_seed(0)
+    on_gpu = kernel in ("flash", "fa4")
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    keys = 96 if causal else 160
+    tensors = [
+        torch.randn(2, *size, 64, device=device, dtype=dtype)
+        for size in ((96, 4), (keys, n_kv), (keys, n_kv))
+    ]
+    grad = torch.randn(2, 96, 4, 64, device=device, dtype=dtype)
+    grad_lse = torch.randn(2, 4, 96, device=device)
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    out, lse = attend_with_lse(*leaves, causal=causal, kernel=DENSE_KERNELS[kernel])
+    torch.autograd.backward((out, lse), (grad, grad_lse))
+    exact = [x.float().requires_grad_() for x in tensors]
+    want, want_lse = explicit(*exact, causal)
+    torch.autograd.backward((want, want_lse), (grad.float(), grad_lse))
+    bound = 3e-2 if on_gpu else 2e-5
+    for got, expected in [
+        (out, want),
+        (lse, want_lse),
+        *((a.grad, b.grad) for a, b in zip(leaves, exact, strict=True)),
+    ]:
+        assert ((got.float() - expected).norm() / expected.norm()).item() < bound
+
+
+def test_the_reference_runs_everywhere_and_the_fastest_comes_first():
+    q = torch.zeros(1, 8, 2, 16)
+    assert kernel_for(q).name == "cpu" and DENSE_KERNELS["naive"].runs(q)
+    assert list(DENSE_KERNELS) == ["fa4", "flash", "cpu", "naive"]

@@ -204,7 +204,7 @@ def _half_on_gpu(q: Tensor) -> bool:
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
 
 
-# The fastest first. The naive one, plain PyTorch in float32, is the reference of the others; it runs anywhere.
+# The fastest first. The naive one, plain PyTorch in float32, is the reference of the others.
 DENSE_KERNELS = {
     kernel.name: kernel
     for kernel in (

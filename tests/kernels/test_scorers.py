@@ -125,6 +125,7 @@ def test_a_selection_may_have_other_rows(tensors, poison):
     assert out.isfinite().all() and cases.error(out, layers()[1](*tensors)) > 1e-2
 
 
+@pytest.mark.slow
 def test_the_steps_compile_as_one_graph(tensors):
     layer = layers(scorer="test_first_channel")[0]
     grad = torch.randn_like(tensors[0])

@@ -99,7 +99,7 @@ def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
     """
     for name in dict.fromkeys(stage.scorer for stage in stages.values() if stage.pyramid is not None):
         scorer = SCORERS[name]
-        if issubclass(scorer, nn.Module):
+        if isinstance(scorer, type) and issubclass(scorer, nn.Module):
             for block in model.blocks:
                 assert isinstance(block, Block)
                 if block.number not in model.config.dense_layers:

@@ -187,7 +187,7 @@ class LighthouseAttention:
             pyramid.levels,
             pyramid.pooling,
             pyramid.budget,
-            scorer=None if issubclass(scorer, nn.Module) else scorer(),
+            scorer=None if isinstance(scorer, type) and issubclass(scorer, nn.Module) else scorer(),
             cover_prefix=stage.cover_prefix,
             backend=backend,
         )

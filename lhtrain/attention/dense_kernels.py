@@ -59,21 +59,23 @@ class _AttendWithLse(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: DenseKernel
     ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # the gradient of a result that nobody uses is None
         out, lse = kernel.forward(q, k, v, causal)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.causal, ctx.kernel = causal, kernel
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad, grad_lse), (q, k, v, out, lse) = grads, ctx.saved_tensors
+        grad = torch.zeros_like(out) if grad is None else grad
         return *backward_of(ctx.kernel, grad, grad_lse, q, k, v, out, lse, ctx.causal), None, None
 
 
 def backward_of(
     kernel: DenseKernel,
     grad: Tensor,
-    grad_lse: Tensor,
+    grad_lse: Tensor | None,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -83,10 +85,14 @@ def backward_of(
 ) -> Gradients:
     """The gradients of q, k and v from those of out and lse, whatever the kernel takes.
 
+    out and lse must be those of this very attention, not of a larger one of which it is a part.
+
     With weights P the gradient of lse adds scale * grad_lse * P K to that of q, and
     scale * P^T (grad_lse * q) to that of k. Where the kernel does not do that, the first is attention to the
     keys in place of the values, and the second the gradient of those: a forward and a backward pass more.
     """
+    if grad_lse is None:
+        return kernel.backward(grad, q, k, v, out, lse, causal)
     if kernel.takes_grad_lse:
         return kernel.backward(grad, q, k, v, out, lse, causal, grad_lse)
     grad_q, grad_k, grad_v = kernel.backward(grad, q, k, v, out, lse, causal)

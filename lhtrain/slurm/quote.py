@@ -1,9 +1,6 @@
-"""Text written so that SLURM or Hydra reads it back unchanged; for bash there is shlex.quote."""
+"""Text written so that SLURM reads it back unchanged. `lhtrain/quote.py` has Hydra and shells."""
 
 import re
-from pathlib import Path
-
-from lhtrain.conf.problems import ConfigError, Problem
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+~\-]+")
 
@@ -13,25 +10,6 @@ def directive(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def override(text: str) -> str:
-    """`text` as the value of a Hydra override.
-
-    Hydra takes backslashes as they are, unless they stand before a quote.
-    """
-    if re.fullmatch(r"/[A-Za-z0-9_./\-]*", text):
-        return text
-    quoted = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
-    return "'" + re.sub(r"(\\+)$", lambda match: match[1] * 2, quoted) + "'"
-
-
-def search_path(*folders: str) -> str:
-    """The override by which Hydra looks for files in `folders` too. Raises ConfigError if one is missing."""
-    if missing := [folder for folder in folders if not Path(folder).expanduser().is_dir()]:
-        raise ConfigError([Problem("--config-dir", folder, "no such folder") for folder in missing])
-    places = (override(f"file://{Path(folder).expanduser().absolute()}") for folder in folders)
-    return f"hydra.searchpath=[{','.join(places)}]"
 
 
 def job_name(text: str) -> str:

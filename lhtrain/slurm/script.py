@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lhtrain.conf.schema import ClusterConfig, Launch
+from lhtrain.quote import override
 from lhtrain.slurm import quote
 
 
@@ -55,7 +56,7 @@ def _arguments(job: Job) -> list[str]:
     """The words for each rank, but for resume: settings, or the command to continue and changed settings."""
     if job.own:
         return ["resume", str(job.run_dir), *job.overrides]
-    return [*job.overrides, f"run.dir={quote.override(str(job.run_dir))}"]
+    return [*job.overrides, f"run.dir={override(str(job.run_dir))}"]
 
 
 def _sh(text: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from lhtrain.compute.fill import filled
-from lhtrain.conf.compose import check_overrides
+from lhtrain.conf.compose import check_overrides, with_folders
 from lhtrain.conf.paths import with_absolute_paths
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.rules.batch import batch_problems
@@ -25,7 +25,6 @@ from lhtrain.runs.changes import as_container
 from lhtrain.runs.checks import check_start
 from lhtrain.runs.own_config import load, value_of
 from lhtrain.runs.run_dir import RunDir, unwritable
-from lhtrain.slurm import quote
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
 from lhtrain.slurm.script import Job, render
@@ -49,8 +48,7 @@ def prepare(overrides: list[str], config_dirs: Sequence[str] = ()) -> tuple[Job,
         path = _place(places[-1]) if places else None
         if path is not None and os.path.isfile(RunDir(path).config):
             return prepare_own(path, [text for text in overrides if text not in places])
-    if config_dirs:
-        overrides = [quote.search_path(*config_dirs), *overrides]
+    overrides = with_folders(list(config_dirs), overrides)
     config = check_overrides(overrides)
     if not any(re.match(r"\+{0,2}resume=", text) for text in overrides):
         config.resume = Resume.auto

@@ -1,5 +1,7 @@
 """The table of dense kernels: each against plain attention, with the logsumexp and its gradient."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -110,3 +112,28 @@ def test_the_reference_runs_everywhere_and_the_fastest_comes_first():
     q = torch.zeros(1, 8, 2, 16)
     assert kernel_for(q).name == "cpu" and DENSE_KERNELS["naive"].runs(q)
     assert list(DENSE_KERNELS) == ["fa4", "flash", "cpu", "naive"]
+
+
+@pytest.mark.parametrize("used", [0, 1])
+@pytest.mark.parametrize("kernel", ["cpu", "naive"])
+def test_one_of_the_two_results_may_be_unused(kernel, used):
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, 24, n, 8) for n in (4, 2, 2)]
+    leaves, exact = ([x.clone().requires_grad_() for x in tensors] for _ in range(2))
+    attend_with_lse(*leaves, kernel=DENSE_KERNELS[kernel])[used].square().sum().backward()
+    explicit(*exact, True)[used].square().sum().backward()
+    for mine, plain in zip(leaves, exact, strict=True):
+        want = torch.zeros_like(mine) if plain.grad is None else plain.grad
+        torch.testing.assert_close(mine.grad, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_logsumexp_that_is_unused_costs_no_further_pass():
+    passes, cpu = [], DENSE_KERNELS["cpu"]
+
+    def counted(name, function):
+        return lambda *arguments: passes.append(name) or function(*arguments)
+
+    forward, backward = counted("forward", cpu.forward), counted("backward", cpu.backward)
+    q = torch.randn(1, 8, 2, 8, requires_grad=True)
+    attend_with_lse(q, q, q, kernel=replace(cpu, forward=forward, backward=backward))[0].sum().backward()
+    assert passes == ["forward", "backward"]

@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from lhtrain.conf.compose import check_overrides
+from lhtrain.conf.compose import check_overrides, search_path
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.rules.cluster import slurm_seconds
-from lhtrain.slurm.quote import search_path
 
 MODELS = ("gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "llama3_8b", "lighthouse_530m")
 STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum")

@@ -38,7 +38,7 @@ def test_a_run_of_plugins_by_configuration_alone(lhtrain):
     assert done.returncode == 0, done.stderr
 
 
-def test_an_option_that_is_missing_is_the_plugins_own_error(lhtrain):
+def test_a_name_that_the_plugin_does_not_add_is_refused(lhtrain):
     shutil.copy(Path(__file__).with_name("plugin.py"), lhtrain.folder / "my_plugin.py")
     refused = lhtrain.bare("plugins=[my_plugin]", "optim.kind=sdg", "run.dir=never")
     assert refused.returncode == 2 and "optim.kind=sdg" in refused.stderr and "sgd" in refused.stderr

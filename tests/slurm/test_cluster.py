@@ -152,14 +152,14 @@ def test_two_nodes_train(trainer, lhtrain):
 
 
 def test_hostile_names(stand_in):
-    from lhtrain.slurm import quote
+    from lhtrain.quote import override
 
     names = ["two words", "it's $(touch x); touch y", 'line\n"-k"']
     runs = []
     for name in names:
-        cluster = stand_in("finish", "cluster.max_restarts=0", "run.name=" + quote.override(name))
+        cluster = stand_in("finish", "cluster.max_restarts=0", "run.name=" + override(name))
         run_dir = cluster.folder / "hostile" / name
-        runs.append(cluster.submit_to(run_dir, "run.dir=" + quote.override(f"hostile/{name}")))
+        runs.append(cluster.submit_to(run_dir, "run.dir=" + override(f"hostile/{name}")))
     for run in runs:
         run.until_over("COMPLETED")
         assert (run.path / "summary.json").exists() and "finish" in run.out

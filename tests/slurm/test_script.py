@@ -23,6 +23,7 @@ from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.schema import ClusterConfig, Launch, Resume
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import Ended, RunError
+from lhtrain.quote import override
 from lhtrain.runs.changes import as_container
 from lhtrain.slurm import quote
 from lhtrain.slurm.attempt import begin
@@ -95,9 +96,7 @@ def test_every_path_and_override_comes_out_of_bash_as_it_went_in(text, tmp_path)
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if "${" not in text])
 def test_hydra_reads_the_run_directory_back(text):
-    config = compose_config(
-        [f"run.dir={quote.override('/runs/' + text)}", f"run.name={quote.override(text)}"]
-    )
+    config = compose_config([f"run.dir={override('/runs/' + text)}", f"run.name={override(text)}"])
     assert config.run.dir == f"/runs/{text}" and config.run.name == text
 
 
@@ -298,7 +297,7 @@ def test_what_the_checkpoint_would_refuse_is_refused_at_submission(tmp_path):
 
 def test_a_run_directory_alone_is_continued_with_its_own_configuration(tmp_path):
     run = run_of(tmp_path / "it's", done=10)
-    quoted = quote.override(str(run))
+    quoted = override(str(run))
     (tmp_path / "empty").mkdir()
     for job, config in (
         prepare([f"run.dir={quoted}", "cluster.time=2:00:00"]),

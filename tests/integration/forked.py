@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 PRELOADED = ["lhtrain.cli", "lhtrain.train", "lhtrain.build", "torch.distributed.fsdp", "matplotlib.figure"]
 
@@ -75,6 +77,8 @@ def _run(
     os.environ.update(env)
     os.umask(umask)
     os.chdir(cwd)
+    if "OMP_NUM_THREADS" in env:  # torch has read that of the process it was imported in
+        torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.orig_argv = [sys.executable, "-m", *args]
     sys.argv = [str(ROOT / "lhtrain" / "__main__.py"), *args[1:]]
     from lhtrain.__main__ import main

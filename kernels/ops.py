@@ -8,7 +8,8 @@ scorer `select_rows` and `gather_selected` take the place of `gather_rows`.
 import torch
 from torch import Tensor
 
-from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.pyramid import TILE, Pyramid
+from lhtrain.kernels.ranges import kernel as ranges
 from lhtrain.kernels.scores.kernel import score
 from lhtrain.kernels.selection import kernel as selection
 from lhtrain.kernels.shapes import check_tokens
@@ -72,14 +73,21 @@ gather_rows.register_autograd(_gather_autograd, setup_context=_gather_context)
 
 @torch.library.custom_op("lhtrain::select_rows", mutates_args=())
 def select_rows(
-    qk: Tensor, kq: Tensor, seq_len: int, levels: int, pooling: int, budget: int, n_covered: int
+    qk: Tensor,
+    kq: Tensor,
+    seq_len: int,
+    levels: int,
+    pooling: int,
+    budget: int,
+    n_covered: int,
+    tile: int = TILE,
 ) -> tuple[Tensor, Tensor]:
     """Select by any scores: arguments and results of `selection.kernel.select_rows`."""
-    return selection.select_rows(qk, kq, Pyramid(seq_len, levels, pooling, budget).check(), n_covered)
+    return selection.select_rows(qk, kq, Pyramid(seq_len, levels, pooling, budget, tile).check(), n_covered)
 
 
 @select_rows.register_fake
-def _(qk, kq, seq_len, levels, pooling, budget, n_covered):
+def _(qk, kq, seq_len, levels, pooling, budget, n_covered, tile=TILE):
     pyramid = Pyramid(seq_len, levels, pooling, budget)
     sizes = pyramid.n_selected, pyramid.n_entries
     return tuple(kq.new_empty(*kq.shape[:2], size, dtype=torch.int32) for size in sizes)
@@ -87,26 +95,27 @@ def _(qk, kq, seq_len, levels, pooling, budget, n_covered):
 
 @torch.library.custom_op("lhtrain::gather_selected", mutates_args=())
 def gather_selected(
-    q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, n_rows: int, levels: int, pooling: int, budget: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, n_rows: int, levels: int, pooling: int,
+    budget: int, tile: int = TILE,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gather the selected entries with pooling.
 
     q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32, n_rows = S
     -> rows_q (B, S, H, D), rows_k, rows_v (B, S, G, D).
     """
     check_tokens(q, k, v, pooling)
-    pyramid = Pyramid(q.shape[1], levels, pooling, budget).check()
+    pyramid = Pyramid(q.shape[1], levels, pooling, budget, tile).check()
     return windows.gather(q, k, v, row_of_entry, pyramid, n_rows)
 
 
 @gather_selected.register_fake
-def _(q, k, v, row_of_entry, n_rows, levels, pooling, budget):
+def _(q, k, v, row_of_entry, n_rows, levels, pooling, budget, tile=TILE):
     check_tokens(q, k, v, pooling)
     return tuple(x.new_empty(x.shape[0], n_rows, *x.shape[2:]) for x in (q, k, v))
 
 
 def _selected_context(ctx, inputs, output):
-    q, _, _, row_of_entry, _, *ctx.sizes = inputs
+    q, _, _, row_of_entry, _, *ctx.sizes, _ = inputs
     ctx.seq_len = q.shape[1]
     ctx.save_for_backward(row_of_entry)
 
@@ -114,7 +123,7 @@ def _selected_context(ctx, inputs, output):
 def _selected_autograd(ctx, grad_q, grad_k, grad_v):
     (row_of_entry,) = ctx.saved_tensors
     grads = gather_rows_backward(grad_q, grad_k, grad_v, row_of_entry, ctx.seq_len, *ctx.sizes)
-    return *grads, None, None, None, None, None
+    return *grads, None, None, None, None, None, None
 
 
 gather_selected.register_autograd(_selected_autograd, setup_context=_selected_context)
@@ -166,3 +175,40 @@ def _scatter_autograd(ctx, grad):
 
 
 scatter_rows.register_autograd(_scatter_autograd, setup_context=_scatter_context)
+
+
+@torch.library.custom_op("lhtrain::attend_ranges", mutates_args=())
+def attend_ranges(q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of query t to keys lo[t] ... hi[t] - 1: arguments and results of `ranges.naive`."""
+    return ranges.forward(q, k, v, lo, hi)
+
+
+@attend_ranges.register_fake
+def _(q, k, v, lo, hi):
+    batch, n_queries, n_heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(batch, n_heads, n_queries, dtype=torch.float32)
+
+
+@torch.library.custom_op("lhtrain::attend_ranges_backward", mutates_args=())
+def attend_ranges_backward(
+    grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor, out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of out (B, T, H, D) and lse (B, H, T) -> of q, k, v."""
+    return ranges.backward(grad, grad_lse, q, k, v, lo, hi, out, lse)
+
+
+@attend_ranges_backward.register_fake
+def _(grad, grad_lse, q, k, v, lo, hi, out, lse):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _ranges_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _ranges_autograd(ctx, grad, grad_lse):
+    return *attend_ranges_backward(grad, grad_lse, *ctx.saved_tensors), None, None
+
+
+attend_ranges.register_autograd(_ranges_autograd, setup_context=_ranges_context)

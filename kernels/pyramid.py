@@ -7,7 +7,7 @@ Source: Long Context Pre-Training with Lighthouse Attention, arXiv:2605.06554.
 
 from dataclasses import dataclass
 
-TILE = 128  # entries expanded per tile of the coarsest level: 64 by qk, then 64 by kq
+TILE = 128  # entries that the published layer expands in a tile, 64 by qk, then 64 by kq
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Pyramid:
     levels: int  # L
     pooling: int  # p
     budget: int  # k
+    tile: int = TILE  # entries expanded in each tile of a level, half by qk, then half by kq; k / tile tiles
 
     def problems(self) -> list[tuple[str, object, str]]:
         """Every rule that does not hold, as (key, value, rule)."""
@@ -26,8 +27,10 @@ class Pyramid:
             found.append(("levels", self.levels, "must be at least 2"))
         if self.pooling < 2 or self.pooling & (self.pooling - 1):
             found.append(("pooling", self.pooling, "must be a power of two, at least 2"))
-        if self.budget < TILE or self.budget % TILE:
-            found.append(("budget", self.budget, f"must be a positive multiple of {TILE}"))
+        if self.tile < 2 or self.tile % 2:
+            found.append(("tile", self.tile, "must be a positive even number"))
+        elif self.budget < self.tile or self.budget % self.tile:
+            found.append(("budget", self.budget, f"must be a positive multiple of {self.tile}"))
         if found:
             return found
         window = self.pooling ** (self.levels - 1)
@@ -38,10 +41,10 @@ class Pyramid:
             coarsest = self.seq_len // window
             rule = f"must be at most the coarsest level's seq_len / pooling^(levels-1) = {coarsest}"
             found.append(("budget", self.budget, rule))
-        elif (self.seq_len // window) % (self.budget // TILE):
+        elif (self.seq_len // window) % (self.budget // self.tile):
             rule = (
                 f"the coarsest level's {self.seq_len // window} entries must divide into "
-                f"budget / {TILE} = {self.budget // TILE} equal tiles"
+                f"budget / {self.tile} = {self.budget // self.tile} equal tiles"
             )
             found.append(("budget", self.budget, rule))
         return found
@@ -66,7 +69,12 @@ class Pyramid:
 
     @property
     def n_tiles(self) -> int:
-        return self.budget // TILE
+        return self.budget // self.tile
+
+    @property
+    def tile_tokens(self) -> int:
+        """Tokens of the sequence that a tile covers."""
+        return self.seq_len // self.n_tiles
 
     @property
     def n_selected(self) -> int:

@@ -8,11 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lhtrain.kernels.pyramid import TILE, Pyramid
+from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.shapes import power_of_two
 
-EXPANDED = tl.constexpr(TILE)
-HALF = tl.constexpr(TILE // 2)
 LAUNCH = {"num_warps": 4}
 
 
@@ -64,7 +62,7 @@ def _count(key, steps):
 
 
 @triton.jit
-def _pick(p_keys, p_taken, n_candidates, SECOND: tl.constexpr, BLOCK: tl.constexpr):
+def _pick(p_keys, p_taken, n_candidates, HALF: tl.constexpr, SECOND: tl.constexpr, BLOCK: tl.constexpr):
     """Mark the HALF free candidates with the highest keys as taken; of equal keys, the lower candidate.
 
     The HALF-th highest key is found four bits at a time, counting the keys at or above 16 thresholds. The
@@ -107,9 +105,9 @@ def _pick(p_keys, p_taken, n_candidates, SECOND: tl.constexpr, BLOCK: tl.constex
 def select_kernel(
     p_qk, p_kq,  # (B, HEADS * G, E - N), (B, G, E - N) float32
     p_indices, p_places,  # (B, G, S), (B, G, E) int32
-    p_scratch, scratch_size,  # int32, scratch_size = 2 M + (LEVELS - 1) (M + 256), M = max(C, 128 P)
+    p_scratch, scratch_size,  # int32; size 2 M + (LEVELS - 1) (M + 2 EXPANDED), M = max(C, P EXPANDED)
     seq_len, n_tiles, tile_size, n_selected, n_entries, n_covered,
-    HEADS: tl.constexpr, LEVELS: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    HEADS: tl.constexpr, LEVELS: tl.constexpr, P: tl.constexpr, EXPANDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i_tile = tl.program_id(0) % n_tiles
     i_bg = (tl.program_id(0) // n_tiles).to(tl.int64)
@@ -122,7 +120,7 @@ def select_kernel(
     p_keys = p_scratch + tl.program_id(0).to(tl.int64) * scratch_size
     p_taken = p_keys + n_most
     # Then, per level from 1 up: how many are expanded among the first candidates (M), the expanded entries
-    # (128), and how many entries of their own and coarser levels precede each of them (128).
+    # (EXPANDED), and how many entries of their own and coarser levels precede each of them (EXPANDED).
     p_levels = p_taken + n_most
     level_size = n_most + 2 * EXPANDED
     first = i_tile * tile_size
@@ -154,11 +152,11 @@ def select_kernel(
         _write_keys(p_keys, p_qk + offset, n_above, p_parents, is_coarsest, first, n_candidates,
                     i_bg < n_covered, HEADS, P, BLOCK)  # fmt: skip
         tl.debug_barrier()
-        _pick(p_keys, p_taken, n_candidates, False, BLOCK)
+        _pick(p_keys, p_taken, n_candidates, EXPANDED // 2, False, BLOCK)
         _write_keys(p_keys, p_kq + offset, n_above, p_parents, is_coarsest, first, n_candidates,
                     False, 1, P, BLOCK)  # fmt: skip
         tl.debug_barrier()
-        _pick(p_keys, p_taken, n_candidates, True, BLOCK)
+        _pick(p_keys, p_taken, n_candidates, EXPANDED // 2, True, BLOCK)
 
         running = 0
         for start in range(0, n_candidates, BLOCK):
@@ -214,14 +212,14 @@ def select_rows(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tup
     indices = torch.empty(batch, n_groups, pyramid.n_selected, device=kq.device, dtype=torch.int32)
     row_of_entry = torch.empty(batch, n_groups, pyramid.n_entries, device=kq.device, dtype=torch.int32)
     tile_size = pyramid.size(pyramid.levels - 1) // pyramid.n_tiles
-    most = max(tile_size, TILE * pyramid.pooling)
+    most = max(tile_size, pyramid.tile * pyramid.pooling)
     n_programs = batch * n_groups * pyramid.n_tiles
-    scratch_size = 2 * most + (pyramid.levels - 1) * (most + 2 * TILE)
+    scratch_size = 2 * most + (pyramid.levels - 1) * (most + 2 * pyramid.tile)
     scratch = torch.empty(n_programs * scratch_size, device=kq.device, dtype=torch.int32)
     select_kernel[(n_programs,)](
         qk.contiguous(), kq.contiguous(), indices, row_of_entry, scratch, scratch_size,
         pyramid.seq_len, pyramid.n_tiles, tile_size, pyramid.n_selected, pyramid.n_entries,
         n_covered * n_groups, HEADS=qk.shape[1] // n_groups, LEVELS=pyramid.levels, P=pyramid.pooling,
-        BLOCK=min(1024, power_of_two(most)), **LAUNCH,
+        EXPANDED=pyramid.tile, BLOCK=min(1024, power_of_two(most)), **LAUNCH,
     )  # fmt: skip
     return indices, row_of_entry

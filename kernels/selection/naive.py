@@ -8,7 +8,7 @@ Source: arXiv:2605.06554, selection. The rule for equal scores and `cover_prefix
 import torch
 from torch import Tensor
 
-from lhtrain.kernels.pyramid import TILE, Pyramid
+from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
 
 
@@ -67,14 +67,14 @@ def kept_entries(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> li
     for level in range(pyramid.levels - 1, 0, -1):
         first = pyramid.offset(level) - pyramid.seq_len
         here = slice(first, first + pyramid.size(level))
-        expanded = choose_expanded(qk[..., here], kq[..., here], candidates, n_covered)  # (B, H, T, 128)
+        expanded = choose_expanded(qk[..., here], kq[..., here], candidates, pyramid.tile, n_covered)
         candidates = (expanded.unsqueeze(-1) * pyramid.pooling + children).flatten(-2)  # (B, H, T, 128 p)
         kept.append(candidates.flatten(-2))
     return kept[::-1]
 
 
-def choose_expanded(qk: Tensor, kq: Tensor, candidates: Tensor, n_covered: int) -> Tensor:
-    """The 64 highest by `qk`, then the 64 highest of the others by `kq`: (B, H, T, 128), ascending.
+def choose_expanded(qk: Tensor, kq: Tensor, candidates: Tensor, n_expanded: int, n_covered: int) -> Tensor:
+    """One half by the highest `qk`, the other, of those left, by `kq`: (B, H, T, n_expanded), ascending.
 
     qk, kq: (B, H, n) scores of this level; candidates: (B, H, T, C) entries of it, ascending in each tile,
     which makes a stable sort's tie rule "lower entry first".
@@ -86,12 +86,14 @@ def choose_expanded(qk: Tensor, kq: Tensor, candidates: Tensor, n_covered: int) 
         not_first = (candidates.gather(-1, order) != 0).int()
         not_first[n_covered:] = 1
         order = order.gather(-1, not_first.argsort(dim=-1, stable=True))
-    taken = torch.zeros_like(candidates, dtype=torch.int8).scatter_(-1, order[..., : TILE // 2], 1)
+    taken = torch.zeros_like(candidates, dtype=torch.int8).scatter_(-1, order[..., : n_expanded // 2], 1)
     # Order the rest by kq; sorting a second time by `taken` needs no score below every real one.
     order = by_kq.argsort(dim=-1, descending=True, stable=True)
     order = order.gather(-1, taken.gather(-1, order).argsort(dim=-1, stable=True))
-    taken.scatter_(-1, order[..., : TILE // 2], 1)
-    chosen = taken.argsort(dim=-1, descending=True, stable=True)[..., :TILE]  # places of the ones, ascending
+    taken.scatter_(-1, order[..., : n_expanded // 2], 1)
+    chosen = taken.argsort(dim=-1, descending=True, stable=True)[
+        ..., :n_expanded
+    ]  # places of the ones, ascending
     return candidates.gather(-1, chosen)
 
 

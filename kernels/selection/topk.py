@@ -25,5 +25,5 @@ class TopK:
         from lhtrain.kernels import ops  # needs triton, which the reference does without
 
         sizes = pyramid.seq_len, pyramid.levels, pyramid.pooling, pyramid.budget
-        indices, row_of_entry = ops.select_rows(qk, kq, *sizes, n_covered)
+        indices, row_of_entry = ops.select_rows(qk, kq, *sizes, n_covered, pyramid.tile)
         return indices, row_of_entry

@@ -3,11 +3,13 @@
 import re
 import sys
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.ranges import kernel as ranges
 from lhtrain.kernels.scores.kernel import LAUNCH, score_kernel
 from lhtrain.kernels.selection.kernel import LAUNCH as SELECT_LAUNCH
 from lhtrain.kernels.selection.kernel import select_kernel
@@ -21,8 +23,10 @@ from lhtrain.kernels.windows.kernel import (
     tokens_from_rows_kernel,
 )
 
-TYPES = {"p_places": "*i32", "p_indices": "*i32", "p_scratch": "*i32", "p_qk": "*fp32", "p_kq": "*fp32"}
-COUNTS = ("n_blocks", "n_tiles", "n_level")  # of no known divisor
+INTEGERS = ("p_places", "p_indices", "p_scratch", "p_lo", "p_hi", "p_first", "p_last")
+TYPES = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(("p_qk", "p_kq", "p_lse", "p_delta"), "*fp32")
+TYPES["scale"] = "fp32"
+COUNTS = ("n_blocks", "n_tiles", "n_level", "n_queries", "n_keys", "scale")  # of no known divisor
 
 
 def compile_kernel(fn, constants, num_warps=4):
@@ -31,7 +35,7 @@ def compile_kernel(fn, constants, num_warps=4):
         if name in constants:
             signature[name] = "constexpr"
             continue
-        signature[name] = TYPES.get(name, "*bf16") if name.startswith("p_") else "i32"
+        signature[name] = TYPES.get(name, "*bf16" if name.startswith("p_") else "i32")
         if name not in COUNTS:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn, signature, constants, attributes)
@@ -52,7 +56,7 @@ def main(levels: int, pooling: int, group: int, dim: int) -> None:
     compile_kernel(score_kernel, common | size | {"BLOCK_T": LAUNCH["BLOCK_T"]})
     compile_kernel(
         select_kernel,
-        {"HEADS": group, "LEVELS": levels, "P": pooling, "BLOCK": 1024},
+        {"HEADS": group, "LEVELS": levels, "P": pooling, "EXPANDED": 128, "BLOCK": 1024},
         num_warps=SELECT_LAUNCH["num_warps"],
     )
     compile_kernel(rows_from_tokens_kernel, all_slots | rows | {"SHIFTED": False})
@@ -64,6 +68,14 @@ def main(levels: int, pooling: int, group: int, dim: int) -> None:
         long_rows_kernel,
         {"H": 8, "G": 8, "SHIFTED": True, "BLOCK_T": 64, "D": dim, "BLOCK_D": size["BLOCK_D"]},
     )
+    sizes = ranges.constants_for(torch.bfloat16, dim) | {"H": 8 * group, "G": 8}
+    for kernel, more in (
+        (ranges.forward_kernel, ranges.FORWARD),
+        (ranges.grad_q_kernel, {}),
+        (ranges.grad_kv_kernel, {}),
+    ):
+        constants = sizes | more
+        compile_kernel(kernel, constants, num_warps=constants.pop("num_warps"))
 
 
 if __name__ == "__main__":

@@ -21,4 +21,4 @@ def test_kernels_compile_for_hopper(sizes):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 7 and all("local 0" in line for line in lines), done.stdout
+    assert len(lines) == 10 and all("local 0" in line for line in lines), done.stdout

@@ -18,6 +18,7 @@ SMALL = [  # N, L, p, k
     (1088, 2, 8, 128),  # 136 candidates, the last token block half full
     (2080, 3, 4, 128),
     (2048, 5, 2, 128),
+    (1024, 3, 4, 32, 16),  # two tiles of 16 expanded entries
 ]
 LARGE = [
     (4096, 4, 2, 256),
@@ -27,6 +28,7 @@ LARGE = [
     (65536, 5, 4, 256),  # windows of 256: the long path
     (65536 + 512, 4, 8, 128),
     (1048576, 5, 8, 256),
+    (98304, 3, 4, 1536, 16),
     (40960, 2, 2, 128),  # one tile of 20,480 candidates, more than a block
 ]
 SHAPES = [Pyramid(*sizes) for sizes in (SMALL + LARGE if cases.ON_GPU else SMALL)]
@@ -34,7 +36,7 @@ DIMS = (128, 20) if cases.ON_GPU else (12,)
 
 
 def name(pyramid):
-    return f"N{pyramid.seq_len}-L{pyramid.levels}-p{pyramid.pooling}-k{pyramid.budget}"
+    return f"N{pyramid.seq_len}-L{pyramid.levels}-p{pyramid.pooling}-k{pyramid.budget}-tile{pyramid.tile}"
 
 
 @pytest.fixture(params=SHAPES, ids=name)

@@ -210,12 +210,12 @@ def grad_kv_kernel(
 FORWARD = {"BLOCK_Q": 128, "num_warps": 8}  # of half precision; the backward passes keep more in registers
 
 
-def constants_for(dtype: torch.dtype, head_dim: int) -> dict[str, int | str]:
+def constants_for(dtype: torch.dtype, head_dim: int) -> dict[str, Any]:
     """Block sizes by dtype and head dim: what fits into registers and shared memory."""
     dim = max(power_of_two(head_dim), 16)  # the least that a matrix product takes
     block = 32 if dtype == torch.float32 or dim > 128 else 64
     precision = "ieee" if dtype == torch.float32 else "tf32"  # which half precision does not look at
-    sizes = {"BLOCK_Q": block, "BLOCK_K": block, "D": head_dim, "BLOCK_D": dim}
+    sizes: dict[str, Any] = {"BLOCK_Q": block, "BLOCK_K": block, "D": head_dim, "BLOCK_D": dim}
     return sizes | {"PRECISION": precision, "num_warps": 4}
 
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
+from lhtrain.attention.strict import TILE as STRICT_TILE
+from lhtrain.attention.strict import strictly_causal as strict_attention
 from lhtrain.attention.where import Where
-from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.pyramid import TILE, Pyramid
 from lhtrain.kernels.scores import Scorer
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.scores.norm import Norm
@@ -42,6 +44,9 @@ def lighthouse_attention(
     scorer: str | Scorer = "norm",
     selection: Selection = TOP_K,
     cover_prefix: bool = True,
+    strictly_causal: bool = False,
+    window: int = 0,
+    tile: int | None = None,
     backend: str = "auto",
     dense: str = "auto",
 ) -> Tensor:
@@ -56,6 +61,10 @@ def lighthouse_attention(
             gradient flows through scores.
         selection: the rule by which scores pick pyramid entries.
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
+        strictly_causal: no output depends on later tokens, not even by the choice of rows; see `strict.py`.
+        window: W, the tokens before each position's tile that it attends to exactly, where strictly causal.
+        tile: entries expanded in a tile, half by `qk` and half by `kq`, which divides the budget. None: 128,
+            as published, or 16 where strictly causal.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
         dense: the kernel of the attention call on the S rows; see `dense_attention`.
@@ -66,11 +75,21 @@ def lighthouse_attention(
     Raises:
         ValueError: sizes that do not fit together, an unknown scorer or backend, or one that cannot run here.
     """
-    pyramid = Pyramid(q.shape[1], levels, pooling, budget).check()
+    pyramid = pyramid_of(q.shape[1], levels, pooling, budget, tile, strictly_causal).check()
     _check_backend(backend)
+    if strictly_causal:
+        rows_k, rows_v, kernels = gather_keys(q, k, v, pyramid, backend, scorer_of(scorer), selection)
+        return strict_attention(q, k, v, rows_k, rows_v, pyramid, window, kernels)
     n_covered = len(q) if cover_prefix else 0
     selected = gather(q, k, v, pyramid, n_covered, backend, scorer_of(scorer), selection)
     return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
+
+
+def pyramid_of(
+    seq_len: int, levels: int, pooling: int, budget: int, tile: int | None, strictly_causal: bool
+) -> Pyramid:
+    """The pyramid of a layer; tile: None stands for its kind's own."""
+    return Pyramid(seq_len, levels, pooling, budget, tile or (STRICT_TILE if strictly_causal else TILE))
 
 
 class Selected(NamedTuple):
@@ -99,24 +118,47 @@ def gather(
     n_covered: batch elements, from the first on, whose prefix gets an output whatever its scores. The other
     arguments are those of `lighthouse_attention`.
     """
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(f"n_heads={q.shape[2]}: must be a multiple of n_kv_heads={k.shape[2]}")
+    _check_heads(q, k)
     if not _runs_kernels(q, pyramid.pooling, backend):
-        indices = selection.reference(*_scores(scorer, q, k, pyramid), pyramid, n_covered)
+        indices = selection.reference(*level_scores(scorer, q, k, pyramid), pyramid, n_covered)
         rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
         return Selected(rows_q, rows_k, rows_v, indices, None)
     from lhtrain.kernels import ops
 
     sizes = pyramid.levels, pyramid.pooling, pyramid.budget
-    if type(scorer) is Norm and type(selection) is TopK:  # all three steps are one operator
+    if (
+        type(scorer) is Norm and type(selection) is TopK and pyramid.tile == TILE
+    ):  # all three steps are one operator
         return Selected(*ops.gather_rows(q, k, v, *sizes, n_covered))
-    indices, row_of_entry = selection.kernel(*_scores(scorer, q, k, pyramid), pyramid, n_covered)
+    indices, row_of_entry = selection.kernel(*level_scores(scorer, q, k, pyramid), pyramid, n_covered)
     n_rows = selection.n_rows(pyramid)
-    rows_q, rows_k, rows_v = ops.gather_selected(q, k, v, row_of_entry, n_rows, *sizes)
+    rows_q, rows_k, rows_v = ops.gather_selected(q, k, v, row_of_entry, n_rows, *sizes, pyramid.tile)
     return Selected(rows_q, rows_k, rows_v, indices, row_of_entry)
 
 
-def _scores(scorer: Scorer, q: Tensor, k: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+def gather_keys(
+    q: Tensor, k: Tensor, v: Tensor, pyramid: Pyramid, backend: str, scorer: Scorer, selection: Selection
+) -> tuple[Tensor, Tensor, bool]:
+    """Score, select, and gather keys and values alone: rows k, v (B, S, G, D), and whether kernels ran."""
+    _check_heads(q, k)
+    scores = level_scores(scorer, q, k, pyramid)
+    if not _runs_kernels(q, pyramid.pooling, backend):
+        indices = selection.reference(*scores, pyramid, 0)
+        return gather_pooled(k, indices, pyramid), gather_pooled(v, indices, pyramid), False
+    from lhtrain.kernels import ops
+
+    _, row_of_entry = selection.kernel(*scores, pyramid, 0)
+    sizes = selection.n_rows(pyramid), pyramid.levels, pyramid.pooling, pyramid.budget, pyramid.tile
+    _, rows_k, rows_v = ops.gather_selected(k, k, v, row_of_entry, *sizes)
+    return rows_k, rows_v, True
+
+
+def _check_heads(q: Tensor, k: Tensor) -> None:
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"n_heads={q.shape[2]}: must be a multiple of n_kv_heads={k.shape[2]}")
+
+
+def level_scores(scorer: Scorer, q: Tensor, k: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
     """qk, kq (B, G, E - N) float32 of levels 1 and up, without a gradient."""
     with torch.no_grad():
         qk, kq = (max_pooled(scores.float(), pyramid) for scores in scorer.scores(q, k))
@@ -169,6 +211,9 @@ class LighthouseAttention:
     scorer: str | Scorer | None = "norm"  # None: each layer has its own, with parameters, in `where`
     selection: Selection = TOP_K
     cover_prefix: bool = True
+    strictly_causal: bool = False
+    window: int = 0
+    tile: int | None = None
     backend: str = "auto"
     dense: str = "auto"
 
@@ -192,6 +237,11 @@ class LighthouseAttention:
             backend=backend,
         )
 
+    def pyramid(self, seq_len: int) -> Pyramid:
+        """Of a sequence of seq_len tokens. Raises ValueError: sizes that do not fit together."""
+        sizes = self.levels, self.pooling, self.budget, self.tile
+        return pyramid_of(seq_len, *sizes, self.strictly_causal).check()
+
     def scorer_in(self, where: Where | None) -> Scorer:
         """The scorer of the layer that attends `where`. Raises ValueError: it has none."""
         own = self.scorer if where is None or where.scorer is None else where.scorer
@@ -211,6 +261,9 @@ class LighthouseAttention:
             scorer=self.scorer_in(where),
             selection=self.selection,
             cover_prefix=self.cover_prefix,
+            strictly_causal=self.strictly_causal,
+            window=self.window,
+            tile=self.tile,
             backend=self.backend,
             dense=self.dense,
         )

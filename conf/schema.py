@@ -147,6 +147,9 @@ class LighthouseConfig:
     budget: Annotated[int | None, at_most(2**31 - 1)] = None
     # how entries are ranked for selection; norm: by l2 norms
     scorer: Annotated[str, one_of(SCORERS)] = "norm"
+    # tokens that each position attends to exactly, itself included; their result is merged with the selected
+    # rows'. 0: the published layer, selected rows alone
+    window: Annotated[int, at_least(0)] = 0
     # always expand the first entry of each level, so that every position gets an output
     cover_prefix: bool = True
     # how pooling and selection are computed: reference (PyTorch) or triton; auto: triton where it works
@@ -173,6 +176,7 @@ class StageConfig:
     # like lighthouse.budget; null: by the seq_len of this stage
     budget: int = II("budget:${lighthouse.budget},${.seq_len}")
     scorer: Annotated[str, one_of(SCORERS)] = II("lighthouse.scorer")  # like lighthouse.scorer
+    window: Annotated[int, at_least(0)] = II("lighthouse.window")  # like lighthouse.window
     cover_prefix: bool = II("lighthouse.cover_prefix")  # like lighthouse.cover_prefix
     options: dict[str, Any] = field(default_factory=dict)  # settings for an attention or scorer of a plugin
 

@@ -21,6 +21,7 @@ class Stage:
     pyramid: Pyramid | None = None  # None: the layers attend to every position
     scorer: str = "norm"  # a name of registry.SCORERS
     cover_prefix: bool = True
+    window: int = 0  # tokens that a Lighthouse layer attends to exactly; 0: the published layer
     options: dict[str, Any] = field(default_factory=dict)  # of an attention kind that a plugin added
 
     @classmethod
@@ -40,6 +41,7 @@ class Stage:
             pyramid,
             config.scorer,
             config.cover_prefix,
+            config.window if config.attention == "lighthouse" else 0,
             dict(config.options),
         )
 
@@ -50,8 +52,13 @@ class Stage:
 
     @property
     def n_attended(self) -> int:
-        """Rows over which a layer attends: positions, or the selected entries of the pyramid."""
-        return self.seq_len if self.pyramid is None else self.pyramid.n_selected
+        """Rows over which a layer attends: positions, or the selected entries of the pyramid.
+
+        The window of a windowed layer is not counted, unless it covers the sequence: that is full attention.
+        """
+        if self.pyramid is None or self.window >= self.seq_len:
+            return self.seq_len
+        return self.pyramid.n_selected
 
     def attention_settings(self) -> dict[str, Any]:
         """The settings of the layers' attention, as plain values: a change of them is a stage switch."""
@@ -59,6 +66,7 @@ class Stage:
         if self.pyramid is not None:
             out |= {key: getattr(self.pyramid, key) for key in ("levels", "pooling", "budget")}
             out |= {"scorer": self.scorer, "cover_prefix": self.cover_prefix}
+            out |= {"window": self.window} if self.window else {}  # checkpoints before windows lack it
         return out | ({"options": self.options} if self.options else {})
 
 
@@ -67,9 +75,9 @@ def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
     keys: tuple[str, ...] = ("attention", "seq_len")
     if stage["attention"] == "lighthouse":
         keys += ("levels", "pooling", "budget", "scorer", "cover_prefix")
-    return {key: stage[key] for key in keys if key in stage} | (
-        {"options": stage["options"]} if stage.get("options") else {}
-    )
+        keys += ("window",) if stage.get("window") else ()
+    keys += ("options",) if stage.get("options") else ()
+    return {key: stage[key] for key in keys if key in stage}
 
 
 def stages_of(config: Config) -> dict[str, Stage]:

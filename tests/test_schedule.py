@@ -1,10 +1,13 @@
 """The plan of a run: stages and learning rates, without training anything."""
 
+from dataclasses import replace
+
 import pytest
 
 from lhtrain.conf.schema import LrSchedule, OptimConfig
+from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.schedule import Schedule, lr_factor
-from lhtrain.stage import Stage
+from lhtrain.stage import Stage, saved_attention_settings
 
 
 def schedule(**changes):
@@ -53,6 +56,16 @@ def test_linear_and_cosine_decay_from_the_warmup_on():
 def test_no_step_is_without_a_learning_rate(kind, warmup):
     got = factors(7, warmup_fraction=warmup, decay_fraction=1 - warmup, schedule=kind)
     assert all(0 < factor <= 1 for factor in got)
+
+
+def test_settings_of_attention_are_those_of_checkpoints_from_before_windows():
+    """So that resuming one of them is no stage switch; a window is one."""
+    saved = {"attention": "lighthouse", "seq_len": 1024, "levels": 2, "pooling": 4, "budget": 128}
+    saved |= {"scorer": "norm", "cover_prefix": True}
+    stage = Stage("s", "lighthouse", 1024, 1024, 1, pyramid=Pyramid(1024, 2, 4, 128))
+    assert stage.attention_settings() == saved_attention_settings(saved) == saved
+    windowed = replace(stage, window=256).attention_settings()
+    assert windowed == saved | {"window": 256} == saved_attention_settings(saved | {"window": 256})
 
 
 def test_no_decay_is_constant():

@@ -1,8 +1,9 @@
 """Floating-point operations of a training step, and what a device could do in that time.
 
 Counted are the products a step cannot do without: every weight once a token, and the causal half of the
-attention matrix over the rows attention really sees, in a Lighthouse stage S and not N. The backward pass
-counts twice the forward. Recomputation and anything that is not a matrix product count nothing.
+attention matrix over the rows attention really sees, in a Lighthouse stage S and not N; a windowed layer adds
+each token's exact window. The backward pass counts twice the forward. Recomputation and anything that is not
+a matrix product count nothing.
 """
 
 from lhtrain.conf.schema import ModelConfig
@@ -14,8 +15,10 @@ def step_flops(model: ModelConfig, stage: Stage) -> int:
     weights = 2 * stage.batch_tokens * _weights(model)
     attention = 0
     for layer in range(model.n_layers):
-        seen = stage.seq_len if layer in model.dense_layers else stage.n_attended
-        attention += stage.n_sequences * _attention(model, seen)
+        if layer in model.dense_layers:
+            attention += stage.n_sequences * _attention(model, stage.seq_len)
+        else:
+            attention += stage.n_sequences * _lighthouse(model, stage)
     return 3 * (weights + attention)
 
 
@@ -24,6 +27,16 @@ def _weights(model: ModelConfig) -> int:
     heads = 2 * model.n_heads + 2 * model.n_kv_heads  # queries and output, keys and values
     per_layer = model.dim * heads * model.head_dim + 3 * model.dim * model.ffn_dim
     return model.n_layers * per_layer + model.dim * model.vocab_size
+
+
+def _lighthouse(model: ModelConfig, stage: Stage) -> int:
+    """Forward of one layer of the stage's attention on one sequence."""
+    n, window = stage.seq_len, stage.window
+    near = 0
+    if window < n:  # else n_attended is the whole sequence
+        # Position j has min(j + 1, window) keys.
+        near = 4 * model.n_heads * model.head_dim * (window * (window + 1) // 2 + (n - window) * window)
+    return near + _attention(model, stage.n_attended)
 
 
 def _attention(model: ModelConfig, n: int) -> int:

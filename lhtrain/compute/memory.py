@@ -116,11 +116,15 @@ def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
     model, compute = config.model, config.compute
     seen = n if number in model.dense_layers else stage.n_attended * n // stage.seq_len
     size, heads = element(compute), model.n_heads * model.head_dim
-    scattered = size * n * heads if seen < n else 0  # a Lighthouse layer's output
+    windowed = seen < n and stage.window > 0
+    scattered = size * n * heads if seen < n and not windowed else 0  # a Lighthouse layer's output
     block_input = size * n * model.dim
     kept = _kept_by_block(model, n, seen, size) + scattered
+    kept += _kept_by_attention(model, n, size) if windowed else 0  # of the window, beside the selected rows
     # The gradient that comes in, one inside the SwiGLU, attention's float32 sums of the queries' gradients.
-    work = size * n * (model.dim + model.ffn_dim) + 4 * seen * heads
+    work = size * n * (model.dim + model.ffn_dim) + 4 * (n if windowed else seen) * heads
+    # A window's gradients of queries, keys and values wait for those of the selected rows.
+    work += size * n * (heads + 2 * model.n_kv_heads * model.head_dim) if windowed else 0
     if _recomputes(compute, number):
         if not compute.offload:
             return Layer(block_input, work + kept - block_input)
@@ -142,10 +146,13 @@ def parameters(model: ModelConfig) -> tuple[int, int]:
 
 def _kept_by_block(model: ModelConfig, n: int, s: int, size: int) -> int:
     """Bytes that a compiled block keeps of n tokens: its input, both norms' results and the second residual;
-    queries, keys, values and outputs of the s rows that attention saw; the SwiGLU's gate, up and product."""
-    heads = 2 * (model.n_heads + model.n_kv_heads) * model.head_dim
-    statistics = 4 * s * model.n_heads  # float32 logsumexp
-    return size * (n * (4 * model.dim + 3 * model.ffn_dim) + s * heads) + statistics
+    what attention keeps of the s rows that it saw; the SwiGLU's gate, up and product."""
+    return size * n * (4 * model.dim + 3 * model.ffn_dim) + _kept_by_attention(model, s, size)
+
+
+def _kept_by_attention(model: ModelConfig, n: int, size: int) -> int:
+    """Bytes of queries, keys, values, outputs and float32 logsumexp of n rows."""
+    return size * n * 2 * (model.n_heads + model.n_kv_heads) * model.head_dim + 4 * n * model.n_heads
 
 
 def _loss(model: ModelConfig, n: int, size: int) -> int:

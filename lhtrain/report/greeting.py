@@ -70,13 +70,19 @@ def about_stages(config: Config) -> list[str]:
     for name, stage in stages_of(config).items():
         layers = f"{stage.attention} attention, seq_len {stage.seq_len:,}"
         if stage.pyramid is not None:
-            layers += f" reduced to {stage.n_attended:,} rows (budget k = {stage.pyramid.budget:,})"
+            layers += f" reduced to {stage.pyramid.n_selected:,} rows (budget k = {stage.pyramid.budget:,})"
+            layers += f" and an exact window of {stage.window:,} tokens" if stage.window else ""
             if dense := config.model.dense_layers:
                 layers += f" in {config.model.n_layers - len(dense)} of {config.model.n_layers} layers"
         parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
         lines.append(
             f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {layers}"
         )
+        if stage.window >= stage.seq_len:
+            lines.append(
+                f"warning   stages.{name}.window={stage.window}: covers the whole seq_len={stage.seq_len}, "
+                f"so the layers compute full attention; stages.{name}.attention=dense does the same"
+            )
     return lines
 
 

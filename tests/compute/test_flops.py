@@ -1,5 +1,7 @@
 """Operations of a step, counted a second way: by PyTorch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,6 +36,21 @@ def test_agrees_with_the_counter(kind):
     assert counted.keys() == {"aten.mm", "aten.addmm", "aten.bmm"}  # addmm: the output weight's gradient
     products = counted["aten.mm"] + counted["aten.addmm"]
     assert step_flops(MODEL, stage(kind)) == products + counted["aten.bmm"] // 2
+
+
+@pytest.mark.parametrize("window", [1, 100, 511])
+def test_a_window_adds_the_keys_that_each_position_has_in_it(window):
+    published, windowed = stage("lighthouse"), replace(stage("lighthouse"), window=window)
+    pairs = 2 * sum(min(position + 1, window) for position in range(512))  # of two sequences
+    layers = MODEL.n_layers - len(MODEL.dense_layers)
+    near = 3 * layers * 4 * MODEL.n_heads * MODEL.head_dim * pairs
+    assert step_flops(MODEL, windowed) == step_flops(MODEL, published) + near
+    assert windowed.n_attended == published.n_attended
+
+
+def test_a_window_over_the_whole_sequence_is_full_attention():
+    whole = replace(stage("lighthouse"), window=512)
+    assert whole.n_attended == 512 and step_flops(MODEL, whole) == step_flops(MODEL, stage("dense"))
 
 
 def test_rows():

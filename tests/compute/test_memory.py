@@ -97,6 +97,21 @@ def test_lighthouse_keeps_less_than_full_attention():
     assert both["lighthouse"] < both["recovery"]
 
 
+def test_a_window_keeps_its_own_queries_keys_values_and_statistics():
+    """Of 98,304 tokens in 30 layers of 8 heads of 128: three bfloat16 tensors and a float32 logsumexp."""
+    settings = ["model=lighthouse_530m", "model.dense_layers=[]", "run.grad_accum=1", "stage=lighthouse"]
+    settings += ["compute.recompute=none"]
+    published, windowed, whole = (
+        compose_config([*settings, *more])
+        for more in ([], ["lighthouse.window=512"], ["lighthouse.window=98304"])
+    )
+    parts = [estimate(config, stages_of(config)["lighthouse"]) for config in (published, windowed, whole)]
+    more = 30 * 98_304 * (3 * 2 * 8 * 128 + 4 * 8)
+    assert parts[1].activations - parts[0].activations == pytest.approx(more, rel=0.01)
+    dense = compose_config([*settings, "stage=dense"])
+    assert parts[2] == estimate(dense, stages_of(dense)["dense"])
+
+
 def test_micro_batches_take_turns():
     once = peak("run.batch_tokens=393216")
     parts = peak("run.batch_tokens=393216", "run.grad_accum=4")

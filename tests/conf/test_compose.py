@@ -9,7 +9,7 @@ from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.rules.cluster import slurm_seconds
 
 MODELS = ("gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "llama3_8b", "lighthouse_530m")
-STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum")
+STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum", "extend")
 
 
 def problems(*overrides):
@@ -91,6 +91,8 @@ def test_the_error_says_how_many_and_that_nothing_started():
         (["lighthouse.budget=192"], "budget=192: must be a positive multiple of 128"),
         (["lighthouse.budget=512"], "budget=512: must be at most the coarsest level's"),
         (["lighthouse.budget=384", "model.seq_len=8192"], "must divide into budget / 128 = 3 equal tiles"),
+        (["lighthouse.window=-1"], "window=-1: must be at least 0"),
+        (["stages.lighthouse.window=-1"], "window=-1: must be at least 0"),
         (["lighthouse.levels=1"], "levels=1: must be at least 2"),
         (["lighthouse.pooling=3"], "pooling=3: must be a power of two"),
         (["model.n_kv_heads=3"], "model.n_heads=2: must be a multiple of model.n_kv_heads=3"),

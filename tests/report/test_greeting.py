@@ -18,6 +18,13 @@ def test_a_lighthouse_stage_says_in_how_many_layers():
     assert stages()[0].endswith("(budget k = 128)") and "layers" not in stages(*some)[1]
 
 
+def test_a_windowed_stage_says_how_long_its_window_is():
+    windowed, recovery = stages("lighthouse.window=512")
+    assert windowed.endswith("(budget k = 128) and an exact window of 512 tokens") and "512" not in recovery
+    _, warning, _ = stages("lighthouse.window=4096")
+    assert warning.startswith("warning   stages.lighthouse.window=4096: ") and "attention=dense" in warning
+
+
 def test_the_memory_of_a_gpu_is_weighed_before_the_run():
     config, world = compose_config(["model=gpt_1b"], 1, 80 * 10**9), World(Ranks(), torch.device("cpu"))
     assert greeting.about_memory(config, world, 0) == []

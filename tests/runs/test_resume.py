@@ -95,6 +95,16 @@ def test_settings_that_are_newer_than_the_run_count_as_their_defaults():
     assert [change.key for change in differing(saved, now)] == ["optim.z_loss"]
 
 
+def test_a_run_from_before_windows_had_none():
+    now = as_container(compose_config(["run.steps=8"]))
+    saved = as_container(compose_config(["run.steps=8"]))
+    for settings in (saved["lighthouse"], *saved["stages"].values()):
+        del settings["window"]
+    assert differing(saved, now) == []
+    now["stages"]["lighthouse"]["window"] = 512
+    assert [str(change) for change in differing(saved, now)] == ["stages.lighthouse.window: 0 -> 512"]
+
+
 def test_the_plan_names_stages_steps_and_learning_rates():
     config = compose_config(["run.steps=200", "optim.lr=0.01"])
     assert Schedule.of(config).plan(0) == [

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lhtrain.attention.dense import DenseAttention
 from lhtrain.attention.lighthouse import LighthouseAttention, level_scores
 from lhtrain.attention.strict import merge
-from lhtrain.attention.where import Where
+from lhtrain.attention.where import Attend, Where
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.ranges.naive import attend_ranges
 from lhtrain.kernels.windows.naive import gather_pooled
@@ -59,10 +60,11 @@ class StrictCache:
     far: tuple[Tensor, Tensor] | None = None  # of the last coarsest query: out (B, 1, H, D), lse (B, 1, H)
 
     def __post_init__(self) -> None:
+        if not self.layer.strictly_causal:
+            rule = "only strictly causal layers and full attention give one token at a time"
+            raise ValueError(f"strictly_causal=False: {rule}")
         self.pyramid = self.layer.pyramid(self.seq_len)
         self.scorer = self.layer.scorer_in(None)
-        if not self.layer.strictly_causal:
-            raise ValueError("strictly_causal=False: only strictly causal layers decode with this cache")
         if not getattr(self.scorer, "token_local", type(self.scorer).__name__ == "Norm"):
             name = type(self.scorer).__name__
             raise ValueError(f"scorer={name}: decoding needs a scorer whose scores depend on one token alone")
@@ -110,3 +112,15 @@ class StrictCache:
 
 def _longer(seen: Tensor | None, new: Tensor) -> Tensor:
     return new if seen is None else torch.cat([seen, new], 1)
+
+
+def cache_of(attend: Attend, seq_len: int) -> FullCache | StrictCache:
+    """An empty cache for a layer that attends with `attend`; seq_len: that of its training.
+
+    Raises ValueError: a layer whose outputs depend on later tokens, which no cache can give.
+    """
+    if isinstance(attend, DenseAttention):
+        return FullCache()
+    if isinstance(attend, LighthouseAttention):
+        return StrictCache(attend, seq_len)
+    raise ValueError(f"attention={type(attend).__name__}: there is no cache to decode with")

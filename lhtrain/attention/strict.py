@@ -1,8 +1,8 @@
 """Strictly causal Lighthouse Attention: no output depends on a later token, not even by the choice of rows.
 
 The published selection compares the entries of a whole tile, so that a choice depends on later tokens of the
-tile. Here the kept rows of a tile become visible once the tile is closed, that is, at its last token. Until then
-its tokens are attended to exactly, and so are the W tokens before the tile. Each position adds two parts:
+tile. Here the kept rows of a tile become visible once the tile is closed, that is, at its last token. Until
+then its tokens are attended to exactly, and so are the W tokens before the tile. A position adds two parts:
 
 - exact: position j attends to the tokens from W before its tile on, up to itself. A position that closes a
   tile belongs to the next one.

@@ -48,9 +48,9 @@ class Within:
     excludes_high: bool = False
 
     def __str__(self) -> str:
-        """The bounds in words, without the one that only a slip of the keyboard breaks."""
+        """The bounds as text, without an upper bound that only a typing error exceeds."""
         rules = [self.if_lower]
-        if not self.if_lower or self.high not in (INT32, FLOAT):
+        if self.high < INT32:
             rules.append(self.if_higher)
         return ", ".join(rule.removeprefix("must be ") for rule in dict.fromkeys(rules) if rule)
 

@@ -24,7 +24,7 @@ def explain(arguments: Namespace) -> None:
             print(help_of(COMMANDS[two_words]))
             continue
         topic = topics.pop(0)
-        print(help_of(COMMANDS[topic]) if topic in COMMANDS else _setting(topic.partition("=")[0]))
+        print(_topic(topic))
 
 
 def help_of(command: Command) -> str:
@@ -75,16 +75,18 @@ def groups() -> dict[str, list[str]]:
     return out
 
 
-def _setting(key: str) -> str:
-    """The help on a key, or on a group with its choices. Raises UsageError."""
+def _topic(text: str) -> str:
+    """The help on a command, a group of settings, a key or a preset. Raises UsageError."""
+    is_setting = text.partition("=")[0] in ("resume", *groups())  # some of which are commands too
+    if text in COMMANDS and not is_setting:
+        return help_of(COMMANDS[text])
     from hydra import compose  # with lhtrain.conf 0.2 CPU s, which the help on commands does not need
 
     from lhtrain.conf.compose import hydra
-    from lhtrain.conf.explain import default_of, explain, no_such_key
+    from lhtrain.conf.explain import explain_topic, no_such_topic
 
-    choices = f"{key}=NAME, one of: {', '.join(groups()[key])}" if key in groups() else None
     with hydra():
-        text = explain(key, default_of(compose("config"), key))
-    if text is None and choices is None:
-        raise UsageError(f"help: {no_such_key(key)}; try lhtrain help")
-    return "\n".join(part for part in (choices, text) if part)
+        found = explain_topic(text, compose("config"))
+    if found is None:
+        raise UsageError(f"help: {no_such_topic(text)}; lhtrain help lists commands and presets")
+    return f"{help_of(COMMANDS[text])}\n\nSettings of this name\n\n{found}" if text in COMMANDS else found

@@ -65,7 +65,7 @@ def test_every_command_has_help_with_examples(name, capsys):
     )
     assert max(map(len, text.splitlines())) <= 112
     main(["help", *name.split()])
-    assert capsys.readouterr().out == text
+    assert capsys.readouterr().out.startswith(text)  # a group or key of the same name follows
 
 
 def test_the_overview_lists_every_command(capsys):

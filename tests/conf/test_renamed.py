@@ -1,9 +1,10 @@
 """A key that has another name now: the old one works, with a hint, wherever it may be written."""
 
 import pytest
+from hydra import compose
 
 from lhtrain.conf import renamed
-from lhtrain.conf.compose import check_overrides, search_path
+from lhtrain.conf.compose import check_overrides, hydra, search_path
 from lhtrain.conf.explain import explain
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.typed.own_files import read
@@ -91,4 +92,6 @@ def test_where_both_names_are_the_new_one_counts():
 
 
 def test_help_explains_the_key_by_either_name():
-    assert explain("optim.learning_rate", None) == explain("optim.lr", None)
+    with hydra():
+        config = compose("config")
+    assert explain("optim.learning_rate", config) == explain("optim.lr", config)

@@ -1,0 +1,189 @@
+"""Rules between keys in words, for `lhtrain help KEY` and docs/settings.md.
+
+The functions of the other files here check them. tests/conf/rules/test_relations.py composes each `broken_by`
+and expects an error on one of the keys.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One rule. keys: those that it is about; NAME is any stage. broken_by: settings that break it."""
+
+    keys: tuple[str, ...]
+    rule: str
+    broken_by: tuple[str, ...]
+    ranks: int | None = None  # number of ranks with which `broken_by` breaks the rule, if it matters
+
+    def concerns(self, key: str) -> bool:
+        """Whether the rule is about `key`; keys of a stage may have its name in place of NAME."""
+        return key in self.keys or _any_stage(key) in self.keys
+
+
+def relations_of(key: str) -> list[str]:
+    """The rules between `key` and others, each a sentence."""
+    return [relation.rule for relation in RELATIONS if relation.concerns(key)]
+
+
+def _any_stage(key: str) -> str:
+    first, *rest = key.split(".")
+    return ".".join([first, "NAME", *rest[1:]]) if first == "stages" else key
+
+
+LENGTHS = ("model.seq_len", "stages.NAME.seq_len")
+LEVELS = ("lighthouse.levels", "stages.NAME.levels")
+POOLING = ("lighthouse.pooling", "stages.NAME.pooling")
+BUDGETS = ("lighthouse.budget", "stages.NAME.budget")
+BATCHES = ("run.batch_tokens", "stages.NAME.batch_tokens", "run.grad_accum", "stages.NAME.grad_accum")
+HEADS = ("model.n_heads", "model.n_kv_heads")
+MESH = ("parallel.dp_replicate", "parallel.dp_shard", "parallel.cp")
+
+RELATIONS = (
+    Relation(
+        HEADS,
+        "model.n_heads must be a multiple of model.n_kv_heads",
+        ("model.n_kv_heads=3",),
+    ),
+    Relation(
+        ("model.dim", "model.n_heads", "model.head_dim"),
+        "model.dim must be a multiple of model.n_heads, unless model.head_dim is set",
+        ("model.n_heads=3",),
+    ),
+    Relation(
+        ("model.dense_layers", "model.n_layers"),
+        "each of model.dense_layers must be from -model.n_layers to model.n_layers - 1",
+        ("model.dense_layers=[9]",),
+    ),
+    Relation(
+        ("model.dense_layers", "stages.NAME.attention"),
+        "if a stage uses lighthouse, model.dense_layers must leave at least one layer out",
+        ("model.dense_layers=[0,1,2,3]",),
+    ),
+    Relation(
+        ("model.vocab_size", "data.tokenizer"),
+        "model.vocab_size must be at least the number of tokens that data.tokenizer has",
+        ("model.vocab_size=100",),
+    ),
+    Relation(
+        (*LENGTHS, *LEVELS, *POOLING),
+        "in a lighthouse stage, pooling^(levels - 1) must divide seq_len",
+        ("model.seq_len=4104",),
+    ),
+    Relation(
+        (*BUDGETS, *LENGTHS, *LEVELS, *POOLING),
+        "in a lighthouse stage, budget must be at most seq_len / pooling^(levels - 1), the size of the "
+        "coarsest level, and budget / 128 must divide that size",
+        ("lighthouse.budget=384", "model.seq_len=8192"),
+    ),
+    Relation(
+        ("stages.NAME.seq_len",),
+        "the seq_len of each stage must divide the longest seq_len of all stages",
+        ("stages.recovery.seq_len=3072",),
+    ),
+    Relation(
+        ("run.steps", "stages.NAME.steps", "stages.NAME.fraction"),
+        "the steps of all stages must add up to run.steps; one stage may leave steps and fraction null and "
+        "gets the remaining steps",
+        ("stages.recovery.steps=1",),
+    ),
+    Relation(
+        (*BATCHES, *LENGTHS, *MESH),
+        "batch_tokens must be a multiple of seq_len * grad_accum * dp_replicate * dp_shard, so that each "
+        "rank gets whole sequences",
+        ("run.batch_tokens=5000",),
+    ),
+    Relation(
+        MESH,
+        "dp_replicate * dp_shard * cp must be the number of ranks",
+        ("parallel.dp_replicate=2",),
+        ranks=1,
+    ),
+    Relation(
+        ("parallel.cp_attention", "parallel.cp", *HEADS),
+        "parallel.cp_attention=ulysses needs a parallel.cp that divides model.n_heads and model.n_kv_heads",
+        ("parallel.cp=4", "parallel.cp_attention=ulysses"),
+    ),
+    Relation(
+        ("parallel.cp", *LENGTHS),
+        "with parallel.cp > 1, seq_len must be a multiple of 2 * parallel.cp",
+        ("stage=dense", "parallel.cp=2", "model.seq_len=4098"),
+    ),
+    Relation(
+        ("parallel.cp", *BUDGETS),
+        "with parallel.cp > 1, budget must be a multiple of 128 * 2 * parallel.cp",
+        ("parallel.cp=2",),
+    ),
+    Relation(
+        ("optim.warmup_fraction", "optim.decay_fraction", "optim.schedule"),
+        "with optim.schedule=wsd, optim.warmup_fraction + optim.decay_fraction must be at most 1",
+        ("optim.warmup_fraction=0.9",),
+    ),
+    Relation(
+        ("checkpoint.retry", "watchdog.save"),
+        "checkpoint.retry must be less than watchdog.save, unless that is null",
+        ("checkpoint.retry=1800",),
+    ),
+    Relation(
+        ("compute.offload", "compute.recompute"),
+        "compute.offload=true needs compute.recompute=full",
+        ("compute.offload=true",),
+    ),
+    Relation(
+        ("compute.float8", "compute.precision"),
+        "compute.float8=true needs compute.precision=bfloat16, or auto on a GPU",
+        ("compute.float8=true", "compute.precision=float32"),
+    ),
+    Relation(
+        ("compute.float8", "model.dim", "model.ffn_dim", *HEADS, "model.head_dim"),
+        "with compute.float8=true, model.dim, model.ffn_dim, n_heads * head_dim and n_kv_heads * head_dim "
+        "must be multiples of 16",
+        ("compute.float8=true", "model.ffn_dim=100"),
+    ),
+    Relation(
+        ("data.source", "data.path"),
+        "data=text, code, files and prepared need data.path; other sources do not take it",
+        ("data.path=books",),
+    ),
+    Relation(
+        ("data.source", "data.name", "data.subset", "data.split", "data.revision", "data.streaming"),
+        "data.name, subset, split, revision and streaming are for data=hf, which needs data.name",
+        ("data.name=OWNER/NAME",),
+    ),
+    Relation(
+        ("data.source", "data.column", "data.filters"),
+        "data.column and data.filters are for data=files and data=hf",
+        ("data.column=content",),
+    ),
+    Relation(
+        ("data.source", "data.max_documents", "data.max_tokens", "data.bos", "data.eos", "data.out"),
+        "data.max_documents, max_tokens, bos, eos and out do not go with data=prepared or data=mix, whose "
+        "data are prepared already",
+        ("data=mix", "data.mix={a: {path: x}}", "data.max_tokens=5"),
+    ),
+    Relation(
+        ("data.source", "data.mix"),
+        "data.mix is for data=mix, which needs it",
+        ("data.mix={a: {path: x}}",),
+    ),
+    Relation(
+        ("optim.kind", "optim.options"),
+        "optim.options are for an optimizer of a plugin",
+        ("optim.options={a: 1}",),
+    ),
+    Relation(
+        ("logger.kind", "logger.options"),
+        "logger.options are for a tracker of a plugin",
+        ("logger=wandb", "logger.options={a: 1}"),
+    ),
+    Relation(
+        ("stages.NAME.attention", "stages.NAME.scorer", "stages.NAME.options"),
+        "the options of a stage are for an attention or a scorer of a plugin",
+        ("stages.recovery.options={a: 1}",),
+    ),
+    Relation(
+        ("cluster.time", "cluster.signal_seconds"),
+        "cluster.time must be longer than cluster.signal_seconds",
+        ("cluster.time=5",),
+    ),
+)

@@ -157,6 +157,12 @@ class LighthouseConfig:
     # tokens that each position attends to exactly, itself included; their result is merged with the selected
     # rows'. 0: the published layer, selected rows alone
     window: Annotated[int, at_least(0)] = 0
+    # no output depends on later tokens, not even by the choice of rows: the model can generate text without a
+    # recovery stage; `window` then counts the tokens before the tile of each position
+    strictly_causal: bool = False
+    # entries expanded in a tile, half by the scores of queries and half by those of keys; must be even and
+    # divide the budget; null: 128, or 16 where strictly causal, whose exact part is as long as a tile
+    tile: Annotated[int | None, at_least(2)] = None
     # always expand the first entry of each level, so that every position gets an output
     cover_prefix: bool = True
     # implementation of pooling and selection: reference is plain PyTorch, triton needs an NVIDIA GPU, auto is
@@ -185,6 +191,8 @@ class StageConfig:
     budget: int = II("budget:${lighthouse.budget},${.seq_len}")
     scorer: Annotated[str, one_of(SCORERS)] = II("lighthouse.scorer")  # like lighthouse.scorer
     window: Annotated[int, at_least(0)] = II("lighthouse.window")  # like lighthouse.window
+    strictly_causal: bool = II("lighthouse.strictly_causal")  # like lighthouse.strictly_causal
+    tile: Annotated[int | None, at_least(2)] = II("lighthouse.tile")  # like lighthouse.tile
     cover_prefix: bool = II("lighthouse.cover_prefix")  # like lighthouse.cover_prefix
     # settings of an attention or scorer that a plugin added
     options: dict[str, Any] = field(default_factory=dict)

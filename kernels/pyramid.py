@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 TILE = 128  # entries that the published layer expands in a tile, 64 by qk, then 64 by kq
 
+STRICT_TILE = 16  # of strictly causal layers, whose exact part is as long as a tile
+
 
 @dataclass(frozen=True)
 class Pyramid:
@@ -19,6 +21,14 @@ class Pyramid:
     pooling: int  # p
     budget: int  # k
     tile: int = TILE  # entries expanded in each tile of a level, half by qk, then half by kq; k / tile tiles
+
+    @classmethod
+    def of(
+        cls, seq_len: int, levels: int, pooling: int, budget: int, tile: int | None, strictly_causal: bool
+    ) -> "Pyramid":
+        """The pyramid of a layer; tile: None stands for 128, or 16 where the layer is strictly causal."""
+        own = STRICT_TILE if strictly_causal else TILE
+        return cls(seq_len, levels, pooling, budget, own if tile is None else tile)
 
     def problems(self) -> list[tuple[str, object, str]]:
         """Every rule that does not hold, as (key, value, rule)."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lhtrain.conf.schema import Config, StageConfig
-from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.pyramid import TILE, Pyramid
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Stage:
     scorer: str = "norm"  # a name of registry.SCORERS
     cover_prefix: bool = True
     window: int = 0  # tokens that a Lighthouse layer attends to exactly; 0: the published layer
+    strictly_causal: bool = False  # no output depends on later tokens, not even by the choice of rows
     options: dict[str, Any] = field(default_factory=dict)  # of an attention kind that a plugin added
 
     @classmethod
@@ -29,7 +30,8 @@ class Stage:
         """The stage `name` of a filled configuration."""
         pyramid = None
         if config.attention == "lighthouse":
-            pyramid = Pyramid(config.seq_len, config.levels, config.pooling, config.budget)
+            sizes = config.seq_len, config.levels, config.pooling, config.budget
+            pyramid = Pyramid.of(*sizes, config.tile, config.strictly_causal)
         return cls(
             name,
             config.attention,
@@ -42,6 +44,7 @@ class Stage:
             config.scorer,
             config.cover_prefix,
             config.window if config.attention == "lighthouse" else 0,
+            config.strictly_causal and config.attention == "lighthouse",
             dict(config.options),
         )
 
@@ -66,7 +69,10 @@ class Stage:
         if self.pyramid is not None:
             out |= {key: getattr(self.pyramid, key) for key in ("levels", "pooling", "budget")}
             out |= {"scorer": self.scorer, "cover_prefix": self.cover_prefix}
-            out |= {"window": self.window} if self.window else {}  # checkpoints before windows lack it
+            # Checkpoints of earlier versions lack these keys.
+            out |= {"window": self.window} if self.window else {}
+            out |= {"tile": self.pyramid.tile} if self.pyramid.tile != TILE else {}
+            out |= {"strictly_causal": True} if self.strictly_causal else {}
         return out | ({"options": self.options} if self.options else {})
 
 
@@ -75,7 +81,12 @@ def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
     keys: tuple[str, ...] = ("attention", "seq_len")
     if stage["attention"] == "lighthouse":
         keys += ("levels", "pooling", "budget", "scorer", "cover_prefix")
+        stage = stage | {
+            "tile": Pyramid.of(0, 0, 0, 0, stage.get("tile"), stage.get("strictly_causal", False)).tile
+        }
         keys += ("window",) if stage.get("window") else ()
+        keys += ("tile",) if stage["tile"] != TILE else ()
+        keys += ("strictly_causal",) if stage.get("strictly_causal") else ()
     keys += ("options",) if stage.get("options") else ()
     return {key: stage[key] for key in keys if key in stage}
 

@@ -1,10 +1,12 @@
 """Which values fit together when several ranks share a run."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lhtrain.conf.problems import Problem
+from lhtrain.conf.rules.stages import pyramid_of
 from lhtrain.conf.schema import Config, ParallelConfig, StageConfig
-from lhtrain.kernels.pyramid import TILE, Pyramid
+from lhtrain.kernels.pyramid import Pyramid
 
 
 def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
@@ -50,9 +52,11 @@ def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
     if stage.seq_len % (2 * cp):
         yield Problem(f"{key}.seq_len", stage.seq_len, f"must be a multiple of 2 * parallel.cp = {2 * cp}")
     elif stage.attention == "lighthouse":
-        pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
+        pyramid = pyramid_of(stage)
         if not pyramid.problems() and not _chunks_fit(pyramid, pyramid.budget, cp):
-            fitting = [k for k in range(TILE, pyramid.seq_len, TILE) if _chunks_fit(pyramid, k, cp)]
+            fitting = [
+                k for k in range(pyramid.tile, pyramid.seq_len, pyramid.tile) if _chunks_fit(pyramid, k, cp)
+            ]
             near = sorted(sorted(fitting, key=lambda k: abs(k - pyramid.budget))[:2])
             advice = f"nearest: {' or '.join(map(str, near))}" if near else "no budget does; fewer ranks may"
             rule = f"each of the 2 * parallel.cp = {2 * cp} chunks of a sequence must have whole tiles of it"
@@ -62,4 +66,4 @@ def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
 def _chunks_fit(whole: Pyramid, budget: int, cp: int) -> bool:
     if budget % (2 * cp):
         return False
-    return not Pyramid(whole.seq_len // (2 * cp), whole.levels, whole.pooling, budget // (2 * cp)).problems()
+    return not replace(whole, seq_len=whole.seq_len // (2 * cp), budget=budget // (2 * cp)).problems()

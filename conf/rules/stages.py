@@ -28,9 +28,14 @@ def stage_problems(config: Config) -> Iterator[Problem]:
 def _pyramid(key: str, stage: StageConfig) -> Iterator[Problem]:
     """Rules on the pyramid of a Lighthouse stage."""
     if stage.seq_len >= 1 and stage.attention == "lighthouse":
-        pyramid = Pyramid(stage.seq_len, stage.levels, stage.pooling, stage.budget)
-        for field, value, rule in pyramid.problems():
+        for field, value, rule in pyramid_of(stage).problems():
             yield Problem(f"{key}.{field}", value, rule)
+
+
+def pyramid_of(stage: StageConfig) -> Pyramid:
+    """The pyramid of a Lighthouse stage; its sizes may not fit together."""
+    sizes = stage.seq_len, stage.levels, stage.pooling, stage.budget
+    return Pyramid.of(*sizes, stage.tile, stage.strictly_causal)
 
 
 def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:

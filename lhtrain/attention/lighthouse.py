@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
-from lhtrain.attention.strict import TILE as STRICT_TILE
 from lhtrain.attention.strict import strictly_causal as strict_attention
 from lhtrain.attention.where import Where
 from lhtrain.kernels.pyramid import TILE, Pyramid
@@ -75,7 +74,7 @@ def lighthouse_attention(
     Raises:
         ValueError: sizes that do not fit together, an unknown scorer or backend, or one that cannot run here.
     """
-    pyramid = pyramid_of(q.shape[1], levels, pooling, budget, tile, strictly_causal).check()
+    pyramid = Pyramid.of(q.shape[1], levels, pooling, budget, tile, strictly_causal).check()
     _check_backend(backend)
     if strictly_causal:
         rows_k, rows_v, kernels = gather_keys(q, k, v, pyramid, backend, scorer_of(scorer), selection)
@@ -83,13 +82,6 @@ def lighthouse_attention(
     n_covered = len(q) if cover_prefix else 0
     selected = gather(q, k, v, pyramid, n_covered, backend, scorer_of(scorer), selection)
     return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
-
-
-def pyramid_of(
-    seq_len: int, levels: int, pooling: int, budget: int, tile: int | None, strictly_causal: bool
-) -> Pyramid:
-    """The pyramid of a layer; tile: None stands for its kind's own."""
-    return Pyramid(seq_len, levels, pooling, budget, tile or (STRICT_TILE if strictly_causal else TILE))
 
 
 class Selected(NamedTuple):
@@ -234,13 +226,16 @@ class LighthouseAttention:
             pyramid.budget,
             scorer=None if isinstance(scorer, type) and issubclass(scorer, nn.Module) else scorer(),
             cover_prefix=stage.cover_prefix,
+            strictly_causal=stage.strictly_causal,
+            window=stage.window,
+            tile=pyramid.tile,
             backend=backend,
         )
 
     def pyramid(self, seq_len: int) -> Pyramid:
         """Of a sequence of seq_len tokens. Raises ValueError: sizes that do not fit together."""
         sizes = self.levels, self.pooling, self.budget, self.tile
-        return pyramid_of(seq_len, *sizes, self.strictly_causal).check()
+        return Pyramid.of(seq_len, *sizes, self.strictly_causal).check()
 
     def scorer_in(self, where: Where | None) -> Scorer:
         """The scorer of the layer that attends `where`. Raises ValueError: it has none."""

@@ -24,8 +24,6 @@ from torch import Tensor
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.ranges.naive import attend_ranges
 
-TILE = 16  # entries expanded in a tile unless `tile` is set; fewer make the exact part shorter
-
 
 class Ranges(NamedTuple):
     """The keys that queries see: lo[t] ... hi[t] - 1, int32."""

@@ -2,8 +2,8 @@
 
 Counted are the products a step cannot do without: every weight once a token, and the causal half of the
 attention matrix over the rows attention really sees, in a Lighthouse stage S and not N; a windowed layer adds
-each token's exact window. The backward pass counts twice the forward. Recomputation and anything that is not
-a matrix product count nothing.
+each token's exact window, a strictly causal one the tokens of its tile too. The backward pass counts twice
+the forward. Recomputation and anything that is not a matrix product count nothing.
 """
 
 from lhtrain.conf.schema import ModelConfig
@@ -32,11 +32,24 @@ def _weights(model: ModelConfig) -> int:
 def _lighthouse(model: ModelConfig, stage: Stage) -> int:
     """Forward of one layer of the stage's attention on one sequence."""
     n, window = stage.seq_len, stage.window
+    if stage.strictly_causal:
+        return 4 * model.n_heads * model.head_dim * _strict_pairs(stage)
     near = 0
     if window < n:  # else n_attended is the whole sequence
         # Position j has min(j + 1, window) keys.
         near = 4 * model.n_heads * model.head_dim * (window * (window + 1) // 2 + (n - window) * window)
     return near + _attention(model, stage.n_attended)
+
+
+def _strict_pairs(stage: Stage) -> int:
+    """Queries and keys that meet in a strictly causal layer on one sequence (`attention/strict.py`)."""
+    pyramid = stage.pyramid
+    assert pyramid is not None
+    tokens, entries = pyramid.tile_tokens, pyramid.size(pyramid.levels - 1) // pyramid.n_tiles
+    rows, hidden = pyramid.n_selected // pyramid.n_tiles, stage.window // pyramid.tile_tokens
+    exact = sum(min(i * tokens, stage.window) for i in range(pyramid.n_tiles)) * tokens
+    exact += pyramid.n_tiles * tokens * (tokens + 1) // 2
+    return exact + sum(max(i - hidden, 0) for i in range(pyramid.n_tiles)) * rows * entries
 
 
 def _attention(model: ModelConfig, n: int) -> int:

@@ -67,9 +67,14 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     out, saved = [], current_tree(saved)
     for group in COMPARED:
         before, after = _flat(saved.get(group) or {}), _flat(now.get(group) or {})
-        if group == "stages":  # runs from before there were windows had none
-            windows = {f"{stage}.window": 0 for stage in saved.get(group) or {}}
-            before = {key: value for key, value in windows.items() if key in after} | before
+        if group == "stages":  # runs of earlier versions have the published layer
+            published = {"window": 0, "tile": None, "strictly_causal": False}
+            known = {
+                f"{stage}.{key}": value
+                for stage in saved.get(group) or {}
+                for key, value in published.items()
+            }
+            before = {key: value for key, value in known.items() if key in after} | before
         if group in DEFAULTS:  # keys that one of the two versions does not have
             before = _defaults(DEFAULTS[group]) | before
             before = {key: value for key, value in before.items() if "." in key or key in after}

@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lhtrain.attention.strict import exact_ranges, far_ranges
 from lhtrain.compute.device import peak_flops
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import ModelConfig
@@ -51,6 +52,22 @@ def test_a_window_adds_the_keys_that_each_position_has_in_it(window):
 def test_a_window_over_the_whole_sequence_is_full_attention():
     whole = replace(stage("lighthouse"), window=512)
     assert whole.n_attended == 512 and step_flops(MODEL, whole) == step_flops(MODEL, stage("dense"))
+
+
+@pytest.mark.parametrize("window", [0, 50, 200])
+def test_a_strictly_causal_layer_counts_the_keys_that_its_queries_see(window):
+    pyramid = Pyramid(512, 3, 2, 64, tile=16)
+    strict = replace(stage("lighthouse"), pyramid=pyramid, window=window, strictly_causal=True)
+    ranges = exact_ranges(torch.arange(512), pyramid.tile_tokens, window)
+    far = far_ranges(torch.arange(128), pyramid, window, pyramid.n_selected // pyramid.n_tiles)
+    pairs = sum(int((r.hi - r.lo).sum()) for r in (ranges, far))
+    without = replace(MODEL, dense_layers=list(range(MODEL.n_layers)))
+    weights = (
+        step_flops(without, strict) - 3 * 2 * 3 * 2 * 4 * 8 * 512**2
+    )  # of two sequences and three layers
+    attention = step_flops(replace(MODEL, dense_layers=[]), strict) - weights
+    # A position that closes a tile counts here with that tile, and there with the next one.
+    assert attention == pytest.approx(3 * 3 * 2 * 4 * 4 * 8 * pairs, rel=0.02)
 
 
 def test_rows():

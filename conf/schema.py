@@ -154,8 +154,8 @@ class LighthouseConfig:
     budget: Annotated[int | None, at_most(2**31 - 1)] = None
     # how entries are ranked for selection; norm: by their l2 norm
     scorer: Annotated[str, one_of(SCORERS)] = "norm"
-    # tokens that each position attends to exactly, itself included; their result is merged with the selected
-    # rows'. 0: the published layer, selected rows alone
+    # number of tokens up to each position, itself included, that it attends to exactly, besides the selected
+    # rows; 0: selected rows only, as published
     window: Annotated[int, at_least(0)] = 0
     # no output depends on later tokens, not even by the choice of rows: the model can generate text without a
     # recovery stage; `window` then counts the tokens before the tile of each position

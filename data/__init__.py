@@ -1,4 +1,4 @@
-"""What people have -> memory-mapped tokens -> sequences in a seeded order. data/README.md is the map."""
+"""Texts -> token files -> sequences in a seeded order. data/README.md describes the package."""
 
 from lhtrain.data.corpus import Corpus, open_corpus
 from lhtrain.data.errors import DataError

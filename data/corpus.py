@@ -1,4 +1,4 @@
-"""A corpus: tokens on disk, in a train and a validation split, whatever they were made from."""
+"""A corpus: tokens on disk, divided into a training and a validation split. Opens every kind of source."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from lhtrain.data.prepare.encode import write_document
 from lhtrain.data.prepare.plan import make_plan, plan_fingerprint
 from lhtrain.data.prepare.recipe import AUTOMATIC, Recipe, differences
 from lhtrain.data.prepare.split import SPLITS, Split, split_documents
-from lhtrain.data.progress import progress_bar, watched
+from lhtrain.data.progress import on_terminal, progress_bar
 from lhtrain.data.sources.local import find_files, is_prepared
 from lhtrain.data.sources.paths import expanded
 from lhtrain.data.sources.text import Document, read_chunks, read_documents
@@ -33,10 +33,10 @@ SHARD_NAME = shard_name(0)
 
 @dataclass(frozen=True)
 class Corpus:
-    """Two splits, the tokenizer that made them, and the hash that names all three.
+    """Two splits, their tokenizer, and a hash of everything that decides their tokens.
 
-    parts: for each split its weighted sources, one unless the corpus is a mixture; train and val are those of
-    the first.
+    parts: split name -> its weighted sources; more than one only in a mixture. `train` and `val` are the
+    splits of the first source.
     """
 
     tokenizer: Tokenizer
@@ -53,7 +53,7 @@ class Corpus:
         return self.parts["val"][0].split
 
     def n_tokens(self, split: str) -> int:
-        """Tokens of a split, of all sources together."""
+        """Number of tokens in a split, summed over all sources."""
         return sum(part.split.n_tokens for part in self.parts[split])
 
 
@@ -71,26 +71,30 @@ def open_corpus(
     verify: bool = True,
     **recipe: Any,
 ) -> Corpus:
-    """Open a corpus. Texts (`AUTOMATIC` sources) are tokenized now if their content has not been seen before;
-    everything else, and texts up to a limit, must have been prepared by `lhtrain data prepare`.
+    """Open a corpus.
+
+    Local texts (`AUTOMATIC` sources) are tokenized now, unless the cache holds tokens of the same content.
+    Every other source, and texts with a limit or with `out`, must have been prepared by `lhtrain data
+    prepare`.
 
     Args:
-        source: "stdlib", the running Python's standard library; "text", local files and folders; "prepared",
-            a folder that `prepare` wrote; "mix", several of them; or what `Recipe.source` has.
+        source: "stdlib", the standard library of the running Python; "text", local files and folders;
+            "prepared", a folder that `prepare` wrote; "mix", several such folders; or any `Recipe.source`.
         path: for "text": a file, a folder, or a list of them; for "prepared": the folder.
-        tokenizer: as `open_tokenizer` has it; "prepared" and "mix" bring their own.
-        val_fraction: share of documents that validate, above 0 and below 1; `split_documents` has the rule.
-        cache_dir: where token files are kept; `cache_root` has the default.
-        progress: show a bar on a terminal, or else print one line after tokenizing; both on stderr.
-        mix: for "mix": name -> {"path": prepared folder, "weight": share}.
-        out: the folder that `prepare` wrote to, if it was told to.
-        long_fraction, workers: for others who get the same settings; not used here.
-        verify: compare each shard with its checksum, once a machine: all now, beyond `checks.AT_ONCE` when it
-            is first read. Without, damage inside a shard is trained on.
-        recipe: further fields of `Recipe`.
+        tokenizer: a name for `open_tokenizer`; ignored for "prepared" and "mix".
+        val_fraction: fraction of the documents used for validation, above 0 and below 1; the rule is in
+            `split_documents`.
+        cache_dir: folder for token files; None: see `cache_root`.
+        progress: show a progress bar on a terminal, else print one line after tokenizing; both on stderr.
+        mix: for "mix": name -> {"path": prepared folder, "weight": relative weight}.
+        out: the folder that `prepare` wrote to, if it was not the default folder.
+        long_fraction, workers: not used here; accepted because all keys of the data group are passed.
+        verify: compare each shard with its checksum, once per machine: up to `checks.AT_ONCE` bytes now, the
+            other shards when they are first read. False: damage inside a shard is not noticed.
+        recipe: other fields of `Recipe`.
 
     Raises:
-        DataError: anything wrong with the arguments, the files or the cache.
+        DataError: a wrong argument, or a problem with the files or the cache.
     """
     opener = _Opener(val_fraction, verify, cache_dir, progress)
     if source == "mix":
@@ -99,19 +103,14 @@ def open_corpus(
         return opener.prepared(expanded(str(path)))
     wanted = Recipe(source=source, path=path, tokenizer=tokenizer, **recipe)
     limited = wanted.max_documents is not None or wanted.max_tokens is not None
-    if out is not None or limited or source not in AUTOMATIC:
-        folder = wanted.folder(out, cache_dir)
-        if not (folder / "meta.json").is_file():
-            rule = "training with these data needs them prepared first:"
-            command = wanted.command(out, cache_dir)
-            raise DataError(f"data={source}: {str(folder)!r} is missing or not complete; {rule}\n  {command}")
-        return opener.prepared(folder, wanted)
-    return _tokenized(wanted, opener)
+    if out is None and not limited and source in AUTOMATIC:
+        return _tokenized(wanted, opener)
+    return _prepared_earlier(wanted, out, opener)
 
 
 @dataclass(frozen=True)
 class _Opener:
-    """How folders of shards are opened; the arguments of `open_corpus`."""
+    """Opens folders of shards. Its fields are the arguments of `open_corpus` with the same names."""
 
     val_fraction: float
     verify: bool
@@ -119,22 +118,25 @@ class _Opener:
     progress: bool
 
     def prepared(self, folder: Path, wanted: Recipe | None = None) -> Corpus:
-        """The corpus of a folder that `prepare` completed."""
+        """Return the corpus in a folder that `prepare` completed.
+
+        wanted: the recipe that the folder must have been prepared from; None accepts any.
+        """
         manifest = Manifest.read(folder)
         if wanted is not None and manifest.recipe != wanted.as_dict():
-            rule = f"was prepared with other settings: {differences(manifest.recipe, wanted.as_dict())}"
+            rule = f"was prepared with different settings: {differences(manifest.recipe, wanted.as_dict())}"
             raise DataError(f"data: {str(folder)!r} {rule}")
         if wanted is not None:
             _check_source(folder, manifest, wanted)
         tokenizer = open_tokenizer(f"{PREPARED}{folder}")
         checks = Checks.of_prepared(folder, self.cache_dir) if self.verify else None
         splits = self.splits(folder, manifest, checks)
-        told = f"{manifest.fingerprint} {float(self.val_fraction)!r}"
-        fingerprint = hashlib.sha256(told.encode()).hexdigest()[:32]
+        identity = f"{manifest.fingerprint} {float(self.val_fraction)!r}"
+        fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
         return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)
 
     def splits(self, folder: Path, manifest: Manifest, checks: Checks | None) -> dict[str, Split]:
-        """The documents of a folder's shards. Raises DamagedStore."""
+        """Return the train and val splits of a folder. Raises DamagedStore."""
         stores = manifest.open_stores(folder)
         if checks is not None:
             n_bytes = sum(store.identity.size for store in stores)
@@ -143,23 +145,35 @@ class _Opener:
         return split_documents(stores, self.val_fraction, [shard.documents for shard in manifest.shards])
 
 
+def _prepared_earlier(wanted: Recipe, out: str | os.PathLike | None, opener: _Opener) -> Corpus:
+    """Return the corpus that `prepare` wrote for a recipe, or raise DataError with the command to run."""
+    folder = wanted.folder(out, opener.cache_dir)
+    if not (folder / "meta.json").is_file():
+        rule = "is missing or incomplete; prepare the data before training:"
+        command = wanted.command(out, opener.cache_dir)
+        raise DataError(f"data={wanted.source}: {str(folder)!r} {rule}\n  {command}")
+    return opener.prepared(folder, wanted)
+
+
 def _check_source(folder: Path, manifest: Manifest, wanted: Recipe) -> None:
-    """Raises DataError: the files that a folder was prepared from, or its tokenizer's, are others by now. A
-    dataset of the hub is not asked for."""
+    """Raise DataError if the source files or the tokenizer's file changed after the folder was prepared.
+
+    Datasets of the hub are not checked: that would need the network.
+    """
     if wanted.source == "hf":
         return
     tokenizer = open_tokenizer(wanted.tokenizer, wanted.bos, wanted.eos)
     if plan_fingerprint(wanted, tokenizer.fingerprint, make_plan(wanted)) != manifest.fingerprint:
-        rule = "was prepared from other files: the source, or the tokenizer's file, has changed since"
-        remedy = "Remove the folder and prepare the data again, or train on what is there with"
-        place = setting("data.path", folder)
-        raise DataError(f"data={wanted.source}: {str(folder)!r} {rule}. {remedy} data=prepared {place}")
+        rule = "was prepared from different files: the source or the tokenizer's file has changed since"
+        remedy = "Remove the folder and prepare the data again, or train on the existing shards with"
+        path = setting("data.path", folder)
+        raise DataError(f"data={wanted.source}: {str(folder)!r} {rule}. {remedy} data=prepared {path}")
 
 
 def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
-    """Prepared folders, each with its weight; all of one tokenizer."""
+    """Return a corpus of several prepared folders with weights. All must have the same tokenizer."""
     if not mix:
-        raise DataError("data.mix={}: needs at least one source, NAME: {path: FOLDER, weight: NUMBER}")
+        raise DataError("data.mix={}: must have at least one source, NAME: {path: FOLDER, weight: NUMBER}")
     corpora = {
         name: opener.prepared(expanded(str(part["path"]), f"data.mix.{name}.path"))
         for name, part in mix.items()
@@ -167,8 +181,8 @@ def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
     (first, one), *others = corpora.items()
     for name, other in others:
         if other.tokenizer.fingerprint != one.tokenizer.fingerprint:
-            rule = f"must have the tokenizer of data.mix.{first}, {one.tokenizer.name}"
-            raise DataError(f"data.mix.{name}: made with {other.tokenizer.name}; {rule}")
+            rule = f"must have the same tokenizer as data.mix.{first}, {one.tokenizer.name}"
+            raise DataError(f"data.mix.{name}: was prepared with {other.tokenizer.name}; {rule}")
     parts = {
         split: [
             Part(corpora[name].parts[split][0].split, float(part.get("weight", 1.0)), name)
@@ -176,22 +190,22 @@ def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
         ]
         for split in SPLITS
     }
-    told = [[corpora[name].fingerprint, float(part.get("weight", 1.0))] for name, part in mix.items()]
-    fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    identity = [[corpora[name].fingerprint, float(part.get("weight", 1.0))] for name, part in mix.items()]
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     return Corpus(one.tokenizer, parts, fingerprint, one.folder)
 
 
 def _tokenized(recipe: Recipe, opener: _Opener) -> Corpus:
-    """Local texts, from the cache or into it, by the hash of their content."""
+    """Return a corpus of local texts, tokenizing them into the cache if it does not hold this content."""
     progress = opener.progress
     codec = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
     files = find_files(recipe.source, recipe.path)
     with progress_bar("reading", sum(file.size for file in files), progress) as advance:
         documents = read_documents(files, advance)
     if not documents:
-        rule = "must hold at least one text file that is not empty, hidden or binary"
+        rule = "must contain at least one text file that is not empty, hidden or binary"
         if any(is_prepared(path) for path in recipe.paths):
-            rule += "; it is a folder of prepared shards, for data=prepared"
+            rule += "; this is a folder of prepared shards: use data=prepared"
         raise DataError(f"data.path={str(recipe.path)!r}: {rule}")
     fingerprint = _fingerprint(documents, codec, opener.val_fraction)
     folder = cache_root(opener.cache_dir) / fingerprint
@@ -206,7 +220,10 @@ def _tokenized(recipe: Recipe, opener: _Opener) -> Corpus:
 
 
 def _fingerprint(documents: list[Document], tokenizer: Tokenizer, val_fraction: float) -> str:
-    """32 hex digits of what decides every token in both splits. Not where the files lie."""
+    """Return 32 hex digits that depend on everything that decides the tokens of both splits.
+
+    The location of the files does not count.
+    """
     digest = hashlib.sha256(f"{FORMAT_VERSION} {tokenizer.fingerprint} {float(val_fraction)!r}".encode())
     for document in documents:
         digest.update(b"\0%s\0%d %s" % (os.fsencode(document.name), document.size, document.sha256.encode()))
@@ -221,7 +238,7 @@ def _tokenize(
     recipe: Recipe,
     progress: bool,
 ) -> None:
-    """Write the shard and meta.json into `folder`, a piece of text in memory at a time."""
+    """Write the shard and meta.json into `folder`, with only a part of the text in memory at a time."""
     started, n_bytes = time.monotonic(), sum(document.size for document in documents)
     with (
         TokenStoreWriter(
@@ -232,23 +249,23 @@ def _tokenize(
         for document in documents:
             chunks = read_chunks(document, 0, document.size)
             if write_document(writer, tokenizer, chunks, str(document.path), advance) != document.sha256:
-                rule = "changed while it was read; it must stay as it is"
+                rule = "changed while it was read; the file must not change until it is tokenized"
                 raise DataError(f"data.path={str(document.path)!r}: {rule}")
     shard = Shard(SHARD_NAME, writer.n_documents, writer.n_tokens, writer.crc)
     save_tokenizer(folder, tokenizer)
     Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), [shard], {}).write(folder)
-    if progress and not watched():
+    if progress and not on_terminal():
         seconds = time.monotonic() - started
         line = f"tokenized {len(documents)} document(s), {n_bytes / 1e6:.1f} MB, in {seconds:.1f} s"
         print(line, file=sys.stderr, flush=True)
 
 
 def _load(folder: Path, tokenizer: Tokenizer, opener: _Opener, fingerprint: str) -> Corpus:
-    """The corpus in `folder`. Raises FileNotFoundError if there is none, DamagedStore if it is not whole."""
+    """Return the corpus in `folder`. Raises FileNotFoundError: no folder; DamagedStore: not complete."""
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     manifest = Manifest.read(folder)
     if manifest.fingerprint != fingerprint:
-        raise DamagedStore(f"{str(folder)!r}: meta.json must agree with the folder's name")
+        raise DamagedStore(f"{str(folder)!r}: the fingerprint in meta.json must be the folder's name")
     splits = opener.splits(folder, manifest, Checks.of_cached(folder) if opener.verify else None)
     return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)

@@ -1,1 +1,1 @@
-"""Which tokens a step reads: pure functions of seed and position."""
+"""The tokens that each step reads, as pure functions of seed and position."""

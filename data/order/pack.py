@@ -1,7 +1,7 @@
-"""Packing: documents into blocks of equal length, whole wherever they fit.
+"""Packing documents into blocks of equal length, without cutting a document that fits into a block.
 
-A document no longer than a block lies in one block. A longer one is cut into full blocks, and its rest is
-packed like a document. The places of a block that no document fills are padding.
+A document no longer than a block lies in one block. A longer document is cut into full blocks, and the rest
+of it is packed like a document. Positions of a block without a document are padding.
 """
 
 from typing import NamedTuple
@@ -10,23 +10,23 @@ import numpy as np
 
 from lhtrain.data.order.permutation import uniform
 
-JITTER = 0.25  # spread of the order in which documents are placed, relative to their length
+JITTER = 0.25  # documents are placed longest first, with lengths randomly increased by up to this fraction
 
 
 class Packing(NamedTuple):
-    """Pieces of documents, sorted by block and by place in it.
+    """Pieces of documents, sorted by block and by offset in the block.
 
-    first: (n_blocks + 1,) block b holds the pieces first[b]:first[b + 1].
-    place: (n_pieces,) where in its block a piece begins.
-    start: (n_pieces,) where in the split's tokens it begins.
-    length: (n_pieces,) its tokens; one more than the block holds where the document goes on in another block,
-        so that the block's last token has its target.
+    first: (n_blocks + 1,) block b has the pieces first[b]:first[b + 1].
+    offset: (n_pieces,) where in its block a piece begins.
+    start: (n_pieces,) where in the split's tokens the piece begins.
+    length: (n_pieces,) number of tokens. If the document continues in another block, this is one more than
+        the block holds: the last token of the block needs a target.
     long: (n_blocks,) whether at least half of a block's tokens are from documents longer than half a block.
-    All int64, but `long`, which is bool.
+    All are int64, except `long`, which is bool.
     """
 
     first: np.ndarray
-    place: np.ndarray
+    offset: np.ndarray
     start: np.ndarray
     length: np.ndarray
     long: np.ndarray
@@ -37,42 +37,43 @@ class Packing(NamedTuple):
 
 
 def pack(starts: np.ndarray, lengths: np.ndarray, seq_lens: list[int], seed: int) -> Packing:
-    """Pack documents of these starts and lengths, int64 (n_documents,), into blocks of max(seq_lens) tokens.
+    """Pack documents into blocks of max(seq_lens) tokens. starts, lengths: int64 (n_documents,).
 
-    Shorter lengths, divisors of the longest, are those of other stages, which read slices of the blocks: a
-    document is cut by a slice's end only if it is longer than the slice.
+    seq_lens: the sequence lengths of all stages; each divides the longest. Stages with shorter sequences read
+    slices of the blocks. Only a document longer than a slice is cut at the end of a slice.
     """
     levels = sorted(set(seq_lens), reverse=True)
     block_len = levels[0]
     n_full, rest = np.divmod(lengths, block_len)
-    rest[(rest == 1) & (n_full > 0)] = 0  # a lone last token, which the block before has as its target
+    rest[(rest == 1) & (n_full > 0)] = 0  # a single last token is already the target of the block before
     full = np.repeat(np.arange(len(lengths)), n_full)
     nth = np.arange(len(full)) - np.repeat(np.cumsum(n_full) - n_full, n_full)  # 0, 1, … in each document
-    goes_on = lengths[full] > (nth + 1) * block_len
+    continues = lengths[full] > (nth + 1) * block_len
     rests = np.flatnonzero(rest)
-    block, place, n_rest_blocks = _fit(rest[rests], levels, seed)
+    block, offset, n_rest_blocks = _fit(rest[rests], levels, seed)
     piece_block = np.concatenate([np.arange(len(full)), len(full) + block])
-    piece_place = np.concatenate([np.zeros(len(full), np.int64), place])
+    piece_offset = np.concatenate([np.zeros(len(full), np.int64), offset])
     start = np.concatenate([starts[full] + nth * block_len, starts[rests] + n_full[rests] * block_len])
-    length = np.concatenate([block_len + goes_on, rest[rests]])
+    length = np.concatenate([block_len + continues, rest[rests]])
     of_long = 2 * lengths[np.concatenate([full, rests])] > block_len
     n_blocks = len(full) + n_rest_blocks
-    order = np.lexsort((piece_place, piece_block))
+    order = np.lexsort((piece_offset, piece_block))
     counts = np.bincount(piece_block, minlength=n_blocks)
     tokens = np.bincount(piece_block, length, n_blocks)
     long = 2 * np.bincount(piece_block, length * of_long, n_blocks) >= tokens
     first = np.concatenate([[0], np.cumsum(counts)])
-    return Packing(first, piece_place[order], start[order], length[order], long)
+    return Packing(first, piece_offset[order], start[order], length[order], long)
 
 
 def _fit(sizes: np.ndarray, levels: list[int], seed: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """A block and a place for each size, none above levels[0]: int64, both (n,), and the number of blocks.
+    """Return a block and an offset for each size, int64 (n,), and the number of blocks.
 
-    Level by level, the longest first: what no earlier document takes of a block is cut at the multiples of
-    the level's length into gaps, and the documents that need this level are put into the gaps.
+    sizes: at most levels[0] each. levels: the sequence lengths, longest first. For each level, the free space
+    of the blocks is cut at multiples of the level into gaps, and the documents that fit this level but not
+    the next are put into them.
     """
     block_len = levels[0]
-    block, place = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
+    block, offset = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
     n_blocks = -(-int(sizes.sum()) // block_len)
     gaps = _Gaps.of_blocks(0, n_blocks, block_len)
     draw = uniform(len(sizes), seed, stream=0)
@@ -83,19 +84,19 @@ def _fit(sizes: np.ndarray, levels: list[int], seed: int) -> tuple[np.ndarray, n
         gaps = gaps.cut(level)
         while len(todo):
             gap, todo, placed = _spread(todo, sizes, gaps.free.copy())
-            gaps = gaps.take(placed, gap, sizes, draw, block, place)
+            gaps = gaps.fill(placed, gap, sizes, draw, block, offset)
             if len(todo):
                 more = -(-int(sizes[todo].sum()) // block_len)
                 gaps = gaps.join(_Gaps.of_blocks(n_blocks, more, block_len).cut(level))
                 n_blocks += more
-    return block, place, n_blocks
+    return block, offset, n_blocks
 
 
 class _Gaps(NamedTuple):
-    """Free stretches of blocks, int64 (n,) each."""
+    """Free parts of blocks: the block, the offset in it and the free length; int64 (n,) each."""
 
     block: np.ndarray
-    place: np.ndarray
+    offset: np.ndarray
     free: np.ndarray
 
     @classmethod
@@ -104,46 +105,49 @@ class _Gaps(NamedTuple):
         return cls(numbers, np.zeros_like(numbers), np.full_like(numbers, block_len))
 
     def cut(self, level: int) -> "_Gaps":
-        """Cut at every multiple of `level`, without what is empty."""
-        stop = self.place + self.free
-        n = -(-stop // level) - self.place // level
+        """Cut the gaps at every multiple of `level` and drop the empty ones."""
+        stop = self.offset + self.free
+        n = -(-stop // level) - self.offset // level
         n[self.free == 0] = 0
         of = np.repeat(np.arange(len(n)), n)
         nth = np.arange(len(of)) - np.repeat(np.cumsum(n) - n, n)
-        low = (self.place[of] // level + nth) * level
-        begin = np.maximum(self.place[of], low)
+        low = (self.offset[of] // level + nth) * level
+        begin = np.maximum(self.offset[of], low)
         return _Gaps(self.block[of], begin, np.minimum(stop[of], low + level) - begin)
 
     def join(self, other: "_Gaps") -> "_Gaps":
         return _Gaps(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
-    def take(
+    def fill(
         self,
         placed: np.ndarray,
         gap: np.ndarray,
         sizes: np.ndarray,
         draw: np.ndarray,
         block: np.ndarray,
-        place: np.ndarray,
+        offset: np.ndarray,
     ) -> "_Gaps":
-        """Lay the documents `placed` into their gaps, in random order in each; returns what stays free."""
+        """Put the documents `placed` into their gaps, in random order within a gap. Returns what stays free.
+
+        Writes the block and the offset of each document into `block` and `offset`.
+        """
         order = np.lexsort((draw[placed], gap))
         placed, gap = placed[order], gap[order]
         ends = np.cumsum(sizes[placed])
         begins = ends - sizes[placed]
         heads = np.flatnonzero(np.diff(gap, prepend=-1))
-        offset = np.repeat(begins[heads], np.diff(heads, append=len(gap)))
-        block[placed], place[placed] = self.block[gap], self.place[gap] + begins - offset
+        first = np.repeat(begins[heads], np.diff(heads, append=len(gap)))
+        block[placed], offset[placed] = self.block[gap], self.offset[gap] + begins - first
         used = np.bincount(gap, sizes[placed], len(self.free)).astype(np.int64)
-        return _Gaps(self.block, self.place + used, self.free - used)
+        return _Gaps(self.block, self.offset + used, self.free - used)
 
 
 def _spread(
     todo: np.ndarray, sizes: np.ndarray, free: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Deal documents, the large ones first, to the gaps with the most room, a round at a time.
+    """Assign documents, in the order of `todo`, to the largest gaps, one document per gap in each round.
 
-    Returns the gap of each placed document, the documents that fit nowhere, and the placed documents.
+    Returns the gap of each placed document, the documents that fit into no gap, and the placed documents.
     """
     gaps, placed, left = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     smallest = int(sizes[todo].min())

@@ -1,11 +1,12 @@
-"""What one data-parallel rank of many takes of a step's sequences; the position counts them once, for all."""
+"""The sequences of a step that one data-parallel rank reads."""
 
 
-def data_rank_rows(n_sequences: int, rank: int, size: int) -> range:
-    """The rows of a step that belong to data-parallel rank `rank` of `size`: equal shares, in order.
+def sequences_of_rank(n_sequences: int, rank: int, size: int) -> range:
+    """Return the sequences of a step that one of `size` data-parallel ranks reads: equal shares, in order.
 
-    `SequenceOrder.read(position + rows.start * seq_len, len(rows), seq_len)` reads them alone.
-    Raises ValueError: rows that cannot be shared equally, no such rank.
+    The rank reads `SequenceOrder.read(position + mine.start * seq_len, len(mine), seq_len)`, where `position`
+    is that of the step, equal on all ranks, and `mine` the result.
+    Raises ValueError: no such rank, or `n_sequences` is not a multiple of `size`.
     """
     if not 0 <= rank < size:
         raise ValueError(f"rank={rank}: must be one of the {size} ranks, from 0")

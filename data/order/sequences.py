@@ -1,9 +1,9 @@
 """The order in which a run reads its tokens: a pure function of (seed, position).
 
-Documents are packed into blocks of the longest stage's length (`pack.py`). A position counts tokens, padding
-included, from the start of the run: position p lies in the run's block p // block_len, at p % block_len.
-Each source, or each of its two halves under `long_fraction`, reads its blocks in an order of its own that is
-shuffled anew in every epoch; `mix.py` says whose turn a block of the run is.
+Documents are packed into blocks as long as the longest stage's sequences (`pack.py`). A position counts
+tokens, including padding, from the start of the run: position p is at offset p % block_len of the run's block
+p // block_len. Each source has its own order of blocks, shuffled again for every epoch; with `long_fraction`,
+its long and its short blocks each have one. `mix.py` assigns each block of the run to a source.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,14 +19,15 @@ from lhtrain.data.order.permutation import permutation
 from lhtrain.data.prepare.split import Split
 from lhtrain.data.store.tokens import ESCAPE
 
-PADDING = -100  # in a sequence: no token. As a target, what torch's losses ignore
-# How often the long blocks may be read for each time that the others are, or the other way around. Up to four
-# epochs, repeated data are worth almost as much as new data (Muennighoff et al., 2023, arXiv 2305.16264).
+PADDING = -100  # in a sequence: no token; torch's losses ignore this value as a target
+# Long blocks may be read at most this many times as often as short blocks, and the other way around. Up to
+# four epochs, repeated data are worth almost as much as new data (Muennighoff et al., 2023, arXiv
+# 2305.16264).
 MOST_REPEATS = 4
 
 
 class Part(NamedTuple):
-    """A source, its weight among the others, and its name in messages."""
+    """A source of sequences: its split, its weight relative to other sources, and its name for messages."""
 
     split: Split
     weight: float = 1.0
@@ -34,23 +35,24 @@ class Part(NamedTuple):
 
 
 class SequenceOrder:
-    """Sequences of one split or several, in seeded order, shared by stages of different sequence length.
+    """Sequences of one or more splits in a seeded order, which stages with different sequence lengths share.
 
     Args:
-        source: the split to read, or weighted parts.
-        seq_lens: the sequence length, or those of all stages; each must divide the longest, `block_len`.
+        source: the split to read, or a list of weighted parts.
+        seq_lens: the sequence length, or the lengths of all stages; each must divide the longest,
+        `block_len`.
         seed: any integer.
-        long_fraction: share of the blocks of which at least half is from documents longer than half a block;
-            None reads as many as there are. With it the long and the short blocks have epochs of their own,
-            and no block is read again before its epoch ends. A fraction between 0 and 1 for which one kind
-            would be read more than MOST_REPEATS times as often as the other is brought to that limit.
+        long_fraction: fraction of the blocks read that are long: at least half of the tokens are from
+            documents longer than half a block. None: the natural fraction. If set, long and short blocks have
+            separate epochs, and no block is read twice within its epoch. A fraction between 0 and 1 that
+            would read one kind more than MOST_REPEATS times as often as the other is changed to that limit.
 
-    notes: what a user should know about the order, a sentence each.
+    notes: messages for the user about the order, one sentence each.
 
     Raises:
         ValueError: a length below 1, or one that does not divide the longest.
-        DataError: a source shorter than one sequence and its last target; a weight that is too small; no
-            block to fill a long_fraction.
+        DataError: a source is shorter than one sequence and its last target; a weight is too small; there is
+            no block of a kind that long_fraction needs.
     """
 
     def __init__(
@@ -89,12 +91,12 @@ class SequenceOrder:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of all sources together."""
+        """Number of blocks, summed over all sources."""
         return sum(len(pool.blocks) for pool in self._pools)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all sources that an epoch of each reads as input, padding not counted."""
+        """Number of tokens that one epoch of every source reads as inputs, without padding."""
         return sum(
             int(np.minimum(pool.packing.length, self.block_len)[_pieces_of(pool)].sum())
             for pool in self._pools
@@ -102,65 +104,76 @@ class SequenceOrder:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Positions of all blocks. With one source, position p lies in epoch p // tokens_per_epoch."""
+        """Positions in all blocks. With one source, position p is in epoch p // tokens_per_epoch."""
         return self.n_blocks * self.block_len
 
     def align(self, position: int, seq_len: int) -> int:
-        """The first position at or after `position` where a sequence of `seq_len` may start: a multiple of
-        it. A stage of longer sequences begins there; the at most seq_len - 1 tokens between are not read.
-        Raises ValueError as `read` does."""
+        """Return the first multiple of `seq_len` at or after `position`: sequences start only there.
+
+        A stage with longer sequences begins at this position; the tokens between, fewer than seq_len, are not
+        read. Raises ValueError as `read` does.
+        """
         self._check(0, 0, seq_len)
         return -(-position // seq_len) * seq_len
 
     def read(self, position: int, n_sequences: int, seq_len: int) -> np.ndarray:
-        """Sequences that start at position, position + seq_len, ...
+        """Read the sequences that start at position, position + seq_len, ...
 
         Returns int64 (n_sequences, seq_len + 1): inputs are [:, :-1], targets [:, 1:]; PADDING where there is
-        no token. The last target is what follows in the block, or in a document that goes on in another
-        block. Row i depends on position + i * seq_len alone, so ranks may read their rows alone.
+        no token. The last target is the next token of the block, or of the document if it continues in
+        another block. Sequence i depends on position + i * seq_len alone, so each rank can read only its own.
 
-        Raises ValueError: seq_len not dividing block_len, position not a multiple of seq_len, negative sizes.
+        Raises:
+            ValueError: seq_len does not divide block_len, position is not a multiple of seq_len, or a
+                negative position or n_sequences.
+            DataError: a shard is damaged or gone.
         """
-        sources = self._places(position, n_sequences, seq_len)
+        located = self._locate(position, n_sequences, seq_len)
         out = np.full((n_sequences, seq_len + 1), PADDING, dtype=np.int64)
-        for row, (pool, block, offset) in zip(out, sources, strict=True):
-            packing, take = pool.packing, pool.split.tokens
+        for sequence, (pool, block, offset) in zip(out, located, strict=True):
+            packing, split = pool.packing, pool.split
             low, high = _overlapping(packing, block, offset, offset + seq_len + 1)
-            places = (packing.place[low:high] - offset).tolist()
+            begins = (packing.offset[low:high] - offset).tolist()
             starts, lengths = packing.start[low:high].tolist(), packing.length[low:high].tolist()
-            for place, start, length in zip(places, starts, lengths, strict=True):
-                skip = max(-place, 0)  # what the sequence before has
-                count = min(length - skip, seq_len + 1 - place - skip)
-                row[place + skip : place + skip + count] = take(start + skip, count)
-            if pool.split.escaped:
-                row[row == ESCAPE] = pool.split.escaped
+            for begin, start, length in zip(begins, starts, lengths, strict=True):
+                skip = max(-begin, 0)  # tokens that belong to the sequence before
+                count = min(length - skip, seq_len + 1 - begin - skip)
+                sequence[begin + skip : begin + skip + count] = split.tokens(start + skip, count)
+            if split.escaped:
+                sequence[sequence == ESCAPE] = split.escaped
         return out
 
     def n_targets(self, position: int, n_sequences: int, seq_len: int) -> int:
-        """How many targets of `read`'s sequences are tokens; reads none. Raises ValueError as `read` does."""
+        """Return how many targets of these sequences are not padding, without reading the shards.
+
+        Raises ValueError as `read` does.
+        """
         found = 0
-        for pool, block, offset in self._places(position, n_sequences, seq_len):
+        for pool, block, offset in self._locate(position, n_sequences, seq_len):
             packing = pool.packing
             low, high = _overlapping(packing, block, offset + 1, offset + seq_len + 1)
-            begins, lengths = packing.place[low:high], packing.length[low:high]
+            begins, lengths = packing.offset[low:high], packing.length[low:high]
             ends = np.minimum(begins + lengths, offset + seq_len + 1)
             found += int((ends - np.maximum(begins, offset + 1)).sum())
         return found
 
     def boundaries(self, position: int, n_sequences: int, seq_len: int) -> list[np.ndarray]:
-        """For each sequence of `read`, where in its inputs a document, a part of one, or padding begins:
-        rising int64 from 0, each below seq_len. Raises ValueError as `read` does."""
+        """Return for each sequence of `read` where in its inputs a document, a part of one or padding begins.
+
+        Each array is int64 and increasing, starts with 0 and has values below seq_len.
+        Raises ValueError as `read` does.
+        """
         found = []
-        for pool, block, offset in self._places(position, n_sequences, seq_len):
+        for pool, block, offset in self._locate(position, n_sequences, seq_len):
             packing = pool.packing
             low, high = _overlapping(packing, block, offset, offset + seq_len)
-            begins = packing.place[low:high] - offset
+            begins = packing.offset[low:high] - offset
             edges = np.concatenate([[0], begins, begins + packing.length[low:high]])
             found.append(np.unique(edges[(edges >= 0) & (edges < seq_len)]))
         return found
 
-    def _places(self, position: int, n_sequences: int, seq_len: int) -> list[tuple["_Pool", int, int]]:
-        """Pool, block of its packing and offset in the block of each sequence."""
+    def _locate(self, position: int, n_sequences: int, seq_len: int) -> list[tuple["_Pool", int, int]]:
+        """Return for each sequence its pool, the block in the pool's packing and the offset in the block."""
         self._check(position, n_sequences, seq_len)
         positions = position + seq_len * np.arange(n_sequences, dtype=np.int64)
         blocks, offsets = np.divmod(positions, self.block_len)
@@ -180,7 +193,7 @@ class SequenceOrder:
 
 
 class _Pool:
-    """Blocks of one packing that are read in turn, epoch after epoch."""
+    """Blocks of one packing that are shuffled together, epoch after epoch."""
 
     def __init__(self, part: Part, packing: Packing, blocks: np.ndarray, seed: int, stream: int) -> None:
         self.split, self.weight, self.name = part
@@ -189,9 +202,9 @@ class _Pool:
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)  # a read may reach into the next epoch
 
     def block(self, nth: int) -> int:
-        """The packing's block that is read as this pool's `nth`, counted over all epochs."""
-        epoch, place = divmod(nth, len(self.blocks))
-        return int(self._shuffled(epoch)[place])
+        """Return the packing's block that the pool reads as its `nth`, counted over all epochs."""
+        epoch, index = divmod(nth, len(self.blocks))
+        return int(self._shuffled(epoch)[index])
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return self.blocks[permutation(len(self.blocks), self.seed, epoch, self.stream)]
@@ -200,7 +213,10 @@ class _Pool:
 def _pools(
     part: Part, number: int, seq_lens: list[int], seed: int, long_fraction: float | None
 ) -> list[_Pool]:
-    """One pool, or with a long_fraction the long blocks and the short ones, without an empty one."""
+    """Return one pool for a source; with long_fraction one for its short and one for its long blocks.
+
+    Empty pools are omitted.
+    """
     packing = pack(part.split.starts, part.split.lengths, seq_lens, seed)
     if long_fraction is None:
         return [_Pool(part, packing, np.arange(packing.n_blocks), seed, 2 * number + 1)]
@@ -213,7 +229,7 @@ def _pools(
 
 
 def _allowed_fraction(pools: list[_Pool], long_fraction: float) -> float:
-    """long_fraction, or the nearest that reads no kind of block MOST_REPEATS times as often as the other."""
+    """Return long_fraction, limited so that no kind is read over MOST_REPEATS times as often as the other."""
     n_long, n_short = _kinds(pools)
     if not 0 < long_fraction < 1 or not n_long or not n_short:
         return long_fraction
@@ -223,30 +239,31 @@ def _allowed_fraction(pools: list[_Pool], long_fraction: float) -> float:
 
 
 def _reduced(pools: list[_Pool], asked: float, allowed: float) -> str:
+    """Return the note for the user that long_fraction was changed."""
     n_long, n_short = _kinds(pools)
     few, kind = (n_long, "long") if allowed < asked else (n_short, "short")
     return (
         f"data.long_fraction={asked:g}: {allowed:.4g} is used, because only {few:,} of {n_long + n_short:,}"
-        f" blocks are {kind}, and none may be read more than {MOST_REPEATS} times as often as the others:"
-        f" give more {kind} documents, or leave data.long_fraction null"
+        f" blocks are {kind}, and they may be read at most {MOST_REPEATS} times as often as the other blocks;"
+        f" add {kind} documents, or set data.long_fraction=null"
     )
 
 
 def _kinds(pools: list[_Pool]) -> tuple[int, int]:
-    """How many blocks are long, and how many are not."""
+    """Return the number of long and of short blocks."""
     n_long = sum(len(pool.blocks) for pool in pools if pool.packing.long[pool.blocks[0]])
     return n_long, sum(len(pool.blocks) for pool in pools) - n_long
 
 
 def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int) -> list[_Pool]:
-    """The pools that are read, weighted so that the long ones together have their share."""
+    """Return the pools that are read, with weights such that the long ones have the share `long_fraction`."""
     kinds = {True: long_fraction, False: 1 - long_fraction}
     kept = []
     for is_long, share in kinds.items():
         mine = [pool for pool in pools if bool(pool.packing.long[pool.blocks[0]]) is is_long]
         if share > 0 and not mine:
-            what = "longer" if is_long else "no longer"
-            rule = f"needs documents {what} than half a sequence of {block_len}"
+            length = "longer" if is_long else "no longer"
+            rule = f"needs documents {length} than half a sequence of {block_len} tokens"
             raise DataError(f"data.long_fraction={long_fraction}: {rule}; there are none")
         total = sum(pool.weight for pool in mine)
         for pool in mine if share > 0 else []:
@@ -256,19 +273,19 @@ def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int) -> lis
 
 
 def _pieces_of(pool: _Pool) -> np.ndarray:
-    """(n_pieces,) bool: the pieces of the packing that lie in the pool's blocks."""
+    """Return (n_pieces,) bool: whether a piece of the packing is in one of the pool's blocks."""
     chosen = np.zeros(pool.packing.n_blocks, dtype=bool)
     chosen[pool.blocks] = True
     return np.repeat(chosen, np.diff(pool.packing.first))
 
 
 def _overlapping(packing: Packing, block: int, begin: int, end: int) -> tuple[int, int]:
-    """The pieces of a block that reach into its places begin..end: from the first, up to the second."""
+    """Return the range low, high of the pieces of a block that overlap its offsets begin..end."""
     low, high = int(packing.first[block]), int(packing.first[block + 1])
-    places = packing.place[low:high]
-    high = low + int(np.searchsorted(places, end, side="left"))
-    low += max(int(np.searchsorted(places, begin, side="right")) - 1, 0)
-    if low < high and packing.place[low] + packing.length[low] <= begin:
+    offsets = packing.offset[low:high]
+    high = low + int(np.searchsorted(offsets, end, side="left"))
+    low += max(int(np.searchsorted(offsets, begin, side="right")) - 1, 0)
+    if low < high and packing.offset[low] + packing.length[low] <= begin:
         low += 1
     return low, high
 
@@ -278,5 +295,5 @@ def _check_size(split: Split, block_len: int) -> None:
         larger = ", or a larger data.val_fraction" if split.name == "val" else ""
         raise DataError(
             f"data: the {split.name} split has {split.n_tokens} tokens; a sequence of {block_len} and its"
-            f" last target need {block_len + 1}: give more text or shorter sequences{larger}"
+            f" last target need {block_len + 1}: use more text or shorter sequences{larger}"
         )

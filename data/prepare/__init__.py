@@ -1,1 +1,1 @@
-"""A source into a folder of shards."""
+"""Preparing data: from a source to a folder of shards."""

@@ -1,4 +1,4 @@
-"""One document: from the bytes of its text to its tokens in a shard."""
+"""Encoding one document: from the bytes of its text to its tokens in a shard."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +18,16 @@ def write_document(
     name: object = "",
     advance: Callable[[int], object] = lambda n_bytes: None,
 ) -> str:
-    """Encode and append one document, given as UTF-8 text in chunks that need not respect characters.
+    """Encode one document and append it to a shard.
 
-    Returns the SHA-256 of the text, hex; its first 8 bytes go into the shard. Memory: a window of the text
-    and its tokens, however long the text. `advance` is called with the bytes of each chunk. Raises DataError:
-    the tokenizer fails on the text; the message has the document's `name`.
+    Args:
+        chunks: the text as UTF-8; a chunk may end inside a character.
+        name: identifies the document in an error.
+        advance: called with the bytes of each chunk.
+
+    Returns the SHA-256 of the text, hex; its first 8 bytes are stored in the shard. Only a window of the text
+    and its tokens are in memory, however long the text is.
+    Raises DataError: the tokenizer fails on the text.
     """
     digest = hashlib.sha256()
     size = 0
@@ -40,7 +45,7 @@ def write_document(
             return tokenizer.encode(text)
         except EncodeError as error:
             where = f"document {str(name)!r}, before byte {size}"
-            rule = "leave the document out, or take another tokenizer"
+            rule = "remove the document, or use another tokenizer"
             raise DataError(f"data.tokenizer={tokenizer.name!r}: {where}: {error}; {rule}") from error
 
     if tokenizer.bos is not None:

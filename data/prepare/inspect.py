@@ -1,4 +1,4 @@
-"""`inspect`: what a prepared folder holds, in numbers, a small plot and a decoded sample."""
+"""`lhtrain data inspect`: numbers about a prepared folder, a histogram of lengths and a decoded sample."""
 
 from pathlib import Path
 
@@ -10,14 +10,15 @@ from lhtrain.data.store.manifest import Manifest
 from lhtrain.data.tokenizers.base import PREPARED
 from lhtrain.data.tokenizers.named import open_tokenizer
 
-BAR = 40  # characters of the longest bar
+BAR = 40  # length of the longest bar in characters
 SAMPLE_TOKENS = 120
 
 
 def inspect(folder: Path, val_fraction: float = 0.05, document: int = 0) -> str:
-    """A report of several lines. `document` is the one whose beginning is decoded, counted over all shards.
+    """Return a report of several lines.
 
-    Raises DataError: a folder that is incomplete or damaged; no such document; a tokenizer that is not here.
+    document: the index, over all shards, of the document whose first tokens are decoded.
+    Raises DataError: the folder is incomplete or damaged; no such document; the tokenizer is not available.
     """
     manifest = Manifest.read(folder)
     stores = manifest.open_stores(folder)
@@ -43,29 +44,30 @@ def inspect(folder: Path, val_fraction: float = 0.05, document: int = 0) -> str:
         f"tokenizer   {tokenizer['name']}, vocabulary {tokenizer['vocab_size']:,}, eos {tokenizer['eos']}, "
         f"bos {'none' if tokenizer['bos'] is None else tokenizer['bos']}",
         f"shards      {len(stores)}, {n_bytes / 1e6:,.1f} MB, {stores[0].dtype}",
-        f"documents   {len(lengths):,}" + "".join(f"; {n:,} {why}" for why, n in manifest.skipped.items()),
+        f"documents   {len(lengths):,}"
+        + "".join(f"; {n:,} skipped: {reason}" for reason, n in manifest.skipped.items()),
         f"tokens      {int(lengths.sum()):,}, {shares}",
         _spread(lengths),
         "",
         *histogram(lengths),
         "",
-        f"document {document}, its first tokens of {lengths[document]:,}:",
+        f"document {document}, {lengths[document]:,} tokens, beginning with:",
         _sample(folder, manifest, stores, document),
     ]
     return _printable("\n".join(lines))
 
 
 def _printable(text: str) -> str:
-    """Without what a terminal would obey: texts, and names in meta.json, may hold any character."""
+    """Escape control characters, which texts and names in meta.json may contain."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def histogram(lengths: np.ndarray) -> list[str]:
-    """Documents, and the share of all tokens they have, by powers of two of their length."""
+    """Return a table as lines: for each power of two of the length, documents and their share of tokens."""
     power = np.floor(np.log2(lengths)).astype(np.int64)
     counts, tokens = np.bincount(power), np.bincount(power, lengths)
     low = int(np.flatnonzero(counts)[0])
-    lines = [f"{'tokens from':>12} {'documents':>11} {'of tokens':>9}"]
+    lines = [f"{'length from':>12} {'documents':>11} {'tokens':>9}"]
     for exponent in range(low, len(counts)):
         bar = "█" * round(BAR * tokens[exponent] / tokens.max())
         share = tokens[exponent] / lengths.sum()

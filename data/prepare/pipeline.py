@@ -1,7 +1,7 @@
-"""`prepare`: a source into a folder of shards, in parallel, again and again until it is complete.
+"""`lhtrain data prepare`: writes a source into a folder of shards, in parallel. Run again, it continues.
 
-The plan lists the units in an order of its own; unit i becomes shard i, whoever writes it. A finished shard
-is there under its name, an unfinished one is not; meta.json is written when all are there.
+The plan is the list of units; unit i becomes shard i, whichever process writes it. A shard appears under its
+name only when it is finished. meta.json is written when all shards are finished.
 """
 
 import fcntl
@@ -45,25 +45,27 @@ from lhtrain.data.tokenizers.base import Tokenizer
 from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.files import NotRegular, open_lock, remove_leftovers, write_atomic
 
-MOST_PLAN_BYTES = 1 << 24  # of plan.json
+MOST_PLAN_BYTES = 1 << 24  # largest plan.json accepted
+# Examples of all kinds of names that `prepare` writes.
 WRITTEN = (LOCK, PLAN, shard_name(0), f"00000{SKIPPED}", "meta.json", "tokenizer.json")
 
 log = logging.getLogger(__name__)
 
 
 def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: bool = True) -> Manifest:
-    """Tokenize `recipe` into `folder` and return what is there; what is there already is kept.
+    """Tokenize `recipe` into `folder` and return the manifest. Finished shards in the folder are kept.
 
     Args:
-        workers: processes; None takes one a core. What is written does not depend on it.
-        progress: a bar with tokens/s and time left on a terminal, else a line now and then; on stderr.
+        workers: number of processes; None: one per core. The result does not depend on it.
+        progress: show progress on stderr: a bar with tokens/s and the time left on a terminal, else a line
+            every PLAIN_SECONDS.
 
     Raises:
-        DataError: anything wrong with the source or the folder, a full disk, a killed process. Shards that
-            are finished stay; the same call goes on after them.
+        DataError: a problem with the source or the folder, a full disk, a killed worker. Finished shards are
+            kept; the same call continues after them.
     """
     if recipe.source not in PREPARABLE:
-        rule = f"must be one of {', '.join(PREPARABLE)} to be prepared"
+        rule = f"cannot be prepared; must be one of {', '.join(PREPARABLE)}"
         raise DataError(f"data.source={recipe.source!r}: {rule}")
     tokenizer = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
     units = make_plan(recipe)
@@ -73,31 +75,32 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
         if not os.access(folder, os.W_OK) and _is_of(
             folder, plan_fingerprint(recipe, tokenizer.fingerprint, units)
         ):
-            return Manifest.read(folder)  # complete, and kept from being changed
+            return Manifest.read(folder)  # complete and read-only
         with _locked(folder) as lock:
             return _prepare(recipe, folder, tokenizer, units, workers or _cores(), progress, lock)
 
 
 def _check_apart(folder: Path, recipe: Recipe, units: list[Unit]) -> None:
-    """Refuse to write among what is read: the shards would be read as texts, or texts be hidden by them."""
+    """Raise DataError if `folder` contains files of the source.
+
+    A later run would read the shards as texts, or skip the texts because they are in a folder of shards.
+    """
     out = os.path.realpath(folder)
-    key = f"data.out={str(folder)!r}: must be a folder of its own, but"
-    remedy = "give a new folder, beside data.path or in it"
+    key = f"data.out={str(folder)!r}: must be a separate folder, but"
+    remedy = "choose a new folder, beside data.path or inside it"
     roots = []
     for given in recipe.paths:
         found = matching(given)
         roots += [os.path.realpath(path) for path in found]
         beside = found != [expanded(given)] and any(os.path.dirname(root) == out for root in roots)
         if beside and recipe.source != "code" and any(fnmatch(name, Path(given).name) for name in WRITTEN):
-            raise DataError(
-                f"{key} data.path={given!r} matches the names of the files written there; {remedy}"
-            )
+            raise DataError(f"{key} data.path={given!r} also matches the files written there; {remedy}")
     if not any(_is_in(out, root) for root in roots):
         return
     parents = {os.path.dirname(item.path) for unit in units for item in unit.items if unit.reader != "hub"}
     held = next((parent for parent in sorted(parents) if _is_in(os.path.realpath(parent), out)), None)
     if held is not None:
-        raise DataError(f"{key} holds files that are to be read, in {held!r}; {remedy}")
+        raise DataError(f"{key} it contains files of the source, in {held!r}; {remedy}")
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -114,8 +117,8 @@ def _prepare(
     lock: TextIO,
 ) -> Manifest:
     fingerprint = _claim(folder, recipe, tokenizer, units)
-    remove_leftovers(folder)  # of a killed process; the lock says that nobody writes them now
-    for leftover in folder.glob(".*.bin.*"):  # of an earlier version
+    remove_leftovers(folder)  # from a killed process; thanks to the lock, no process is writing them now
+    for leftover in folder.glob(".*.bin.*"):  # names that earlier versions used
         leftover.unlink()
     checks = Checks.of_prepared(folder, None)
     finished = {i for i in range(len(units)) if _is_finished(folder, i, tokenizer, checks)}
@@ -129,7 +132,7 @@ def _prepare(
     n_bytes = sum(units[i].size for i in todo)
     workers = min(workers, len(todo))
     if workers > 1:
-        counts, pool = _start_pool(recipe, tokenizer, workers, lock)  # before the bar, which has a thread
+        counts, pool = _start_pool(recipe, tokenizer, workers, lock)  # fork before the bar starts a thread
         with Meter(n_bytes, left, progress) as meter:
             _write_in_pool(folder, recipe, units, todo, workers, meter, counts, pool)
     else:
@@ -138,9 +141,9 @@ def _prepare(
     manifest = _manifest(folder, recipe, tokenizer, fingerprint, len(units))
     save_tokenizer(folder, tokenizer)
     if not manifest.documents:
-        rule = f"no document is left; skipped {dict(manifest.skipped) or 'none'}"
-        raise DataError(f"data.path={recipe.path!r}: must hold at least one text that is not empty: {rule}")
-    for number in range(len(manifest.shards), len(units)):  # ahead of a limit that earlier ones reached
+        rule = f"must contain at least one text that is not empty; skipped {dict(manifest.skipped) or 'none'}"
+        raise DataError(f"data.path={recipe.path!r}: {rule}")
+    for number in range(len(manifest.shards), len(units)):  # written before earlier ones reached the limit
         for path in ((folder / shard_name(number)), (folder / shard_name(number)).with_suffix(SKIPPED)):
             path.unlink(missing_ok=True)
     manifest.write(folder)
@@ -148,13 +151,13 @@ def _prepare(
 
 
 def _describes(folder: Path, complete: Callable[[], Manifest | None]) -> bool:
-    """Whether the folder's meta.json is as `complete` returns it; another or a damaged one is removed."""
+    """Return whether meta.json equals the result of `complete`; remove it if it differs or is damaged."""
     try:
         if Manifest.read(folder) == complete():
             return True
-        log.warning("writing %s again: what it describes has changed", folder / "meta.json")
+        log.warning("%s no longer describes the shards: writing it again", folder / "meta.json")
     except DamagedStore as damage:
-        log.warning("writing it again: %s", damage)
+        log.warning("damaged, writing it again: %s", damage)
     (folder / "meta.json").unlink()
     return False
 
@@ -162,7 +165,7 @@ def _describes(folder: Path, complete: Callable[[], Manifest | None]) -> bool:
 def _complete(
     folder: Path, recipe: Recipe, tokenizer: Tokenizer, fingerprint: str, n_units: int, finished: set[int]
 ) -> Manifest | None:
-    """What meta.json must hold if the finished shards are all that are needed; else None."""
+    """Return the manifest if the finished shards are sufficient, else None."""
     first = next((i for i in range(n_units) if i not in finished), n_units)
     manifest = _manifest(folder, recipe, tokenizer, fingerprint, first)
     enough = first == n_units or _reaches(recipe, manifest.documents, manifest.tokens)
@@ -170,42 +173,43 @@ def _complete(
 
 
 def _manifest(folder: Path, recipe: Recipe, tokenizer: Tokenizer, fingerprint: str, n_units: int) -> Manifest:
-    """Of the first `n_units` shards, which are there."""
+    """Return the manifest of the first `n_units` shards, which must be finished."""
     shards = _counted(folder, recipe, n_units)
     skipped = dict(skipped_documents(folder, len(shards)))
     return Manifest(fingerprint, recipe.as_dict(), tokenizer.as_meta(), shards, skipped)
 
 
 def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]) -> str:
-    """Write plan.json, or check that it is of the same plan; returns the hash of what decides the tokens."""
+    """Write plan.json, or check that it describes the same plan; return the fingerprint of the plan."""
     fingerprint = plan_fingerprint(recipe, tokenizer.fingerprint, units)
     path = folder / PLAN
     try:
-        there = read_json(path, MOST_PLAN_BYTES, "")
+        plan = read_json(path, MOST_PLAN_BYTES, "")
     except DamagedStore as damage:
-        there = {}
+        plan = {}
         if os.path.lexists(path):
-            log.warning("writing it again: %s", damage)
-    if there.get("fingerprint") == fingerprint:
+            log.warning("damaged, writing it again: %s", damage)
+    if plan.get("fingerprint") == fingerprint:
         return fingerprint
     shards = next(folder.glob("*.bin"), None) is not None
-    if not there and shards and not _is_of(folder, fingerprint):
-        rule = "holds .bin files without a plan.json that says what they are; remove it or give another"
-        raise DataError(f"data.out={str(folder)!r}: {rule} data.out")
-    if there and (shards or os.path.lexists(folder / "meta.json")):
-        differing = differences(there.get("recipe"), recipe.as_dict())
-        rule = "holds shards of other data settings"
+    if not plan and shards and not _is_of(folder, fingerprint):
+        rule = (
+            "contains .bin files but no plan.json that describes them; remove it or choose another data.out"
+        )
+        raise DataError(f"data.out={str(folder)!r}: {rule}")
+    if plan and (shards or os.path.lexists(folder / "meta.json")):
+        differing = differences(plan.get("recipe"), recipe.as_dict())
+        rule = f"contains shards of different settings ({differing})"
         if not differing:
-            rule = "holds shards of the same settings, but the source or the tokenizer has changed since"
-        remedy = f"remove it or give another data.out{f' ({differing})' if differing else ''}"
-        raise DataError(f"data.out={str(folder)!r}: {rule}; {remedy}")
+            rule = "contains shards of the same settings, but the source or the tokenizer has changed since"
+        raise DataError(f"data.out={str(folder)!r}: {rule}; remove it or choose another data.out")
     content = {"fingerprint": fingerprint, "recipe": recipe.as_dict(), "units": len(units)}
     write_atomic(path, json.dumps(content, indent=2) + "\n")
     return fingerprint
 
 
 def _is_of(folder: Path, fingerprint: str) -> bool:
-    """Whether a complete folder has this fingerprint, though its plan.json is missing or damaged."""
+    """Return whether a folder is complete and has this fingerprint. Does not need plan.json."""
     try:
         return Manifest.read(folder).fingerprint == fingerprint
     except DamagedStore:
@@ -213,8 +217,11 @@ def _is_of(folder: Path, fingerprint: str) -> bool:
 
 
 def _is_finished(folder: Path, number: int, tokenizer: Tokenizer, checks: Checks) -> bool:
-    """Whether shard `number` is there and as it was written; a damaged one is removed.
-    One of another width, which earlier versions wrote, is not finished: a folder's shards are of one kind."""
+    """Return whether shard `number` exists and is undamaged; remove a damaged one.
+
+    A shard with another number of bytes per token, which an earlier version may have written, does not count:
+    all shards of a folder must have the same format.
+    """
     path = folder / shard_name(number)
     try:
         store = TokenStore(path, tokenizer.vocab_size)
@@ -222,7 +229,7 @@ def _is_finished(folder: Path, number: int, tokenizer: Tokenizer, checks: Checks
     except FileNotFoundError:
         return False
     except DamagedStore as damage:
-        log.warning("writing the damaged shard again: %s", damage)
+        log.warning("damaged shard, writing it again: %s", damage)
         path.unlink()
         return False
     try:
@@ -236,7 +243,7 @@ def _is_finished(folder: Path, number: int, tokenizer: Tokenizer, checks: Checks
 def _write_here(
     folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit], todo: list[int], meter: Meter
 ) -> None:
-    """Write the shards `todo` in this process, in order, up to the first that reach the recipe's limits."""
+    """Write the shards `todo` in this process, in order, until the recipe's limits are reached."""
     _start_worker(recipe, None, tokenizer)
     for number in todo:
         if _enough(folder, recipe, number):
@@ -247,24 +254,26 @@ def _write_here(
 def _start_pool(
     recipe: Recipe, tokenizer: Tokenizer, workers: int, lock: TextIO
 ) -> tuple[Any, ProcessPoolExecutor]:
-    """The workers, and what they share: bytes of source read, tokens written, whether to stop.
+    """Start the workers; return (counts, pool). counts: bytes of source read, tokens written, stop flag.
 
-    A forked worker has everything that is loaded here; a spawned one imports it, and opens the tokenizer,
-    again.
+    Forked workers start fast because they inherit the loaded modules and the tokenizer; spawned workers
+    import and open them again.
     """
     forked = _may_fork()
     context = multiprocessing.get_context("fork" if forked else "spawn")
     counts = context.Array("q", 3)
-    inherited = (tokenizer, lock) if forked else ()  # neither can be sent to a spawned process
+    inherited = (tokenizer, lock) if forked else ()  # these cannot be sent to a spawned process
     pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, counts, *inherited))
     if forked:
-        pool.submit(os.getpid)  # the first task forks all workers
+        pool.submit(os.getpid)  # the first task makes the pool fork all workers
     return counts, pool
 
 
 def _may_fork() -> bool:
-    """Whether this process has no threads that a fork would cut off while they hold a lock. Those of the
-    libraries below do not show in `threading`."""
+    """Return whether it is safe to fork: there are no other threads, which may hold locks at that moment.
+
+    A child could never acquire such a lock. Threads of the libraries below are not visible in `threading`.
+    """
     heavy = ("torch", "pyarrow", "datasets")
     quiet = threading.active_count() == 1 and not any(name in sys.modules for name in heavy)
     return sys.platform == "linux" and quiet
@@ -280,12 +289,12 @@ def _write_in_pool(
     counts: Any,
     pool: ProcessPoolExecutor,
 ) -> None:
-    """As `_write_here`, by the processes of `_start_pool`, which end with it."""
+    """Write the shards `waiting` like `_write_here`, in the processes of `_start_pool`; then end them."""
     running: dict[Future[None], int] = {}
     try:
         while waiting or running:
             if _enough(folder, recipe, min([*running.values(), *waiting[:1]])):
-                return  # what still runs would be left out
+                return  # the shards still being written are beyond the limit
             while waiting and len(running) < workers and not _enough(folder, recipe, waiting[0]):
                 number = waiting.pop(0)
                 running[pool.submit(_work, folder, number, units[number])] = number
@@ -295,15 +304,15 @@ def _write_in_pool(
                 del running[future]
                 future.result()
     except BrokenProcessPool as error:
-        rule = "a worker process was killed, perhaps for lack of memory: try fewer data.workers; "
-        raise DataError(f"data.workers={workers}: {rule}finished shards stay") from error
+        rule = "a worker process was killed, perhaps for lack of memory; try fewer data.workers."
+        raise DataError(f"data.workers={workers}: {rule} Finished shards are kept") from error
     finally:
         counts[2] = True
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Stopped(Exception):
-    """Nobody waits for this shard any more."""
+    """The shard is no longer needed."""
 
 
 _worker: dict[str, Any] = {}
@@ -312,21 +321,27 @@ _worker: dict[str, Any] = {}
 def _start_worker(
     recipe: Recipe, counts: Any, tokenizer: Tokenizer | None = None, lock: TextIO | None = None
 ) -> None:
-    """tokenizer: None opens it. lock: that of the folder, which a forked worker inherits and must let go, so
-    that it goes with the parent alone."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    """Set up a worker, or this process if `counts` is None.
+
+    tokenizer: None: open it. lock: the folder's lock file, which a forked worker inherits. The worker closes
+    it, so that the lock is released when the parent ends.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the work is already parallel over processes
     if lock is not None:
         lock.close()
     tokenizer = tokenizer or open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
     _worker.update(recipe=recipe, counts=counts, tokenizer=tokenizer)
-    if counts is not None:  # a process of its own; Ctrl-C reaches it too, and the parent answers it
+    if counts is not None:  # a worker process: Ctrl-C reaches it too, but the parent handles it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Where prepare is killed, its workers would finish their shards, beside those of the next prepare, and
-    then wait for work for ever."""
+    """End this worker when its parent ends.
+
+    Otherwise, if the parent is killed, its workers would finish their shards while another `prepare` writes
+    the same ones, and then wait forever.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -347,12 +362,14 @@ def _work(folder: Path, number: int, unit: Unit, advance: Any = None) -> None:
         with _disk_errors(folder):
             write_shard(path, unit, _worker["recipe"], _worker["tokenizer"], advance or count)
     except MemoryError as error:
-        rule = "needs more memory than there is: try fewer data.workers, or split its largest document"
-        raise DataError(f"data.path: {unit.items[0].path!r} and what follows it {rule}") from error
+        rule = (
+            "more memory is needed than is available: try fewer data.workers, or split the largest document"
+        )
+        raise DataError(f"data.path: {unit.items[0].path!r} (the first file of a shard): {rule}") from error
 
 
 def _enough(folder: Path, recipe: Recipe, number: int) -> bool:
-    """Whether the shards before `number` that are there reach a limit. Those being written can only add."""
+    """Return whether the finished shards before `number` reach a limit. Those being written can only add."""
     if recipe.max_documents is None and recipe.max_tokens is None:
         return False
     documents = tokens = 0
@@ -370,7 +387,7 @@ def _reaches(recipe: Recipe, documents: int, tokens: int) -> bool:
 
 
 def _counted(folder: Path, recipe: Recipe, n_units: int) -> list[Shard]:
-    """The shards in order, up to the document that reaches a limit."""
+    """Return the shards in order, up to the document that reaches a limit."""
     shards: list[Shard] = []
     documents = tokens = 0
     for number in range(n_units):
@@ -389,7 +406,7 @@ def _counted(folder: Path, recipe: Recipe, n_units: int) -> list[Shard]:
 
 
 def _tokens(folder: Path, numbers: Iterable[int]) -> int:
-    """Tokens of these shards together, which are there."""
+    """Return the total number of tokens in these shards, which must be finished."""
     return sum(read_header(folder / shard_name(number)).n_tokens for number in numbers)
 
 
@@ -399,7 +416,10 @@ def _cores() -> int:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[TextIO]:
-    """One process prepares a folder at a time. The lock goes with the process, even a killed one."""
+    """Hold the folder's lock: only one process at a time may prepare it.
+
+    The system releases the lock when the process ends, even if it is killed.
+    """
     with open_lock(folder / LOCK) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -407,7 +427,8 @@ def _locked(folder: Path) -> Iterator[TextIO]:
             rule = "is being prepared by another process"
             raise DataError(f"data.out={str(folder)!r}: {rule}; wait for it") from error
         except OSError as error:
-            log.warning("data.out=%r: no locks here (%s): prepare it once at a time", str(folder), error)
+            rule = "the file system has no locks; do not prepare this folder twice at the same time"
+            log.warning("data.out=%r: %s (%s)", str(folder), rule, error)
         yield stream
 
 
@@ -418,10 +439,10 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except NotRegular as error:
         raise DataError(f"data.out={str(folder)!r}: {error.filename!r} {error.strerror}") from error
     except (FileExistsError, NotADirectoryError) as error:
-        rule = f"must be a folder, or a path where one can be made ({error.filename!r} is none)"
-        raise DataError(f"data.out={str(folder)!r}: {rule}; give another data.out") from error
+        rule = f"must be a folder, or a path where one can be made ({error.filename!r} is not a folder)"
+        raise DataError(f"data.out={str(folder)!r}: {rule}; choose another data.out") from error
     except OSError as error:
-        rule = "must be writable, with room for the shards"
         where = f"{error.filename!r}: " if error.filename else ""
-        text = f"data.out={str(folder)!r}: {rule} ({where}{error.strerror or error}); finished shards stay,"
-        raise DataError(f"{text} and the same command continues after them") from error
+        rule = f"must be writable, with enough free space ({where}{error.strerror or error})"
+        remedy = "finished shards are kept, the same command continues after them"
+        raise DataError(f"data.out={str(folder)!r}: {rule}; {remedy}") from error

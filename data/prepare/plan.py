@@ -1,4 +1,4 @@
-"""The plan: a source cut into units, in an order that depends on the source alone. A unit becomes a shard."""
+"""The plan: the units of a source, in an order that depends on the source alone. Each becomes one shard."""
 
 import hashlib
 import json
@@ -13,23 +13,23 @@ from lhtrain.data.sources.units import Unit
 
 
 def make_plan(recipe: Recipe) -> list[Unit]:
-    """The units of a recipe. Raises DataError: a source that is missing, unreadable or empty."""
+    """Return the units of a recipe. Raises DataError: the source is missing, unreadable or empty."""
     reader = reader_of(recipe.source)
     units = list(reader.plan(recipe))
     if not units:
         kinds = reader.kinds
         if any(is_prepared(path) for path in recipe.paths):
-            kinds += "; it is a folder of prepared shards, for data=prepared"
-        raise DataError(f"data.path={recipe.path!r}: must hold at least one file to read{kinds}")
+            kinds += "; this is a folder of prepared shards: use data=prepared"
+        raise DataError(f"data.path={recipe.path!r}: must contain at least one file to read{kinds}")
     return units
 
 
 def plan_fingerprint(recipe: Recipe, tokenizer: str, units: Iterable[Unit]) -> str:
-    """32 hex digits of everything that decides the tokens; `tokenizer` is its fingerprint."""
+    """Return 32 hex digits that depend on everything that decides the tokens. tokenizer: its fingerprint."""
     decided = [recipe.as_dict() | {"path": None, "tokenizer": None}, tokenizer, plan_hash(units)]
     return hashlib.sha256(json.dumps(decided).encode()).hexdigest()[:32]
 
 
 def plan_hash(units: Iterable[Unit]) -> str:
-    """Hex digest of everything in the plan: another one is a plan of other data."""
+    """Return a hex digest of the plan, which differs if the source has changed."""
     return hashlib.sha256(json.dumps([asdict(unit) for unit in units]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A recipe: everything that decides which tokens `prepare` writes."""
+"""A recipe: all settings that decide which tokens `prepare` writes."""
 
 import hashlib
 import json
@@ -14,14 +14,17 @@ from lhtrain.data.sources.paths import expanded
 from lhtrain.data.store.cache import cache_root
 from lhtrain.quote import override
 
-AUTOMATIC = ("stdlib", "text")  # training tokenizes these by itself
+AUTOMATIC = ("stdlib", "text")  # training tokenizes these at its start; the other sources must be prepared
 PREPARABLE = (*AUTOMATIC, "code", "files", "hf")
 SOURCES = (*PREPARABLE, "prepared", "mix")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """source: one of PREPARABLE. The other fields are the keys of the same name in conf/schema.py."""
+    """The settings of one source.
+
+    source: one of PREPARABLE. The other fields are the keys of the same name in conf/schema.py.
+    """
 
     source: str
     path: Any = None
@@ -44,14 +47,16 @@ class Recipe:
         return as_list(self.path)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, paths absolute: equal for equal recipes. `eos` is there only where it is set, because
-        folders that were prepared before the key existed have none."""
+        """Return plain values with absolute paths; equal for equal recipes.
+
+        `eos` is included only if it is set, because folders prepared before the key existed do not have it.
+        """
         paths = [os.path.abspath(expanded(path)) for path in self.paths]
         values = asdict(self) | {"path": paths, "filters": list(self.filters)}
         return {key: value for key, value in values.items() if key != "eos" or value is not None}
 
     def command(self, out: str | os.PathLike | None, cache_dir: str | os.PathLike | None) -> str:
-        """The command that prepares this recipe, as typed in a shell: all that differs from the defaults."""
+        """Return the shell command that prepares this recipe, without settings that have their default."""
         settings: dict[str, Any] = {"data": self.source}
         for part in fields(self):
             default = part.default_factory() if callable(part.default_factory) else part.default
@@ -70,22 +75,22 @@ class Recipe:
         )
 
     def folder(self, out: str | os.PathLike | None, cache_dir: str | os.PathLike | None) -> Path:
-        """Where the shards go: `out`, else a folder of the cache named after the recipe."""
+        """Return the folder for the shards: `out`, else a folder of the cache named after the recipe."""
         if out is not None:
             return expanded(out, "data.out")
         key = hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:20]
         return cache_root(cache_dir) / f"{self.source}_{key}"
 
 
-def differences(there: Any, here: dict[str, Any]) -> str:
-    """The settings in which a folder's recipe, as `as_dict` has it, differs from the one asked for."""
-    saved = there if isinstance(there, dict) else {}
-    keys = [key for key in {**here, **saved} if saved.get(key) != here.get(key)]
-    return ", ".join(f"data.{key}={saved.get(key)} there, {here.get(key)} here" for key in keys)
+def differences(saved: Any, wanted: dict[str, Any]) -> str:
+    """Return the settings that differ between a folder's recipe and the requested one (see `as_dict`)."""
+    saved = saved if isinstance(saved, dict) else {}
+    keys = [key for key in {**wanted, **saved} if saved.get(key) != wanted.get(key)]
+    return ", ".join(f"data.{key}={saved.get(key)} in the folder, {wanted.get(key)} now" for key in keys)
 
 
 def _typed(value: Any) -> str:
-    """A value as Hydra reads it on a command line."""
+    """Return a value as it is written in a Hydra override."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_typed, value))}]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_./\-]*", value):

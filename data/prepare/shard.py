@@ -1,4 +1,4 @@
-"""One unit of a plan -> one shard: the work of a `prepare` process."""
+"""Writing the shard of one unit: the work of a `prepare` process."""
 
 import json
 import uuid
@@ -27,20 +27,20 @@ def write_shard(
     tokenizer: Tokenizer,
     advance: Callable[[int, int], object] = lambda n_bytes, n_tokens: None,
 ) -> None:
-    """Write the shard of `unit` aside, flush it to the disk and rename it to `path`.
+    """Write the shard of `unit` to a temporary file, flush it to disk and rename it to `path`.
 
-    How many documents were skipped, by reason, goes into a file beside it. `advance` is told of the bytes of
-    source read and the tokens written. Raises DataError: whatever is wrong with the source, also that it
-    changed since the plan was made; OSError: disk.
+    The number of skipped documents, by reason, is written to a file beside the shard. `advance` is called
+    with the bytes of source read and the tokens written.
+    Raises DataError: a problem with the source, or it changed after the plan was made; OSError: the disk.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{SUFFIX}")
     skipped: Counter[str] = Counter()
-    told = 0
+    reported = 0  # tokens
 
     def progressed(n_bytes: int) -> None:
-        nonlocal told
-        advance(n_bytes, writer.n_tokens - told)
-        told = writer.n_tokens
+        nonlocal reported
+        advance(n_bytes, writer.n_tokens - reported)
+        reported = writer.n_tokens
 
     try:
         with TokenStoreWriter(aside, tokenizer.dtype, tokenizer.fingerprint, tokenizer.escaped) as writer:
@@ -57,7 +57,7 @@ def write_shard(
                     break
             progressed(0)
         _check_unchanged(unit)
-        write_atomic(path.with_suffix(SKIPPED), json.dumps(skipped))  # first: a shard there is finished
+        write_atomic(path.with_suffix(SKIPPED), json.dumps(skipped))  # before the shard, which marks the end
         aside.replace(path)
         sync_folder(path.parent)
     finally:
@@ -65,10 +65,10 @@ def write_shard(
 
 
 def _check_unchanged(unit: Unit) -> None:
-    """Every file must be as the plan has it: the folder is said to be made of those."""
+    """Raise DataError if a file has changed since the plan was made: the fingerprint would be wrong."""
     for item in unit.items if unit.reader != "hub" else ():
         if stamp(item.path) != item.stamp:
-            rule = "changed while it was prepared; it must stay as it is, until the end. Prepare it again"
+            rule = "changed while it was prepared; it must not change until the end. Prepare it again"
             raise DataError(f"data.path: {item.path!r} {rule} into a new folder")
 
 

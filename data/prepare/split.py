@@ -1,4 +1,4 @@
-"""Which documents train and which validate: decided by their content, so that it never moves."""
+"""The train/validation split. A document's content decides its split, so added documents move no others."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ SPLITS = ("train", "val")
 
 
 class Split:
-    """Documents picked from token stores, in the stores' order.
+    """Documents selected from token stores, in the stores' order.
 
-    starts: (n_documents,) int64, where each begins in the stores' tokens laid end to end.
-    lengths: (n_documents,) int64, tokens of each.
-    descriptors: the open files that stores are read through.
+    starts: (n_documents,) int64, where each begins in the concatenated tokens of the stores.
+    lengths: (n_documents,) int64, the number of tokens of each.
+    descriptors: the cache of open files through which the stores are read.
     """
 
     def __init__(
@@ -30,26 +30,26 @@ class Split:
         self.name, self.stores, self.starts, self.lengths = name, list(stores), starts, lengths
         self.bases = np.cumsum([0, *(store.n_tokens for store in self.stores)])
         self.n_documents, self.n_tokens = len(lengths), int(lengths.sum())
-        self.escaped = self.stores[0].header.escaped if self.stores else 0  # all are of one tokenizer
+        self.escaped = self.stores[0].header.escaped if self.stores else 0  # all stores have one tokenizer
         self._descriptors = descriptors
-        for store in self.stores[: descriptors.most]:  # open already, they survive a folder that is moved
+        for store in self.stores[: descriptors.most]:  # open files stay readable if the folder is moved
             descriptors.of(store.path, store.identity)
 
     @classmethod
     def whole(cls, *stores: TokenStore, name: str = "train") -> "Split":
-        """Every document of `stores`."""
+        """Return a split with every document of `stores`."""
         return cls(name, stores, *_documents(stores))
 
     def document(self, index: int) -> np.ndarray:
-        """Tokens of document `index`: a read-only view, a copy where one is escaped."""
+        """Return the tokens of document `index`, read-only unless the tokenizer has an escaped token."""
         if not 0 <= index < self.n_documents:
             raise IndexError(f"document {index}: the {self.name} split has {self.n_documents}")
         return unescaped(self.tokens(int(self.starts[index]), int(self.lengths[index])), self.escaped)
 
     def tokens(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens of one document from `start`, a place in the stores laid end to end: read-only, as
-        stored, with ESCAPE for the token `escaped`, unless that is 0.
+        """Return `length` tokens of one document, from position `start` in the stores' concatenated tokens.
 
+        The tokens are read-only and as stored: ESCAPE stands for the token `escaped`, unless that is 0.
         Raises DataError: the shard is damaged, gone, or has a token outside the vocabulary.
         """
         number = 0 if len(self.stores) == 1 else int(np.searchsorted(self.bases, start, side="right")) - 1
@@ -59,24 +59,25 @@ class Split:
 def split_documents(
     stores: Sequence[TokenStore], val_fraction: float, counts: Sequence[int] | None = None
 ) -> dict[str, Split]:
-    """Every document to "train" or "val"; neither stays empty.
+    """Assign every document to "train" or "val"; neither is empty.
 
-    counts: how many documents of each store to take, the first ones; None takes all.
+    counts: how many documents of each store to use, from the first one; None: all.
 
-    A document validates if its hash, read as a number in [0, 1), is below `val_fraction`. So copies of a text
-    stay together and added documents move no others. A document of more than half of all tokens always
-    trains; if nothing else would validate, the lowest hash does; if nothing would train, the longest document
-    does, each with its copies. A single text is cut, and its copies alike: its last `val_fraction` validates.
+    A document goes to val if its hash, as a number in [0, 1), is below `val_fraction`. So copies of a text
+    are in the same split, and added documents move no others. Exceptions: a document with more than half of
+    all tokens goes to train. If val would be empty, the document with the lowest hash goes to val; if train
+    would be empty, the longest document goes to train; copies go with them. If there is only one text (and
+    copies of it), it is cut: its last `val_fraction` goes to val.
 
-    Raises DataError: `val_fraction` not between 0 and 1, one document of a single token, no document.
+    Raises DataError: `val_fraction` is not between 0 and 1; no document; a single document with one token.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"data.val_fraction={val_fraction}: must be above 0 and below 1")
     starts, lengths = _documents(stores, counts)
     if not len(lengths):
-        raise DataError("data: must hold at least one document that is not empty")
-    taken = counts or [store.n_documents for store in stores]
-    hashes = np.concatenate([store.hashes[:count] for store, count in zip(stores, taken, strict=True)])
+        raise DataError("data: must contain at least one document that is not empty")
+    used = counts or [store.n_documents for store in stores]
+    hashes = np.concatenate([store.hashes[:count] for store, count in zip(stores, used, strict=True)])
     if (hashes == hashes[0]).all():
         return _cut(stores, starts, int(lengths[0]), val_fraction)
     validates = _validates(lengths, hashes, val_fraction)
@@ -87,9 +88,12 @@ def split_documents(
 
 
 def _validates(lengths: np.ndarray, hashes: np.ndarray, val_fraction: float) -> np.ndarray:
-    """(n_documents,) bool; at least two different documents. Copies, of one hash, go the same way."""
+    """Return (n_documents,) bool: which documents go to val. Needs at least two different documents.
+
+    Copies have the same hash, so they are treated alike.
+    """
     may = 2 * lengths <= lengths.sum()
-    fractions = (hashes >> np.uint64(12)) / 2.0**52  # 52 bits: exact in a float
+    fractions = (hashes >> np.uint64(12)) / 2.0**52  # 52 bits are exact in a float64
     chosen = may & (fractions < val_fraction)
     if not chosen.any():
         chosen = may & (hashes == hashes[may].min())
@@ -101,7 +105,7 @@ def _validates(lengths: np.ndarray, hashes: np.ndarray, val_fraction: float) -> 
 def _documents(
     stores: Sequence[TokenStore], counts: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and lengths of the first `counts` documents of every store, int64."""
+    """Return starts and lengths, int64, of the first `counts` documents of every store."""
     starts, lengths, base = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
     for number, store in enumerate(stores):
         stop = store.n_documents if counts is None else counts[number]
@@ -114,11 +118,11 @@ def _documents(
 def _cut(
     stores: Sequence[TokenStore], starts: np.ndarray, length: int, val_fraction: float
 ) -> dict[str, Split]:
-    """Of every copy of a text, `length` tokens from each of `starts`, the head trains, the tail validates."""
+    """Split each copy of a text, `length` tokens from `starts`, into its head (train) and its tail (val)."""
     text = length - 1  # without the end-of-text token
     tail = max(1, round(text * val_fraction))
     if text - tail < 1:
-        rule = "a single document needs a token to train on and another to validate on"
+        rule = "a single document needs at least 2, one to train on and one to validate on"
         raise DataError(f"data: the only document has {text} tokens; {rule}")
     parts = {"train": (starts, text - tail), "val": (starts + text - tail, tail + 1)}
     return {

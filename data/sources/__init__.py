@@ -1,1 +1,1 @@
-"""Where documents come from: files and folders, rows of data sets, the hub, repositories."""
+"""Sources of documents: text files, rows of data sets, the Hugging Face hub, code repositories."""

@@ -1,4 +1,4 @@
-"""Documents on their way to a shard: a name, and the text in chunks."""
+"""A document between its source and a shard: its name, and its text in chunks."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,26 +9,31 @@ CHUNK_CHARS = 1 << 20
 
 @dataclass
 class Text:
-    """chunks: UTF-8 bytes, consumed once, front to back; they need not respect characters. size: characters,
-    0 where nobody counted."""
+    """A document to write.
 
-    name: object  # str() of it names the document in an error
+    chunks: UTF-8 bytes, to be read once and in order; a chunk may end inside a character.
+    size: length in characters, 0 if unknown.
+    """
+
+    name: object  # str(name) identifies the document in an error
     chunks: Iterable[bytes]
     size: int = 0
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A document, or a file of one, that is left out. reason: "filtered", "empty", …"""
+    """A document, or a file of one, that is left out. size: length in characters, 0 if unknown."""
 
     name: object
-    reason: str
-    size: int = 0  # characters, as above
+    reason: str  # "filtered", "empty", …; counted in the shard's .skipped.json
+    size: int = 0
 
 
 def encoded(text: str) -> Iterator[bytes]:
-    """UTF-8 of a text, CHUNK_CHARS at a time. Half a surrogate pair, which JSON can hold and UTF-8 cannot,
-    becomes U+FFFD."""
+    """Yield a text as UTF-8, CHUNK_CHARS characters at a time.
+
+    Half a surrogate pair, which is valid in JSON but not in UTF-8, becomes U+FFFD.
+    """
     for start in range(0, len(text), CHUNK_CHARS):
         part = text[start : start + CHUNK_CHARS]
         try:

@@ -1,4 +1,4 @@
-"""Filters: which rows of a data set become documents, as 'COLUMN OPERATOR VALUE'."""
+"""Filters that decide which rows of a data set become documents, written as 'COLUMN OPERATOR VALUE'."""
 
 import difflib
 import json
@@ -18,15 +18,16 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
 }
 SHOWN = 20  # columns that an error lists
-LENGTH = "chars"  # in place of a column: the number of characters of the text
+LENGTH = "chars"  # instead of a column name: the length of the text in characters
 _SHAPE = re.compile(r"\s*([\w.]+)\s*(==|!=|>=|<=|>|<)\s*(?!=)(.+?)\s*", re.DOTALL)
 
 
 class Filters:
-    """Rows pass that meet every condition. A value is a JSON number, true, false or null, or else a string.
+    """Conditions; a row passes if it meets all of them.
 
-    A column name with dots looks into nested objects: metadata.language == en; `look_up` has the rule.
-    Raises DataError: a condition not of this shape.
+    A value is a JSON number, true, false or null, or else a string. A column name with dots refers to nested
+    objects, as in metadata.language == en (see `look_up`).
+    Raises DataError: a condition without this form.
     """
 
     def __init__(self, conditions: Sequence[str]) -> None:
@@ -34,11 +35,15 @@ class Filters:
 
     @property
     def columns(self) -> set[str]:
-        """Columns that the conditions look at, as they are written."""
+        """The columns that the conditions use, as written in the conditions."""
         return {column for column, _, _ in self.conditions if column != LENGTH}
 
     def passes(self, row: Mapping[str, Any], text: str, place: object = "") -> bool:
-        """Raises DataError: no such column, or a value that cannot be compared. null passes no order."""
+        """Return whether a row with this text meets all conditions. null fails every <, <=, > and >=.
+
+        place: identifies the row in an error. Raises DataError: no such column, or values of types that
+        cannot be compared.
+        """
         for column, sign, wanted in self.conditions:
             found = len(text) if column == LENGTH else look_up(row, column, "data.filters", place)
             if found is None and sign not in ("==", "!="):
@@ -56,7 +61,7 @@ class Filters:
 
 
 def filter_problem(text: str) -> str | None:
-    """The rule that a condition breaks, if any."""
+    """Return the rule that a condition breaks, if any."""
     if _SHAPE.fullmatch(text):
         return None
     return f"must be 'COLUMN OPERATOR VALUE' with one of {' '.join(OPERATORS)}"
@@ -74,11 +79,13 @@ def _parse(text: str) -> tuple[str, str, Any]:
 
 
 def look_up(row: Mapping[str, Any], column: str, key: str, where: object = "") -> Any:
-    """The value of `column` in a row: of the column of exactly this name, else, where the name has dots, of
-    what it leads to in nested objects. Null within the way is null.
+    """Return the value of `column` in a row.
 
-    Raises DataError: no such column; with those that are there, names like it first. `key` is the setting
-    that named it, `where` the row.
+    A column with exactly this name is used if there is one; else a name with dots is followed through nested
+    objects. The result is None if a value on the way is null.
+
+    Raises DataError: no such column; the message lists the existing ones, similar names first. key, where:
+    the setting that names the column, and the row, for the message.
     """
     if column in row:
         return row[column]
@@ -94,16 +101,14 @@ def look_up(row: Mapping[str, Any], column: str, key: str, where: object = "") -
 
 
 def _missing(value: Any, names: list[str], depth: int, where: object) -> str:
-    """Why names[depth] is not in `value`, which names[:depth] led to."""
+    """Return the reason why names[depth] is not in `value`, the value at names[:depth]."""
     there = f"{where} has" if str(where) else "there is"
     if not isinstance(value, Mapping):
         path = ".".join(names[:depth])
-        return (
-            f"{there} no such column; {path} is a {type(value).__name__}, and must be an object to look into"
-        )
+        return f"{there} no such column; {path} must be an object, is a {type(value).__name__}"
     near = difflib.get_close_matches(names[depth], value, 3)
     columns = [*near, *sorted(set(value) - set(near))]
     shown = ", ".join(columns[:SHOWN]) + (f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else "")
     nested = [name for name in columns if isinstance(value[name], Mapping)]
-    hint = f"; look into {nested[0]} by {nested[0]}.NAME" if nested and len(names) == 1 else ""
-    return f"{there} no such column; there is {shown or 'none'}{hint}"
+    hint = f"; for a value inside {nested[0]} write {nested[0]}.NAME" if nested and len(names) == 1 else ""
+    return f"{there} no such column; columns: {shown or 'none'}{hint}"

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, through the `datasets` library: streamed, or downloaded first."""
+"""Datasets of the Hugging Face hub, read with the `datasets` library: streamed, or downloaded first."""
 
 import hashlib
 import os
@@ -15,14 +15,14 @@ from lhtrain.data.sources.paths import stamp
 from lhtrain.data.sources.rows import document_of
 from lhtrain.data.sources.units import Item, Unit
 
-ROWS = 1 << 16  # of a downloaded dataset, in a unit
+ROWS = 1 << 16  # rows per unit in a downloaded dataset
 
 
 def hub_units(recipe: Recipe) -> list[Unit]:
-    """Streamed: a unit for each of the dataset's files. Downloaded: one for every ROWS rows.
+    """Return the units of a dataset: one per file if it is streamed, one per ROWS rows if it is downloaded.
 
-    data.name may be a folder, such as a copy of a dataset's repository: its items have the stamp of all of
-    its files. Raises DataError as `load` does.
+    data.name may be a folder, such as a copy of a dataset's repository; then each item's stamp covers all
+    files of the folder. Raises DataError as `load` does.
     """
     options = _options(recipe)
     mark = _folder_stamp(str(recipe.name))
@@ -41,9 +41,9 @@ def hub_units(recipe: Recipe) -> list[Unit]:
 def read_hub(
     unit: Unit, column: str, filters: Filters, advance: Callable[[int], object]
 ) -> Iterator[Text | Skip]:
-    """The documents of a unit; `advance` is called with the length of their texts.
+    """Yield the documents of a unit. `advance` is called with the length of each text in characters.
 
-    Raises DataError as `load` does, where the network fails half-way, and where a folder's files changed.
+    Raises DataError: as `load` does; the network fails; a file of the folder changed.
     """
     dataset, [item] = load(**unit.options), unit.items  # type: ignore[arg-type]
     rows: Any
@@ -58,7 +58,7 @@ def read_hub(
             advance(document.size)
     except DataError:
         raise
-    except Exception as error:  # fsspec, httpx, huggingface_hub and pyarrow each have their own
+    except Exception as error:  # fsspec, httpx, huggingface_hub and pyarrow each have their own classes
         _check_folder(unit)
         raise _explained(str(unit.options["name"]), error) from error
     _check_folder(unit)
@@ -67,12 +67,12 @@ def read_hub(
 def _check_folder(unit: Unit) -> None:
     name = str(unit.options["name"])
     if _folder_stamp(name) != unit.items[0].stamp:
-        rule = "changed while it was prepared; it must stay as it is, until the end. Prepare it again"
+        rule = "changed while it was prepared; it must not change until the end. Prepare it again"
         raise DataError(f"data.name={name!r}: {rule} into a new folder")
 
 
 def _folder_stamp(name: str) -> str:
-    """Of the names, sizes and times of change of a folder's files; "" for a dataset of the hub."""
+    """Return a hash of the names, sizes and modification times of a folder's files; "" for a hub dataset."""
     if not os.path.isdir(name):
         return ""
     files = [f"{file.name} {stamp(file.path)}" for file in find_files("text", name)]
@@ -81,12 +81,15 @@ def _folder_stamp(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def load(name: str, subset: str | None, split: str, revision: str | None, streaming: bool) -> Any:
-    """The dataset. Raises DataError: the package missing, no network, a gated or unknown dataset, a subset or
-    split that it does not have; each with what to do."""
+    """Open a dataset.
+
+    Raises DataError, with the remedy: the package is missing, the hub cannot be reached, the dataset is gated
+    or unknown, or it has no such subset or split.
+    """
     try:
         import datasets
     except ImportError as error:
-        rule = "needs the package: pip install 'lhtrain[hf]'"
+        rule = "needs the package `datasets`: pip install 'lhtrain[hf]'"
         raise DataError(f"data.source='hf': {rule}") from error
     try:
         return datasets.load_dataset(name, subset, split=split, revision=revision, streaming=streaming)
@@ -100,25 +103,25 @@ def _options(recipe: Recipe) -> dict[str, object]:
 
 
 def _explained(name: str, error: Exception) -> DataError:
-    """The remedy, by what the libraries' errors are called and say."""
+    """Return a DataError with a remedy, chosen by the class and the message of a library's error."""
     kinds = {kind.__name__ for kind in _causes(error)}
-    said = " ".join(str(error).split())[:300]
-    if "GatedRepoError" in kinds or "gated" in said.lower():
-        rule = "is gated: accept its terms on its page on the hub, then `hf auth login` or set HF_TOKEN"
-    elif kinds & _OFFLINE or "Couldn't reach" in said or "offline" in said.lower():
+    text = " ".join(str(error).split())[:300]
+    if "GatedRepoError" in kinds or "gated" in text.lower():
+        rule = "is gated: accept its terms on its hub page, then run `hf auth login` or set HF_TOKEN"
+    elif kinds & _OFFLINE or "Couldn't reach" in text or "offline" in text.lower():
         rule = (
-            "the hub cannot be reached: check the network (and that HF_HUB_OFFLINE is not set), or"
-            " prepare the data on a machine that reaches it, or download the files and use data=files"
+            "the hub cannot be reached: check the network (and that HF_HUB_OFFLINE is not set), or prepare"
+            " the data on a machine with network access, or download the files and use data=files"
         )
     elif kinds & _MISSING:
-        rule = "is no dataset of the hub, or a private one: check data.name=OWNER/NAME, or set HF_TOKEN"
-    elif "BuilderConfig" in said or "Config name is missing" in said:
-        rule = "needs one of its configurations: data.subset=NAME"
-    elif "split" in said.lower():
-        rule = "has no such split: data.split=NAME"
+        rule = "is not a dataset of the hub, or is private: check data.name=OWNER/NAME, or set HF_TOKEN"
+    elif "BuilderConfig" in text or "Config name is missing" in text:
+        rule = "has several configurations: choose one with data.subset=NAME"
+    elif "split" in text.lower():
+        rule = "has no such split: set data.split=NAME"
     else:
-        rule = "could not be read; finished shards stay, the same command goes on"
-    return DataError(f"data.name={name!r}: {rule} ({type(error).__name__}: {said})")
+        rule = "could not be read; finished shards are kept, the same command continues after them"
+    return DataError(f"data.name={name!r}: {rule} ({type(error).__name__}: {text})")
 
 
 _OFFLINE = {
@@ -136,7 +139,7 @@ _MISSING = {"DatasetNotFoundError", "RepositoryNotFoundError", "HFValidationErro
 
 
 def _causes(error: BaseException | None) -> Iterator[type]:
-    """The classes of an error and of what caused it, with their bases."""
+    """Yield the classes of an error and of its causes, including their base classes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -1,4 +1,4 @@
-"""Paths as users type them. What the system refuses in a path becomes a DataError that names it."""
+"""Paths as users type them. If the system refuses a path, a DataError names it."""
 
 import glob
 import os
@@ -9,21 +9,21 @@ from lhtrain.data.errors import DataError
 
 
 def expanded(given: str | os.PathLike, key: str = "data.path") -> Path:
-    """`given` with ~ replaced. Raises DataError: a ~ without a home directory, a NUL character."""
+    """Return `given` with ~ expanded. Raises DataError: a ~ without a home directory, a NUL character."""
     try:
         text = os.fspath(given)
         if "\0" in text:
-            raise DataError(f"{key}={text!r}: must have no NUL character")
+            raise DataError(f"{key}={text!r}: must not contain a NUL character")
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise DataError(f"{key}={text!r}: ~ must stand for a home directory ({error})") from error
+        raise DataError(f"{key}={text!r}: ~ must be an existing user's home directory ({error})") from error
 
 
 def matching(given: str | os.PathLike, key: str = "data.path") -> list[Path]:
-    """The path itself if it exists, whatever characters it has; else what it matches as a pattern, in which
-    *, ? and [ ] match characters of a name and ** folders; by name.
+    """Return the path itself if it exists, else the paths that match it as a pattern, sorted.
 
-    Raises DataError: neither exists.
+    In a pattern, *, ? and [ ] match characters of a name, and ** matches folders.
+    Raises DataError: a pattern that matches nothing.
     """
     path = expanded(given, key)
     if exists(path) or not glob.has_magic(str(path)):
@@ -36,7 +36,7 @@ def matching(given: str | os.PathLike, key: str = "data.path") -> list[Path]:
 
 
 def exists(path: Path) -> bool:
-    """Whether the name is there, be it a link that leads nowhere."""
+    """Return whether a path exists; a link counts even if its target does not exist."""
     try:
         return os.path.lexists(path)
     except (OSError, ValueError):  # too long, or not a path
@@ -58,7 +58,7 @@ def is_folder(path: Path) -> bool:
 
 
 def state(path: Path, key: str = "data.path") -> os.stat_result:
-    """What is at `path`, links followed. Raises DataError: nothing, or nothing that can be looked at."""
+    """Return the status of the file at `path`, following links. Raises DataError: missing or unreadable."""
     try:
         return path.stat()
     except (OSError, ValueError) as error:
@@ -66,15 +66,15 @@ def state(path: Path, key: str = "data.path") -> os.stat_result:
 
 
 def unreadable(path: Path, error: Exception, key: str = "data.path") -> DataError:
-    """The error for a path that the system refuses, with the rule that it breaks."""
+    """Return the DataError for a path that the system refuses, with the rule that the path breaks."""
     rule = "must exist" if isinstance(error, FileNotFoundError) else "must be readable"
     if isinstance(error, FileNotFoundError) and path.is_symlink():
-        rule = f"is a link to {os.readlink(path)!r}, which must exist; remove the link or mend it"
+        rule = f"is a link to {os.readlink(path)!r}, which must exist; remove or repair the link"
     return DataError(f"{key}={str(path)!r}: {rule} ({getattr(error, 'strerror', None) or error})")
 
 
 def kind(mode: int) -> str:
-    """What a file that is neither a regular file nor a folder is, in words."""
+    """Return the kind of a special file (neither a regular file nor a folder), for a message."""
     kinds = {
         stat.S_IFIFO: "a named pipe",
         stat.S_IFSOCK: "a socket",
@@ -85,6 +85,9 @@ def kind(mode: int) -> str:
 
 
 def stamp(path: Path | str) -> str:
-    """Size and time of change of a file: other ones mean other content. Raises DataError: no such file."""
+    """Return size and modification time of a file: a different stamp means different content.
+
+    Raises DataError: no such file.
+    """
     found = state(Path(path))
     return f"{found.st_size} {found.st_mtime_ns}"

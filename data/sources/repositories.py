@@ -1,4 +1,4 @@
-"""Repositories: each folder is one document, its text files in path order, each under a path header."""
+"""Code repositories: a folder is one document, its text files in path order, each after a path header."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,14 +13,13 @@ from lhtrain.data.sources.units import Item
 
 HEADER = "==> {} <==\n"
 SKIPPED = {"__pycache__", "node_modules"}
-MAX_FILE_BYTES = 1 << 22  # larger files are data, not code
+MAX_FILE_BYTES = 1 << 22  # larger files are left out: they are usually data, not code
 
 
 def repositories(paths: list[str]) -> Iterator[tuple[list[Item], int]]:
-    """For each folder of `paths`: its files and their bytes together. A path that exists is that folder,
-    whatever characters it has; another one may be a pattern, in which *, ? and [ ] match names. Each real
-    folder counts once.
+    """Yield for each folder of `paths` its files and their total size in bytes. Each real folder counts once.
 
+    paths: folders, or patterns as in `matching`.
     Raises DataError: no such folder, a file instead of a folder, a pattern that matches no folder.
     """
     if not paths:
@@ -29,7 +28,7 @@ def repositories(paths: list[str]) -> Iterator[tuple[list[Item], int]]:
     for given in paths:
         folders = [path for path in matching(given) if is_folder(path) and not is_prepared(path)]
         if not folders:
-            raise DataError(f"data.path={given!r}: must be a folder, or a pattern that matches some")
+            raise DataError(f"data.path={given!r}: must be a folder, or a pattern that matches folders")
         for folder in folders:
             if (real := os.path.realpath(folder)) not in seen:
                 seen.add(real)
@@ -48,7 +47,7 @@ def _files(folder: Path) -> tuple[list[Item], int]:
 
 
 def read_repository(items: tuple[Item, ...], advance: Callable[[int], object]) -> Iterator[Text | Skip]:
-    """One document of all files that are text, or a Skip if none is; and a Skip for each file that is not."""
+    """Yield one document of all text files, or a Skip if there are none; and a Skip for each other file."""
     texts = [item for item in items if is_text(_content(item))]
     for item in items:
         if item not in texts:

@@ -1,4 +1,4 @@
-"""Rows of files: JSON lines, plain or compressed, parquet and arrow; each row with a text is a document."""
+"""Rows of data files: JSON lines (plain or compressed), parquet, arrow. A row with a text is a document."""
 
 import codecs
 import gzip
@@ -27,9 +27,9 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".xz", ".zst", ".zstd")
 PARQUET = (".parquet", ".pq")
 ARROW = (".arrow", ".feather", ".ipc")
-# What `datasets` writes beside its arrow files, and is no data.
+# Descriptions that `datasets` writes beside its arrow files; they are not data.
 DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-BATCH_ROWS = 64  # of a parquet or arrow file in memory at a time
+BATCH_ROWS = 64  # rows of a parquet or arrow file in memory at a time
 
 Row = Mapping[str, Any]
 
@@ -37,8 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def row_units(paths: list[str]) -> Iterator[Unit]:
-    """Units of files and of what folders hold: parts of plain JSON lines, row groups of parquet, else whole
-    files. Raises DataError: a missing path, a file given by name of another kind."""
+    """Yield the units of files and folders: parts of plain JSON lines, row groups of parquet, or whole files.
+
+    Raises DataError: a missing path, or a file of another kind listed in data.path.
+    """
     if not paths:
         raise DataError("data.path=null: data=files needs the path of a file or a folder, or a list of them")
     kinds = ", ".join([*JSON_LINES, *(f".jsonl{end}" for end in COMPRESSED), *PARQUET, *ARROW])
@@ -50,13 +52,12 @@ def row_units(paths: list[str]) -> Iterator[Unit]:
             continue
         if not (ending in (*JSON_LINES, *PARQUET, *ARROW) or _is_compressed(file.path)):
             if file.origin == "named":
-                raise DataError(f"data.path={whole.path!r}: must be one of {kinds}")
+                raise DataError(f"data.path={whole.path!r}: must end in one of {kinds}")
             others, n_others = others or whole.path, n_others + 1
         elif not file.size:
             if file.origin == "named":
-                raise DataError(
-                    f"data.path={whole.path!r}: has 0 bytes; a file given by name must not be empty"
-                )
+                rule = "a file listed in data.path must not be empty"
+                raise DataError(f"data.path={whole.path!r}: has 0 bytes; {rule}")
         elif ending in JSON_LINES:
             for start in range(0, file.size, UNIT_BYTES):
                 stop = min(start + UNIT_BYTES, file.size)
@@ -67,15 +68,16 @@ def row_units(paths: list[str]) -> Iterator[Unit]:
             yield Unit("rows", (whole,), file.size)
     if n_others:
         rule = f"data=files reads {kinds}"
-        log.warning("data.path: skipped %d file(s) of other kinds, the first %r; %s", n_others, others, rule)
+        log.warning("data.path: skipped %d file(s) of other kinds, first %r; %s", n_others, others, rule)
 
 
 def read_rows(
     item: Item, column: str, filters: Filters, advance: Callable[[int], object]
 ) -> Iterator[Text | Skip]:
-    """The documents of a file, or of its part. `advance` is called with the bytes of the source done.
+    """Yield the documents of a file, or of a part of it. `advance` is called with the bytes of source read.
 
-    Raises DataError: not what its name says, no such column, a text that is no string.
+    Raises DataError: the content does not match the file name's ending, no such column, a text that is not a
+    string.
     """
     ending = _ending(Path(item.path))
     rows: Iterator[tuple[object, Row]]
@@ -90,12 +92,15 @@ def read_rows(
             yield document_of(place, row, column, filters)
     except _damage() as error:
         _check_pointer(item.path)
-        raise DataError(f"data.path={item.path!r}: must be readable and whole ({error})") from error
+        raise DataError(f"data.path={item.path!r}: must be readable and complete ({error})") from error
 
 
 def document_of(place: object, row: Row, column: str, filters: Filters) -> Text | Skip:
-    """A row's document, unless it is empty or null, or a filter keeps it out. `place` is where the row is, in
-    words once it is a string. Raises DataError: no such column, or no text in it."""
+    """Return the document of a row, or a Skip if the text is empty or null or a filter rejects the row.
+
+    place: identifies the row in messages; converted to a string only when needed.
+    Raises DataError: no such column, or a value that is not a string.
+    """
     text = row[column] if column in row else look_up(row, column, "data.column", place)
     if isinstance(text, str):
         if not text:
@@ -106,8 +111,8 @@ def document_of(place: object, row: Row, column: str, filters: Filters) -> Text 
     if text is None:
         return Skip(place, "empty")
     shown = repr(text) if len(repr(text)) < 80 else f"{repr(text)[:76]} …"
-    rule = "must hold a text or null; take another column, or convert the file"
-    raise DataError(f"data.column={column!r}: {place} holds {shown} ({type(text).__name__}); {rule}")
+    rule = "must be a string or null; choose another column, or convert the file"
+    raise DataError(f"data.column={column!r}: {place} has {shown} ({type(text).__name__}); {rule}")
 
 
 def _ending(path: Path) -> str:
@@ -120,7 +125,7 @@ def _is_compressed(path: Path) -> bool:
 
 @dataclass(slots=True)
 class _Line:
-    """A line of a file: by its number, or by the byte where it begins, which are counted when asked for."""
+    """A line of a file, by its number or its first byte; line breaks are counted only when it is printed."""
 
     path: str
     number: int = 0
@@ -132,13 +137,13 @@ class _Line:
 
 
 def _json_rows(item: Item, advance: Callable[[int], object]) -> Iterator[tuple[object, Row]]:
-    """Lines that begin in start..stop. Compressed files are read whole."""
+    """Yield the lines that begin in bytes start..stop of a file; all lines of a compressed file."""
     with Path(item.path).open("rb", buffering=1 << 20) as raw:
         stream = _decompressed(raw, _ending(Path(item.path)))
         plain, at = stream is raw, 0
         if plain and item.start:
             at = _next_line(raw, item.start, item.stop)
-        number, told = 0, item.start
+        number, reported = 0, item.start
         while not plain or at < item.stop:
             line = stream.readline()
             if not line:
@@ -151,16 +156,18 @@ def _json_rows(item: Item, advance: Callable[[int], object]) -> Iterator[tuple[o
                 line, at = line.removeprefix(BOM), len(line) - len(line.removeprefix(BOM))
             at += len(line)
             done = min(at, item.stop) if plain else raw.tell()
-            advance(max(done - told, 0))
-            told = max(done, told)
+            advance(max(done - reported, 0))
+            reported = max(done, reported)
             if line.strip():
                 yield place, _parsed(line, place)
 
 
 def _next_line(raw: IO[bytes], start: int, stop: int) -> int:
-    """Move to the first line that begins at `start` or after, and return where that is; a line that goes
-    beyond `stop` is not read to its end."""
-    at = start - 1  # the line that holds the byte before belongs to the part before
+    """Move to the first line that begins at or after `start` and return its position.
+
+    A line that extends beyond `stop` is not read to its end.
+    """
+    at = start - 1  # the line that contains byte start - 1 belongs to the previous part
     raw.seek(at)
     while at < stop:
         line = raw.readline(1 << 20)
@@ -171,18 +178,18 @@ def _next_line(raw: IO[bytes], start: int, stop: int) -> int:
 
 
 def _check_encoding(line: bytes, place: object) -> None:
-    """Of the first line of a file. Raises DataError: UTF-16 or UTF-32."""
+    """Raise DataError if the first line of a file is UTF-16 or UTF-32."""
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"{\0", b"\0{", b"\0\0\0{")):
-        rule = "must be UTF-8, and looks like UTF-16 or UTF-32; convert the file: iconv -f UTF-16 -t UTF-8"
+        rule = "must be UTF-8, looks like UTF-16 or UTF-32; convert the file: iconv -f UTF-16 -t UTF-8"
         raise DataError(f"data.path: {place}: {rule}")
 
 
 def _parsed(line: bytes, place: object) -> Row:
-    rule = "must be a JSON object a line, in UTF-8"
+    rule = "must be one JSON object per line, in UTF-8"
     try:
         row = _DECODER.decode(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
-        if line.startswith(BOM):  # files with such marks, one after another in one
+        if line.startswith(BOM):  # several files, each with a mark, were joined into one
             return _parsed(line.removeprefix(BOM), place)
         hint = _ARRAY if line.strip() in (b"[", b"{") else ""
         raise DataError(f"data.path: {place}: {rule}{hint} ({error})") from error
@@ -190,16 +197,16 @@ def _parsed(line: bytes, place: object) -> Row:
         hint = _ARRAY if isinstance(row, list) else ""
         raise DataError(f"data.path: {place}: {rule}, not {type(row).__name__}{hint}")
     if isinstance(row, _Doubled):
-        rule = "a key must be there once: which of its values counts is not defined"
+        rule = "each key must appear only once, because the value would be ambiguous"
         raise DataError(f"data.path: {place}: has the key {row.twice!r} more than once; {rule}")
     return row
 
 
-_ARRAY = ". An array of objects, or objects over several lines, become lines by: jq -c '.[]' or jq -c '.'"
+_ARRAY = ". To convert the file: jq -c '.[]' for an array of objects, jq -c '.' for objects on several lines"
 
 
 class _Doubled(dict[str, Any]):
-    """An object in which a key is there twice."""
+    """A JSON object with a key that appears twice."""
 
     twice = ""
 
@@ -225,17 +232,19 @@ def _decompressed(raw: IO[bytes], ending: str) -> Any:
         try:
             import zstandard
         except ImportError as error:
-            raise DataError("data.path: .zst needs the package: pip install 'lhtrain[hf]'") from error
+            rule = ".zst files need the package `zstandard`: pip install 'lhtrain[hf]'"
+            raise DataError(f"data.path: {rule}") from error
         start = zstandard.ZstdDecompressor().decompressobj
         return io.BufferedReader(_Frames(raw, start, zstandard.ZstdError), 1 << 20)
     return raw
 
 
 class _Frames(io.RawIOBase):
-    """The text of compressed frames, one after another; between them there may be `padding`. A missing end
-    and what is no frame are errors, which the libraries' own readers take for the end of the file.
+    """Reads the text of compressed frames that follow each other, with optional `padding` between them.
 
-    start: makes a decompressor for one frame; failed: what it raises.
+    A truncated frame, or other bytes after a frame, are errors; the libraries' own readers take them for the
+    end of the file.
+    start: makes a decompressor for one frame. failed: the exception that it raises.
     """
 
     def __init__(
@@ -254,10 +263,10 @@ class _Frames(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.text:
-            packed = self.packed or self.raw.read(1 << 14)  # a little can hold very much
+            packed = self.packed or self.raw.read(1 << 14)  # little: it may decompress to very much
             if not packed:
                 if self.frame is not None:
-                    raise OSError("the compressed data end within a frame")
+                    raise OSError("the compressed data end in the middle of a frame")
                 return 0
             if self.frame is None:
                 packed = packed.lstrip(self.padding)
@@ -278,7 +287,7 @@ class _Frames(io.RawIOBase):
 
 
 def _parquet_units(whole: Item) -> Iterator[Unit]:
-    """Row groups together, up to UNIT_BYTES."""
+    """Yield units of consecutive row groups of at most UNIT_BYTES in total, or one larger row group."""
     with _parquet_file(whole.path) as file:
         groups = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
     first, size = 0, 0
@@ -295,12 +304,12 @@ def _parquet_file(path: str) -> Any:
         return parquet.ParquetFile(path)
     except _damage() as error:
         _check_pointer(path)
-        raise DataError(f"data.path={path!r}: must be a parquet file, and whole ({error})") from error
+        raise DataError(f"data.path={path!r}: must be a complete parquet file ({error})") from error
 
 
 @dataclass(slots=True)
 class _Row:
-    """A row of a parquet or arrow file, from 0."""
+    """The position of a row in a parquet or arrow file, from 0."""
 
     path: str
     number: int
@@ -317,16 +326,16 @@ def _parquet_rows(
     with _parquet_file(item.path) as file:
         columns = _top_level(wanted, file.schema_arrow.names)
         for group in range(item.start, item.stop):
-            number, about = 0, file.metadata.row_group(group)
+            number, metadata = 0, file.metadata.row_group(group)
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
                 for row in batch.to_pylist():
                     yield _Row(item.path, number, group), row
                     number += 1
-                advance(about.total_byte_size * batch.num_rows // max(about.num_rows, 1))
+                advance(metadata.total_byte_size * batch.num_rows // max(metadata.num_rows, 1))
 
 
 def _top_level(wanted: set[str], there: list[str]) -> list[str] | None:
-    """The columns to read; None, all of them, where one is missing, so that an error can list them."""
+    """Return the columns to read; None (all) if one is missing, so that the error can list all of them."""
     top = {name if name in there else name.split(".")[0] for name in wanted}
     return sorted(top) if top <= set(there) else None
 
@@ -341,22 +350,24 @@ def _arrow_rows(item: Item, advance: Callable[[int], object]) -> Iterator[tuple[
                 for row in part.to_pylist():
                     yield _Row(item.path, number), row
                     number += 1
-                advance(part.nbytes)  # near enough to those of the file, unless it is compressed
+                advance(part.nbytes)  # about the same as in the file, unless the file is compressed
 
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def _arrow_batches(pyarrow: Any, ipc: Any, source: Any, path: str) -> Iterator[Any]:
-    """Record batches of an arrow file, or of a stream, which is what `datasets` writes, each checked: a
-    damaged one may have offsets beyond its buffers."""
+    """Yield the record batches of an arrow file, or of an arrow stream, which `datasets` writes.
+
+    Each is validated: a damaged batch may have offsets beyond its buffers.
+    """
     try:
         try:
             file = ipc.open_file(source)
             batches = (file.get_batch(i) for i in range(file.num_record_batches))
         except pyarrow.ArrowInvalid:
             source.seek(max(source.size() - len(_END_OF_STREAM), 0))
-            if source.read() != _END_OF_STREAM:  # a stream may be cut between two batches without a trace
+            if source.read() != _END_OF_STREAM:  # pyarrow does not notice a cut between two batches
                 raise
             source.seek(0)
             batches = ipc.open_stream(source)
@@ -365,18 +376,20 @@ def _arrow_batches(pyarrow: Any, ipc: Any, source: Any, path: str) -> Iterator[A
             yield batch
     except _damage() as error:
         _check_pointer(path)
-        raise DataError(f"data.path={path!r}: must be an arrow file, and whole ({error})") from error
+        raise DataError(f"data.path={path!r}: must be a complete arrow file ({error})") from error
 
 
 def _check_pointer(path: str) -> None:
-    """Of a file that could not be read."""
+    """Raise DataError if a file that could not be read is a Git LFS pointer."""
     with suppress(OSError), Path(path).open("rb") as stream:
         check_fetched(path, stream.read(len(LFS)))
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """What the libraries raise for files that are cut, damaged or something else. ValueError: text that is
-    not UTF-8, and pyarrow; but not all of pyarrow's errors are ValueErrors or OSErrors."""
+    """Return the exceptions that the libraries raise for truncated, damaged or unexpected files.
+
+    ValueError: text that is not UTF-8, and some errors of pyarrow. ArrowException: its other errors.
+    """
     errors = (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError)
     pyarrow = sys.modules.get("pyarrow")
     return errors if pyarrow is None else (*errors, pyarrow.ArrowException)
@@ -388,5 +401,5 @@ def _pyarrow(part: str) -> tuple[Any, Any]:
 
         return importlib.import_module("pyarrow"), importlib.import_module(f"pyarrow.{part}")
     except ImportError as error:
-        rule = "parquet and arrow files need the package: pip install 'lhtrain[hf]'"
+        rule = "parquet and arrow files need the package `pyarrow`: pip install 'lhtrain[hf]'"
         raise DataError(f"data.path: {rule}") from error

@@ -1,4 +1,4 @@
-"""How each kind of source is planned and read: the one place that knows them all."""
+"""The table of sources: how each kind of source is planned and read."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,13 +16,16 @@ from lhtrain.data.sources.rows import read_rows, row_units
 from lhtrain.data.sources.text import checked_chunks
 from lhtrain.data.sources.units import Item, Unit, grouped
 
-Advance = Callable[[int], object]  # called with the bytes of source that were read
+Advance = Callable[[int], object]  # called with the number of bytes read from the source
 
 
 @dataclass(frozen=True)
 class Reader:
-    """plan: the units of a recipe, whose `Unit.reader` is the name in READERS. read: the documents of a unit,
-    in order. kinds: what files it reads, for the error that there is none."""
+    """A kind of source.
+
+    plan: returns the units of a recipe; their `Unit.reader` is the key in READERS. read: yields the documents
+    of a unit in order. kinds: the kinds of files it reads, for the error that there are none.
+    """
 
     sources: tuple[str, ...]  # values of data.source
     plan: Callable[[Recipe], Iterable[Unit]]
@@ -31,7 +34,7 @@ class Reader:
 
 
 def reader_of(source: str) -> Reader:
-    """The reader of a data.source, which must be one of PREPARABLE."""
+    """Return the reader for a value of data.source, which must be one of PREPARABLE."""
     return next(reader for reader in READERS.values() if source in reader.sources)
 
 

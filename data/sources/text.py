@@ -1,4 +1,4 @@
-"""Documents: files checked to be text, with the hash of their content. Read in pieces, never whole."""
+"""Text files: checks that a file is text, hashes its content, and reads it in chunks, never as a whole."""
 
 import codecs
 import hashlib
@@ -13,9 +13,9 @@ from lhtrain.data.sources.local import SourceFile
 from lhtrain.data.sources.paths import unreadable
 
 CHUNK_BYTES = 1 << 20
-HEAD_BYTES = 1 << 16  # of a file that is no UTF-8, to say what it is instead
-BOM = codecs.BOM_UTF8  # some editors begin a file with it; it says nothing and is no part of the text
-MAGIC = {  # how files begin that people take for text, or that hold text in another form
+HEAD_BYTES = 1 << 16  # read from a file that is not UTF-8, to find out its kind
+BOM = codecs.BOM_UTF8  # some editors write it at the start of a file; it is not part of the text
+MAGIC = {  # first bytes of common files that are not plain text -> kind
     b"\x1f\x8b": "compressed by gzip",
     b"(\xb5/\xfd": "compressed by zstd",
     b"\xfd7zXZ\0": "compressed by xz",
@@ -28,11 +28,11 @@ MAGIC = {  # how files begin that people take for text, or that hold text in ano
 }
 
 
-LFS = b"version https://git-lfs.github.com/spec/"  # what a clone has in place of a large file
+LFS = b"version https://git-lfs.github.com/spec/"  # start of the pointer file that stands for a large file
 
 
 class NotText(Exception):
-    """A file that is to be skipped; its argument says why."""
+    """A file that must be skipped. The argument is the reason: "binary" or "empty"."""
 
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Document:
-    """One text. size in bytes; sha256 of the content, hex; neither counts a byte order mark, which takes the
-    first `skip` bytes of the file."""
+    """A text file.
+
+    size: in bytes. sha256: of the content, hex. Both leave out the first `skip` bytes, a byte order mark.
+    """
 
     name: str
     path: Path
@@ -52,7 +54,7 @@ class Document:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What one pass over a file shows; offsets in bytes of the text, None where there is no such byte."""
+    """The result of one pass over a file. Offsets are in bytes of the text, None if there is no such byte."""
 
     size: int
     sha256: str
@@ -64,11 +66,11 @@ class _Scan:
 def read_documents(
     files: list[SourceFile], advance: Callable[[int], object] = lambda n_bytes: None
 ) -> list[Document]:
-    """The text files among `files`, maybe none, by name, then hash; `advance` is called with the bytes read.
+    """Return the text files in `files`, sorted by name, then hash. `advance` is called with the bytes read.
 
-    Empty files and binary files (with NUL bytes) met in a folder are skipped, the binary ones with one
-    counted warning. Raises DataError: a file the user named that is empty or binary, text that is not
-    UTF-8 (with the line), an unreadable file.
+    Empty files and binary files (with a NUL byte) found in a folder are skipped; one warning counts the
+    binary ones. Raises DataError: a file listed in data.path is empty or binary; text is not UTF-8 (the
+    message has the line); an unreadable file.
     """
     documents, binary = [], []
     for file in files:
@@ -82,12 +84,12 @@ def read_documents(
         _check_text(file, scan)
         documents.append(Document(file.name, file.path, scan.size, scan.sha256, scan.skip))
     if binary:
-        log.warning("data.path: skipped %d binary file(s), the first %r%s", *_first_and_kinds(binary))
+        log.warning("data.path: skipped %d binary file(s), first %r%s", *_first_and_kinds(binary))
     return sorted(documents, key=lambda document: (document.name, document.sha256))
 
 
 def read_chunks(document: Document, start: int, stop: int) -> Iterator[bytes]:
-    """Bytes start..stop of a document, CHUNK_BYTES at most at a time. DataError: unreadable."""
+    """Yield bytes start..stop of a document, at most CHUNK_BYTES at a time. Raises DataError: unreadable."""
     try:
         with document.path.open("rb") as stream:
             stream.seek(document.skip + start)
@@ -99,7 +101,7 @@ def read_chunks(document: Document, start: int, stop: int) -> Iterator[bytes]:
 
 
 def is_text(content: bytes) -> bool:
-    """Valid UTF-8 without NUL bytes."""
+    """Return whether `content` is valid UTF-8 without NUL bytes."""
     if b"\0" in content:
         return False
     try:
@@ -110,11 +112,11 @@ def is_text(content: bytes) -> bool:
 
 
 def checked_chunks(file: SourceFile, advance: Callable[[int], object]) -> Iterator[bytes]:
-    """The bytes of a text file, CHUNK_BYTES at most at a time, checked as they pass; `advance` is called with
-    their number.
+    """Yield the bytes of a text file, at most CHUNK_BYTES at a time, and check them on the way.
 
-    Raises NotText where `read_documents` skips a file, DataError where it refuses one; so what was taken from
-    a file may have to be given back.
+    `advance` is called with the number of bytes. Raises NotText where `read_documents` skips a file,
+    DataError where it raises one. This can happen after some chunks, so the caller must be able to discard
+    them.
     """
     size, decoder = 0, codecs.getincrementaldecoder("utf-8")()
     try:
@@ -131,14 +133,14 @@ def checked_chunks(file: SourceFile, advance: Callable[[int], object]) -> Iterat
 
 
 def check_fetched(path: Path | str, head: bytes) -> None:
-    """Raises DataError: `head`, how a file begins, is that of a pointer of Git LFS."""
+    """Raise DataError if a file is a Git LFS pointer. head: the first bytes of the file."""
     if head.startswith(LFS):
-        rule = "is a pointer of Git LFS, not the file itself; fetch it: git lfs pull"
+        rule = "is a Git LFS pointer, not the file itself; fetch the file: git lfs pull"
         raise DataError(f"data.path={str(path)!r}: {rule}")
 
 
 def _check_chunk(file: SourceFile, chunk: bytes, size: int, decoder: codecs.IncrementalDecoder) -> None:
-    """`chunk` begins at byte `size`; an empty one ends the file."""
+    """Check a chunk that begins at byte `size`; an empty chunk means the end of the file."""
     broken = False
     if not size:
         check_fetched(file.path, chunk)
@@ -147,14 +149,14 @@ def _check_chunk(file: SourceFile, chunk: bytes, size: int, decoder: codecs.Incr
     except UnicodeDecodeError:
         broken = True
     if broken or b"\0" in chunk or not (chunk or size):
-        scan = _scan(file.path, lambda n_bytes: None)  # whether the rest has NUL bytes decides
+        scan = _scan(file.path, lambda n_bytes: None)  # NUL bytes in the rest decide whether it is binary
         if file.origin == "bundled" or _is_skipped(file, scan):
             raise NotText("binary" if scan.size else "empty")
         _check_text(file, scan)
 
 
 def _is_skipped(file: SourceFile, scan: _Scan) -> bool:
-    """Whether it is a file of a folder that is empty or binary. UTF-16 has NUL bytes too, but is text."""
+    """Return whether a file found in a folder is empty or binary. UTF-16 has NUL bytes but is not binary."""
     binary = scan.nul_at is not None and _wide_encoding(file.path) is None
     return file.origin == "found" and (binary or not scan.size)
 
@@ -168,14 +170,16 @@ def _scan(path: Path, advance: Callable[[int], object]) -> _Scan:
             advance(skip)
             chunk = None
             while chunk != b"":
-                chunk = stream.read(CHUNK_BYTES)  # the last, empty one tells the decoder that the file ends
+                chunk = stream.read(
+                    CHUNK_BYTES
+                )  # the last one is empty: for the decoder, the end of the file
                 if not size:
                     check_fetched(path, chunk)
                 digest.update(chunk)
                 if nul_at is None and (found := chunk.find(0)) >= 0:
                     nul_at = size + found
                 if not_utf8_at is None:
-                    held = len(decoder.getstate()[0])  # a character cut by the end of the chunk before
+                    held = len(decoder.getstate()[0])  # bytes of a character that began in the previous chunk
                     try:
                         decoder.decode(chunk, final=not chunk)
                     except UnicodeDecodeError as error:
@@ -188,7 +192,7 @@ def _scan(path: Path, advance: Callable[[int], object]) -> _Scan:
 
 
 def _past_bom(stream) -> int:  # type: ignore[no-untyped-def]
-    """Move a stream from its beginning past a byte order mark; returns its length, 0 for none."""
+    """Move a stream from its beginning past a byte order mark; return the mark's length, 0 without a mark."""
     skip = len(BOM) if stream.read(len(BOM)) == BOM else 0
     stream.seek(skip)
     return skip
@@ -197,7 +201,7 @@ def _past_bom(stream) -> int:  # type: ignore[no-untyped-def]
 def _check_text(file: SourceFile, scan: _Scan) -> None:
     key = f"data.path={str(file.path)!r}"
     if not scan.size:
-        raise DataError(f"{key}: has 0 bytes; a file given by name must not be empty")
+        raise DataError(f"{key}: has 0 bytes; a file listed in data.path must not be empty")
     bad = [offset for offset in (scan.nul_at, scan.not_utf8_at) if offset is not None]
     if not bad:
         return
@@ -205,9 +209,9 @@ def _check_text(file: SourceFile, scan: _Scan) -> None:
         raise DataError(f"{key}: is {encoding}, must be UTF-8; convert it: iconv -f {encoding} -t UTF-8")
     at = min(bad) + scan.skip
     where = f"line {_line_of(file.path, at)} (byte {at})"
-    kind = f"; it is {what}" if (what := _kind(file.path)) else ""
+    kind = f"; the file is {found}" if (found := _kind(file.path)) else ""
     if scan.nul_at == min(bad):
-        raise DataError(f"{key}: NUL in {where}{kind}; a file given by name must be text, not binary")
+        raise DataError(f"{key}: NUL in {where}{kind}; a file listed in data.path must be text, not binary")
     remedy = "unpack, convert, move or hide the file (Latin-1: iconv -f LATIN1 -t UTF-8)"
     raise DataError(f"{key}: {where} is not valid UTF-8{kind}; {remedy}")
 
@@ -221,11 +225,11 @@ def _head(path: Path) -> bytes:
 
 
 def _wide_encoding(path: Path) -> str | None:
-    """UTF-16 or UTF-32 if the file begins with that byte order mark and is text in it."""
+    """Return "UTF-16" or "UTF-32" if the file begins with that byte order mark and decodes, else None."""
     head = _head(path)
     marks = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
     marks |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
-    for mark, encoding in marks.items():  # UTF-32 first: its mark begins with that of UTF-16
+    for mark, encoding in marks.items():  # UTF-32 first: its mark begins with the mark of UTF-16
         if head.startswith(mark):
             try:
                 codecs.getincrementaldecoder(encoding)().decode(head, final=len(head) < HEAD_BYTES)
@@ -236,18 +240,18 @@ def _wide_encoding(path: Path) -> str | None:
 
 
 def _kind(path: Path) -> str | None:
-    """What a file is that is no text, where its first bytes tell."""
+    """Return the kind of a file that is not text, if its first bytes show it."""
     head = _head(path)
-    return next((what for magic, what in MAGIC.items() if head.startswith(magic)), None)
+    return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
 
 
 def _line_of(path: Path, at: int) -> int:
-    """The line that byte `at` is in, from 1."""
+    """Return the number of the line that contains byte `at`, from 1."""
     return 1 + line_breaks(path, at)
 
 
 def line_breaks(path: Path | str, stop: int) -> int:
-    """Line breaks in the first `stop` bytes of a file."""
+    """Return the number of line breaks in the first `stop` bytes of a file."""
     count, path = 0, Path(path)
     try:
         with path.open("rb") as stream:
@@ -259,7 +263,7 @@ def line_breaks(path: Path | str, stop: int) -> int:
 
 
 def _first_and_kinds(files: list[SourceFile]) -> tuple[int, str, str]:
-    """For the warning: how many, the first, and how many of each kind where their first bytes tell."""
-    kinds = Counter(what for file in files if (what := _kind(file.path)))
-    told = "".join(f"; {count} {what}" for what, count in kinds.most_common())
-    return len(files), str(files[0].path), told
+    """Return for the warning: the number of files, the first path, and a list of known kinds with counts."""
+    kinds = Counter(kind for file in files if (kind := _kind(file.path)))
+    listed = "".join(f"; {count} {kind}" for kind, count in kinds.most_common())
+    return len(files), str(files[0].path), listed

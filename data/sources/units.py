@@ -1,14 +1,18 @@
-"""Units of a source: what one process reads at a time, and a shard holds."""
+"""Units of a source: one process reads a unit at a time and writes it to one shard."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-UNIT_BYTES = 1 << 26  # of source: so much a shard holds, unless one file or document is larger
+UNIT_BYTES = 1 << 26  # of source in a unit, unless one file or document is larger
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file, or its part start..stop in what `Unit.reader` counts; stamp: its size and time of change."""
+    """A file, or a part of it.
+
+    start, stop: the part, in bytes, row groups or rows, depending on `Unit.reader`. stamp: the file's size
+    and modification time.
+    """
 
     path: str
     name: str
@@ -20,7 +24,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Unit:
-    """reader: "text", "code", "rows" or "hub". size: bytes of source to be read, 0 where nobody knows."""
+    """The part of a source that becomes one shard.
+
+    reader: a key of `table.READERS`. size: bytes of source to read, 0 if unknown.
+    """
 
     reader: str
     items: tuple[Item, ...]
@@ -29,7 +36,7 @@ class Unit:
 
 
 def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Consecutive items of UNIT_BYTES together, more only if one alone has more."""
+    """Yield groups of consecutive items of at most UNIT_BYTES in total, or one larger item."""
     group: list[Item] = []
     size = 0
     for item in items:

@@ -1,1 +1,1 @@
-"""Tokens on disk: folders of shards, their manifest, checks and cache."""
+"""Tokens on disk: token files (shards), meta.json, checksums and the cache."""

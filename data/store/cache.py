@@ -1,4 +1,4 @@
-"""Folders that are complete or absent: built aside, then renamed to the hash of what they hold."""
+"""The cache of folders. A folder is built under a temporary name, then renamed: it is complete or absent."""
 
 import fcntl
 import logging
@@ -16,15 +16,15 @@ from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.sources.paths import expanded
 
 ATTEMPTS = 4
-ASIDE = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{12}")  # a folder that is being built, or taken out of the way
-OLD = 7 * 24 * 3600.0  # seconds, after which one counts as left behind where the file system has no locks
+ASIDE = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{12}")  # a folder that is being built, or being removed
+OLD = 7 * 24 * 3600.0  # seconds; on a file system without locks, an older such folder counts as abandoned
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 def cache_root(cache_dir: str | os.PathLike | None) -> Path:
-    """`cache_dir`, else $LHTRAIN_CACHE, else $XDG_CACHE_HOME/lhtrain, else ~/.cache/lhtrain.
+    """Return `cache_dir`, else $LHTRAIN_CACHE, else $XDG_CACHE_HOME/lhtrain, else ~/.cache/lhtrain.
 
     Raises DataError: a ~ without a home directory.
     """
@@ -33,18 +33,18 @@ def cache_root(cache_dir: str | os.PathLike | None) -> Path:
     try:
         return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "data.cache_dir") / "lhtrain"
     except DataError as error:
-        raise DataError(
-            "data.cache_dir=null: must be set, or $LHTRAIN_CACHE, without a home directory"
-        ) from error
+        rule = "must be set, or $LHTRAIN_CACHE, because there is no home directory"
+        raise DataError(f"data.cache_dir=null: {rule}") from error
 
 
 def load_or_build(folder: Path, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:
-    """load(folder), after build() has filled it if it is absent or damaged.
+    """Return load(folder); build the folder first if it is absent or damaged.
 
-    Any number of processes may do so at once: the first to finish publishes its folder, the others drop
-    theirs. A process killed half-way leaves a folder named ".…" that nobody reads and the next call removes.
-    load raises FileNotFoundError or DamagedStore for what is to be rebuilt (the latter with a warning).
-    Raises DataError if the cache cannot be written.
+    Any number of processes may call this at once: the first one to finish publishes its folder, the others
+    discard theirs. A killed process leaves a folder named ".…", which is never read and which the next call
+    removes. `load` must raise FileNotFoundError if there is no folder, and DamagedStore if it must be
+    rebuilt; the latter is logged as a warning.
+    Raises DataError: the cache cannot be written.
     """
     try:
         remove_abandoned(folder.parent)
@@ -57,9 +57,10 @@ def load_or_build(folder: Path, load: Callable[[Path], T], build: Callable[[Path
                 log.warning("rebuilding the damaged cache %r: %s", str(folder), damage)
             _publish(folder, build)
     except OSError as error:
-        rule = "must be readable and writable, with room for the tokens"
+        rule = "must be readable and writable, with enough free space for the tokens"
         raise DataError(f"data.cache_dir={str(folder.parent)!r}: {rule} ({error})") from error
-    raise DataError(f"data.cache_dir={str(folder.parent)!r}: {folder.name} keeps vanishing or being damaged")
+    rule = f"{folder.name} was removed or damaged {ATTEMPTS} times while it was in use"
+    raise DataError(f"data.cache_dir={str(folder.parent)!r}: {rule}")
 
 
 def _publish(folder: Path, build: Callable[[Path], None]) -> None:
@@ -70,7 +71,7 @@ def _publish(folder: Path, build: Callable[[Path], None]) -> None:
             build(aside)
             os.rename(aside, folder)
         except OSError:
-            if not folder.is_dir():  # if it is, another process was first, with the same content
+            if not folder.is_dir():  # else another process published the same content first
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -78,14 +79,14 @@ def _publish(folder: Path, build: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _owned(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, locked by this process for as long as it lives."""
+    """Make a new folder beside `folder` and hold a lock on it: it shows that the process is still alive."""
     while True:
         aside = _aside(folder)
         aside.mkdir()
         descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _lock(descriptor)
-            if aside.is_dir():  # else another process found it before it was locked
+            if aside.is_dir():  # else another process removed it before it was locked
                 yield aside
                 return
         finally:
@@ -93,8 +94,10 @@ def _owned(folder: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove from the cache what killed processes were building there. A process holds a lock on what it
-    builds, which ends with it."""
+    """Remove folders of the cache that killed processes were building.
+
+    A process holds a lock on the folder that it builds; the system releases the lock when the process ends.
+    """
     try:
         names = [name for name in os.listdir(root) if ASIDE.fullmatch(name)]
     except OSError:
@@ -103,7 +106,7 @@ def remove_abandoned(root: Path) -> None:
         try:
             descriptor = os.open(root / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
-            continue  # another process was first, or it is no folder
+            continue  # another process removed it first, or it is not a folder
         try:
             locked = _lock(descriptor)
             if locked or (locked is None and time.time() - os.fstat(descriptor).st_mtime > OLD):
@@ -113,7 +116,7 @@ def remove_abandoned(root: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether the lock could be had; None where there are no locks."""
+    """Return whether the lock was acquired; None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -124,7 +127,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _discard(folder: Path) -> None:
-    """Take a damaged or incomplete folder out of the way; by renaming, so that none sees it half removed."""
+    """Remove a damaged folder. It is renamed first, so that no process sees it partly removed."""
     aside = _aside(folder)
     try:
         os.rename(folder, aside)

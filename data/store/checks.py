@@ -1,7 +1,8 @@
-"""Which shards are known to have the checksum they were written with: each is compared once a machine.
+"""Comparing shards with their checksums, once per machine.
 
-Comparing reads a whole shard, at about 2 GB/s from memory. What was found is kept in the cache by the file's
-inode, size and times; a file that is written to, even with its old time put back, is compared again.
+A comparison reads the whole shard, at about 2 GB/s if it is in memory. Shards that passed are recorded in the
+cache by inode, size and times of the file. A shard that was written to since is compared again, even if its
+modification time was restored.
 """
 
 import hashlib
@@ -15,21 +16,23 @@ from lhtrain.data.store.descriptors import Identity
 from lhtrain.data.store.tokens import TokenStore
 from lhtrain.files import open_append, read_regular
 
-AT_ONCE = 4 << 30  # bytes compared before training starts; shards beyond are when they are first read
+AT_ONCE = 4 << 30  # bytes compared before training starts; other shards are compared at their first read
 
 
 class Checks:
-    """The shards of a folder. path: where they are remembered; without one, or if it cannot be written, they
-    are not."""
+    """The record of which shards of a folder passed the comparison.
+
+    path: the file with the record; None, or a file that cannot be written: nothing is recorded.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._known: set[str] = set()
-        self._size = -1  # of the file, when it was read
+        self._size = -1  # size of the file when it was last read
 
     @classmethod
     def of_prepared(cls, folder: Path, cache_dir: str | os.PathLike | None) -> "Checks":
-        """Of a folder that may be anybody's: remembered in the cache, if there is one."""
+        """Return the checks of a prepared folder. The record is in the cache: the folder may be read-only."""
         try:
             root = cache_root(cache_dir)
         except DataError:
@@ -39,11 +42,11 @@ class Checks:
 
     @classmethod
     def of_cached(cls, folder: Path) -> "Checks":
-        """Of a folder of the cache: remembered in it, and gone with it."""
+        """Return the checks of a folder in the cache. The record is in the folder itself."""
         return cls(folder / "checked.txt")
 
     def compare(self, stores: Sequence[TokenStore], advance: Callable[[int], object]) -> None:
-        """Compare up to AT_ONCE bytes now, and see to it that other shards are before they are read.
+        """Compare shards of up to AT_ONCE bytes in total now, and each other shard at its first read.
 
         `advance` is called with the bytes done. Raises DamagedStore, now or at a shard's first read.
         """
@@ -58,7 +61,7 @@ class Checks:
                 store.before_first_read = lambda store=store: self.check(store)  # type: ignore[misc]
 
     def check(self, store: TokenStore) -> None:
-        """Compare a shard, unless that was done. Raises DamagedStore."""
+        """Compare a shard, unless it is recorded. Raises DamagedStore."""
         if self.is_known(store):
             return
         store.verify(store.vocab_size if store.vocab_size is not None else 1 << 32)
@@ -71,15 +74,15 @@ class Checks:
             with open_append(self.path) as stream:
                 stream.write(f"{line}\n")
         except OSError:
-            pass  # only time is lost: the next start compares again
+            pass  # the only cost is time: the next start compares again
 
     def is_known(self, store: TokenStore) -> bool:
-        """Whether this shard, as it is, was compared on this machine, by this process or another."""
+        """Return whether this machine has compared the shard in its present state, in any process."""
         line = _line(store.identity, store)
-        return line in self._known or (self._renew() and line in self._known)
+        return line in self._known or (self._reload() and line in self._known)
 
-    def _renew(self) -> bool:
-        """Read what other processes have added; whether there was any."""
+    def _reload(self) -> bool:
+        """Read the record again if other processes have added to it; return whether they have."""
         if self.path is None:
             return False
         try:

@@ -1,4 +1,4 @@
-"""Open file descriptors of shards: a bounded number of them, however many shards there are."""
+"""Open file descriptors of shards, limited in number however many shards there are."""
 
 import os
 import resource
@@ -11,11 +11,11 @@ from lhtrain.data.errors import DamagedStore, unreadable
 from lhtrain.files import open_regular
 
 MOST = 256
-SHARE = 4  # of the descriptors that a process may have, at most one in so many
+SHARE = 4  # use at most one in SHARE of the descriptors that the process may have
 
 
 class Identity(NamedTuple):
-    """Which file, in which state: a file that was replaced or written to has another one."""
+    """Identifies a file and its state: it changes if the file is replaced or written to."""
 
     device: int
     inode: int
@@ -24,18 +24,18 @@ class Identity(NamedTuple):
     changed_ns: int
 
     def is_of(self, other: "Identity") -> bool:
-        """Whether this may be the same content. Not by inode: some network file systems number files anew."""
+        """Return whether both may have the same content. Network file systems may change inodes: ignored."""
         return (self.size, self.modified_ns) == (other.size, other.modified_ns)
 
 
 def identity(descriptor: int) -> Identity:
-    """The identity of an open file."""
+    """Return the identity of an open file."""
     found = os.fstat(descriptor)
     return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class Descriptor:
-    """A file descriptor that is closed when nobody holds this object any more."""
+    """A file descriptor, closed when the last reference to this object is gone."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -45,8 +45,10 @@ class Descriptor:
 
 
 class Descriptors:
-    """The descriptors used most recently. Any thread may ask; one that is dropped here stays open for those
-    who still read through it."""
+    """A cache of the most recently used descriptors, safe for threads.
+
+    A descriptor that is dropped from the cache stays open while a reader still uses it.
+    """
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
@@ -55,11 +57,11 @@ class Descriptors:
 
     @property
     def most(self) -> int:
-        """How many are kept open."""
+        """The largest number of descriptors kept open."""
         return max(1, min(self._most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE))
 
     def of(self, path: Path, expected: Identity) -> Descriptor:
-        """The open file at `path`. Raises DamagedStore: it is gone, or not the file that it was."""
+        """Return a descriptor of the file at `path`. Raises DamagedStore: it is gone, or was changed."""
         key = (path, expected)
         with self._lock:
             descriptor = self._open.get(key)
@@ -81,9 +83,9 @@ def _reopened(path: Path, expected: Identity) -> Descriptor:
     except OSError as error:
         raise unreadable(path, error) from error
     if not identity(descriptor.number).is_of(expected):
-        rule = "was replaced or changed while it was in use; start again with data that stay as they are"
+        rule = "was replaced or changed while it was in use; start again with data that do not change"
         raise DamagedStore(f"{str(path)!r}: {rule}")
     return descriptor
 
 
-SHARED = Descriptors()  # of this process: the bound is on all splits and sources together
+SHARED = Descriptors()  # one per process: the limit is for all splits and sources together

@@ -1,4 +1,4 @@
-"""Tokens on disk: one file with document boundaries. data/README.md describes its bytes."""
+"""The token file (shard): tokens and document boundaries. data/README.md describes its bytes."""
 
 import os
 import struct
@@ -17,18 +17,21 @@ from lhtrain.files import open_regular
 
 FORMAT_VERSION = 2
 MAGIC = b"LHTOKENS"
-# magic, format version, bytes a token, tokens, documents, bytes of text, crc32 of the rest of the file,
-# the tokenizer's hash, crc32 of these fields, the escaped token
+# magic, format version, bytes per token, number of tokens, of documents, of bytes of text, crc32 of the rest
+# of the file, the tokenizer's hash, crc32 of these fields, the escaped token
 HEADER = struct.Struct("<8sIIQQQI12sII")
 DTYPES: dict[int, np.dtype] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
-ESCAPE = 255  # stored in one byte for a token that does not fit; UTF-8 has no such byte
-ALIGNMENT = 8  # of the document hashes and offsets
+ESCAPE = 255  # stands for the token that does not fit into one byte; the byte 255 never occurs in UTF-8
+ALIGNMENT = 8  # alignment of the document hashes and offsets, in bytes
 CHUNK_BYTES = 1 << 22
 
 
 class Header(NamedTuple):
-    """What the first 64 bytes say. tokenizer: the first 12 bytes of its hash. escaped: the token that is
-    stored as ESCAPE, 0 for none."""
+    """The fields of the first 64 bytes.
+
+    itemsize: bytes per token. crc: CRC-32 of the rest of the file. tokenizer: the first 12 bytes of its hash.
+    escaped: the token that is stored as ESCAPE, 0 for none.
+    """
 
     itemsize: int
     n_tokens: int
@@ -45,16 +48,16 @@ class Header(NamedTuple):
 
 
 class TokenStore:
-    """The documents of one file, read through the page cache; maybe none.
+    """The documents of one token file, which may have none.
 
     tokens: (n_tokens,) uint8, uint16 or uint32 as stored, memory-mapped, end-of-text after each document.
     offsets: (n_documents + 1,) int64; document i is tokens[offsets[i]:offsets[i + 1]].
     hashes: (n_documents,) uint64, the first 8 bytes of the SHA-256 of each document's text, big-endian.
-    vocab_size: `read` refuses tokens from here on; None accepts all.
+    vocab_size: `read` raises an error for tokens of this value or above; None accepts all.
 
-    An open store holds no file descriptor of its own, so there may be any number of stores.
-    Raises DamagedStore if the file is missing parts, is no token file, or contradicts itself; what only
-    reading all of it shows is `verify`'s part.
+    An open store holds no file descriptor, so there may be any number of stores.
+    Raises DamagedStore: the file is truncated, is not a token file, or is inconsistent. Damage that only
+    shows when all tokens are read is found by `verify`.
     """
 
     def __init__(self, path: Path, vocab_size: int | None = None) -> None:
@@ -69,13 +72,13 @@ class TokenStore:
             self.offsets: np.ndarray = _read_offsets(path, descriptor, at, self.n_documents, self.n_tokens)
             hashes = _pread(path, descriptor, at, 8 * self.n_documents)
         except MemoryError as error:
-            rule = f"its {self.n_documents} documents need more memory than there is"
+            rule = f"its {self.n_documents} documents need more memory than is available"
             raise DamagedStore(f"{str(path)!r}: {rule}") from error
         finally:
             os.close(descriptor)
         self.hashes: np.ndarray = np.frombuffer(hashes, "<u8")
         self._below_vocab = vocab_size is None or np.iinfo(self.dtype).max < vocab_size
-        self.before_first_read: Callable[[], object] | None = None  # for who compares the checksum then
+        self.before_first_read: Callable[[], object] | None = None  # set to compare the checksum at that time
 
     @property
     def name(self) -> str:
@@ -90,14 +93,17 @@ class TokenStore:
             return np.memmap(stream, self.dtype, "r", HEADER.size, (self.n_tokens,))
 
     def document(self, index: int) -> np.ndarray:
-        """Tokens of document `index`, end-of-text included: a read-only view; a copy if any is escaped."""
+        """Return the tokens of document `index` with its end-of-text: a read-only view, or a copy if the file
+        has an escaped token."""
         if not 0 <= index < self.n_documents:
             raise IndexError(f"document {index}: {self.path.name} has {self.n_documents}")
         return unescaped(self.tokens[self.offsets[index] : self.offsets[index + 1]], self.header.escaped)
 
     def read(self, start: int, length: int, descriptors: Descriptors) -> np.ndarray:
-        """Tokens start..start + length as stored, read-only. By reading, not through a memory map: a file
-        that was cut, or a disk that fails, is an error here, and would end the process there.
+        """Return tokens start..start + length as stored, read-only.
+
+        They are read with `pread`, not through a memory map: if the file was truncated or the disk fails, a
+        memory map would end the process instead of raising an error.
 
         Raises DataError: the file is gone, was replaced or cannot be read; a token outside the vocabulary.
         """
@@ -114,7 +120,7 @@ class TokenStore:
         return tokens
 
     def verify(self, vocab_size: int) -> None:
-        """Read every byte. Raises DamagedStore: a wrong checksum, a token of `vocab_size` or more."""
+        """Read the whole file. Raises DamagedStore: a wrong checksum, a token of `vocab_size` or above."""
         crc, at, end = 0, HEADER.size, HEADER.size + self.n_tokens * self.dtype.itemsize
         descriptor = _open(self.path)
         try:
@@ -125,27 +131,27 @@ class TokenStore:
                 crc = zlib.crc32(chunk, crc)
                 part = np.frombuffer(chunk[: max(end - at, 0)], self.dtype)
                 if np.iinfo(self.dtype).max >= vocab_size and len(part) and int(part.max()) >= vocab_size:
-                    place = int(np.argmax(part >= vocab_size))
+                    index = int(np.argmax(part >= vocab_size))
                     first = (at - HEADER.size) // self.dtype.itemsize
-                    raise self._outside(first + place, int(part[place]), vocab_size)
+                    raise self._outside(first + index, int(part[index]), vocab_size)
                 at += size
         finally:
             os.close(descriptor)
         if crc != self.header.crc:
-            rule = f"the content's crc32 must be the header's {self.header.crc:08x}"
-            raise DamagedStore(f"{str(self.path)!r}: crc32 {crc:08x}; {rule}; {REMEDY}")
+            rule = f"must equal the header's {self.header.crc:08x}"
+            raise DamagedStore(f"{str(self.path)!r}: the content's crc32 {crc:08x} {rule}; {REMEDY}")
 
-    def _outside(self, place: int, token: int, vocab_size: int) -> DamagedStore:
-        rule = f"tokens must be below the vocabulary's {vocab_size}"
-        return DamagedStore(f"{str(self.path)!r}: token {place} is {token}; {rule}; {REMEDY}")
+    def _outside(self, index: int, token: int, vocab_size: int) -> DamagedStore:
+        rule = f"tokens must be below the vocabulary size {vocab_size}"
+        return DamagedStore(f"{str(self.path)!r}: token {index} is {token}; {rule}; {REMEDY}")
 
 
 class TokenStoreWriter:
-    """Writes a TokenStore's file front to back; memory is 16 bytes a document.
+    """Writes a token file from start to end. Needs 16 bytes of memory per document.
 
-    A context manager: the header is written, and the file flushed to disk, only when the block ends without
-    an exception. tokenizer: the hash of what made the tokens, hex. escaped: the token that one byte does not
-    hold, if any.
+    A context manager: the header is written, and the file flushed to disk, only if the `with` block ends
+    without an exception. tokenizer: the tokenizer's fingerprint, hex. escaped: the token that does not fit
+    into one byte, if any.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, tokenizer: str = "", escaped: int | None = None) -> None:
@@ -153,11 +159,11 @@ class TokenStoreWriter:
         self.n_tokens = self.text_bytes = 0
         self._tokenizer = bytes.fromhex(tokenizer)[:12]
         self._ends, self._hashes = array("q", [0]), array("Q")
-        self.crc = 0  # of all but the header, complete when the block has ended
+        self.crc = 0  # of everything after the header; final when the `with` block has ended
         self._crc_at_end = 0
         descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._stream = os.fdopen(descriptor, "wb", buffering=1 << 20)
-        self._stream.write(bytes(HEADER.size))  # not a token file until the real header replaces this
+        self._stream.write(bytes(HEADER.size))  # the real header replaces this at the end
 
     @property
     def n_documents(self) -> int:
@@ -169,11 +175,11 @@ class TokenStoreWriter:
         self.n_tokens += len(tokens)
 
     def append_special(self, token: int) -> None:
-        """Add one token, which may be the escaped one. Raises OverflowError: another that does not fit."""
+        """Add one token, which may be the escaped one. Raises OverflowError: any other that does not fit."""
         self.append(np.array([ESCAPE if token == self._escaped else token], dtype=self.dtype))
 
     def end_document(self, eos: int, text_hash: int = 0, text_bytes: int = 0) -> None:
-        """Close the current document with its end-of-text token; `text_hash` is a uint64."""
+        """End the current document with its end-of-text token. text_hash: a uint64."""
         self.append_special(eos)
         self._ends.append(self.n_tokens)
         self._hashes.append(text_hash)
@@ -181,7 +187,7 @@ class TokenStoreWriter:
         self.text_bytes += text_bytes
 
     def discard_document(self) -> None:
-        """Take back what was appended since the last `end_document`."""
+        """Remove the tokens appended since the last `end_document`."""
         self._stream.flush()
         self.n_tokens, self.crc = self._ends[-1], self._crc_at_end
         self._stream.truncate(HEADER.size + self.n_tokens * self.dtype.itemsize)
@@ -206,11 +212,11 @@ class TokenStoreWriter:
             size, counts = self.dtype.itemsize, (self.n_tokens, self.n_documents, self.text_bytes)
             stream.write(Header(size, *counts, self.crc, self._tokenizer, self._escaped or 0).pack())
             stream.flush()
-            os.fsync(stream.fileno())  # a rename must not reach the disk before what it publishes
+            os.fsync(stream.fileno())  # the content must be on disk before the caller renames the file
 
 
 def unescaped(stored: np.ndarray, escaped: int) -> np.ndarray:
-    """Tokens as stored -> tokens, in a type that holds `escaped`; a view where that is 0."""
+    """Convert stored tokens to tokens, in a type that can hold `escaped`; returns a view if that is 0."""
     if not escaped:
         return stored
     return np.where(stored == ESCAPE, np.array(escaped, np.min_scalar_type(escaped)), stored)
@@ -222,9 +228,10 @@ def _tables_at(n_tokens: int, itemsize: int) -> int:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a token file, checked against its own checksum and the file's size.
+    """Return the header of a token file, after checking its checksum and the file's size.
 
-    Raises FileNotFoundError: no file; DamagedStore: another kind of file, or one that cannot be read."""
+    Raises FileNotFoundError: no file; DamagedStore: another kind of file, or one that cannot be read.
+    """
     descriptor = _open(path)
     try:
         return _read_header(path, descriptor)
@@ -242,7 +249,7 @@ def _open(path: Path) -> int:
 
 
 def _pread(path: Path, descriptor: int, at: int, size: int) -> bytes:
-    """Exactly `size` bytes. Raises DamagedStore: a shorter file, a failing disk."""
+    """Return exactly `size` bytes from offset `at`. Raises DamagedStore: a shorter file, a failing disk."""
     parts: list[bytes] = []
     while size:
         try:
@@ -250,14 +257,17 @@ def _pread(path: Path, descriptor: int, at: int, size: int) -> bytes:
         except OSError as error:
             raise unreadable(path, error) from error
         if not part:
-            raise DamagedStore(f"{str(path)!r}: ends at byte {at}; it was cut while it was in use")
+            raise DamagedStore(f"{str(path)!r}: ends at byte {at}; it was truncated while it was in use")
         parts.append(part)
         at, size = at + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _read_offsets(path: Path, descriptor: int, tables: int, n_documents: int, n_tokens: int) -> np.ndarray:
-    """(n_documents + 1,) int64. Checked as it is read: a file with holes may claim any number of them."""
+    """Return the document offsets, (n_documents + 1,) int64.
+
+    They are checked while they are read, because a sparse file may claim any number of documents.
+    """
     offsets = np.empty(n_documents + 1, "<i8")
     before = -1
     for start in range(0, len(offsets), CHUNK_BYTES):
@@ -270,7 +280,7 @@ def _read_offsets(path: Path, descriptor: int, tables: int, n_documents: int, n_
     else:
         if before == n_tokens:
             return offsets
-    rule = f"document offsets must rise from 0 to {n_tokens} tokens"
+    rule = f"document offsets must increase from 0 to {n_tokens} tokens"
     raise DamagedStore(f"{str(path)!r}: {rule}; {REMEDY}")
 
 
@@ -278,16 +288,16 @@ def _read_header(path: Path, descriptor: int) -> Header:
     size = os.fstat(descriptor).st_size
     data = _pread(path, descriptor, 0, min(size, HEADER.size))
     if len(data) < HEADER.size or not data.startswith(MAGIC):
-        raise DamagedStore(f"{str(path)!r}: must start with a token file's header; {REMEDY}")
+        raise DamagedStore(f"{str(path)!r}: must start with the header of a token file; {REMEDY}")
     _, version, *fields, _, escaped = HEADER.unpack(data)
     header = Header(*[*fields, escaped])
     if version != FORMAT_VERSION or header.itemsize not in DTYPES:
-        rule = f"must be format {FORMAT_VERSION} with 1, 2 or 4 bytes a token"
+        rule = f"must be format {FORMAT_VERSION} with 1, 2 or 4 bytes per token"
         raise DamagedStore(
-            f"{str(path)!r}: format {version}, {header.itemsize} bytes a token; {rule}; {REMEDY}"
+            f"{str(path)!r}: format {version}, {header.itemsize} bytes per token; {rule}; {REMEDY}"
         )
     if header.pack() != data:
-        rule = "the header must have the checksum it was written with"
+        rule = "the header must match its checksum"
         raise DamagedStore(f"{str(path)!r}: {rule}; {REMEDY}")
     expected = _tables_at(header.n_tokens, header.itemsize) + 8 * (2 * header.n_documents + 1)
     if size != expected:

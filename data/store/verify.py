@@ -1,4 +1,4 @@
-"""`verify`: whether a prepared folder is, in every file, as it was written."""
+"""`lhtrain data verify`: checks every file of a prepared folder for damage."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,9 +15,9 @@ MOST_PLAN_BYTES = 1 << 24
 
 
 def verify(folder: Path) -> tuple[Manifest, list[str]]:
-    """Read every byte of every file; returns the manifest and what is wrong, a line for each faulty file.
+    """Read every file of a folder; return the manifest and a message for each damaged file.
 
-    Raises DataError: no meta.json, or not as it was written.
+    Raises DataError: meta.json is missing or damaged.
     """
     manifest = Manifest.read(folder)
     faults = []
@@ -34,8 +34,8 @@ def _checks(folder: Path, manifest: Manifest) -> Iterator[Callable[[], object]]:
     for shard in manifest.shards:
         yield partial(_check_shard, folder, manifest, shard, first)
     yield partial(_check_tokenizer, folder, manifest)
-    described = any((folder / name).exists() for name in (PLAN, LOCK))
-    if described or next(folder.glob("*.skipped.json"), None):  # the cache's own folders have none of these
+    planned = any((folder / name).exists() for name in (PLAN, LOCK))
+    if planned or next(folder.glob("*.skipped.json"), None):  # folders of the cache have none of these files
         yield partial(_check_plan, folder, manifest)
         yield partial(_check_skipped, folder, manifest)
 
@@ -45,25 +45,25 @@ def _check_shard(folder: Path, manifest: Manifest, shard: Shard, first: list[Tok
     store.verify(manifest.tokenizer["vocab_size"])
     first.append(store)
     if (store.dtype, store.header.escaped) != (first[0].dtype, first[0].header.escaped):
-        rule = f"must store its tokens as {first[0].path.name} does"
+        rule = f"must store tokens in the same format as {first[0].path.name}"
         raise DamagedStore(f"{str(store.path)!r}: {rule}; {REMEDY}")
 
 
 def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
-    """Of a tiktoken encoding, which is no file of the folder and may have to be fetched, the size alone."""
+    """Check the tokenizer. Of a tiktoken encoding, which may need a download, check only the size."""
     name, vocab_size = manifest.tokenizer["name"], manifest.tokenizer["vocab_size"]
     if name not in ENCODINGS:
         open_tokenizer(f"{PREPARED}{folder}")
     elif vocab_size != ENCODINGS[name]:
-        rule = f"tokenizer.vocab_size={vocab_size}: must be {name}'s {ENCODINGS[name]}"
+        rule = f"tokenizer.vocab_size={vocab_size}: must be {ENCODINGS[name]}, the size of {name}"
         raise DamagedStore(f"{str(folder / 'meta.json')!r}: {rule}; {REMEDY}")
 
 
 def _check_plan(folder: Path, manifest: Manifest) -> None:
     path = folder / PLAN
-    there = read_json(path, MOST_PLAN_BYTES, "preparing cannot continue without it")
-    units = there.get("units")
-    same = there.get("fingerprint") == manifest.fingerprint and there.get("recipe") == manifest.recipe
+    plan = read_json(path, MOST_PLAN_BYTES, "without it, preparing cannot continue")
+    units = plan.get("units")
+    same = plan.get("fingerprint") == manifest.fingerprint and plan.get("recipe") == manifest.recipe
     limited = any(manifest.recipe.get(key) is not None for key in ("max_documents", "max_tokens"))
     wanted = len(manifest.shards)
     if not same or type(units) is not int or units < wanted or (units > wanted and not limited):
@@ -73,5 +73,5 @@ def _check_plan(folder: Path, manifest: Manifest) -> None:
 def _check_skipped(folder: Path, manifest: Manifest) -> None:
     skipped = skipped_documents(folder, len(manifest.shards))
     if dict(skipped) != dict(manifest.skipped):
-        rule = "the .skipped.json files must add up to what meta.json has as skipped"
+        rule = "the .skipped.json files must add up to `skipped` in meta.json"
         raise DamagedStore(f"{str(folder)!r}: {rule}")

@@ -1,4 +1,4 @@
-"""What every tokenizer does, and the names of those that need no file."""
+"""The interface of all tokenizers, and the names of those that need no file."""
 
 from abc import ABC, abstractmethod
 
@@ -7,9 +7,9 @@ import numpy as np
 from lhtrain.data.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-PREPARED = "prepared:"  # prepared:FOLDER is the tokenizer that the folder's shards were made with
+PREPARED = "prepared:"  # prepared:FOLDER names the tokenizer that made the shards in FOLDER
 
-# tiktoken's public encodings and their vocabulary sizes, so that a model's size needs no download.
+# tiktoken's public encodings and their vocabulary sizes: a model's size is known without a download.
 ENCODINGS = {
     "gpt2": 50_257,
     "r50k_base": 50_257,
@@ -20,39 +20,45 @@ ENCODINGS = {
 
 
 class EncodeError(DataError):
-    """A tokenizer fails on a text. The message says why, and not on which document: the caller knows it."""
+    """A tokenizer failed on a text. The message gives the reason; the caller adds the document's name."""
 
 
 class Tokenizer(ABC):
-    """Maps UTF-8 text to tokens below `vocab_size`. `eos` ends every document; `bos`, if any, begins it."""
+    """Maps UTF-8 text to token ids below `vocab_size`.
+
+    Every document ends with the token `eos`, and begins with `bos` unless that is None.
+    """
 
     name: str
     vocab_size: int
     eos: int
     bos: int | None
-    fingerprint: str  # hex sha256 of what decides the mapping, and of eos and bos
-    merges = True  # whether a token may span what two calls of `encode` get
-    escaped: int | None = None  # the one token that does not fit `dtype`; `store.py` has another for it
+    fingerprint: str  # hex SHA-256 of everything that decides the mapping, and of eos and bos
+    merges = True  # whether a token may span the texts of two calls of `encode`
+    escaped: int | None = None  # the one token that does not fit `dtype`; stored as `store.tokens.ESCAPE`
 
     @property
     def dtype(self) -> np.dtype:
-        """What a text's tokens are stored as: uint16 if every one fits, else uint32."""
+        """The type in which tokens are stored: uint16 if all token ids fit, else uint32."""
         return np.dtype("<u2" if self.vocab_size <= 1 << 16 else "<u4")
 
     @abstractmethod
     def encode(self, text: bytes | str) -> np.ndarray:
-        """Tokens of `text`, 1-D of `dtype`; bytes must be UTF-8. Never a special token: one that is spelt out
-        in a text is ordinary text. Raises EncodeError: the tokenizer fails on this text."""
+        """Return the tokens of `text`, 1-D of `dtype`; bytes must be UTF-8.
+
+        Never returns a special token: its spelling in a text is ordinary text.
+        Raises EncodeError: the tokenizer failed on this text.
+        """
 
     @abstractmethod
     def decode(self, tokens: np.ndarray | list[int]) -> str:
-        """Text of `tokens` (1-D); specials are written out, bytes that are not UTF-8 become U+FFFD.
+        """Return the text of `tokens` (1-D). Special tokens are spelled out; invalid UTF-8 becomes U+FFFD.
 
-        Raises DataError for a token outside the vocabulary.
+        Raises DataError: a token outside the vocabulary.
         """
 
     def as_meta(self) -> dict[str, object]:
-        """What is stored beside the shards."""
+        """Return the description that meta.json stores."""
         policy = {"eos": self.eos, "bos": self.bos}
         return {"name": self.name, "vocab_size": self.vocab_size, **policy, "hash": self.fingerprint}
 
@@ -60,6 +66,6 @@ class Tokenizer(ABC):
         ids = np.asarray(tokens, dtype=np.int64).reshape(-1)
         outside = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
         if outside.size:
-            rule = f"tokens must lie in 0..{self.vocab_size - 1}"
+            rule = f"tokens must be in 0..{self.vocab_size - 1}"
             raise DataError(f"tokens[{outside[0]}]={ids[outside[0]]}: {rule}")
         return ids

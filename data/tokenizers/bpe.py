@@ -12,8 +12,8 @@ from lhtrain.data.errors import DataError
 from lhtrain.data.sources.paths import expanded
 from lhtrain.data.tokenizers.base import ENCODINGS, END_OF_TEXT, EncodeError, Tokenizer
 
-# What published tokenizers call the token that ends, or begins, a text; the first that is there counts. The
-# bars of DeepSeek's tokens are U+FF5C.
+# Names of the tokens that end and begin a text in published tokenizers; the first one in the file is used.
+# The bars in DeepSeek's tokens are U+FF5C.
 EOS_NAMES = (
     *(END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|im_end|>", "[SEP]"),
     *("<｜end▁of▁sentence｜>", "<EOS_TOKEN>", "<eod>", "<|eod|>", "[EOD]"),
@@ -22,15 +22,15 @@ BOS_NAMES = (
     *("<|begin_of_text|>", "<|begin▁of▁sentence|>", "<s>", "<bos>", "<|bos|>", "[BOS]", "[CLS]"),
     *("<｜begin▁of▁sentence｜>", "<BOS_TOKEN>"),
 )
-MAX_TOKENS = 1 << 24  # numbers of tokens lie below: a model has an embedding for each
+MAX_TOKENS = 1 << 24  # token ids must be below: a model has an embedding for each
 SHOWN = 12  # special tokens that an error lists
-UNUSUAL = "\U000f1234"  # a character for private use
+UNUSUAL = "\U000f1234"  # a private-use character, which no vocabulary has
 
 log = logging.getLogger(__name__)
 
 
 class TiktokenTokenizer(Tokenizer):
-    """One of `ENCODINGS`; its file comes from $TIKTOKEN_CACHE_DIR or is fetched into it."""
+    """One of `ENCODINGS`. Its file is read from $TIKTOKEN_CACHE_DIR, or downloaded into it."""
 
     def __init__(self, name: str, bos: bool = False) -> None:
         import tiktoken
@@ -40,15 +40,15 @@ class TiktokenTokenizer(Tokenizer):
             self.encoding = tiktoken.get_encoding(name)
         except Exception as error:  # requests' errors, OSError, ValueError for a wrong hash
             rule = (
-                "its file could not be fetched; on a machine with network, load it once with"
-                " TIKTOKEN_CACHE_DIR set and take that folder along"
+                "its file could not be downloaded; on a machine with network access, load it once with"
+                " TIKTOKEN_CACHE_DIR set, then copy that folder to this machine"
             )
             raise DataError(f"data.tokenizer={name!r}: {rule} ({_first_line(error)})") from error
         self.vocab_size, self.eos = self.encoding.n_vocab, self.encoding.eot_token
         self.bos = self.eos if bos else None
-        # The encodings' files are pinned by hash inside tiktoken: the name says it all.
-        told = f"tiktoken {name} {ENCODINGS[name]} eos={self.eos} bos={self.bos}"
-        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        # tiktoken checks the hash of an encoding's file, so the name identifies the content.
+        identity = f"tiktoken {name} {ENCODINGS[name]} eos={self.eos} bos={self.bos}"
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
 
     def encode(self, text: bytes | str) -> np.ndarray:
         whole = text if isinstance(text, str) else text.decode()
@@ -61,21 +61,21 @@ class TiktokenTokenizer(Tokenizer):
         ids = self._checked(tokens).tolist()
         try:
             return self.encoding.decode(ids)
-        except KeyError as error:  # cl100k_base and others have holes below n_vocab
-            raise DataError(f"token {error.args[0]}: {self.name} has none of this number") from error
+        except KeyError as error:  # cl100k_base and others have unused ids below n_vocab
+            raise DataError(f"token {error.args[0]}: {self.name} has no token with this id") from error
 
 
 class TokenizerFile:
-    """A tokenizer.json, loaded. Raises DataError: no such file, or none that `tokenizers` can use.
+    """A loaded tokenizer.json. Raises DataError: no such file, or one that `tokenizers` cannot use.
 
-    vocab_size: the largest number of a token, plus one. special: the tokens that the file marks as special.
+    vocab_size: the largest token id plus one. special: the texts of the tokens marked as special in the file.
     """
 
     def __init__(self, name: str, eos: str | None = None) -> None:
         try:
             from tokenizers import Tokenizer as Fast
         except ImportError as error:
-            rule = "needs the package: pip install 'lhtrain[hf]'"
+            rule = "needs the package `tokenizers`: pip install 'lhtrain[hf]'"
             raise DataError(f"data.tokenizer={name!r}: {rule}") from error
         self.name, self.path = name, expanded(name, "data.tokenizer")
         try:
@@ -83,7 +83,7 @@ class TokenizerFile:
             tree = json.loads(content.decode())
             self.special = [token["content"] for token in _added(tree) if token.get("special")]
             self.fast = Fast.from_str(json.dumps(_same_for_every_text(tree, eos)))
-        except BaseException as error:  # tokenizers raises bare Exception for what it cannot parse, or panics
+        except BaseException as error:  # for a bad file, tokenizers raises a bare Exception or panics
             if not _from_library(error):
                 raise
             rule = f"must be a tokenizer.json of Hugging Face tokenizers ({_first_line(error)})"
@@ -91,53 +91,58 @@ class TokenizerFile:
         self.hash = hashlib.sha256(content).hexdigest()
         self.fast.no_truncation()
         self.fast.no_padding()
-        self.fast.encode_special_tokens = True  # "</s>" in a text is text
+        self.fast.encode_special_tokens = True  # the characters "</s>" in a text are ordinary text
         self.vocab_size = max(self.fast.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if self.vocab_size > MAX_TOKENS:
-            rule = f"the numbers of its tokens must lie below {MAX_TOKENS:,}"
-            raise DataError(f"data.tokenizer={name!r}: has a token {self.vocab_size - 1:,}; {rule}")
+            rule = f"token ids must be below {MAX_TOKENS:,}"
+            raise DataError(f"data.tokenizer={name!r}: has the token id {self.vocab_size - 1:,}; {rule}")
 
     def first_known(self, names: tuple[str, ...]) -> int | None:
-        """The token of the first name that the file has; names of special tokens come before the others, for
-        a vocabulary may hold "</s>" as a piece of HTML."""
+        """Return the id of the first of `names` in the file, or None.
+
+        Special tokens come before the others: a vocabulary may have "</s>" as a piece of HTML.
+        """
         known = [name for name in names if self.fast.token_to_id(name) is not None]
         known.sort(key=lambda name: name not in self.special)
         return self.fast.token_to_id(known[0]) if known else None
 
     def eos(self, name: str | None) -> int:
-        """The end-of-text token: `name`, by its text or its number, or else by EOS_NAMES. DataError: none."""
+        """Return the id of the end-of-text token: `name` is its text or id; None searches EOS_NAMES.
+
+        Raises DataError: no such token.
+        """
         if name is None:
             if (found := self.first_known(EOS_NAMES)) is not None:
                 return found
-            rule = (
-                f"has no end-of-text token of a known name: name it by data.eos=TOKEN. {self._candidates()}"
-            )
-            raise DataError(f"data.tokenizer={self.name!r}: {rule}")
+            rule = "has no end-of-text token with a known name; set data.eos=TOKEN."
+            raise DataError(f"data.tokenizer={self.name!r}: {rule} {self._candidates()}")
         if name.isascii() and name.isdigit():
             if self.fast.id_to_token(int(name) % MAX_TOKENS) is not None and int(name) < MAX_TOKENS:
                 return int(name)
         elif (found := self.fast.token_to_id(name)) is not None:
             return found
-        rule = f"must be a token of {self.name!r}, by its text or its number. {self._candidates(name)}"
+        rule = f"must be the text or the id of a token in {self.name!r}. {self._candidates(name)}"
         raise DataError(f"data.eos={name!r}: {rule}")
 
     def check(self, eos: int) -> None:
-        """Raises DataError: another token has the number of the end-of-text token. Warns of a tokenizer that
-        leaves out characters without a trace."""
+        """Raise DataError if another token has the same id as the end-of-text token.
+
+        Logs a warning if the tokenizer drops characters that are not in its vocabulary.
+        """
         names = [name for name, token in self.fast.get_vocab(with_added_tokens=True).items() if token == eos]
         if len(names) > 1:
-            rule = "the end-of-text token must have a number of its own"
-            raise DataError(f"data.tokenizer={self.name!r}: {names} are all token {eos}; {rule}")
+            rule = "the end-of-text token must have an id that no other token has"
+            raise DataError(f"data.tokenizer={self.name!r}: {names} all have the id {eos}; {rule}")
         try:
             lost = not self.fast.encode(UNUSUAL, add_special_tokens=False).ids
         except BaseException as error:
             if not _from_library(error):
                 raise
-            lost = False  # no trace is left of a text that fails: the document will be named
+            lost = False  # it fails instead of dropping characters: the error will name the document
         if lost:
             log.warning(
-                "data.tokenizer=%r: has no token for unknown characters: it leaves out those that are not in "
-                "its vocabulary",
+                "data.tokenizer=%r: has no token for unknown characters; characters that are not in its "
+                "vocabulary are dropped",
                 self.name,
             )
 
@@ -152,11 +157,11 @@ class TokenizerFile:
         return (
             f"Candidates: {', '.join(map(repr, shown[:SHOWN]))}{rest}"
             if shown
-            else "It marks none as special"
+            else "The file marks no token as special"
         )
 
     def spelt(self, token: int) -> list[int]:
-        """Tokens of the vocabulary that spell `token` without it: the longest first, from the left."""
+        """Return other tokens that together spell the text of `token`: the longest match first, from left."""
         text, out = self.fast.id_to_token(token), []
         while text:
             for end in range(len(text), 0, -1):
@@ -169,7 +174,7 @@ class TokenizerFile:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer.json. Its post-processor is left out: only eos, and bos if asked for, is added."""
+    """A tokenizer.json. Its post-processor is not used: only eos, and bos if requested, are added."""
 
     def __init__(self, path: str, bos: bool = False, eos: str | None = None) -> None:
         file = TokenizerFile(path, eos)
@@ -178,8 +183,8 @@ class HuggingFaceTokenizer(Tokenizer):
         file.check(self.eos)
         begin = file.first_known(BOS_NAMES)
         self.bos = (self.eos if begin is None else begin) if bos else None
-        told = json.dumps(["tokenizers", file.hash, self.eos, self.bos])
-        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        identity = json.dumps(["tokenizers", file.hash, self.eos, self.bos])
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         ends = {self.eos} if begin is None else {self.eos, begin}
         self._spelt = {token: file.spelt(token) for token in ends}
 
@@ -191,7 +196,9 @@ class HuggingFaceTokenizer(Tokenizer):
             raise _encode_error(error) from error
         tokens = np.array(encoding.ids, dtype=self.dtype)
         for special, spelt in self._spelt.items():
-            if (tokens == special).any():  # a model may have it in its vocabulary as an ordinary piece
+            if (
+                tokens == special
+            ).any():  # the vocabulary of a unigram model may include it as a normal piece
                 tokens = _replaced(tokens, special, spelt)
         return tokens
 
@@ -200,16 +207,18 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def _replaced(tokens: np.ndarray, token: int, by: list[int]) -> np.ndarray:
-    """`tokens` with the tokens `by` in each place of `token`."""
+    """Return `tokens` with each occurrence of `token` replaced by the tokens `by`."""
     parts = np.split(tokens, np.flatnonzero(tokens == token))
     new = np.array(by, tokens.dtype)
     return np.concatenate([parts[0], *(part for rest in parts[1:] for part in (new, rest[1:]))])
 
 
 def _same_for_every_text(tree: dict[str, Any], eos: str | None) -> dict[str, Any]:
-    """tokenizer.json without what makes the tokens of a text depend on chance (BPE dropout), and with the
-    tokens that end or begin a text marked as special, which some files forget: so that they are ordinary text
-    where a text spells them."""
+    """Change a tokenizer.json so that a text always has the same tokens.
+
+    BPE dropout, which is random, is turned off. Tokens that end or begin a text are marked as special, which
+    some files omit: their spelling in a text is then encoded as ordinary text.
+    """
     for token in _added(tree):
         if token["content"] in (*EOS_NAMES, *BOS_NAMES, eos) or str(token["id"]) == eos:
             token["special"] = True
@@ -223,12 +232,14 @@ def _added(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _from_library(error: BaseException) -> bool:
-    """Whether a library raised it: a panic of Rust is a BaseException of a class that nobody exports."""
+    """Return whether a library raised it. A Rust panic is a BaseException of a class that is not exported."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _encode_error(error: BaseException) -> BaseException:
-    return EncodeError(f"it fails on this text ({_first_line(error)})") if _from_library(error) else error
+    if not _from_library(error):
+        return error
+    return EncodeError(f"the tokenizer fails on this text ({_first_line(error)})")
 
 
 def _first_line(error: BaseException) -> str:

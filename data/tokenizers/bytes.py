@@ -10,7 +10,7 @@ from lhtrain.data.tokenizers.base import END_OF_TEXT, Tokenizer
 class ByteTokenizer(Tokenizer):
     """Token i < 256 is the byte i; token 256 ends a document. Needs no download and no training.
 
-    Stored as the bytes themselves: half of what uint16 takes on the disk.
+    Tokens are stored in one byte each, half the size of uint16; 256 is stored as ESCAPE.
     """
 
     name = "bytes"
@@ -22,8 +22,8 @@ class ByteTokenizer(Tokenizer):
     def __init__(self, bos: bool = False) -> None:
         self.bos = self.eos if bos else None
         policy = " bos" if bos else ""
-        told = f"{self.name} {self.vocab_size} {END_OF_TEXT}={self.eos}{policy}"
-        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        identity = f"{self.name} {self.vocab_size} {END_OF_TEXT}={self.eos}{policy}"
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
 
     def encode(self, text: bytes | str) -> np.ndarray:
         data = text.encode() if isinstance(text, str) else text

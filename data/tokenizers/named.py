@@ -1,4 +1,4 @@
-"""The tokenizer that a name stands for."""
+"""Opening a tokenizer by its name."""
 
 from pathlib import Path
 
@@ -11,13 +11,18 @@ from lhtrain.data.tokenizers.bytes import ByteTokenizer
 
 
 def open_tokenizer(name: str, bos: bool = False, eos: str | None = None) -> Tokenizer:
-    """The tokenizer called `name`: "bytes", a tiktoken encoding, the path of a tokenizer.json, or
-    "prepared:FOLDER". With `bos` every document begins with the beginning-of-text token (where a tokenizer
-    has none of its own, the end-of-text token). `eos` names the end-of-text token of a tokenizer.json, by its
-    text or its number; None takes the first of the names that published tokenizers use.
+    """Open a tokenizer.
 
-    Raises DataError: no such name or file; a file that is no tokenizer; no such end-of-text token; an
-    encoding that cannot be fetched.
+    Args:
+        name: "bytes", a tiktoken encoding, the path of a tokenizer.json, or "prepared:FOLDER".
+        bos: begin every document with the beginning-of-text token, or with the end-of-text token if the
+            tokenizer has no beginning-of-text token.
+        eos: the end-of-text token of a tokenizer.json, by its text or its id; None: the first token of
+            `EOS_NAMES` in the file.
+
+    Raises:
+        DataError: no such name or file; a file that is not a tokenizer; no such end-of-text token; an
+            encoding that cannot be downloaded.
     """
     if problem := tokenizer_problem(name):
         raise DataError(f"data.tokenizer={name!r}: {problem}")
@@ -31,7 +36,7 @@ def open_tokenizer(name: str, bos: bool = False, eos: str | None = None) -> Toke
 
 
 def tokenizer_problem(name: str) -> str | None:
-    """The rule that `name` breaks, if any; a look at the file system at most."""
+    """Return the rule that `name` breaks, if any. Checks that files exist but does not read them."""
     if name == ByteTokenizer.name or name in ENCODINGS:
         return None
     if name.startswith(PREPARED):
@@ -42,19 +47,19 @@ def tokenizer_problem(name: str) -> str | None:
             found = is_file(expanded(name))
         except DataError:
             found = False
-        return None if found else "must exist and be a file: a tokenizer.json of Hugging Face tokenizers"
+        return None if found else "must be an existing file: a tokenizer.json of Hugging Face tokenizers"
     return f"must be one of {', '.join([ByteTokenizer.name, *ENCODINGS])}, or the path of a tokenizer.json"
 
 
 def eos_problem(name: str, eos: str | None) -> str | None:
-    """The rule that data.eos breaks beside data.tokenizer=name, if any; the file is not read."""
+    """Return the rule that data.eos=eos with data.tokenizer=name breaks, if any. Does not read the file."""
     if eos is None or name.lower().endswith(".json") or eos == END_OF_TEXT:
         return None
-    return f"only goes with a tokenizer.json; data.tokenizer={name} has {END_OF_TEXT}"
+    return f"applies only to a tokenizer.json; data.tokenizer={name} ends documents with {END_OF_TEXT}"
 
 
 def vocabulary_size(name: str) -> int:
-    """Number of distinct tokens of `open_tokenizer(name)`, whatever its end-of-text. DataError as there."""
+    """Return the vocabulary size of `open_tokenizer(name)`, for any end-of-text token. Raises DataError."""
     if problem := tokenizer_problem(name):
         raise DataError(f"data.tokenizer={name!r}: {problem}")
     if name == ByteTokenizer.name:
@@ -67,7 +72,7 @@ def vocabulary_size(name: str) -> int:
 
 
 def prepared_meta(folder: Path) -> dict:
-    """The tokenizer's part of a prepared folder's meta.json. DataError: missing or not as written."""
+    """Return the tokenizer's description in a prepared folder's meta.json. DataError: missing or damaged."""
     try:
         return dict(Manifest.read(folder).tokenizer)
     except DataError as error:
@@ -76,9 +81,9 @@ def prepared_meta(folder: Path) -> dict:
 
 
 def same_tokenizer(folder: Path, name: str) -> str | None:
-    """None if the shards of a prepared folder are tokens of `name`, else the name of what they are tokens of.
+    """Return None if tokenizer `name` made a prepared folder's shards, else the name of the one that did.
 
-    Raises DataError: a folder that is not complete.
+    Raises DataError: the folder is not complete.
     """
     meta = prepared_meta(folder)
     try:
@@ -86,26 +91,29 @@ def same_tokenizer(folder: Path, name: str) -> str | None:
         if open_tokenizer(name, meta["bos"] is not None, eos).fingerprint == meta["hash"]:
             return None
         return str(meta["name"])
-    except DataError:  # `name` is not here, or is no tokenizer
+    except DataError:  # `name` does not exist here, or is not a tokenizer
         return str(meta["name"])
 
 
 def _prepared(folder: Path) -> Tokenizer:
-    """The tokenizer of a prepared folder, checked to be the one that made its shards. Of a tokenizer.json
-    the folder has a copy; no other file is read, whatever meta.json names."""
+    """Return a prepared folder's tokenizer, after checking that it made the shards.
+
+    A tokenizer.json is read from the copy in the folder, never from another path that meta.json names: the
+    folder is not trusted.
+    """
     meta = prepared_meta(folder)
     name, eos = meta["name"], None
     if name != ByteTokenizer.name and name not in ENCODINGS:
         copy = folder / "tokenizer.json"
         if copy.is_symlink() or not copy.is_file():
-            rule = "must be there, a regular file: the copy of the tokenizer.json that made the shards"
+            rule = "must exist and be a regular file, the copy of the tokenizer.json that made the shards"
             raise DataError(f"data.path={str(folder)!r}: {str(copy)!r} {rule}; prepare the data again")
-        name, eos = str(copy), str(meta["eos"])  # its number is known, whatever named it
+        name, eos = str(copy), str(meta["eos"])  # by id: the setting that chose the token is not needed
     tokenizer = open_tokenizer(name, meta["bos"] is not None, eos)
     found = tokenizer.as_meta() | {"name": meta["name"]}
     if found != meta:
         key = next(key for key in ("hash", *found) if found[key] != meta.get(key))
         theirs, ours = (str(values.get(key))[:12] for values in (meta, found))
-        rule = f"its shards were made with another ({key} {theirs}, here {ours})"
+        rule = f"its shards were made with a different one ({key} {theirs}, here {ours})"
         raise DataError(f"data.tokenizer={meta['name']!r}: {str(folder)!r}: {rule}")
     return tokenizer

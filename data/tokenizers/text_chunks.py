@@ -1,29 +1,29 @@
-"""Long texts in overlapping windows: memory stays small, and the tokens are those of the text as a whole."""
+"""Encoding long texts in overlapping windows: little memory, and the same tokens as the whole text has."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-# Texts up to this size are encoded at once. It is half of the 1,000,000 steps that tiktoken's regex engine
-# may go back over within one match, such as a run of spaces, before it fails.
+# Texts up to this size are encoded at once. tiktoken's regex engine fails after 1,000,000 backtracking steps
+# within one match, such as a run of spaces; this is about half of that.
 WINDOW_BYTES = 1 << 19
-OVERLAP_BYTES = 1 << 11  # of two windows; what decides a token is much nearer than this
-STARTS = 256  # places that are tried for the beginning of an overlap
+OVERLAP_BYTES = 1 << 11  # of two windows; a token depends only on text much nearer than this
+STARTS = 256  # positions to try as the start of an overlap
 
 Encode = Callable[[bytes], np.ndarray]  # UTF-8 text -> tokens, 1-D
 
 
 def encode_windows(chunks: Iterable[bytes], encode: Encode) -> Iterator[np.ndarray]:
-    """The tokens of a UTF-8 text, part after part; an empty text has none.
+    """Yield the tokens of a UTF-8 text in parts; nothing for an empty text.
 
-    Whatever the chunks, the windows are the same. Two windows are joined inside their overlap, between tokens
-    that both have: nothing shows where a window begins, whether the tokenizer adds a prefix to a text or
-    merges across that place. Where two windows have no token in common (a word of an unknown script that is
-    longer than the overlap, for example) the text is cut between two characters, and the tokens there may
-    differ from those of the whole text.
+    The windows do not depend on how the text is divided into chunks. Two windows are joined inside their
+    overlap, between tokens that both have. So the tokens do not depend on where a window begins, even if the
+    tokenizer adds a prefix to each text or merges across that position. If two windows have no common token
+    (for example a word of an unknown script that is longer than the overlap), the text is cut between two
+    characters, and the tokens near the cut may differ from those of the whole text.
     """
     held, overlap = bytearray(), b""
-    tokens = np.empty(0, np.int64)  # of the last window, as far as they are not given out
+    tokens = np.empty(0, np.int64)  # of the last window, not yet yielded
     for chunk in chunks:
         held += chunk
         while len(held) > WINDOW_BYTES:
@@ -37,13 +37,15 @@ def encode_windows(chunks: Iterable[bytes], encode: Encode) -> Iterator[np.ndarr
 
 
 def _join(before: np.ndarray, overlap: bytes, text: bytes, encode: Encode) -> tuple[np.ndarray, np.ndarray]:
-    """`before` are tokens of a text that ends with `overlap`, with which `text` begins. Returns tokens of the
-    first up to a place within the overlap, and of `text` from there."""
+    """Join two windows: `before` are the tokens of one that ends with `overlap`; `text` begins with it.
+
+    Returns the tokens of the first window up to a position inside the overlap, and of `text` from there.
+    """
     tokens = encode(text)
     if not overlap:
         return before, tokens
     alone = encode(overlap)
-    # From token `first` on the overlap alone has the tokens of the text before, up to `last` those of `text`.
+    # `alone` equals the tokens of the previous window from `first` on, and those of `text` up to `last`.
     first, last = len(alone) - _in_common(before[::-1], alone[::-1]), _in_common(alone, tokens)
     if first > last:
         return before, encode(text[len(overlap) :])
@@ -52,9 +54,11 @@ def _join(before: np.ndarray, overlap: bytes, text: bytes, encode: Encode) -> tu
 
 
 def _overlap(text: bytes, tokens: np.ndarray, encode: Encode) -> bytes:
-    """The end of `text` with which the next window begins: alone, it ends with the same tokens. A line break
-    will do, except within a run of one character or another very long word, whose tokens lie in a pattern
-    that must not be shifted."""
+    """Return the end of `text` with which the next window begins.
+
+    Encoded alone, it must end with the same tokens as `text`. Starting after a line break is usually enough.
+    Inside a run of one character or another very long word it is not: a shift changes the pattern of tokens.
+    """
     start = _character(text, len(text) - OVERLAP_BYTES)
     if (line := text.find(b"\n", start, len(text) - OVERLAP_BYTES // 2)) >= 0:
         start = line + 1
@@ -69,14 +73,14 @@ def _overlap(text: bytes, tokens: np.ndarray, encode: Encode) -> bytes:
 
 
 def _in_common(one: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens two arrays have in common at their beginning."""
+    """Return the length of the common prefix of two arrays."""
     size = min(len(one), len(other))
     differ = np.flatnonzero(one[:size] != other[:size])
     return int(differ[0]) if differ.size else size
 
 
 def _character(text: bytes | bytearray, at: int) -> int:
-    """The place at or before byte `at` of UTF-8 text where a character begins."""
+    """Return the last position at or before byte `at` of UTF-8 text where a character begins."""
     while at < len(text) and text[at] & 0xC0 == 0x80:
         at -= 1
     return at

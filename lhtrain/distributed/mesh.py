@@ -20,7 +20,7 @@ from lhtrain.attention.where import Attend
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import ModelConfig, ParallelConfig, Selection
 from lhtrain.context_parallel import over_ranks, pick_method, positions
-from lhtrain.data.order.rank_slice import data_rank_rows
+from lhtrain.data.order.rank_slice import sequences_of_rank
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.model.decoder import GPT
@@ -39,7 +39,7 @@ class RankSlice:
 
     def sequences(self, n_sequences: int) -> range:
         """Which of a step's sequences this rank reads."""
-        return data_rank_rows(n_sequences, self.dp_rank, self.dp_size)
+        return sequences_of_rank(n_sequences, self.dp_rank, self.dp_size)
 
     def positions(self, seq_len: int) -> Tensor:
         """Positions of a sequence that this rank has: (seq_len / cp_size,) int64, rising."""

@@ -52,7 +52,7 @@ def test_tokens_outside_the_vocabulary_are_found(tmp_path):
     with TokenStoreWriter(tmp_path / "a.bin", np.dtype("<u2")) as writer:
         writer.append(np.array([1, 2, 300]))
         writer.end_document(256)
-    with pytest.raises(DamagedStore, match="token 2 is 300; tokens must be below the vocabulary's 257"):
+    with pytest.raises(DamagedStore, match="token 2 is 300; tokens must be below the vocabulary size 257"):
         TokenStore(tmp_path / "a.bin").verify(257)
 
 
@@ -71,7 +71,7 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path):
 
 def test_a_binary_file_given_for_rows(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(bytes(range(256)) * 4)
-    with pytest.raises(DataError, match="must be a JSON object a line"):
+    with pytest.raises(DataError, match="must be one JSON object per line"):
         prepare(Recipe(source="files", path=str(tmp_path / "a.jsonl")), tmp_path / "out", 1, progress=False)
 
 

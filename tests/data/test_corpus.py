@@ -261,7 +261,7 @@ def test_a_bar_on_a_terminal(texts: Path, cache: Path) -> None:
 def test_errors_name_the_key(texts: Path, cache: Path) -> None:
     (texts / "empty").mkdir()
     for options, message in [
-        ({"path": texts / "empty"}, r"data\.path='.*empty': must hold at least one text file"),
+        ({"path": texts / "empty"}, r"data\.path='.*empty': must contain at least one text file"),
         ({"tokenizer": "gpt9"}, r"data\.tokenizer='gpt9'"),
         ({"val_fraction": 1.5}, r"data\.val_fraction=1\.5"),
         ({"path": texts / "gone"}, r"data\.path='.*gone': must exist"),
@@ -300,7 +300,7 @@ def test_prepared_data_whose_source_changed_are_noticed(tmp_path, source, change
             '{"text": "other"}\n'
         )
     with pytest.raises(
-        DataError, match=rf"data={source}: .* was prepared from other files: .*data=prepared data\.path="
+        DataError, match=rf"data={source}: .* was prepared from different files: .*data=prepared data\.path="
     ):
         open_corpus(cache_dir=tmp_path / "cache", **settings)
     assert open_corpus("prepared", str(folder)).n_tokens("train")
@@ -316,5 +316,5 @@ def test_a_tokenizer_file_that_changed_since_is_noticed(tmp_path):
     assert open_corpus("text", out=str(tmp_path / "out"), **settings)
     tokenizer.add_tokens(["b"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DataError, match="the source, or the tokenizer's file, has changed since"):
+    with pytest.raises(DataError, match="the source or the tokenizer's file has changed since"):
         open_corpus("text", out=str(tmp_path / "out"), **settings)

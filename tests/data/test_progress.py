@@ -45,7 +45,7 @@ def test_a_plain_line_now_and_then(clock: list[float], capsys: pytest.CaptureFix
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "watched", lambda: True)
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
     with Meter(4_000_000, None, show=True) as meter:
         meter.advance(4_000_000, 12_345)
     shown = capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_verify_names_a_damaged_shard(lhtrain, prepared, tmp_path):
         "data=prepared", f"data.path={copy}", f"run.dir={tmp_path / 'run'}", "stage=dense"
     )
     assert training.returncode == 1 and not (tmp_path / "run").exists()
-    assert "00000.bin': crc32" in training.stderr and "Traceback" not in training.stderr
+    assert "00000.bin': the content's crc32" in training.stderr and "Traceback" not in training.stderr
 
 
 def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
@@ -81,7 +81,7 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
         (
             ["data=stdlib", "data.max_tokens=5000"],
             1,
-            "needs them prepared first:\n  lhtrain data prepare data=",
+            "prepare the data before training:\n  lhtrain data prepare data=",
         ),
         (["data", "verify", "/no/such"], 1, "/no/such"),
         (["data", "verify", "--fast"], 2, "--fast: no such option"),
@@ -92,7 +92,7 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
             "data.mix.a.weight=0: must be a number",
         ),
         (["data=mix", "data.mix={a: {weight: 1}}"], 2, "data.mix.a={'weight': 1}: must be {path: FOLDER"),
-        (["data=hf", "data.name=x/y"], 1, "needs them prepared first:\n  lhtrain data prepare data="),
+        (["data=hf", "data.name=x/y"], 1, "prepare the data before training:\n  lhtrain data prepare data="),
     ],
 )
 def test_mistakes_are_named(lhtrain, arguments, status, message):

@@ -35,7 +35,7 @@ def tokenizer_file(path, end):
             r"data\.tokenizer=gpt2: the data in .*web were prepared with bytes, which fixes it",
         ),
         (["data.tokenizer={file}"], r"data\.tokenizer=.*: the data in .* were prepared with bytes"),
-        (["data.tokenizer=/no/such.json"], r"data\.tokenizer=/no/such.json: must exist"),
+        (["data.tokenizer=/no/such.json"], r"data\.tokenizer=/no/such.json: must be an existing file"),
         (["data.bos=true"], r"data\.bos=True: does not go with data="),
         (["data.eos=x"], r"data\.eos=x: does not go with data="),
         (["data.column=body"], r"data\.column=body: does not go with data="),
@@ -76,9 +76,9 @@ def test_a_folder_of_a_file_with_an_end_of_text_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ([], r"data\.eos=null: .*no end-of-text token of a known name.*data\.eos=TOKEN.*'<fin>'"),
-        (["data.eos=fin"], r"data\.eos=fin: .*must be a token of .*'<fin>'"),
-        (["data.eos=4000"], r"data\.eos=4000: .*must be a token of"),
+        ([], r"data\.eos=null: .*no end-of-text token with a known name.*data\.eos=TOKEN.*'<fin>'"),
+        (["data.eos=fin"], r"data\.eos=fin: .*must be the text or the id of a token .*'<fin>'"),
+        (["data.eos=4000"], r"data\.eos=4000: .*must be the text or the id of a token"),
     ],
 )
 def test_the_end_of_text_is_asked_for(tmp_path, settings, message):
@@ -91,7 +91,7 @@ def test_the_end_of_text_is_asked_for(tmp_path, settings, message):
 
 def test_the_end_of_text_of_other_tokenizers_is_theirs():
     with pytest.raises(
-        ConfigError, match=r"data\.eos=x: only goes with a tokenizer\.json; data\.tokenizer=bytes"
+        ConfigError, match=r"data\.eos=x: applies only to a tokenizer\.json; data\.tokenizer=bytes"
     ):
         check_overrides(["data.eos=x"])
 

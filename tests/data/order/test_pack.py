@@ -21,7 +21,7 @@ def test_pieces_of_a_block_lie_side_by_side(sizes: list[int], seq_lens: list[int
     read = np.zeros(lengths.sum(), dtype=int)
     for block in range(packing.n_blocks):
         for piece in range(packing.first[block], packing.first[block + 1]):
-            place, start = packing.place[piece], packing.start[piece]
+            place, start = packing.offset[piece], packing.start[piece]
             length = min(packing.length[piece], seq_lens[0])
             assert place + length <= seq_lens[0]
             taken[block, place : place + length] += 1

@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lhtrain.data.order.rank_slice import data_rank_rows
+from lhtrain.data.order.rank_slice import sequences_of_rank
 
 
 @given(st.integers(1, 8), st.integers(1, 5))
 def test_data_ranks_share_the_rows(size: int, share: int) -> None:
-    rows = [row for rank in range(size) for row in data_rank_rows(size * share, rank, size)]
+    rows = [row for rank in range(size) for row in sequences_of_rank(size * share, rank, size)]
     assert rows == list(range(size * share))
 
 
 def test_unequal_shares_and_unknown_ranks_are_refused() -> None:
     with pytest.raises(ValueError, match="n_sequences=5: must be a multiple of the 2 data-parallel ranks"):
-        data_rank_rows(5, 0, 2)
+        sequences_of_rank(5, 0, 2)
     for rank in (-1, 2):
         with pytest.raises(ValueError, match=f"rank={rank}: must be one of the 2 ranks"):
-            data_rank_rows(4, rank, 2)
+            sequences_of_rank(4, rank, 2)

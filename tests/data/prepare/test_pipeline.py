@@ -191,7 +191,7 @@ def test_shards_of_the_width_of_earlier_versions_are_read_and_prepared_again(tex
 
 def test_a_folder_of_other_settings_is_refused(texts, tmp_path):
     prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
-    with pytest.raises(DataError, match="holds shards of other data settings; remove it or give another"):
+    with pytest.raises(DataError, match="contains shards of different settings"):
         prepare(recipe(texts, max_documents=2), tmp_path / "out", workers=1, progress=False)
     (texts / "00.txt").write_text("changed")
     with pytest.raises(DataError, match="the source or the tokenizer has changed since"):
@@ -211,7 +211,7 @@ def test_a_full_disk_is_named_and_the_finished_shards_stay(texts, tmp_path, monk
 
     monkeypatch.setattr(shard, "write_document", full)
     with pytest.raises(
-        DataError, match="with room for the shards \\(No space left on device\\); finished shards stay"
+        DataError, match=r"with enough free space .*No space left on device.*finished shards are kept"
     ):
         prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     names = sorted(path.name for path in (tmp_path / "out").glob("*"))
@@ -220,7 +220,7 @@ def test_a_full_disk_is_named_and_the_finished_shards_stay(texts, tmp_path, monk
 
 def test_a_source_without_text_leaves_nothing_complete(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": ""}) + "\n")
-    with pytest.raises(DataError, match="must hold at least one text that is not empty"):
+    with pytest.raises(DataError, match="must contain at least one text that is not empty"):
         prepare(
             Recipe(source="files", path=str(tmp_path / "rows.jsonl")), tmp_path / "out", 1, progress=False
         )
@@ -288,9 +288,11 @@ def test_the_folder_is_not_the_source(texts, tmp_path):
     (texts / "deeper" / "a.txt").write_text("text")
     (tmp_path / "link").symlink_to(texts)
     for out in (texts, texts / "deeper", tmp_path / "link", tmp_path / "link" / ".." / "texts"):
-        with pytest.raises(DataError, match=r"data\.out=.*must be a folder of its own, but holds files that"):
+        with pytest.raises(
+            DataError, match=r"data\.out=.*must be a separate folder, but it contains files of the source"
+        ):
             prepare(recipe(texts), out, workers=1, progress=False)
-    with pytest.raises(DataError, match=r"data\.path=.* matches the names of the files written there"):
+    with pytest.raises(DataError, match=r"data\.path=.* also matches the files written there"):
         prepare(recipe(texts / "*"), texts, workers=1, progress=False)
     assert sorted(texts.iterdir()) == sorted([*before, texts / "deeper"])
     for out in (tmp_path / "beside", texts / "inside"):
@@ -309,7 +311,7 @@ def test_a_folder_of_shards_is_no_source_of_text(texts, tmp_path):
         lambda: prepare(recipe(tmp_path / "out"), tmp_path / "again", workers=1, progress=False),
         lambda: open_corpus("text", str(tmp_path / "out"), cache_dir=tmp_path / "cache", progress=False),
     ):
-        with pytest.raises(DataError, match="it is a folder of prepared shards, for data=prepared"):
+        with pytest.raises(DataError, match="a folder of prepared shards: use data=prepared"):
             read()
 
 
@@ -337,7 +339,7 @@ def test_a_file_system_without_locks(texts, tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr("lhtrain.data.prepare.pipeline.fcntl.flock", refuse)
     assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False).documents == 12
-    assert "no locks here" in caplog.text
+    assert "the file system has no locks" in caplog.text
 
 
 def test_other_settings_may_follow_where_no_shard_is_finished(texts, tmp_path, monkeypatch):
@@ -362,7 +364,7 @@ def test_a_source_that_changes_while_it_is_read(texts, tmp_path, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(shard, "write_document", changing)
-    with pytest.raises(DataError, match=r"00\.txt' changed while it was prepared; it must stay as it is"):
+    with pytest.raises(DataError, match=r"00\.txt' changed while it was prepared"):
         prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     assert not list((tmp_path / "out").glob("*.bin"))
 
@@ -422,7 +424,7 @@ def test_no_memory_is_said(texts, tmp_path, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(shard, "write_document", none_left)
-    with pytest.raises(DataError, match=r"00\.txt' and what follows it needs more memory than there is"):
+    with pytest.raises(DataError, match=r"00\.txt'.*more memory is needed than is available.*data\.workers"):
         prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
 
 
@@ -435,7 +437,7 @@ def test_a_complete_folder_that_cannot_be_written_is_done(texts, tmp_path, monke
 
 def test_the_settings_that_differ_are_named(texts, tmp_path):
     prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
-    with pytest.raises(DataError, match=r"another data\.out \(data\.max_tokens=None there, 9 here\)"):
+    with pytest.raises(DataError, match=r"data\.max_tokens=None in the folder, 9 now"):
         prepare(recipe(texts, max_tokens=9), tmp_path / "out", workers=1, progress=False)
 
 

@@ -116,7 +116,7 @@ def test_one_token_cannot_be_cut(folder: Path) -> None:
 
 
 def test_no_document(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"must hold at least one document"):
+    with pytest.raises(DataError, match=r"must contain at least one document"):
         split_documents([store_of(folder / "none.bin", [])], 0.05)
 
 

@@ -49,8 +49,8 @@ def test_progress_is_told_row_by_row(dataset):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "nosuch"}, "has no such split: data.split=NAME"),
-        ({"column": "body"}, "data.column='body': .* has no such column; there is n, text"),
+        ({"split": "nosuch"}, "has no such split.*data.split"),
+        ({"column": "body"}, "data.column='body': .* has no such column; columns: n, text"),
     ],
 )
 def test_wrong_names_are_explained(dataset, tmp_path, changes, message):
@@ -73,7 +73,7 @@ def test_no_network_names_the_remedy(tmp_path, monkeypatch):
     ("error", "remedy"),
     [
         (type("GatedRepoError", (Exception,), {})("403"), "is gated: accept its terms"),
-        (type("RepositoryNotFoundError", (Exception,), {})("404"), "is no dataset of the hub"),
+        (type("RepositoryNotFoundError", (Exception,), {})("404"), "is not a dataset of the hub"),
         (ValueError("Config name is missing. Please pick one among ['en']"), "data.subset=NAME"),
     ],
 )

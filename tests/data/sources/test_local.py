@@ -56,7 +56,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
 def test_link_loop(tmp_path: Path) -> None:
     write(tmp_path, a__b="b")
     (tmp_path / "a/up").symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"a/up' leads to .*: a link must not lead back"):
+    with pytest.raises(DataError, match=r"a/up' points to .*: a link must not point to a folder above it"):
         names(tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     write(tmp_path, a="a")
     assert names(tmp_path) == ["a"]
-    with pytest.raises(DataError, match=r"pipe': is a named pipe; it must be a regular file or a folder"):
+    with pytest.raises(DataError, match=r"pipe': is a named pipe; must be a regular file or a folder"):
         names(tmp_path / "pipe")
 
 
@@ -103,7 +103,7 @@ def test_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_unknown_source_and_stray_path() -> None:
     with pytest.raises(DataError, match=r"data\.source='web': must be one of stdlib, text"):
         find_files("web", None)
-    with pytest.raises(DataError, match=r"data\.path='x': only goes with data=text"):
+    with pytest.raises(DataError, match=r"data\.path='x': applies only to data=text"):
         find_files("stdlib", "x")
 
 
@@ -146,8 +146,8 @@ def test_another_path_may_be_a_pattern(tmp_path: Path) -> None:
         ("x" * 300, r"must be readable \(File name too long\)"),
         ("x/" * 3000, r"must be readable \(File name too long\)"),
         ("[x]" * 100, r"must exist, or be a pattern"),
-        ("a\0b", "must have no NUL character"),
-        ("~nobody_of_this_name/x", "~ must stand for a home directory"),
+        ("a\0b", "must not contain a NUL character"),
+        ("~nobody_of_this_name/x", "~ must be an existing user's home directory"),
     ],
 )
 def test_paths_that_the_system_refuses(path: str, message: str) -> None:

@@ -100,32 +100,32 @@ def test_filters_choose_rows(tmp_path):
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        (b'{"text": "a"}\n{"text": \n', {}, "line 2: must be a JSON object a line"),
-        (b"[1]\n", {}, "must be a JSON object a line, in UTF-8, not list.*jq -c"),
-        (b'[\n{"text": "a"}\n]\n', {}, "line 1: must be a JSON object a line, in UTF-8.*jq -c"),
-        (b'{\n"text": "a"\n}\n', {}, "line 1: must be a JSON object a line, in UTF-8.*jq -c"),
+        (b'{"text": "a"}\n{"text": \n', {}, "line 2: must be one JSON object per line"),
+        (b"[1]\n", {}, "must be one JSON object per line, in UTF-8, not list.*jq -c"),
+        (b'[\n{"text": "a"}\n]\n', {}, "line 1: must be one JSON object per line, in UTF-8.*jq -c"),
+        (b'{\n"text": "a"\n}\n', {}, "line 1: must be one JSON object per line, in UTF-8.*jq -c"),
         (
             b'{"text": "a"}\n\n{"text": "caf\xe9"}\n',
             {},
-            "line 3: must be a JSON object a line, in UTF-8 .*0xe9",
+            "line 3: must be one JSON object per line, in UTF-8 .*0xe9",
         ),
-        ('{"text": "a"}\n'.encode("utf-16"), {}, "line 1: must be UTF-8, and looks like UTF-16"),
-        ('{"text": "a"}\n'.encode("utf-16-be"), {}, "line 1: must be UTF-8, and looks like UTF-16"),
+        ('{"text": "a"}\n'.encode("utf-16"), {}, "line 1: must be UTF-8, looks like UTF-16"),
+        ('{"text": "a"}\n'.encode("utf-16-be"), {}, "line 1: must be UTF-8, looks like UTF-16"),
         (b'{"text": "a", "text": "b"}\n', {}, "line 1: has the key 'text' more than once"),
-        (b'{"body": "a"}\n', {}, "data.column='text': .* has no such column; there is body"),
-        (b'{"n": 1, "txet": "a"}\n', {}, "no such column; there is txet, n"),
-        (b'{"text": 7}\n', {}, r"line 1 holds 7 \(int\); must hold a text or null"),
-        (b'{"text": 0}\n', {}, r"line 1 holds 0 \(int\); must hold a text or null"),
-        (b'{"text": ""}\n{"text": false}\n', {}, r"line 2 holds False \(bool\)"),
-        (b'{"text": []}\n', {}, r"line 1 holds \[\] \(list\)"),
-        (b'{"text": {}}\n', {}, r"line 1 holds \{\} \(dict\)"),
+        (b'{"body": "a"}\n', {}, "data.column='text': .* has no such column; columns: body"),
+        (b'{"n": 1, "txet": "a"}\n', {}, "no such column; columns: txet, n"),
+        (b'{"text": 7}\n', {}, r"line 1 has 7 \(int\); must be a string or null"),
+        (b'{"text": 0}\n', {}, r"line 1 has 0 \(int\); must be a string or null"),
+        (b'{"text": ""}\n{"text": false}\n', {}, r"line 2 has False \(bool\)"),
+        (b'{"text": []}\n', {}, r"line 1 has \[\] \(list\)"),
+        (b'{"text": {}}\n', {}, r"line 1 has \{\} \(dict\)"),
         (
             b'{"text": {"a": "b"}}\n',
             {"column": "text.b"},
-            r"data.column='text.b': .* no such column; there is a",
+            r"data.column='text.b': .* no such column; columns: a",
         ),
-        (b'{"text": "a"}\n', {"column": "text.b"}, r"text is a str, and must be an object to look into"),
-        (b'{"meta": {"a": "b"}}\n', {}, r"there is meta; look into meta by meta\.NAME"),
+        (b'{"text": "a"}\n', {"column": "text.b"}, r"text must be an object, is a str"),
+        (b'{"meta": {"a": "b"}}\n', {}, r"columns: meta; .* write meta\.NAME"),
         (b'{"text": "a"}\n', {"filters": ["size > 3"]}, "data.filters='size': .* line 1 has no such column"),
         (
             b'{"text": "a"}\n',
@@ -211,7 +211,7 @@ def test_every_type_of_text_is_read(tmp_path, array, kind):
 @pytest.mark.parametrize("values", [[b"a"], [["a"]], [1.5], [{"a": "b"}]])
 def test_a_column_of_another_type_is_named_with_its_row(tmp_path, values):
     parquet.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet' row group 0 row 0 holds .*; must hold a text or null"):
+    with pytest.raises(DataError, match=r"a\.parquet' row group 0 row 0 has .*; must be a string or null"):
         documents(tmp_path / "a.parquet")
 
 
@@ -222,7 +222,7 @@ def test_files_of_other_columns_and_without_rows(tmp_path):
     assert documents(tmp_path) == (["a", "b"], 0)
     parquet.write_table(pa.table({"Text": ["c"], "n": [1]}), tmp_path / "d.parquet")
     with pytest.raises(
-        DataError, match=r"d\.parquet' row group 0 row 0 has no such column; there is Text, n"
+        DataError, match=r"d\.parquet' row group 0 row 0 has no such column; columns: Text, n"
     ):
         documents(tmp_path)
 
@@ -262,7 +262,7 @@ def test_an_arrow_stream_cut_between_two_batches_is_an_error(tmp_path):
     with ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as stream:
         stream.write_table(table)
     (tmp_path / "a.arrow").write_bytes((tmp_path / "a.arrow").read_bytes()[:-8])
-    with pytest.raises(DataError, match=r"a\.arrow': must be an arrow file, and whole"):
+    with pytest.raises(DataError, match=r"a\.arrow': must be a complete arrow file"):
         documents(tmp_path / "a.arrow")
 
 
@@ -322,13 +322,13 @@ def test_a_truncated_file_is_an_error(tmp_path, name):
 def test_a_folder_without_rows_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     recipe = Recipe(source="files", path=str(tmp_path))
-    with pytest.raises(DataError, match=r"must hold at least one file to read \(JSON lines, plain or"):
+    with pytest.raises(DataError, match=r"must contain at least one file to read \(JSON lines, plain or"):
         plan.make_plan(recipe)
 
 
 def test_a_file_of_another_kind_given_by_name_is_refused(tmp_path):
     (tmp_path / "a.pdf").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"a\.pdf': must be one of \.jsonl"):
+    with pytest.raises(DataError, match=r"a\.pdf': must end in one of \.jsonl"):
         documents(tmp_path / "a.pdf")
 
 
@@ -355,7 +355,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 def test_pointers_of_git_lfs_are_named(tmp_path, name):
     """A clone has them in place of the files if `git lfs` is not installed."""
     (tmp_path / name).write_bytes(LFS)
-    with pytest.raises(DataError, match=rf"{name}': is a pointer of Git LFS.*git lfs pull"):
+    with pytest.raises(DataError, match=rf"{name}': is a Git LFS pointer.*git lfs pull"):
         documents(tmp_path / name)
 
 

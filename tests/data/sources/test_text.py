@@ -172,15 +172,15 @@ def test_packed_files_are_named_as_such(tmp_path: Path, caplog: pytest.LogCaptur
         assert len(read(tmp_path)) == 1
     assert "skipped 3 binary file(s)" in caplog.text
     assert "2 compressed by gzip; 1 a parquet file, which data=files reads" in caplog.text
-    with pytest.raises(DataError, match=r"b\.txt\.gz': .*; it is compressed by gzip"):
+    with pytest.raises(DataError, match=r"b\.txt\.gz': .*; the file is compressed by gzip"):
         read(tmp_path / "b.txt.gz")
 
 
 def test_pointers_of_git_lfs_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(DataError, match=r"a\.txt': is a pointer of Git LFS.*git lfs pull"):
+    with pytest.raises(DataError, match=r"a\.txt': is a Git LFS pointer.*git lfs pull"):
         read(tmp_path)
-    with pytest.raises(DataError, match=r"a\.txt': is a pointer of Git LFS.*git lfs pull"):
+    with pytest.raises(DataError, match=r"a\.txt': is a Git LFS pointer.*git lfs pull"):
         prepare(
             Recipe(source="text", path=str(tmp_path)), tmp_path.with_name(f"{tmp_path.name}_out"), 1, False
         )

@@ -65,7 +65,7 @@ def test_long_documents_encode_as_the_whole_text(gpt2, tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("gpt5", "data.tokenizer='gpt5': must be"),
-        ("/no/such/tokenizer.json", "data.tokenizer='/no/such/tokenizer.json': must exist"),
+        ("/no/such/tokenizer.json", "data.tokenizer='/no/such/tokenizer.json': must be an existing file"),
     ],
 )
 def test_unknown_tokenizers_are_named(name, message):
@@ -114,7 +114,7 @@ def test_end_of_text_with_full_width_bars(trained):
 def test_a_key_names_the_end_of_text(trained, tmp_path):
     with_changes(trained, called("</s>", "<fin>"))
     with pytest.raises(
-        DataError, match=r"no end-of-text token of a known name.*data\.eos=TOKEN.*'<fin>', '<s>'"
+        DataError, match=r"no end-of-text token with a known name.*data\.eos=TOKEN.*'<fin>', '<s>'"
     ):
         open_tokenizer(trained)
     assert vocabulary_size(trained) == open_tokenizer(trained, eos="<fin>").vocab_size
@@ -132,14 +132,12 @@ def test_a_key_names_the_end_of_text(trained, tmp_path):
 
 @pytest.mark.parametrize("eos", ["<fim>", "4000", "99999999999999999999", ""])
 def test_an_end_of_text_that_is_not_there_names_candidates(trained, eos):
-    with pytest.raises(
-        DataError, match=rf"data\.eos='{eos}': must be a token of .*, by its text or its number.*'</s>'"
-    ):
+    with pytest.raises(DataError, match=rf"data\.eos='{eos}': must be the text or the id of a token.*'</s>'"):
         open_tokenizer(trained, eos=eos)
 
 
 def test_an_end_of_text_only_goes_with_a_file():
-    with pytest.raises(DataError, match=r"data\.eos='</s>': only goes with a tokenizer\.json"):
+    with pytest.raises(DataError, match=r"data\.eos='</s>': applies only to a tokenizer\.json"):
         open_tokenizer("bytes", eos="</s>")
 
 
@@ -207,7 +205,7 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, content):
 def test_numbers_of_tokens_have_a_limit(trained):
     with_changes(trained, lambda content: content["model"]["vocab"].update(zz=2**32 - 1))
     with pytest.raises(
-        DataError, match=r"has a token 4,294,967,295; the numbers .* must lie below 16,777,216"
+        DataError, match=r"has the token id 4,294,967,295; token ids must be below 16,777,216"
     ):
         vocabulary_size(trained)
 
@@ -215,7 +213,7 @@ def test_numbers_of_tokens_have_a_limit(trained):
 def test_two_tokens_of_the_end_of_texts_number_are_refused(trained):
     with_changes(trained, lambda content: content["model"]["vocab"].update(h=0))
     with pytest.raises(
-        DataError, match="are all token 0; the end-of-text token must have a number of its own"
+        DataError, match="all have the id 0; the end-of-text token must have an id that no other token has"
     ):
         open_tokenizer(trained)
 
@@ -230,7 +228,7 @@ def test_two_tokens_of_the_end_of_texts_number_are_refused(trained):
 )
 def test_a_tokenizer_that_fails_on_a_text_raises_an_error_of_ours(trained, change):
     tokenizer = open_tokenizer(with_changes(trained, change))
-    with pytest.raises(EncodeError, match="it fails on this text"):
+    with pytest.raises(EncodeError, match="the tokenizer fails on this text"):
         tokenizer.encode("a" * 40 + "b")
 
 
@@ -238,7 +236,7 @@ def test_characters_that_are_left_out_are_warned_of(trained, caplog):
     with_changes(trained, lambda content: content.update(pre_tokenizer=None))
     with caplog.at_level(logging.WARNING):
         assert open_tokenizer(trained).encode("日本").size == 0
-    assert "leaves out those that are not in its vocabulary" in caplog.text
+    assert "not in its vocabulary are dropped" in caplog.text
 
 
 @pytest.mark.parametrize(

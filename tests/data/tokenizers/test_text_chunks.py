@@ -203,6 +203,6 @@ def test_a_text_that_the_tokenizer_fails_on_is_named(tmp_path):
     (tmp_path / "txt" / "bad.txt").write_text("a" * 40 + "b")
     recipe = Recipe(source="text", path=str(tmp_path / "txt"), tokenizer=str(tmp_path / "tokenizer.json"))
     with pytest.raises(
-        DataError, match=r"tokenizer\.json': document '.*bad\.txt', .*fails on this text.*leave"
+        DataError, match=r"tokenizer\.json': document '.*bad\.txt', .*fails on this text.*remove the document"
     ):
         prepare(recipe, tmp_path / "out", 1, progress=False)

@@ -1,16 +1,17 @@
-# make train   set everything up and run the main job          make train ARGS="run.steps=400 model=gpt_130m"
-# make test    set everything up and run the tests             make test ARGS="tests/attention -x"
-# make test-fast       those that take no more than three seconds and start no processes
-# make coverage        all tests, then which lines and branches none of them runs; make coverage ARGS="tests/data"
-# make test-multigpu   the tests of several ranks, on the machine's GPUs
-# make test-slurm   install SLURM where it is missing (Debian, root), start a cluster of two nodes here, run its tests
-# make lint    ruff and mypy
+# make train           set up .venv, then run the default training run    make train ARGS="run.steps=400 model=gpt_130m"
+# make test            set up .venv, then run all tests without a GPU     make test ARGS="tests/attention -x" JOBS=8
+# make test-fast       only the tests that take less than three seconds and start no processes
+# make test-multigpu   the tests of several ranks, on the GPUs of this machine (at least two)
+# make test-slurm      start a SLURM cluster of two nodes on this machine (Debian, root), and run its tests
+# make coverage        run the tests, then list the lines and branches that no test runs
+# make lint            ruff and mypy
+# make clean           remove .venv and build files
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
-# Files that start first are those with the most slow tests (tests/conftest.py).
+# loadfile: the tests of one file run in one process. tests/conftest.py puts the files with most slow tests first.
 PYTEST = -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-fast coverage test-multigpu slurm-cluster test-slurm lint clean
@@ -30,7 +31,7 @@ coverage: $(VENV)/.dev-ready
 	$(BIN)/coverage report
 
 test-multigpu: $(VENV)/.dev-ready
-	@$(BIN)/python -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(n < 2 and f"needs two GPUs; there are {n}")'
+	@$(BIN)/python -c 'import sys, torch; n = torch.cuda.device_count(); sys.exit(n < 2 and f"needs two GPUs, found {n}")'
 	LHTRAIN_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/distributed tests/context_parallel/test_context.py $(ARGS)
 
 slurm-cluster:
@@ -58,7 +59,7 @@ $(VENV)/.dev-ready: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@ $(VENV)/.run-ready
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lhtrain needs Python 3.11 or newer; say which: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lhtrain needs Python 3.11 or newer. Name one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
 clean:

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+import lhtrain
 from tests.integration.command import ROOT
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,9 @@ def test_a_built_wheel_works_from_another_directory(tmp_path):
     (wheel,) = tmp_path.glob("lhtrain-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"lhtrain"}
+    assert wheel.name.startswith(f"lhtrain-{lhtrain.__version__}-")
     for needed in (
+        "py.typed",
         "conf/model/gpt_tiny.yaml",
         "conf/config.yaml",
         "data/order/sequences.py",

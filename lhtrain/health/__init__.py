@@ -1,1 +1,1 @@
-"""Faults of a run in progress: non-finite numbers, ranks that hang or are slow, signals."""
+"""Faults during training: losses that are not finite, ranks that hang or are slow, signals."""

@@ -1,11 +1,11 @@
-"""Ends a rank that hangs, saying where: each phase of a run has a limit.
+"""The watchdog: reports and ends a rank that exceeds the time limit of a phase of the run.
 
-Every rank keeps a small file in run.dir/ranks with its step, phase and since when: the rank that is furthest
-behind is the one that the others wait for.
+Every rank keeps a small file in run.dir/ranks with its step, its phase and the time at which the phase began.
+The rank that is furthest behind is the one that the others wait for.
 
-Only time during which the watchdog's own thread ran counts: a stopped process, a suspended machine or a clock
-that jumps does not end a healthy run. That thread touches no file: a file system that hangs, which it may
-have to report, would hang the thread too.
+Only time in which the watchdog's own thread runs is counted, so that a stopped process, a suspended machine
+or a clock that jumps does not end a healthy run. That thread accesses no files, because a file system that
+hangs, which it may have to report, would make it hang too.
 """
 
 import faulthandler
@@ -25,41 +25,48 @@ from lhtrain.files import open_regular, read_regular, remove_leftovers, write_at
 from lhtrain.process.threads import within
 
 STALLED = 75  # the exit status: EX_TEMPFAIL, "try again"
-BEAT = 5.0  # seconds between looks
-LAST_WORDS = 10.0  # seconds that each part of the report may take before the process ends
-MARGIN = 120.0  # seconds that a collective waits longer than the watchdog: for its beats and its report
-SILENT = 4  # beats without a new file, after which a rank counts as stopped
+BEAT = 5.0  # seconds between two checks
+LAST_WORDS = 10.0  # most seconds for each part of the report, before the process ends
+MARGIN = 120.0  # seconds that a collective waits longer than the watchdog, which needs time for its report
+SILENT = 4  # number of beats without a new file after which a rank counts as stopped
 
 
 @dataclass(frozen=True)
 class Doing:
-    """The phase that a rank is in. since: seconds since the epoch; host and pid: where it runs; attempt: the
-    start of the run that it belongs to."""
+    """The phase that a rank is in."""
 
     rank: int
     step: int
     phase: str
-    since: float
-    attempt: str = ""
+    since: float  # when the phase began, in seconds since the epoch
+    attempt: str = ""  # identifies the start of the run that the rank belongs to
     host: str = field(default_factory=platform.node)
     pid: int = field(default_factory=os.getpid)
 
 
 def collective_limit(config: WatchdogConfig, timeout: float) -> float:
-    """Seconds that a collective may take: longer than any phase, so that the watchdog finds a hang first."""
+    """Return the timeout of collectives in seconds: longer than any phase, so the watchdog acts first."""
     limits = [limit for limit in asdict(config).values() if limit is not None]
     return max([timeout, *(limit + MARGIN for limit in limits)])
 
 
 class Watchdog:
-    """Use as a context manager around a run; `phase` around its parts. A thread looks every few seconds."""
+    """Use as a context manager around a run, and `phase` around its parts. A thread checks every few seconds.
+
+    Args:
+        config: limit of each phase in seconds, or None.
+        folder: run.dir.
+        rank: number of this rank.
+        beat: seconds between two checks.
+        attempt: identifies the start of the run.
+    """
 
     def __init__(
         self, config: WatchdogConfig, folder: Path, rank: int, beat: float = BEAT, attempt: str = ""
     ):
         self.limits = asdict(config)
         self.folder, self.rank, self.beat, self.attempt = folder, rank, beat, attempt
-        self.step = 0  # of the run, for the record
+        self.step = 0  # current step of the run, for the report
         self._doing = self._now("start")
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -73,11 +80,11 @@ class Watchdog:
     def __exit__(self, *exc: object) -> None:
         self._over.set()
         self._watcher.join()
-        self._writer.join(1.0)  # no longer: its file system may hang
+        self._writer.join(1.0)  # at most a second, because its file system may hang
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """The block counts against the limit `name`; afterwards the previous phase begins again."""
+        """Apply the limit `name` to the block; afterwards the previous phase starts again from 0 seconds."""
         before, self._doing = self._doing, self._now(name)
         try:
             yield
@@ -91,7 +98,7 @@ class Watchdog:
         seen, lived, last = self._doing, 0.0, time.monotonic()
         while not self._over.wait(self.beat):
             now = time.monotonic()
-            # A longer gap is not the run's: the process was stopped, or the machine slept.
+            # A longer gap does not count: the process was stopped, or the machine was suspended.
             passed, last = min(now - last, 2 * self.beat), now
             doing = self._doing
             if doing is not seen:
@@ -103,13 +110,13 @@ class Watchdog:
                 self._end(doing, lived)
 
     def _write(self) -> None:
-        """On a thread of its own, every beat: what this rank is doing."""
+        """Write the phase of this rank to its file at every beat. Runs on a thread of its own."""
         ranks = self.folder / "ranks"
         if self.rank == 0 and self.attempt:
             _tidy(ranks, self.attempt)
         while True:
             doing = self._doing
-            try:  # a full disk must not end the watch
+            try:  # a full disk must not stop the watchdog
                 ranks.mkdir(parents=True, exist_ok=True)
                 write_atomic(ranks / f"{self.rank}.json", json.dumps(asdict(doing)), durable=False)
             except OSError:
@@ -118,13 +125,15 @@ class Watchdog:
                 return
 
     def _end(self, doing: Doing, lived: float) -> None:
-        """Report the phase and the stacks, then end the process, even if nothing can be written."""
+        """Report the phase and the stack traces, then end the process, even if nothing can be written."""
         try:
             others = within(LAST_WORDS, lambda: furthest_behind(self.folder, doing, self.beat))
-            waits = others or "what the other ranks do could not be read"
+            waits = others or "the state of the other ranks could not be read"
             stacks = self.folder / "stalls" / f"rank_{doing.rank}.txt"
             written = within(LAST_WORDS, lambda: _dump(stacks))
-            where = f"Stacks: {stacks.parent}" if written else "Stacks follow: no file could be written"
+            where = f"Stack traces: {stacks.parent}"
+            if not written:
+                where = "Stack traces follow, since no file could be written"
             at = f"phase {doing.phase} of step {doing.step}"
             message = (
                 f"lhtrain: rank {doing.rank} spent {lived:.0f} s in {at}, "
@@ -156,19 +165,25 @@ def _dump(path: Path) -> bool:
 
 
 def furthest_behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:
-    """The rank that is furthest behind, in words, by the files of this attempt's ranks and their times.
+    """Return a phrase that names the rank that is furthest behind, from the files of this attempt's ranks.
 
-    A rank that no longer writes is stopped or gone: all wait for it, whatever its last phase was.
+    A rank that no longer writes its file has stopped or ended, and all others wait for it, whatever its last
+    phase was.
+
+    Args:
+        folder: run.dir.
+        doing: phase of this rank.
+        beat: seconds between two writes of a file.
     """
     found: dict[Path, Doing] = {}
     for path in (folder / "ranks").glob("*.json"):
         try:
             other = Doing(**json.loads(read_regular(path)))
         except (OSError, ValueError, TypeError):
-            continue  # being written
+            continue  # the file is being written
         if other.attempt == doing.attempt and other.rank != doing.rank:
             found[path] = other
-    try:  # the file system's own clock, since those of two machines may differ
+    try:  # times by the file system's clock, because the clocks of two machines may differ
         written = {path: path.stat().st_mtime for path in found}
         mine = (folder / "ranks" / f"{doing.rank}.json").stat().st_mtime
     except OSError:
@@ -180,8 +195,8 @@ def furthest_behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:
         stopped = found[path]
         who = f"rank {stopped.rank}, process {stopped.pid} on {stopped.host}"
         last = f"was in phase {stopped.phase} of step {stopped.step}"
-        return f"it waits for {who}, which wrote nothing for {silent[path]:.0f} s and {last}"
+        return f"it waits for {who}, which has written nothing for {silent[path]:.0f} s and {last}"
     first = min([doing, *found.values()], key=lambda other: (other.step, other.since))
     if first.rank == doing.rank:
         return "no rank is further behind"
-    return f"it waits for rank {first.rank}, in phase {first.phase} of step {first.step}"
+    return f"it waits for rank {first.rank}, which is in phase {first.phase} of step {first.step}"

@@ -1,4 +1,4 @@
-"""Non-finite losses and gradients: steps that updated nothing, losses that jump, when to rewind."""
+"""Losses and gradients that are not finite: skipped steps, jumps of the loss, and when to rewind."""
 
 import math
 from collections import deque
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from lhtrain.conf.schema import GuardConfig
 
-WINDOW, LEAST = 50, 20  # logged losses that a new one is compared with: at most, at least
+WINDOW, LEAST = 50, 20  # most and least number of logged losses that a new loss is compared with
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A step that updated nothing: its number, and where in the data its batch begins and ends."""
+    """A step that updated no weights."""
 
     step: int
-    position: int
-    end: int
+    position: int  # token of the data at which its batch begins
+    end: int  # token of the data at which its batch ends
 
 
 class NonFiniteGuard:
-    """Watches the steps of a run.
+    """Counts skipped steps and finds jumps of the loss.
 
     Flags stay on the GPU and are read only when we log, to avoid a sync per step.
     """
@@ -36,11 +36,11 @@ class NonFiniteGuard:
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
     def remember(self, step: int, position: int, end: int, skipped: Tensor) -> None:
-        """Remember a step; `skipped` is a scalar on the device."""
+        """Remember a step and its batch, tokens `position` to `end`. skipped: a scalar on the device."""
         self._flags.append((Skip(step, position, end), skipped))
 
     def newly_skipped(self) -> list[Skip]:
-        """The steps since the last call that updated nothing; waits for the device."""
+        """Return the steps since the last call that updated no weights; waits for the device."""
         found = []
         for skip, flag in self._flags:
             bad = bool(flag.item())
@@ -51,11 +51,11 @@ class NonFiniteGuard:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint: a resumed run finds the same spikes as one that was not interrupted."""
+        """Return the state for a checkpoint, so that a resumed run reports the same spikes."""
         return {"losses": list(self._losses), "in_a_row": self.in_a_row, "rewinds": self.rewinds}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Continue from what `as_dict` returned."""
+        """Restore the state that `as_dict` returned."""
         self._losses.clear()
         self._losses.extend(saved["losses"])
         self.in_a_row, self.rewinds = saved["in_a_row"], saved["rewinds"]
@@ -71,16 +71,16 @@ class NonFiniteGuard:
         self._losses.clear()
 
     def new_stage(self) -> None:
-        """Forget the losses: those of the previous stage's attention say nothing about the new one's."""
+        """Forget the losses, which belong to the attention of the previous stage."""
         self._losses.clear()
 
     def spike(self, loss: float) -> float | None:
-        """How many standard deviations a logged loss lies above those before it, if that is too many."""
+        """Add a logged loss; return its standard deviations above the previous ones if above the limit."""
         past, limit = list(self._losses), self.config.spike
         if math.isfinite(loss):
             self._losses.append(loss)
         if not limit or len(past) < LEAST or not math.isfinite(loss):
             return None
-        # A flat stretch has no spread of its own: a hundredth of the loss is always ordinary.
+        # The losses may be almost equal, so the standard deviation counts as at least 1 % of the mean loss.
         deviations = (loss - fmean(past)) / max(pstdev(past), 0.01 * abs(fmean(past)), 1e-12)
         return deviations if deviations > limit else None

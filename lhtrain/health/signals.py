@@ -1,10 +1,10 @@
-"""Ctrl-C, TERM, USR1 and HUP: finish the step, save, exit. A second Ctrl-C exits at once.
+"""Signals that stop a run: Ctrl-C, TERM, USR1 and HUP finish the step, save and exit.
 
-TERM and USR1 come from a scheduler: before a time limit, at a preemption. HUP comes when the terminal is
-closed. They often come twice, from the scheduler and from a launcher between it and the ranks: a second one
-changes nothing.
+A second Ctrl-C exits at once. A scheduler sends TERM and USR1 before a time limit or at a preemption. HUP is
+sent when the terminal is closed. These three often arrive twice, from the scheduler and from a launcher
+between it and the ranks, so the second one is ignored.
 
-Imports nothing that takes time: the handlers must be installed before PyTorch is imported.
+This module imports nothing slow, because the handlers must be installed before PyTorch is imported.
 """
 
 import os
@@ -20,18 +20,18 @@ from lhtrain.process.stop import early, remember
 from lhtrain.process.threads import within
 
 FROM_SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
-OF_SUBMITIT = signal.SIGUSR2  # in a sweep's jobs; its handler requeues at once, so that ours must save before
-# Seconds in which a second Ctrl-C is the same press: a terminal sends it to launcher and ranks, and the
-# launcher passes it on.
+OF_SUBMITIT = signal.SIGUSR2  # in the jobs of a sweep; submitit's handler requeues at once, so we save first
+# Seconds in which a second Ctrl-C counts as the same key press: the terminal sends the signal to the launcher
+# and to the ranks, and the launcher passes it on. The second number is for a run without a launcher.
 SAME_PRESS, SAME_PRESS_ALONE = 1.0, 0.25
-AT_ONCE = 128 + signal.SIGINT  # the exit status after a second Ctrl-C
+AT_ONCE = 128 + signal.SIGINT  # exit status after a second Ctrl-C
 
 
 def stopping() -> tuple[signal.Signals, ...]:
-    """The signals, besides Ctrl-C, that stop a run.
+    """Return the signals, besides Ctrl-C, that stop a run.
 
-    HUP does not where it is ignored, under nohup. But torchrun passes HUP on even then, and kills 30 s later:
-    from it HUP is a request.
+    HUP does not stop a run if it is ignored, as under nohup. torchrun, however, passes HUP on even then and
+    kills the ranks 30 s later, so under torchrun HUP always stops the run.
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not under_torchrun():
         return FROM_SCHEDULER
@@ -39,11 +39,11 @@ def stopping() -> tuple[signal.Signals, ...]:
 
 
 def watch() -> None:
-    """From now on remember a scheduler's signal for the `StopSignal` to come, instead of dying of it.
+    """From now on, remember a signal of the scheduler for the later `StopSignal` instead of dying from it.
 
-    A run that has only begun to start thus ends as others do, with a summary of how far it came.
-    Ctrl-C still leaves at once: there is nothing to save yet. A launcher may have blocked the signals until
-    now, so that none is lost before there is a handler.
+    A run that receives a signal while it starts thus ends like any other run, with a summary. Ctrl-C still
+    exits at once, because there is nothing to save yet. The signals are unblocked, because a launcher may
+    have blocked them so that none is lost before there is a handler.
     """
     owner = os.getpid()
 
@@ -58,12 +58,12 @@ def watch() -> None:
 
 
 class StopSignal:
-    """Use as a context manager around the loop; `requested` is the signal that came, or None.
+    """Use as a context manager around the training loop; `requested` is the received signal, or None.
 
-    saved: describes what is saved, for the message when a second Ctrl-C ends the run.
+    saved: returns a phrase on what is saved, for the message when a second Ctrl-C ends the run.
     """
 
-    def __init__(self, saved: Callable[[], str] = lambda: "what was not saved is lost"):
+    def __init__(self, saved: Callable[[], str] = lambda: "steps since the last save are lost"):
         self.requested: signal.Signals | None = None
         self.saved = saved
         self._owner = os.getpid()
@@ -75,8 +75,8 @@ class StopSignal:
             signals = (*signals, OF_SUBMITIT)
         if (first := early()) is not None:
             self.requested, self._first = first, (first, 0.0)
-        # Python runs handlers in the main thread, between two of its own instructions: not while it waits
-        # for a save, a GPU or another rank. The numbers of the signals arrive in this pipe at once.
+        # Python runs signal handlers in the main thread, between two Python instructions, and so not while
+        # the thread waits for a save, a GPU or another rank. This pipe gets the signals' numbers at once.
         self._arrivals, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self._old_pipe = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
@@ -89,7 +89,7 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_pipe)
-        os.close(self._pipe)  # which ends the thread
+        os.close(self._pipe)  # this ends the thread
         if self.requested is OF_SUBMITIT:
             signal.raise_signal(self.requested)
 
@@ -100,7 +100,7 @@ class StopSignal:
             self.requested = signal.Signals(number)
 
     def _listen(self) -> None:
-        """On a thread: leave at a second Ctrl-C."""
+        """Exit at a second Ctrl-C. Runs on a thread."""
         while numbers := os.read(self._arrivals, 64):
             for number in numbers:
                 if self.leaves(number, time.monotonic()):
@@ -108,7 +108,7 @@ class StopSignal:
         os.close(self._arrivals)
 
     def leaves(self, number: int, now: float) -> bool:
-        """Whether a signal received at `now`, in seconds, asks to exit at once."""
+        """Return whether the signal `number`, received at `now` (seconds), asks to exit at once."""
         if self._first is None:
             self._first = number, now
             return False
@@ -116,16 +116,16 @@ class StopSignal:
         same_press = SAME_PRESS if {"RANK", "SLURM_STEP_ID"} & os.environ.keys() else SAME_PRESS_ALONE
         if first == signal.SIGINT and now - since <= same_press:
             return False
-        # torchrun passes on a first Ctrl-C as INT, and a second one as TERM.
+        # torchrun passes on the first Ctrl-C as INT and the second one as TERM.
         again = number == signal.SIGTERM and first == signal.SIGINT and under_torchrun()
         return number == signal.SIGINT or again
 
     def _leave(self) -> None:
-        """End the process without waiting for threads that write or ranks that compute."""
+        """End the process without waiting for threads that write or for other ranks."""
         try:
-            saved = within(2.0, self.saved) or "see the run's directory for its checkpoints"
-            show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar may have hidden it
-            message = f"{show_cursor}\nlhtrain: interrupted again, leaving at once; {saved}"
+            saved = within(2.0, self.saved) or "see run.dir for its checkpoints"
+            show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar may have hidden it
+            message = f"{show_cursor}\nlhtrain: interrupted again, exiting at once; {saved}"
             within(2.0, lambda: print(message, file=sys.stderr, flush=True))
             within(2.0, sys.stdout.flush)
         finally:
@@ -133,7 +133,7 @@ class StopSignal:
 
 
 def _is_of_child(owner: int, number: int) -> bool:
-    """Whether this is a forked worker, which inherits the handlers but must end by the signal."""
+    """Return False in the process `owner`; end a forked worker, which inherits the handler, by the signal."""
     if os.getpid() == owner:
         return False
     signal.signal(number, signal.SIG_DFL)
@@ -141,5 +141,5 @@ def _is_of_child(owner: int, number: int) -> bool:
     return True
 
 
-# A forked worker inherits the pipe too: its signals are not the run's.
+# A forked worker inherits the pipe too, but must not write its own signals to it.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))

@@ -1,8 +1,8 @@
-"""Ranks that are slower than the others. All ranks step at the pace of the slowest, so step times do not show
-which one that is.
+"""Finds ranks that are slower than the others, such as by a throttled GPU, a busy host or a slow disk.
 
-Every so often each rank times a fixed piece of work of its own, and how long it waited for data; the ranks
-compare. A throttled GPU, a busy host or a slow disk shows up by name.
+All ranks step at the pace of the slowest one, so step times do not show which rank is slow. Therefore, every
+`parallel.compare_every` steps, each rank measures a fixed computation of its own and the time that it waited
+for data, and the ranks compare these.
 """
 
 import platform
@@ -14,23 +14,23 @@ import torch
 
 from lhtrain.distributed.world import World
 
-SIZE, TIMES = 1024, 8  # the work: so many products of square matrices, about a millisecond on a GPU
-SLOWER = 1.25  # times the median of the ranks
-WAIT = 0.1  # seconds a step that a rank waits for data longer than the median
+SIZE, TIMES = 1024, 8  # the computation: TIMES products of SIZE x SIZE matrices, about a millisecond on a GPU
+SLOWER = 1.25  # a rank is slow if its computation takes this many times the median of the ranks
+WAIT = 0.1  # or if it waits for data this many seconds per step longer than the median
 
 
 @dataclass(frozen=True)
 class Pace:
-    """One rank's measurements. probe: seconds of the fixed work; data: seconds a step waited for data."""
+    """The measurements of one rank."""
 
     rank: int
     host: str
-    probe: float
-    data: float
+    probe: float  # seconds of the fixed computation
+    data: float  # seconds per step of waiting for data
 
 
 class StragglerCheck:
-    """Compares the ranks' paces; every rank must call `compare` at the same steps."""
+    """Compares the speed of the ranks; every rank must call `compare` at the same steps."""
 
     def __init__(self, world: World):
         self.world = world
@@ -40,14 +40,17 @@ class StragglerCheck:
         )
 
     def compare(self, data: float) -> list[str]:
-        """A line for each rank that falls behind. data: seconds a step waited for data since the last one."""
+        """Return a line for each slow rank.
+
+        data: seconds per step that this rank waited for data since the last call.
+        """
         if self._matrix is None:
             return []
         mine = Pace(self.world.rank, platform.node(), self._probe(self._matrix), data)
         return slow_ranks(self.world.gather(mine))
 
     def _probe(self, matrix: torch.Tensor) -> float:
-        """Seconds, the best of three: an occasional disturbance does not count."""
+        """Return the seconds of the fixed computation: the best of three, to ignore a short disturbance."""
         best = float("inf")
         for _ in range(3):
             self._wait()
@@ -65,13 +68,13 @@ class StragglerCheck:
 
 
 def slow_ranks(paces: list[Pace]) -> list[str]:
-    """A line for each rank that is slower, or waits longer for data, than the median rank."""
+    """Return a line for each rank that computes slower, or waits longer for data, than the median rank."""
     probe, data = median(pace.probe for pace in paces), median(pace.data for pace in paces)
     lines = []
     for pace in paces:
         who = f"rank {pace.rank} on {pace.host}"
         if pace.probe > SLOWER * probe:
-            lines.append(f"{who} computes {pace.probe / probe:.2f} times as long as the median rank")
+            lines.append(f"{who} takes {pace.probe / probe:.2f} times as long to compute as the median rank")
         if pace.data > data + WAIT:
-            lines.append(f"{who} waits {pace.data:.2f} s a step for data, the median rank {data:.2f} s")
+            lines.append(f"{who} waits {pace.data:.2f} s per step for data, the median rank {data:.2f} s")
     return lines

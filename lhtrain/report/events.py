@@ -1,4 +1,4 @@
-"""The events of a run, as the training loop reports them."""
+"""The events that the training loop reports."""
 
 from typing import Any, Self
 
@@ -7,8 +7,11 @@ from lhtrain.progress import Progress
 
 
 class Events:
-    """A context manager around the loop, with a method for each event. Here they do nothing: ranks other than
-    the first use this class itself; `reporter.Reporter` is that of the first rank."""
+    """A context manager around the training loop, with a method for each event.
+
+    The methods of this class do nothing. All ranks except the first use this class; the first rank uses
+    `reporter.Reporter`.
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -19,39 +22,44 @@ class Events:
         """Print a line."""
 
     def compiled(self, seconds: float) -> None:
-        """All stages still to come are compiled; 0 if nothing had to be."""
+        """All remaining stages are compiled; this took `seconds`, 0 if there was nothing to compile."""
 
     def changed(self, changes: list[str]) -> None:
         """The run continues with settings that differ from those of its checkpoint."""
 
     def train_step(self, lr: float, grad_norm: float, tokens: int, flops: int, seconds: float) -> None:
-        """A logged step; its loss is the current stage's last. flops: of one rank."""
+        """A step was logged; its loss is `last_loss` of the current stage. flops: FLOPs of one rank."""
 
     def validation(self) -> None:
         """The current stage has a new validation loss."""
 
     def switch(self, val_loss: float) -> None:
-        """A new stage begins; val_loss: the old stage's weights with the new stage's attention."""
+        """A new stage begins. val_loss: of the same weights with the new stage's attention."""
 
     def skipped(self, skip: Skip) -> None:
-        """A step updated nothing: its loss or its gradient was not finite."""
+        """A step updated no weights, because its loss or its gradient was not finite."""
 
     def spike(self, loss: float, deviations: float) -> None:
-        """The loss is this many standard deviations above the losses before it."""
+        """The loss is `deviations` standard deviations above the previous losses."""
 
     def behind(self, text: str) -> None:
-        """A rank is slower than the others."""
+        """A rank is slower than the others; `text` names it."""
 
     def rewound(self, progress: Progress, left: int, skipped_to: int) -> None:
-        """The run returned from step `left` to an older `progress`, and reads its data from `skipped_to`."""
+        """The run returned from step `left` to the older `progress`; data continue at token `skipped_to`."""
 
     def flush(self) -> None:
-        """Force all rows to the disk: a checkpoint must not outlive the rows of its steps. Any thread."""
+        """Sync all rows to disk, so that no checkpoint is there without the rows of its steps.
+
+        May be called from any thread.
+        """
 
     def saved(self, totals: dict[str, Any]) -> None:
-        """No more checkpoints will be written; totals: `saver.Saved.as_summary`."""
+        """No more checkpoints will be written. totals: result of `saver.Saved.as_summary`."""
 
     def finish(self, signal: int) -> dict[str, Any]:
-        """The loop ended, by `signal` if that is not 0. Returns the content of summary.json, where one is
-        written."""
+        """The loop ended; signal: number of the signal that ended it, or 0.
+
+        Returns the content of summary.json, or {} on a rank that writes none.
+        """
         return {}

@@ -1,4 +1,4 @@
-"""The lines that a run prints before its first step: model, memory, data, cost, stages."""
+"""Lines that a run prints before its first step: model, device, memory, data, cost and stages."""
 
 import shlex
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from lhtrain.stage import stages_of
 
 
 def greeting(config: Config, world: World, corpus: Corpus, model: GPT, done: int) -> list[str]:
-    """Model, device, memory, data, cost and stages of a run that has done `done` steps."""
+    """Return the lines for a run that has already done `done` steps."""
     parameters = model.parameters_by_kind()
     return [
         *about_model(config, parameters, model.dtype, world),
@@ -29,7 +29,7 @@ def greeting(config: Config, world: World, corpus: Corpus, model: GPT, done: int
 
 
 def about_model(config: Config, parameters: Mapping[str, int], dtype: torch.dtype, world: World) -> list[str]:
-    """The model and where it is computed."""
+    """Return lines about the model's size, the device and the precision."""
     hardware = describe(world.device)["hardware"]
     device = hardware.get("gpu", hardware["cpu"])
     inner = f"{parameters['parameters_without_embeddings']:,} without embeddings"
@@ -40,7 +40,10 @@ def about_model(config: Config, parameters: Mapping[str, int], dtype: torch.dtyp
 
 
 def about_memory(config: Config, world: World, memory: int) -> list[str]:
-    """The estimated memory out of a GPU's `memory` bytes (0 on a CPU), and advice if it is too much."""
+    """Return the estimated memory use, and advice if it does not fit; no lines on a CPU.
+
+    memory: bytes of the GPU, 0 on a CPU.
+    """
     if not memory:
         return []
     line, warnings = outlook(config, world.size, memory)
@@ -48,16 +51,16 @@ def about_memory(config: Config, world: World, memory: int) -> list[str]:
 
 
 def about_data(config: Config, corpus: Corpus) -> list[str]:
-    """The tokens, and a warning where the run reads them too often."""
+    """Return the number of tokens, and a warning if the run reads them too often."""
     train, val = (corpus.n_tokens(split) for split in ("train", "val"))
-    lines = [f"data      {train:,} tokens to train on, {val:,} to validate"]
+    lines = [f"data      {train:,} training tokens, {val:,} validation tokens"]
     if many := repeats(config, train):
         lines.append(f"warning   {many}")
     return lines
 
 
 def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, done: int) -> list[str]:
-    """The cost of the steps after the first `done`; no lines if none are left."""
+    """Return the cost of the steps after the first `done`; no lines if none are left."""
     if done == config.run.steps:
         return []
     train, peak = corpus.n_tokens("train"), peak_flops(world.device)
@@ -65,7 +68,7 @@ def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, 
 
 
 def about_stages(config: Config) -> list[str]:
-    """A line for each stage."""
+    """Return a line for each stage, and a warning if its window makes Lighthouse Attention pointless."""
     lines = []
     for name, stage in stages_of(config).items():
         layers = f"{stage.attention} attention, seq_len {stage.seq_len:,}"
@@ -87,8 +90,8 @@ def about_stages(config: Config) -> list[str]:
 
 
 def about_end(run_dir: Path, steps: int, done: int) -> list[str]:
-    """How to add steps, if none are left."""
+    """Return a line on how to add steps if all are done."""
     if done < steps:
         return []
     command = shlex.join(["lhtrain", "extend", str(run_dir), "steps=+N"])
-    return [f"finished  all {steps:,} steps were done before; {command} adds N steps"]
+    return [f"finished  all {steps:,} steps are already done; to add N steps: {command}"]

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one row a logged step, one for every validation, switch, recovery, fault and change."""
+"""metrics.jsonl: a row for each logged step, validation, switch, recovery, fault and changed setting."""
 
 import os
 import shutil
@@ -14,9 +14,10 @@ KINDS = ("train", "validation", "switch", "recovered", "skipped", "spike", "rewo
 
 
 class MetricsFile:
-    """Rows on disk, in order. `kind`: one of KINDS; `step`: the steps done.
+    """The rows of a run, in memory and on disk, in order.
 
-    If the disk is full, rows are buffered, `say` is called once, and the next row tries again.
+    Each row has at least `kind`, one of KINDS, and `step`, the number of steps done. If the disk is full,
+    rows are buffered, `say` is called once, and writing is tried again with the next row.
     """
 
     def __init__(self, path: Path, say: Callable[[str], object] = print):
@@ -26,10 +27,11 @@ class MetricsFile:
         self._waiting = b""
 
     def open(self, keep_until: int) -> None:
-        """Start writing after the rows of the first `keep_until` steps. Later rows and a torn last line go.
+        """Open the file to append to the rows of the first `keep_until` steps; drop all later rows.
 
-        The kept rows are written to a new file that replaces the old one, so that a kill here loses nothing.
-        Damaged lines in the middle are reported, and a copy of the old file is kept.
+        The kept rows are written to a new file that then replaces the old one, so that no row is lost if the
+        process is killed here. An incomplete last line is dropped. Damaged lines in the middle are dropped
+        and reported, and a copy of the old file is kept.
         """
         self.close()
         rows = self.rows
@@ -41,7 +43,7 @@ class MetricsFile:
                 lines = "line" if len(damaged) == 1 else "lines"
                 self.say(
                     f"warning   {self.path.name}: {lines} {', '.join(map(str, damaged[:5]))}"
-                    f"{' …' if len(damaged) > 5 else ''} are not JSON rows and are left out; "
+                    f"{' …' if len(damaged) > 5 else ''} are not JSON rows and are dropped; "
                     f"the old file is kept as {copy.name}"
                 )
         self.rows = [row for row in rows if row["step"] <= keep_until]
@@ -50,7 +52,7 @@ class MetricsFile:
         self._file, self._waiting = os.fdopen(descriptor, "ab", buffering=0), b""
 
     def take(self, row: Row) -> None:
-        """Add a row; numbers that are not finite become null, since JSON has no NaN."""
+        """Append a row; numbers that are not finite become null, because JSON has no NaN."""
         assert self._file is not None, "open() first"
         line = _line(row).encode()
         self.rows.append(row)
@@ -62,18 +64,18 @@ class MetricsFile:
         except OSError as error:
             if first:
                 failed = f"{self.path} was not written: {error}"
-                self.say(f"warning   {failed}; rows are kept in memory until there is room")
+                self.say(f"warning   {failed}; rows are kept in memory until they can be written")
 
     def sync(self) -> None:
-        """Force the rows to the disk, so that a checkpoint never outlives the rows of its steps.
+        """Sync the rows to disk, so that no checkpoint is on disk without the rows of its steps.
 
-        Rows that do not fit on a full disk stay buffered: they must not make a checkpoint fail.
+        If the disk is full, rows stay buffered, because a full disk must not make a checkpoint fail here.
         """
         if self._file is not None and not self._file.closed:
             try:
                 os.fsync(self._file.fileno())
             except OSError as error:
-                self.say(f"warning   {self.path} was not forced to the disk: {error}")
+                self.say(f"warning   {self.path} was not synced to disk: {error}")
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,4 +1,4 @@
-"""loss.png: the loss of all stages against tokens and against wall-clock, switches marked."""
+"""loss.png: the loss of all stages over tokens and over wall-clock time, with switches marked."""
 
 import time
 import warnings
@@ -11,24 +11,24 @@ import numpy as np
 from lhtrain.files import written_aside
 from lhtrain.text import one_line
 
-if TYPE_CHECKING:  # importing matplotlib may fail, and a run without a plot is still a run
+if TYPE_CHECKING:  # matplotlib is imported where it draws: if that fails, the run continues without a plot
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SMOOTH = 50  # the bold line averages over about a 25th of a stage's logged steps
-POINTS = 4000  # of a line; more cannot be seen
-HUGE = 1e38  # losses beyond are drawn there: an axis needs room above them
-WIDE = 1000  # between the largest and the smallest loss: then a logarithmic axis shows both
-SHARE = 0.02  # of a run's time that drawing may take
+POINTS = 4000  # most points of a line; more cannot be seen
+HUGE = 1e38  # larger losses are drawn at this value, because an axis needs room above them
+WIDE = 1000  # ratio of the largest to the smallest loss above which the axis is logarithmic
+SHARE = 0.02  # largest share of a run's time that drawing may take
 
 Row = dict[str, Any]
 
 
 class Plot:
-    """Draws the rows of a run into `path`, so rarely that drawing takes at most SHARE of its time.
+    """Draws the rows of a run into `path`, at intervals so that drawing takes at most SHARE of the time.
 
-    matplotlib is imported by the first drawing, which takes about a second longer: a run that fails early, or
-    a rank that draws nothing, does not pay for it.
+    matplotlib is imported at the first drawing, which takes about a second longer, so that a run that fails
+    early and a rank that draws nothing do not wait for the import.
     """
 
     def __init__(self, path: Path, title: str):
@@ -36,30 +36,30 @@ class Plot:
         self._due = 0.0
 
     def renew(self, rows: list[Row]) -> bool:
-        """Draw, if enough time has passed since the last time; returns whether it did."""
+        """Draw if enough time has passed since the last drawing; return whether it did."""
         began = time.monotonic()
         if began < self._due:
             return False
         try:
             self.draw(rows)
-        finally:  # a drawing that fails may be slow too
+        finally:  # a drawing that fails may take long too
             now = time.monotonic()
             self._due = now + (now - began) / SHARE
         return True
 
     def draw(self, rows: list[Row]) -> None:
-        """Draw now; nothing if no step was logged."""
+        """Draw now; do nothing if no step was logged."""
         plot_loss(rows, self.path, self.title)
 
 
 def plot_loss(rows: list[Row], path: Path, title: str) -> None:
-    """Draw the rows of metrics.jsonl into `path`; nothing if no step was logged."""
+    """Draw the rows of metrics.jsonl into the PNG file `path`; do nothing if no step was logged."""
     if not any(row["kind"] == "train" for row in rows):
         return
     import matplotlib.style
 
     with warnings.catch_warnings(), matplotlib.style.context("default", after_reset=True):
-        warnings.simplefilter("ignore")  # a character that the font lacks, a range of one point
+        warnings.simplefilter("ignore")  # such as for a character that the font lacks, or an empty range
         figure = _figure(rows, title)
         with written_aside(path, durable=False) as stream:
             figure.savefig(stream, format="png", dpi=110)
@@ -73,14 +73,14 @@ def _figure(rows: list[Row], title: str) -> "Figure":
     names = _draw(left, rows, "tokens")
     _draw(right, rows, "seconds")
     left.set(xlabel="tokens", ylabel="loss, nats per token")
-    right.set(xlabel="wall-clock, seconds")
+    right.set(xlabel="wall-clock time, seconds")
     low, high = left.dataLim.intervaly
     if low > 0 and high > WIDE * low:
         left.set_yscale("log")
     handles = left.get_legend_handles_labels()[0]
     if handles:
         legend = left.legend(handles, [f"stage {n}" for n in range(len(handles))])
-        # Set afterwards: a legend hides labels that begin with "_", and reads "$" as mathematics.
+        # The names are set afterwards: a legend hides labels that begin with "_", and parses "$" as math.
         for text, name in zip(legend.get_texts(), names, strict=True):
             text.set(text=one_line(name, 40), parse_math=False)
     figure.suptitle(one_line(title, 100), parse_math=False)
@@ -88,9 +88,10 @@ def _figure(rows: list[Row], title: str) -> "Figure":
 
 
 def _draw(axis: "Axes", rows: list[Row], key: str) -> list[str]:
-    """Each stage in its colour: single steps thin, their running mean bold; validations as dots.
+    """Draw the losses over `key`, "tokens" or "seconds".
 
-    Returns the names of what was drawn, in the legend's order.
+    Each stage has its own color: a thin line for single steps and a bold line for their running mean.
+    Validations are dots. Returns the names for the legend, in its order.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -117,7 +118,7 @@ def _draw(axis: "Axes", rows: list[Row], key: str) -> list[str]:
 
 
 def _by_stage(rows: list[Row]) -> list[list[Row]]:
-    """The rows of training steps, in order, split where a stage begins; a stage may come twice."""
+    """Return the rows of training steps, in order, split where a stage begins; a stage may occur twice."""
     stages: list[list[Row]] = []
     switched = True
     for row in rows:
@@ -132,7 +133,7 @@ def _by_stage(rows: list[Row]) -> list[list[Row]]:
 
 
 def _points(rows: Iterable[Row], key: str, loss: str) -> tuple[np.ndarray, np.ndarray]:
-    """The finite losses of `rows` and where they lie."""
+    """Return the positions (`key`) and values (`loss`) of the finite losses in `rows`."""
     points = [(row[key], row[loss]) for row in rows if row.get(loss) is not None]
     x, y = np.array(points, dtype=float).reshape(-1, 2).T
     finite = np.isfinite(y)
@@ -140,8 +141,8 @@ def _points(rows: Iterable[Row], key: str, loss: str) -> tuple[np.ndarray, np.nd
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Over windows of `width` values, in time that does not depend on it."""
-    scale = np.abs(values).max() or 1.0  # keeps sums of huge losses finite
+    """Return the means over windows of `width` values; the time does not depend on `width`."""
+    scale = np.abs(values).max() or 1.0  # keeps the sums of very large losses finite
     sums = np.cumsum(np.concatenate([[0.0], values / scale]))
     return (sums[width:] - sums[:-width]) / width * scale
 
@@ -151,7 +152,7 @@ def _thinned(values: np.ndarray) -> np.ndarray:
 
 
 def _extremes(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most POINTS points: of each stretch the lowest and the highest, so that a spike is never lost."""
+    """Reduce a line to at most POINTS points: the lowest and the highest of each part, to keep all spikes."""
     if len(x) <= POINTS:
         return x, y
     kept = []

@@ -1,4 +1,4 @@
-"""How long a run still takes, though its stages differ in speed."""
+"""Estimate of a run's remaining time; the stages may differ in speed."""
 
 from bisect import bisect_right
 from collections import deque
@@ -10,15 +10,16 @@ from lhtrain.conf.schema import Config
 from lhtrain.progress import Progress, StageRecord
 from lhtrain.schedule import Schedule
 
-RECENT = 50  # logged steps that decide a stage's speed
+RECENT = 50  # number of recent logged steps that a stage's speed is estimated from
 
 
 class Remaining:
-    """Estimates the seconds to the end of a run of a filled configuration.
+    """Estimates the seconds to the end of a run. config: the filled configuration.
 
-    The time of a stage's step is the median of its recent steps in this process; before there are any, the
-    mean in its record of an earlier process; before that, the nearest stage's time multiplied by the ratio of
-    their FLOPs. Validations and saves still to come are counted from the plan, at the mean time so far.
+    The time per step of a stage is the median of its recent steps in this process. If there are none yet, it
+    is the mean over the steps of earlier processes. If the stage has not begun, it is the time per step of
+    the nearest measured stage, multiplied by the ratio of their FLOPs. Future validations and saves are
+    counted from the plan and take their mean time so far.
     """
 
     def __init__(self, config: Config):
@@ -27,12 +28,12 @@ class Remaining:
         self._recent: dict[str, deque[float]] = {}
 
     def take(self, row: dict[str, Any]) -> None:
-        """Note how long a logged step took. A clock may be too coarse for a tiny one: that says nothing."""
+        """Record the time of a logged step; 0 is ignored, since the clock was too coarse for that step."""
         if row["kind"] == "train" and row["step_seconds"] > 0:
             self._recent.setdefault(row["stage"], deque(maxlen=RECENT)).append(row["step_seconds"])
 
     def __call__(self, progress: Progress) -> float | None:
-        """None as long as no step was measured."""
+        """Return the estimated seconds to the end, or None if no step was measured yet."""
         records = {record.name: record for record in progress.stages}
         measured = self._measured(records)
         if not measured:
@@ -45,7 +46,8 @@ class Remaining:
             end = self.schedule.ends[index]
             begin = max(self.schedule.ends[index - 1] if index else 0, progress.step)
             step = self._step_seconds(index, measured)
-            switch = index > 0 and self.schedule.names[index] not in records  # which is validated too
+            # A switch validates the old weights with the new stage's attention.
+            switch = index > 0 and self.schedule.names[index] not in records
             validations = _times(self.config.eval.every, begin, end) + switch
             total += (end - begin) * step
             total += validations * self._validation_seconds(index, step, records)
@@ -53,7 +55,7 @@ class Remaining:
         return total
 
     def _measured(self, records: dict[str, StageRecord]) -> dict[int, float]:
-        """Seconds of a step, by the index of every stage of which a step was measured."""
+        """Return the seconds per step of each stage with measured steps, by the stage's index."""
         out = {}
         for index, name in enumerate(self.schedule.names):
             if recent := self._recent.get(name):
@@ -76,10 +78,10 @@ class Remaining:
                 once = record.seconds["validation"] / record.times["validation"]
                 ours, theirs = (self.flops[i] / stages[i].batch_tokens for i in (index, other))
                 return once * ours / theirs
-        # A forward pass is a third of a step.
+        # No validation was measured. A forward pass takes about a third of a step.
         return step * self.config.eval.tokens / stages[index].batch_tokens / 3
 
 
 def _times(every: int, begin: int, end: int) -> int:
-    """Steps after `begin` and up to `end` that are multiples of `every`, or `end` itself."""
+    """Return how many steps in (begin, end] are multiples of `every` or equal to `end`."""
     return end // every - begin // every + (end % every != 0) if end > begin else 0

@@ -1,4 +1,4 @@
-"""The first rank reports the events of a run: rows for a file, a tracker and the terminal, and a summary."""
+"""The first rank's record of a run: rows for metrics.jsonl, a tracker and the terminal, and a summary."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +24,13 @@ from lhtrain.text import finite, one_line
 
 
 class Listener(Protocol):
-    """An object that takes all rows of a run, in order."""
+    """An object that receives all rows of a run, in order."""
 
     def take(self, row: Row) -> None: ...
 
 
 class RunFiles(Protocol):
-    """The files that are written here; `RunDir` names them."""
+    """The paths of the files that `Reporter` writes; `RunDir` has them."""
 
     @property
     def path(self) -> Path: ...
@@ -43,12 +43,19 @@ class RunFiles(Protocol):
 
 
 class Reporter(Events):
-    """metrics.jsonl, terminal and tracker; summary.json and loss.png at every validation and at the end.
+    """Sends events to metrics.jsonl, the terminal and the tracker, and writes summary.json and loss.png.
 
-    A summary, plot, table or tracker that fails is reported once, and the run continues.
+    The summary and the plot are written at every validation and at the end. If the summary, plot, table or
+    tracker fails, this is reported once and the run continues.
 
-    about: added to summary.json as it is. settings: the configuration as plain values, for the tracker.
-    has_checkpoint: whether the run can be resumed.
+    Args:
+        config: the filled configuration.
+        run_dir: paths of the files to write.
+        progress: the run's progress; the trainer updates it.
+        peak_flops: peak FLOP/s of one rank's device, or None if not known.
+        about: values that are added to summary.json unchanged.
+        settings: the configuration as plain values, for the tracker.
+        has_checkpoint: returns a true value if the run can be resumed.
     """
 
     def __init__(
@@ -77,13 +84,13 @@ class Reporter(Events):
         self.metrics.open(keep_until=self.progress.step)
         self._watch()
         self.terminal.__enter__()
-        self._write_summary()  # from now on an earlier summary does not hold
+        self._write_summary()  # replaces the summary of an earlier process
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self.terminal.__exit__()
         if error is not None and not self._has_ended:
-            self._attempt("the end is not fully recorded", lambda: self._died(error))
+            self._attempt("the end of the run was not fully recorded", lambda: self._died(error))
         self.metrics.close()
 
     def say(self, text: str) -> None:
@@ -92,13 +99,13 @@ class Reporter(Events):
     def compiled(self, seconds: float) -> None:
         self.summary.about["compile_seconds"] = seconds
         if seconds:
-            self.say(f"compile   {seconds:.1f} s, outside the stages' clocks")
+            self.say(f"compile   {seconds:.1f} s, not counted in the times of the stages")
 
     def changed(self, changes: list[str]) -> None:
         self._row("changed", changed=changes)
 
     def train_step(self, lr: float, grad_norm: float, tokens: int, flops: int, seconds: float) -> None:
-        measured = seconds > 0  # a clock may be too coarse for a tiny step
+        measured = seconds > 0  # 0 if the clock is too coarse for a very short step
         self._row(
             "train",
             loss=self.progress.stages[-1].last_loss,
@@ -123,14 +130,15 @@ class Reporter(Events):
 
     def switch(self, val_loss: float) -> None:
         before, after = self.progress.stages[-2:]
-        # A plan that was changed on resume may leave a stage between two validations: then there is none of
-        # these weights.
+        # If the plan was changed on resume, a stage may end between two validations. Then the last validation
+        # is one of older weights and does not count.
         last = last_validation(self.metrics.rows)
         row: Row = {"from": before.name, "to": after.name}
         row |= {"loss_before": before.losses.mean, "loss_before_stderr": before.losses.stderr}
         row["val_loss_before"] = last.loss if last.step == self.progress.step else None
         row["val_loss_after"] = val_loss
-        # Counted to the first step of the new stage: a resume from the old stage's end records it anew.
+        # The row belongs to the first step of the new stage, so that a resume from the old stage's last
+        # checkpoint drops this row and writes it again.
         self.say(words.switched(self._row("switch", step=self.progress.step + 1, **row)))
 
     def skipped(self, skip: Skip) -> None:
@@ -164,13 +172,13 @@ class Reporter(Events):
         self.tracker.finish(result)
         if signal and not finished:
             stopped = f"{name}: stopped after step {self.progress.step:,}"
-            unknown = f"{stopped}; how to continue is not known"
+            unknown = f"{stopped}; cannot tell whether there is a checkpoint to continue from"
             self._attempt(unknown, lambda: self._say_how_to_continue(stopped))
         return result
 
     def _died(self, error: BaseException) -> None:
-        """An error ends the run: leave the files that a good end leaves, and the reason."""
-        if isinstance(error, KeyboardInterrupt):  # of a second Ctrl-C, which must end at once
+        """Write the same files as at a normal end, and the reason, when an error ends the run."""
+        if isinstance(error, KeyboardInterrupt):  # the second Ctrl-C, which must end the run at once
             self._write_summary(End("signal", SIGINT.name, SIGINT))
             return
         why = LOST_CONTACT if lost_contact(error) else reason(error)
@@ -201,7 +209,7 @@ class Reporter(Events):
         return result
 
     def _attempt(self, failure: str, call: Callable[[], object]) -> None:
-        """Call a function that the run does not depend on; its first failure is reported."""
+        """Call a function whose failure must not end the run; report its first failure."""
         try:
             call()
         except Exception as error:
@@ -213,13 +221,13 @@ class Reporter(Events):
         return self.remaining(self.progress)
 
     def _watch(self) -> None:
-        """Follow the switches anew, from the rows that are kept."""
+        """Rebuild the record of stage switches from the rows that were kept."""
         self.watch = SwitchWatch()
         for row in self.metrics.rows:
             self.watch.take(row)
 
     def _row(self, kind: str, **values: Any) -> Row:
-        """Make a row of the run as it is now, and hand it to all who listen."""
+        """Build a row with the run's current progress, and pass it to all listeners."""
         progress = self.progress
         row = {
             "kind": kind,
@@ -230,7 +238,8 @@ class Reporter(Events):
             **values,
         }
         row = finite(row)
-        # The file first: its rows must survive. The terminal after `remaining`: it prints the time left.
+        # The file comes first, so that its rows survive a failure of the others. The terminal comes after
+        # `remaining`, whose estimate it prints.
         listeners: list[Listener] = [self.metrics, self.tracker, self.watch, self.remaining, self.terminal]
         for listener in listeners:
             listener.take(row)

@@ -1,4 +1,4 @@
-"""The cost of a stage switch: losses before and after it, and the steps until the old loss is reached."""
+"""The cost of a stage switch: losses before and after it, and the steps to come back to the old loss."""
 
 from typing import Any, NamedTuple
 
@@ -8,14 +8,14 @@ Entry = dict[str, Any]
 
 
 class Validation(NamedTuple):
-    """Its step and its loss, None if that was not finite or there was no validation."""
+    """The step and loss of a validation; the loss is None if it was not finite or there was no validation."""
 
     step: int = 0
     loss: float | None = None
 
 
 def last_validation(rows: list[dict[str, Any]]) -> Validation:
-    """The last validation with the current stage's attention, or that of its switch."""
+    """Return the last validation with the current stage's attention, which may be the one at its switch."""
     for row in reversed(rows):
         if row["kind"] == "validation":
             return Validation(row["step"], row["val_loss"])
@@ -25,29 +25,31 @@ def last_validation(rows: list[dict[str, Any]]) -> Validation:
 
 
 class SwitchWatch:
-    """Takes the rows of metrics.jsonl in order; `switches` has an entry for every switch so far.
+    """Reads the rows of metrics.jsonl in order; `switches` has an entry for every switch so far.
 
-    An entry: from, to, step (the last of the old stage), and
-      val_loss_before, val_loss_after   the same weights, validated with the settings of either stage
-      steps_to_recover   steps of the new stage after which a validation was first down to val_loss_before;
-                         0 where the switch cost nothing, null as long as none was
-      steps_still_above  steps of the new stage after which the last validation before that was still above
-                         (0: the one at the switch): the model was as good again somewhere between the two
+    An entry has from, to, step (the last step of the old stage), and
+      val_loss_before, val_loss_after   validation loss of the same weights with the settings of the old and
+                                        of the new stage
+      steps_to_recover   steps of the new stage until a validation first reached val_loss_before; 0 if the
+                         switch did not raise the loss, null if no validation has reached it yet
+      steps_still_above  steps of the new stage at the last validation that was still above val_loss_before
+                         (0: the validation at the switch). The loss recovered between this and
+                         steps_to_recover.
       loss_before, loss_before_stderr   mean training loss of the old stage's last LAST logged steps, and its
                                         standard error
-      loss_after, loss_after_stderr     the same of the new stage's first LAST logged steps
+      loss_after, loss_after_stderr     the same for the new stage's first LAST logged steps
 
-    Validations are compared because all of them have the same tokens: the training loss of single batches
-    varies by more than a switch costs.
+    Recovery is measured by validations because they all use the same tokens; the training loss varies more
+    between batches than at a switch.
     """
 
     def __init__(self) -> None:
         self.switches: list[Entry] = []
-        self.recovered: Entry | None = None  # of the last switch, if the last row is its recovery
+        self.recovered: Entry | None = None  # entry of the last switch, if the last row is its recovery
         self._after = Losses()
 
     def take(self, row: dict[str, Any]) -> None:
-        """The next row. `recovered` is set if it is the validation that is down to the old level."""
+        """Process the next row; sets `recovered` if the row is a validation that reached the old level."""
         self.recovered, kind = None, row["kind"]
         if kind == "switch":
             self._begin(row)
@@ -88,5 +90,5 @@ class SwitchWatch:
 
     @property
     def begun(self) -> list[Entry]:
-        """The entries of the switches that were followed by a logged step."""
+        """The entries of the switches after which a step was logged."""
         return [entry for entry in self.switches if entry["loss_after"] is not None]

@@ -1,4 +1,4 @@
-"""summary.json and the final table: steps, time and losses of each stage."""
+"""summary.json and the table at the end of a run: steps, time and losses of each stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +17,20 @@ Summary = dict[str, Any]
 
 @dataclass(frozen=True)
 class End:
-    """How a run ended: "finished", "signal" or "error"; reason: the signal's name, or the error in words."""
+    """How a run ended."""
 
-    how: str
-    reason: str | None = None
-    signal: int = 0  # that came, 0 if none did
+    how: str  # "finished", "signal" or "error"
+    reason: str | None = None  # name of the signal, or message of the error
+    signal: int = 0  # number of the signal that was received; 0 if none
 
     def as_json(self) -> dict[str, Any]:
         return {"how": self.how} | ({"reason": self.reason} if self.how != "finished" else {})
 
 
 class SummaryFile:
-    """summary.json of a run. about: added as it is; it may grow while the run trains.
+    """summary.json of a run. about: values that are added unchanged; more may be set while the run trains.
 
-    Its `ended` says how the run ended: null while it runs, or if it was killed; {"how": "finished"},
+    The value of `ended` is null while the run trains, and if it was killed; otherwise {"how": "finished"},
     {"how": "signal", "reason": "SIGTERM"} or {"how": "error", "reason": message}.
     """
 
@@ -44,7 +44,7 @@ class SummaryFile:
         seconds_left: float | None,
         end: End | None = None,
     ) -> Summary:
-        """The summary of a run as it is now; end: None while it runs."""
+        """Return the summary of a run at this moment. end: None while the run trains."""
         about: dict[str, Any] = {"name": self.name, "ended": end and end.as_json()}
         about |= {"signal": int(end.signal) if end else 0, **self.about}
         about["seconds_left"] = None if seconds_left is None else round(seconds_left, 1)
@@ -52,7 +52,7 @@ class SummaryFile:
         return summarize(progress, switches, finished, self.peak_flops, about)
 
     def write(self, summary: Summary, durable: bool) -> None:
-        """Replace the file. Raises OSError; then it is as it was."""
+        """Replace the file. If this raises OSError, the old file is unchanged. durable: sync it to disk."""
         write(summary, self.path, durable)
 
 
@@ -63,7 +63,7 @@ def summarize(
     peak_flops: float | None,
     about: dict[str, Any],
 ) -> Summary:
-    """Content of summary.json: totals, a record a stage, a record a switch; `about` is added as it is."""
+    """Return the content of summary.json: totals, an entry per stage, an entry per switch, and `about`."""
     stages = [stage.as_summary(peak_flops) for stage in progress.stages]
     total = sum(stage["wall_clock_seconds"]["total"] for stage in stages)
     last = stages[-1] if stages else {}
@@ -84,15 +84,15 @@ def summarize(
 
 
 def write(summary: Summary, path: Path, durable: bool) -> None:
-    """Raises OSError; then the file is as it was."""
+    """Replace the file. If this raises OSError, the old file is unchanged. durable: sync it to disk."""
     write_atomic(path, to_json(summary, indent=2) + "\n", durable)
 
 
 def table(summary: Summary) -> Group:
-    """A column a stage, so that it stays legible in a narrow terminal; rows that are empty are left out."""
+    """Return the final table. Each stage is a column, to fit narrow terminals; empty rows are omitted."""
     title = f"{one_line(summary['name'])}: {counted(summary['steps'], 'step')}, {summary['tokens']:,} tokens"
     many = max((stage["loss_mean_of"] for stage in summary["stages"]), default=0) > 1
-    note = f"training loss, end: mean and standard error of the last {LAST} logged steps"
+    note = f"training loss, end: mean ± standard error over the last {LAST} logged steps of the stage"
     out = Table("")
     for stage in summary["stages"]:
         out.add_column(Text(one_line(stage["name"], 24)), justify="right", no_wrap=True)
@@ -112,7 +112,7 @@ def _cells(stage: dict[str, Any]) -> dict[str, str]:
         "tokens/s": number(stage["tokens_per_second"], ",.0f"),
         "mfu": number(stage["mfu"], ".1%"),
         "peak memory, GB": number(stage["peak_memory_gb"], ".1f"),
-        "wall-clock, s": f"{seconds['total']:,.1f}",
+        "wall-clock time, s": f"{seconds['total']:,.1f}",
         **{f"  {part}": f"{seconds[part]:,.1f}" for part in seconds if part != "total"},
         "training loss, first": number(stage["first_loss"], ".2f"),
         "training loss, end": with_width(stage["loss_mean"], stage["loss_stderr"]),
@@ -121,29 +121,29 @@ def _cells(stage: dict[str, Any]) -> dict[str, str]:
 
 
 def switch_lines(summary: Summary) -> list[str]:
-    """A sentence for every switch."""
+    """Return a line for each switch."""
     return [_switch_line(switch) for switch in summary["switches"]]
 
 
 def _switch_line(switch: dict[str, Any]) -> str:
     names = f"{one_line(switch['from'])} -> {one_line(switch['to'])} after step {switch['step']:,}"
-    validation = f"{number(switch['val_loss_before'])} -> {number(switch['val_loss_after'])}"
-    return f"{names}: validation loss of the same weights {validation}, {recovery(switch)}"
+    losses = f"{number(switch['val_loss_before'])} -> {number(switch['val_loss_after'])}"
+    return f"{names}: validation loss {losses} with the same weights; {recovery(switch)}"
 
 
 def recovery(switch: dict[str, Any]) -> str:
-    """Whether the validation loss after the switch came down to that before it, in words."""
+    """Return a phrase on whether the validation loss has come back to its level before the switch."""
     above = switch["steps_still_above"]
     if switch["val_loss_before"] is None:
-        return "not known before the switch"
+        return "not validated just before the switch"
     if switch["steps_to_recover"] == 0:
-        return "no higher than before"
+        return "not higher than before"
     if switch["steps_to_recover"] is not None:
-        return f"back {steps_until(switch)}"
+        return f"back to its old level {steps_until(switch)}"
     return f"still higher after {counted(above, 'step')}" if above else "not validated since"
 
 
 def steps_until(switch: dict[str, Any]) -> str:
-    """The steps between the last validation that was above the old level and the first that was not."""
+    """Return "after M to N steps": between the last validation above the old level and the first below it."""
     first, last = switch["steps_still_above"] + 1, switch["steps_to_recover"]
     return f"after {first:,} to {counted(last, 'step')}" if first < last else f"after {counted(last, 'step')}"

@@ -1,4 +1,7 @@
-"""Standard output: a live line on a terminal, plain lines in a file or pipe. No failure ends the run."""
+"""Output to the terminal: a progress bar on a terminal, plain lines in a file or pipe.
+
+A failure to write never ends the run.
+"""
 
 import os
 import sys
@@ -15,21 +18,24 @@ from rich.text import Text
 
 from lhtrain.text import duration, number, one_line, printable
 
-LINES = 20  # plain lines over a whole run, at least
-SECONDS = 30.0  # and one at least this often
-PIPE_WIDTH = 400  # a pipe has no width: wide enough for any table
+LINES = 20  # least number of plain step lines over a whole run
+SECONDS = 30.0  # most seconds between two of them
+PIPE_WIDTH = 400  # columns; a pipe has no width, so this is wide enough for any table
 
-# Replacements, if the encoding of the output lacks these characters.
+# Replacements for characters that the output's encoding may lack.
 ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "×": "x", "−": "-"})
 
 
 class Output:
-    """Standard output as rich writes to it. Characters that its encoding lacks are replaced; text that a full
-    or closed stream does not accept is dropped. The command's own streams (`streams.Steady`) do the same
-    later, with escapes; a trainer that is used as a library has others."""
+    """A wrapper around standard output, for rich.
+
+    Characters that the encoding lacks are replaced. Text is dropped if the stream is full or closed. The
+    command's own streams (`streams.Steady`) do this too, but a program that uses lhtrain as a library has
+    other streams.
+    """
 
     def __init__(self, stream: TextIO | None):
-        self.stream = stream  # None where the process was started without one
+        self.stream = stream  # None if the process was started without standard output
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
@@ -44,7 +50,7 @@ class Output:
         return self.stream.fileno()
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # a full disk, a reader that is gone, a closed file
+        with suppress(OSError, ValueError):  # the disk is full, the reader has exited, the file is closed
             if self.stream is not None:
                 self.stream.write(_encodable(text, self.encoding))
         return len(text)
@@ -66,7 +72,7 @@ def _encodable(text: str, encoding: str) -> str:
 
 
 class Clock(ProgressColumn):
-    """ "elapsed 0:57, 0:37 left", counted on between the logged steps."""
+    """A column "elapsed 0:57, 0:37 left" that keeps counting between logged steps."""
 
     max_refresh = 0.5
 
@@ -82,10 +88,13 @@ def clock(elapsed: float, left: float | None) -> str:
 
 
 class Terminal:
-    """Use as a context manager around the run.
+    """Prints the lines and the progress of a run. Use as a context manager around the run.
 
-    steps: of the whole run; done: of an earlier process, which took `elapsed` seconds. seconds_left: to the
-    run's end, None as long as that is not known.
+    Args:
+        steps: steps of the whole run.
+        done: steps that earlier processes have done.
+        elapsed: seconds that those steps took.
+        seconds_left: returns the estimated seconds to the end of the run, or None if not known yet.
     """
 
     def __init__(
@@ -109,7 +118,7 @@ class Terminal:
         self._printed, self._printed_at = done, -SECONDS
         self._stage: str | None = None
         self._every = max(1, steps // LINES)
-        fixed = Column(no_wrap=True)  # in a narrow terminal the bar gives way first
+        fixed = Column(no_wrap=True)  # in a narrow terminal, the bar is shortened first
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -130,18 +139,18 @@ class Terminal:
         self.close()
 
     def close(self) -> None:
-        """Stop the live line; later lines are printed below it."""
+        """Stop the progress bar; later lines are printed below it."""
         self._bar.stop()
 
     def print(self, content: object) -> None:
-        """Print a line of plain text, or a table."""
+        """Print a line of plain text, or a table of rich."""
         if isinstance(content, str):
             self.console.print(printable(content), soft_wrap=True)
         else:
             self.console.print(content)
 
     def take(self, row: dict[str, Any]) -> None:
-        """Show a logged training step, with the run's seconds so far and to its end."""
+        """Show a row of metrics.jsonl if it is a training step, with the elapsed and remaining time."""
         if row["kind"] != "train":
             return
         elapsed, left = row["seconds"], self.seconds_left()
@@ -155,7 +164,11 @@ class Terminal:
             self.print(f"{line}  {clock(elapsed, left)}")
 
     def _due(self, row: dict[str, Any]) -> bool:
-        """Whether to print a plain line: at regular steps, the first of a stage and the last, and in time."""
+        """Return whether to print a plain line for this step.
+
+        A line is printed every `_every` steps, for the first step of a stage, for the last step, and when
+        more than SECONDS passed since the last line.
+        """
         now, step = time.monotonic(), row["step"]
         due = step == self.steps or row["stage"] != self._stage or now - self._printed_at > SECONDS
         if not due and step // self._every <= self._printed // self._every:

@@ -1,4 +1,4 @@
-"""Services that get the rows of metrics.jsonl too."""
+"""Trackers: services to which the rows of metrics.jsonl are also sent, such as Weights & Biases."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,37 +12,42 @@ from lhtrain.registry import TRACKERS
 from lhtrain.report.metrics import KINDS, Row
 from lhtrain.text import one_line
 
-MOST = 128  # characters of a run's name that Weights & Biases takes
+MOST = 128  # most characters in the name of a run at Weights & Biases
 
 
 class Tracker:
-    """A service that a run reports to, and the base of all: an entry of registry.TRACKERS is called with the
-    arguments below and returns an object with these methods. Each may raise anything: then the tracker is
-    given up, with a warning, and training continues.
+    """Base class of trackers.
 
-    config: the keys of `logger`; a plugin's own are in config.options. name: the run's. run_dir: its
-    directory, where a tracker may keep files. settings: the run's configuration as plain values.
+    An entry of registry.TRACKERS is called with the arguments below and returns an object with these methods.
+    Any method may raise any exception: a warning is printed, the tracker is not used again, and training
+    continues.
+
+    Args:
+        config: the keys of `logger`; a plugin's own settings are in config.options.
+        name: name of the run.
+        run_dir: directory of the run, where a tracker may keep files.
+        settings: the configuration of the run as plain values.
     """
 
     def __init__(self, config: LoggerConfig, name: str, run_dir: Path, settings: dict[str, Any]): ...
 
     def log(self, row: Row) -> None:
-        """Take one row of metrics.jsonl: a dict with `kind`, `step` and values that JSON has."""
+        """Log one row of metrics.jsonl: a dict with `kind`, `step` and JSON values."""
 
     def finish(self, summary: dict[str, Any] | None) -> None:
-        """The run ended; with its summary, unless that was by an error."""
+        """End the tracker's run. summary: the content of summary.json, or None if an error ended the run."""
 
     def abandon(self) -> None:
-        """A method has raised; no other will be called. Free all resources."""
+        """Free all resources; called after a method has raised. No other method is called afterwards."""
 
     @staticmethod
     def advice(config: LoggerConfig) -> str:
-        """Advice for the warning if the tracker fails; "" for none."""
+        """Return advice to add to the warning if the tracker fails; "" for none."""
         return ""
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases. The id stays in the run directory: a resumed run continues in the same place."""
+    """Weights & Biases. The id of its run is kept in run_dir, so that a resumed run continues that run."""
 
     def __init__(self, config: LoggerConfig, name: str, run_dir: Path, settings: dict[str, Any]):
         import wandb
@@ -62,7 +67,7 @@ class WandbTracker(Tracker):
             resume="allow" if known and config.mode is LoggerMode.online else None,
         )
         write_atomic(id_file, self._run.id + "\n")
-        # Our own step is the axis: wandb's counter restarts when an offline run is resumed.
+        # Plot over our own step, because wandb's counter starts again when an offline run is resumed.
         self._run.define_metric("step")
         for kind in KINDS:
             self._run.define_metric(f"{kind}/*", step_metric="step")
@@ -86,7 +91,8 @@ class WandbTracker(Tracker):
     def abandon(self) -> None:
         import wandb
 
-        wandb.teardown(exit_code=1)  # else its hook at exit prints a traceback about its dead process
+        # Otherwise wandb's hook at exit prints a traceback about its dead process.
+        wandb.teardown(exit_code=1)
 
     @staticmethod
     def advice(config: LoggerConfig) -> str:
@@ -94,8 +100,10 @@ class WandbTracker(Tracker):
 
 
 class Harmless:
-    """Hands rows to the tracker that `logger.kind` names, if any, until it fails. The failure is reported
-    once, and training continues: every row is in metrics.jsonl."""
+    """Passes rows to the tracker `logger.kind`, if it is not "none", until the tracker fails.
+
+    The failure is reported once and training continues; metrics.jsonl has all rows anyway.
+    """
 
     def __init__(
         self,
@@ -131,7 +139,7 @@ class Harmless:
     def _try(self, failure: str, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # of many kinds: no network, no account, a service that died
+        except Exception as error:  # such as no network, no account, a crashed service
             failed, self._tracker = self._tracker, None
             if failed is not None:
                 with suppress(Exception):
@@ -139,5 +147,5 @@ class Harmless:
             advice = f"; {self._advice}" if self._advice else ""
             self.say(
                 f"warning   logger={self.config.kind} {failure}: {one_line(reason(error), 300)}; "
-                f"training continues, with all rows in metrics.jsonl{advice}"
+                f"training continues, and metrics.jsonl has all rows{advice}"
             )

@@ -1,4 +1,4 @@
-"""The line that is printed for each row of metrics.jsonl, but those of training steps."""
+"""The lines that are printed for rows of metrics.jsonl, except those of training steps."""
 
 from lhtrain.report.metrics import Row
 from lhtrain.report.stage_switch import Entry, Validation
@@ -7,7 +7,7 @@ from lhtrain.text import number, one_line
 
 
 def validated(row: Row, before: Validation) -> str:
-    """before: the last validation with the same settings."""
+    """Return the line for a validation. before: the previous validation with the same attention."""
     now, change = row["val_loss"], ""
     if now is not None and before.loss is not None:
         change = f" ({now - before.loss:+.4f} since step {before.step:,})"
@@ -15,29 +15,29 @@ def validated(row: Row, before: Validation) -> str:
 
 
 def recovered(entry: Entry) -> str:
-    """entry: of the switch."""
+    """Return the line for a validation loss that is back to its level before the switch `entry`."""
     before = f"its level before the switch ({number(entry['val_loss_before'])})"
     return f"recovered validation loss is back to {before} {steps_until(entry)}"
 
 
 def switched(row: Row) -> str:
     losses = f"{number(row['val_loss_before'])} -> {number(row['val_loss_after'])}"
-    stages = f"{one_line(row['from'])} -> {one_line(row['to'])}"
-    return f"switch    {stages} after step {row['step'] - 1:,}; validation loss of the same weights {losses}"
+    switch = f"{one_line(row['from'])} -> {one_line(row['to'])} after step {row['step'] - 1:,}"
+    return f"switch    {switch}: validation loss {losses} with the same weights"
 
 
 def skipped(row: Row) -> str:
     return (
-        f"skipped   step {row['step']}: loss or gradient not finite, nothing was updated; "
-        f"its batch is the data's tokens {row['position']:,} to {row['end']:,}"
+        f"skipped   step {row['step']}: the loss or the gradient is not finite, so no weight was updated; "
+        f"its batch was tokens {row['position']:,} to {row['end']:,} of the data"
     )
 
 
 def spike(step: int, loss: float, deviations: float) -> str:
-    above = f"{number(deviations, '.1f')} standard deviations above the losses before it"
+    above = f"{number(deviations, '.1f')} standard deviations above the previous losses"
     return f"spike     step {step}: loss {number(loss)}, {above}"
 
 
 def rewound(row: Row) -> str:
-    tokens = f"the data's tokens {row['position']:,} to {row['end']:,} are left out"
-    return f"rewound   from step {row['left']} to {row['step']}; {tokens}"
+    tokens = f"tokens {row['position']:,} to {row['end']:,} of the data are skipped"
+    return f"rewound   from step {row['left']} to step {row['step']}; {tokens}"

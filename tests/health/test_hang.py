@@ -1,4 +1,4 @@
-"""A hang in any phase is found, said, and ends the process with the status on which it is started again."""
+"""A hang in any phase is found and reported, and ends the process with the status for a restart."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ from lhtrain.conf.schema import ParallelConfig, WatchdogConfig
 from lhtrain.health import hang
 from lhtrain.health.hang import STALLED, Doing, Watchdog, collective_limit, furthest_behind
 
-# The thread that found a hang ends as the process would: by SystemExit, which pytest would tell as a fault.
+# In these tests, the thread that finds a hang ends by SystemExit, which pytest would report as a failure.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 PHASES = [field.name for field in fields(WatchdogConfig)]
@@ -25,20 +25,20 @@ PHASES = [field.name for field in fields(WatchdogConfig)]
 
 @pytest.fixture
 def ended(monkeypatch):
-    """The status of the process, had it ended; and the event of that."""
+    """The exit statuses that the process would have had, and an event that is set at the first."""
     statuses, event = [], threading.Event()
 
     def end(status):
         statuses.append(status)
         event.set()
-        sys.exit()  # of the thread alone
+        sys.exit()  # ends only the thread
 
     monkeypatch.setattr(os, "_exit", end)
     return statuses, event
 
 
 def wait_for(event):
-    assert event.wait(60), "the watchdog saw nothing"
+    assert event.wait(60), "the watchdog found no hang"
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -58,7 +58,7 @@ class FullDisk(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_refuses_what_it_says_does_not_keep_it_from_ending(tmp_path, ended, monkeypatch):
+def test_the_process_ends_even_if_the_message_cannot_be_written(tmp_path, ended, monkeypatch):
     statuses, event = ended
     monkeypatch.setattr(sys, "stderr", FullDisk())
     with Watchdog(WatchdogConfig(start=0.01), tmp_path, rank=0, beat=0.01):
@@ -68,7 +68,7 @@ def test_a_disk_that_refuses_what_it_says_does_not_keep_it_from_ending(tmp_path,
 
 @pytest.mark.parametrize("timeout", [ParallelConfig().timeout, 5, 10_000])
 def test_a_collective_waits_longer_than_any_phase(timeout):
-    """Else it ends a rank that hangs, without its stacks and without the status on which it starts again."""
+    """Otherwise the collective would end a hung rank without stack traces and without the right status."""
     for config in (WatchdogConfig(), WatchdogConfig(step=12.0), WatchdogConfig(step=None, save=7200.0)):
         limits = [limit for limit in vars(config).values() if limit is not None]
         assert collective_limit(config, timeout) >= max(timeout, *limits) + (60 if timeout < 3600 else 0)
@@ -76,7 +76,7 @@ def test_a_collective_waits_longer_than_any_phase(timeout):
     assert collective_limit(nothing, timeout) == timeout
 
 
-# Beats every 10 ms, with a limit of half a second, in which the main thread answers what it is asked.
+# A watchdog with a beat of 10 ms and a limit of half a second; the main thread waits for a line.
 STOPPED = """
 import sys
 from pathlib import Path
@@ -91,7 +91,7 @@ with Watchdog(WatchdogConfig(start=0.5), Path(sys.argv[1]), rank=0, beat=0.01) a
 """
 
 
-def test_a_process_that_was_stopped_has_not_hung(tmp_path):
+def test_a_stopped_process_is_not_a_hang(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -100,12 +100,12 @@ def test_a_process_that_was_stopped_has_not_hung(tmp_path):
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(1.0)  # twice the limit, and the watchdog did not live through it
+    time.sleep(1.0)  # twice the limit, but the watchdog's thread does not run in this time
     process.send_signal(signal.SIGCONT)
     assert process.communicate("\n", timeout=60)[0] == "alive\n" and process.returncode == 0
 
 
-def test_a_clock_that_jumps_ends_nothing(tmp_path, ended, monkeypatch):
+def test_a_clock_that_jumps_is_not_a_hang(tmp_path, ended, monkeypatch):
     statuses, event = ended
     real = time.time
     with Watchdog(WatchdogConfig(start=100.0), tmp_path, rank=0, beat=0.01):
@@ -130,7 +130,7 @@ def hung_disk(monkeypatch):
     release.set()
 
 
-def test_a_disk_that_hangs_hangs_no_watchdog(tmp_path, ended, capfd, hung_disk):
+def test_the_watchdog_ends_the_process_even_if_the_disk_hangs(tmp_path, ended, capfd, hung_disk):
     statuses, event = ended
     (tmp_path / "ranks").mkdir()
     (tmp_path / "ranks" / "1.json").write_text("{}")
@@ -138,8 +138,8 @@ def test_a_disk_that_hangs_hangs_no_watchdog(tmp_path, ended, capfd, hung_disk):
         wait_for(event)
     assert statuses == [STALLED]
     said = capfd.readouterr().err
-    assert "spent 0 s in phase start" in said and "what the other ranks do could not be read" in said
-    assert "Stacks follow: no file could be written" in said and "in wait_for" in said
+    assert "spent 0 s in phase start" in said and "other ranks could not be read" in said
+    assert "no file could be written" in said and "in wait_for" in said
 
 
 ME = Doing(rank=0, step=7, phase="step", since=100.0, attempt="now")
@@ -156,7 +156,7 @@ def leave(folder, *others, silent=0.0):
 
 def test_the_rank_that_is_furthest_behind_is_named(tmp_path):
     leave(tmp_path, replace(ME, rank=1, step=6, phase="save"), replace(ME, rank=2, since=101.0))
-    assert furthest_behind(tmp_path, ME) == "it waits for rank 1, in phase save of step 6"
+    assert furthest_behind(tmp_path, ME) == "it waits for rank 1, which is in phase save of step 6"
 
 
 def test_a_rank_of_an_earlier_attempt_is_not_blamed(tmp_path):
@@ -164,11 +164,11 @@ def test_a_rank_of_an_earlier_attempt_is_not_blamed(tmp_path):
     assert furthest_behind(tmp_path, ME) == "no rank is further behind"
 
 
-def test_a_rank_that_writes_no_more_is_named_whatever_it_did(tmp_path):
-    """It was stopped in the same step, entered later than ours."""
+def test_a_rank_that_no_longer_writes_is_named_whatever_its_phase(tmp_path):
+    """It stopped in the same step, which it entered later than this rank."""
     leave(tmp_path, replace(ME, rank=1, since=101.0, pid=17, host="there"), silent=60.0)
     words = furthest_behind(tmp_path, ME)
-    assert words.startswith("it waits for rank 1, process 17 on there, which wrote nothing for ")
+    assert words.startswith("it waits for rank 1, process 17 on there, which has written nothing for ")
     assert words.endswith(" s and was in phase step of step 7")
 
 

@@ -1,4 +1,4 @@
-"""Steps that are not finite, counted; losses that jump; when to go back."""
+"""Skipped steps, jumps of the loss, and when to rewind."""
 
 import math
 
@@ -15,13 +15,13 @@ def skipped_of(guard, flags):
     return guard.newly_skipped()
 
 
-def test_skipped_steps_are_named_with_their_data():
+def test_skipped_steps_are_returned_with_their_data():
     guard = NonFiniteGuard(GuardConfig())
     assert skipped_of(guard, [0, 1, 0, 1, 1]) == [Skip(2, 20, 30), Skip(4, 40, 50), Skip(5, 50, 60)]
     assert guard.in_a_row == 2 and guard.newly_skipped() == []
 
 
-def test_only_steps_in_a_row_make_it_go_back():
+def test_only_skips_in_a_row_cause_a_rewind():
     guard = NonFiniteGuard(GuardConfig(max_skips=3))
     skipped_of(guard, [1, 1, 0, 1, 1])
     assert not guard.must_rewind
@@ -31,7 +31,7 @@ def test_only_steps_in_a_row_make_it_go_back():
     assert not guard.must_rewind and guard.rewinds == 1
 
 
-def test_a_jump_of_the_loss_is_told():
+def test_a_jump_of_the_loss_is_reported():
     guard = NonFiniteGuard(GuardConfig(spike=6.0))
     flat = [3.0 + 0.1 * math.sin(i) for i in range(40)]
     assert all(guard.spike(loss) is None for loss in flat)
@@ -49,7 +49,7 @@ def test_a_new_stage_is_not_compared_with_the_old_one():
 
 
 @pytest.mark.parametrize("config", [GuardConfig(spike=0.0), GuardConfig()])
-def test_no_jump_without_a_past_or_when_told_not_to(config):
+def test_no_jump_is_reported_without_earlier_losses_or_with_spike_0(config):
     guard = NonFiniteGuard(config)
     n = 100 if config.spike == 0 else LEAST
     assert all(guard.spike(loss) is None for loss in [3.0] * n) or config.spike
@@ -58,7 +58,7 @@ def test_no_jump_without_a_past_or_when_told_not_to(config):
         assert guard.spike(1e9) is None
 
 
-def test_a_loss_that_is_not_finite_is_no_jump_and_no_past():
+def test_a_loss_that_is_not_finite_is_ignored():
     guard = NonFiniteGuard(GuardConfig())
     for _ in range(LEAST):
         guard.spike(2.0)

@@ -1,4 +1,4 @@
-"""Which signals stop the loop, which leave at once, and which say nothing new."""
+"""Signals that stop the loop, that exit at once, and that are ignored."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ def take(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_is_a_request(number):
+def test_a_signal_asks_the_loop_to_stop(number):
     before = signal.getsignal(number)
     with StopSignal() as found:
         assert found.requested is None
@@ -25,7 +25,7 @@ def test_a_signal_is_a_request(number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_one_of_the_scheduler_says_nothing_new():
+def test_a_second_signal_of_the_scheduler_is_ignored():
     with StopSignal() as found:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
             take(number)
@@ -39,7 +39,7 @@ INT, TERM, USR1, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIG
     ("environment", "arrivals", "leaves"),
     [
         ({}, [(INT, 0.0), (INT, 0.5)], True),
-        ({}, [(INT, 0.0), (INT, 0.1)], False),  # a wrapper passes on what the terminal sent it
+        ({}, [(INT, 0.0), (INT, 0.1)], False),  # a wrapper passes on the signal that the terminal sent it
         ({"RANK": "0"}, [(INT, 0.0), (INT, 0.5)], False),
         ({"RANK": "0"}, [(INT, 0.0), (INT, 1.5)], True),
         ({}, [(TERM, 0.0), (INT, 0.1)], True),
@@ -49,8 +49,8 @@ INT, TERM, USR1, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIG
         ({"RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, [(INT, 0.0), (TERM, 0.5)], False),
     ],
 )
-def test_which_signals_leave_at_once(monkeypatch, environment, arrivals, leaves):
-    """torchrun passes on a second Ctrl-C as TERM; it sends TERM also to those that outlive a failed rank."""
+def test_which_signals_exit_at_once(monkeypatch, environment, arrivals, leaves):
+    """torchrun passes on a second Ctrl-C as TERM; it also sends TERM to all ranks when one has failed."""
     for name in ("RANK", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -64,7 +64,7 @@ def test_hup_stops_unless_it_is_ignored(monkeypatch):
     try:
         monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         assert HUP not in signals.stopping()
-        # torchrun handles HUP under nohup too, passes it on and kills 30 s later.
+        # torchrun passes HUP on even under nohup, and kills the ranks 30 s later.
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
         assert HUP in signals.stopping()
         monkeypatch.delenv("TORCHELASTIC_RUN_ID")
@@ -74,7 +74,7 @@ def test_hup_stops_unless_it_is_ignored(monkeypatch):
         signal.signal(HUP, before)
 
 
-# The main thread is in a library that returns to Python only much later, as in a save or a collective.
+# The main thread is in a C function that returns to Python much later, as in a save or a collective.
 BUSY = """
 import hashlib, os, signal, sys, threading
 from lhtrain.health.signals import StopSignal
@@ -92,7 +92,7 @@ with StopSignal(lambda: "step_00000004 is saved") as found:
 """
 
 
-def test_a_second_ctrl_c_leaves_while_the_main_thread_is_busy():
+def test_a_second_ctrl_c_exits_while_the_main_thread_is_busy():
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY],
         stdin=subprocess.PIPE,
@@ -104,11 +104,11 @@ def test_a_second_ctrl_c_leaves_while_the_main_thread_is_busy():
     assert process.stdout.readline() == "ready\n"
     process.stdin.write("\n")
     process.stdin.flush()
-    with pytest.raises(subprocess.TimeoutExpired):  # one alone waits; and this is another press
+    with pytest.raises(subprocess.TimeoutExpired):  # the first Ctrl-C does not exit
         process.wait(0.5)
     _, err = process.communicate("\n", timeout=30)
     assert process.returncode == 130
-    assert err.strip() == "lhtrain: interrupted again, leaving at once; step_00000004 is saved"
+    assert err.strip() == "lhtrain: interrupted again, exiting at once; step_00000004 is saved"
 
 
 EARLY = """
@@ -136,7 +136,7 @@ with signals.StopSignal() as found:
 """
 
 
-# A launcher blocks TERM before it starts the rank: what comes before there is a handler is not lost.
+# A launcher may block TERM before it starts the rank, so that no signal is lost before there is a handler.
 BLOCKED = """
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -147,7 +147,7 @@ with signals.StopSignal() as found:
     print(found.requested.name)
 """
 
-# Before anything that takes long is imported.
+# The handlers are installed before anything slow is imported.
 FIRST = """
 import sys
 sys.argv = ["lhtrain", "run.steps=1"]

@@ -79,7 +79,7 @@ def test_a_second_ctrl_c_leaves_while_a_save_is_written(lhtrain):
             process.wait(0.5)
     out, err = process.communicate()
     assert process.returncode == 130 and presses > 1, out + err
-    assert "interrupted again, leaving at once; there is no checkpoint yet" in err
+    assert "interrupted again, exiting at once; there is no checkpoint yet" in err
 
 
 def test_streams_that_are_closed_or_full_end_nothing(lhtrain, undisturbed):

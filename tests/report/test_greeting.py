@@ -1,4 +1,4 @@
-"""What a run prints before its first step."""
+"""The lines that a run prints before its first step."""
 
 import torch
 
@@ -11,21 +11,21 @@ def stages(*overrides):
     return greeting.about_stages(filled(compose_config(["data=text", "data.path=.", *overrides])))
 
 
-def test_a_lighthouse_stage_says_in_how_many_layers():
-    """Of dense_layers, which may name a layer twice."""
+def test_a_stage_line_counts_the_lighthouse_layers():
+    """model.dense_layers may name a layer twice."""
     some = "model.dense_layers=[0,-1,3]", "model.n_layers=4"
     assert "(budget k = 128) in 2 of 4 layers" in stages(*some)[0]
     assert stages()[0].endswith("(budget k = 128)") and "layers" not in stages(*some)[1]
 
 
-def test_a_windowed_stage_says_how_long_its_window_is():
+def test_a_stage_line_names_the_window():
     windowed, recovery = stages("lighthouse.window=512")
     assert windowed.endswith("(budget k = 128) and an exact window of 512 tokens") and "512" not in recovery
     _, warning, _ = stages("lighthouse.window=4096")
     assert warning.startswith("warning   stages.lighthouse.window=4096: ") and "attention=dense" in warning
 
 
-def test_the_memory_of_a_gpu_is_weighed_before_the_run():
+def test_memory_is_estimated_before_a_run_on_a_gpu():
     config, world = compose_config(["model=gpt_1b"], 1, 80 * 10**9), World(Ranks(), torch.device("cpu"))
     assert greeting.about_memory(config, world, 0) == []
     assert len(greeting.about_memory(config, world, 80 * 10**9)) == 1

@@ -1,4 +1,4 @@
-"""metrics.jsonl over kills and resumes."""
+"""metrics.jsonl after kills, resumes and full disks."""
 
 import errno
 
@@ -15,14 +15,14 @@ def write(path, steps, keep_until=0):
     return [row["step"] for row in read(path)]
 
 
-def test_a_resume_cuts_the_rows_after_its_checkpoint(tmp_path):
+def test_a_resume_drops_the_rows_after_its_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert write(path, [1, 2, 3, 4, 5]) == [1, 2, 3, 4, 5]
     assert write(path, [4], keep_until=3) == [1, 2, 3, 4]
     assert write(path, [1]) == [1]
 
 
-def test_rows_are_on_disk_at_once_and_a_torn_line_is_dropped(tmp_path):
+def test_rows_are_written_at_once_and_an_incomplete_line_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
     file.open(0)
@@ -33,7 +33,7 @@ def test_rows_are_on_disk_at_once_and_a_torn_line_is_dropped(tmp_path):
     assert write(path, [2], keep_until=9) == [1, 2]
 
 
-def test_rows_that_a_full_disk_refuses_wait_for_room(tmp_path, monkeypatch):
+def test_rows_are_buffered_while_the_disk_is_full(tmp_path, monkeypatch):
     told = []
     file = MetricsFile(tmp_path / "metrics.jsonl", told.append)
     file.open(0)
@@ -54,7 +54,7 @@ def test_rows_that_a_full_disk_refuses_wait_for_room(tmp_path, monkeypatch):
 
 
 class Disk:
-    """A file with room for so many more bytes: the last write that finds some is cut short."""
+    """A file with room for `room` more bytes; a longer write is cut short."""
 
     def __init__(self, file, room):
         self.file, self.room = file, room
@@ -70,11 +70,11 @@ class Disk:
         self.file.close()
 
 
-def test_no_file_no_rows(tmp_path):
+def test_a_missing_file_has_no_rows(tmp_path):
     assert read(tmp_path / "metrics.jsonl") == []
 
 
-def test_damaged_lines_in_the_middle_cost_themselves_alone_and_are_reported(tmp_path):
+def test_damaged_lines_in_the_middle_are_dropped_and_reported(tmp_path):
     path, told = tmp_path / "metrics.jsonl", []
     good = [b'{"kind": "train", "step": %d}' % step for step in (1, 2, 3)]
     bad = [b"\xff\x00", b"[1, 2]", b'{"step": "3", "kind": "train"}', b'{"kind": "train"}', b"[" * 10**5]
@@ -87,7 +87,7 @@ def test_damaged_lines_in_the_middle_cost_themselves_alone_and_are_reported(tmp_
     assert b"\xff\x00" in (tmp_path / "metrics.0001.jsonl").read_bytes()
 
 
-def test_numbers_that_json_has_not_become_null(tmp_path):
+def test_numbers_that_are_not_finite_become_null(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.open(0)
     file.take({"kind": "train", "step": 1, "loss": float("nan"), "of": [float("inf"), {"a": float("-inf")}]})
@@ -98,7 +98,7 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
     assert "NaN" not in old.path.read_text()
 
 
-def test_a_planted_link_is_not_written_through(tmp_path):
+def test_a_symbolic_link_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
     (tmp_path / "metrics.jsonl").symlink_to(victim)

@@ -1,4 +1,4 @@
-"""loss.png: any name and any number; how often it is drawn."""
+"""loss.png: unusual names and numbers, and how often it is drawn."""
 
 import itertools
 import time
@@ -31,13 +31,13 @@ def is_png(path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_are_plain_text(tmp_path, name):
+def test_names_are_not_parsed(tmp_path, name):
     path = tmp_path / "loss.png"
     plot_loss(rows(stages=(name, "other")), path, title=name)
     assert is_png(path) and [entry.name for entry in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_every_stage_is_in_the_legend_as_it_is_written():
+def test_the_legend_shows_stage_names_unchanged():
     names = ["_a", "$b$", "c", "validation"]
     texts = plot._figure(rows(stages=names[:3]), "$t$").axes[0].get_legend().get_texts()
     assert [text.get_text() for text in texts] == names
@@ -56,24 +56,24 @@ def test_every_stage_is_in_the_legend_as_it_is_written():
         ((-1e308, 1e308), (-1e308,)),
     ],
 )
-def test_any_losses(tmp_path, losses, val_losses):
+def test_unusual_losses_are_drawn(tmp_path, losses, val_losses):
     plot_loss(rows(losses=losses, val_losses=val_losses), tmp_path / "loss.png", "title")
     assert is_png(tmp_path / "loss.png")
 
 
-def test_a_stage_that_comes_twice_is_two_lines():
+def test_a_stage_that_occurs_twice_has_two_lines():
     switch = {"kind": "switch", "stage": "a", "tokens": 0, "seconds": 0.0}
     axis = plot._figure([*rows("a"), *rows("b"), *rows("a"), switch, *rows("a")], "t").axes[0]
     names = [text.get_text() for text in axis.get_legend().get_texts()]
     assert names == ["a", "b", "a", "a", "validation"]
 
 
-def test_no_logged_step_no_plot(tmp_path):
+def test_without_a_logged_step_nothing_is_drawn(tmp_path):
     plot_loss([], tmp_path / "loss.png", "title")
     assert not list(tmp_path.iterdir())
 
 
-def test_settings_of_the_user_do_not_break_it(tmp_path):
+def test_matplotlib_settings_of_the_user_are_ignored(tmp_path):
     import matplotlib
 
     with matplotlib.rc_context({"text.usetex": True, "font.family": "no such font", "savefig.format": "svg"}):
@@ -90,7 +90,7 @@ def test_a_long_run_keeps_its_spikes_and_a_bounded_number_of_points():
     assert (np.diff(x) > 0).all()
 
 
-def test_the_running_mean_is_that_of_a_convolution():
+def test_the_running_mean_equals_a_convolution():
     values = np.random.default_rng(0).normal(size=200)
     expected = np.convolve(values, np.full(9, 1 / 9), "valid")
     np.testing.assert_allclose(plot._running_mean(values, 9), expected)
@@ -98,7 +98,7 @@ def test_the_running_mean_is_that_of_a_convolution():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_drawing_takes_a_small_share_of_a_run(tmp_path, monkeypatch, fails):
-    """Drawing takes 3 s by a clock that the test sets: the next comes when that is SHARE of the time."""
+    """By the test's own clock, drawing takes 3 s; it must happen at most every 3 / SHARE seconds."""
     now, drawn = [1000.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     renewed = Plot(tmp_path / "loss.png", "title")

@@ -1,4 +1,4 @@
-"""The time that a run still takes."""
+"""The estimate of a run's remaining time."""
 
 import pytest
 
@@ -40,20 +40,20 @@ def test_nothing_is_known_before_the_first_step(config):
     assert Remaining(config)(Progress()) is None
 
 
-def test_a_stage_to_come_is_slower_by_its_flops(config):
+def test_a_future_stage_is_estimated_by_its_flops(config):
     remaining = Remaining(config)
     remaining.take(step("lighthouse", 1.0))
     progress = Progress(step=10, stages=[record("lighthouse", 10, 1.0, validations=1, validation=2.0)])
-    # 50 and 40 steps; both stages' ends and the switch are validated
+    # 50 and 40 steps; there is a validation at the end of each stage and at the switch
     expected = 50 + 2.0 + ratio(config) * (40 + 2 * 2.0)
     assert ratio(config) > 1.2 and remaining(progress) == pytest.approx(expected)
 
 
-def test_before_a_validation_it_is_a_forward_pass_over_its_tokens(config):
+def test_without_a_measured_validation_its_time_follows_from_its_tokens(config):
     remaining = Remaining(config)
     remaining.take(step("lighthouse", 1.0))
     progress = Progress(step=10, stages=[record("lighthouse", 10, 1.0)])
-    # 6144 tokens, a third of the products of a step of 2048
+    # A forward pass over 6144 tokens has as many FLOPs as a step of 2048 tokens
     assert remaining(progress) == pytest.approx(50 + 1.0 + ratio(config) * (40 + 2 * 1.0))
 
 
@@ -67,8 +67,8 @@ def test_each_stage_has_its_own_measured_speed(config):
     assert remaining(Progress(step=100, stages=stages)) == 0
 
 
-def test_a_resumed_run_goes_by_its_record_and_then_by_what_it_does_now(config):
-    """On a machine that is five times as fast as the one before."""
+def test_a_resumed_run_uses_its_record_until_a_step_is_measured(config):
+    """The new machine is five times as fast as the old one."""
     remaining = Remaining(config)
     stages = [record("lighthouse", 60, 1.0, 1, 2.0), record("recovery", 10, 5.0, 1, 0.0)]
     progress = Progress(step=70, stages=stages)
@@ -77,8 +77,8 @@ def test_a_resumed_run_goes_by_its_record_and_then_by_what_it_does_now(config):
     assert remaining(progress) == pytest.approx(30 * 1.0)
 
 
-def test_one_slow_step_does_not_count(config):
-    """The first, which fills caches."""
+def test_one_slow_step_is_ignored(config):
+    """Such as the first step, which fills caches."""
     remaining = Remaining(config)
     for seconds in (60.0, 1.0, 1.0):
         remaining.take(step("recovery", seconds))
@@ -89,5 +89,5 @@ def test_one_slow_step_does_not_count(config):
 @pytest.mark.parametrize(
     ("begin", "end", "times"), [(0, 10, 2), (0, 12, 3), (4, 5, 1), (5, 5, 0), (5, 6, 1), (7, 3, 0), (0, 1, 1)]
 )
-def test_every_fifth_step_and_the_end(begin, end, times):
+def test_validations_are_counted_at_multiples_and_at_the_end(begin, end, times):
     assert _times(5, begin, end) == times

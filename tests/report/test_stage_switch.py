@@ -1,11 +1,11 @@
-"""What a switch cost, from rows."""
+"""The cost of a stage switch, computed from rows."""
 
 import pytest
 
 from lhtrain.progress import LAST
 from lhtrain.report.stage_switch import SwitchWatch
 
-STEP = 10  # of the switch
+STEP = 10  # last step before the switch
 
 
 def switch(val_before=2.0, val_after=2.5, step=STEP):
@@ -31,8 +31,8 @@ def watched(*rows):
     return watch, recovered_at
 
 
-def test_a_lucky_batch_is_no_recovery():
-    """The first losses after the switch lie below the level before it; the validation does not, for long."""
+def test_a_low_training_loss_is_no_recovery():
+    """Training losses fall below the old level at once; the validation loss does so only later."""
     noise = [train(STEP + i, 1.5 + i % 2) for i in range(1, 51)]
     rows = [switch(), *noise[:25], validation(35, 2.1), *noise[25:], validation(60, 1.9)]
     watch, recovered_at = watched(validation(STEP, 2.0), *rows)
@@ -42,7 +42,7 @@ def test_a_lucky_batch_is_no_recovery():
     assert recovered_at == [60]
 
 
-def test_training_losses_before_and_after_are_means_of_as_many_steps():
+def test_training_losses_are_means_over_the_same_number_of_steps():
     rows = [train(STEP + i, float(i)) for i in range(1, LAST + 30)]
     (entry,) = watched(train(STEP, 9.0), switch(), *rows)[0].begun
     assert (entry["loss_before"], entry["loss_before_stderr"]) == (2.1, 0.05)
@@ -56,13 +56,13 @@ def test_recovery_is_reported_once():
 
 
 @pytest.mark.parametrize("after", [2.0, 1.5])
-def test_a_switch_that_costs_nothing_needs_no_recovery(after):
+def test_a_switch_that_does_not_raise_the_loss_recovers_in_0_steps(after):
     watch, recovered_at = watched(switch(2.0, after), train(11, 2.0), validation(15, 1.5))
     assert watch.switches[0]["steps_to_recover"] == 0 and not recovered_at
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 2.0), (2.0, None), (None, None)])
-def test_losses_that_are_not_finite_are_no_level_and_no_recovery(before, after):
+def test_losses_that_are_not_finite_are_no_recovery(before, after):
     watch, _ = watched(switch(before, after), train(11, None), train(12, 2.0), validation(15, None))
     entry = watch.switches[0]
     assert entry["steps_to_recover"] is None and entry["loss_after"] == 2.0
@@ -74,6 +74,6 @@ def test_a_validation_belongs_to_the_newest_switch():
     assert [entry["steps_to_recover"] for entry in watch.begun] == [None, 5] and recovered_at == [25]
 
 
-def test_a_switch_before_its_first_step_is_left_out():
+def test_a_switch_without_a_logged_step_is_omitted():
     watch, _ = watched(train(STEP, 1.0), switch())
     assert watch.begun == [] and len(watch.switches) == 1

@@ -1,4 +1,4 @@
-"""summary.json and the table: names and numbers of every kind."""
+"""summary.json and the final table, with unusual names and numbers."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def test_the_table_shows_the_mean_and_not_the_last_batch():
     assert "3.0000" not in text
 
 
-def test_a_run_of_one_step_has_no_width():
+def test_a_run_of_one_step_has_no_standard_error():
     text = shown(a_summary(losses=[2.0]))
     assert "2.0000" in text and "±" not in text
 
@@ -44,7 +44,7 @@ def test_a_run_without_a_step():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_are_plain_text(name):
+def test_names_are_not_parsed(name):
     text = shown(a_summary(name=name, stage=name))
     if len(name) < 20 and name.isprintable():
         assert text.count(name) >= 2
@@ -52,11 +52,11 @@ def test_names_are_plain_text(name):
 
 
 @pytest.mark.parametrize("width", [1, 2, 10, 30])
-def test_a_narrow_terminal(width):
+def test_the_table_fits_a_narrow_terminal(width):
     assert max(len(line) for line in shown(a_summary(), width).splitlines()) <= width
 
 
-def test_a_file_that_every_parser_reads(tmp_path):
+def test_the_file_is_strict_json(tmp_path):
     summary = a_summary(losses=[math.nan, 1.0], val_loss=math.inf)
     write(summary, tmp_path / "summary.json", durable=False)
     read = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
@@ -69,17 +69,18 @@ def test_a_file_that_every_parser_reads(tmp_path):
 @pytest.mark.parametrize(
     ("steps", "above", "words"),
     [
-        (0, 0, "no higher than before"),
-        (1, 0, "back after 1 step"),
-        (50, 25, "back after 26 to 50 steps"),
+        (0, 0, "not higher than before"),
+        (1, 0, "after 1 step"),
+        (50, 25, "after 26 to 50 steps"),
         (None, 25, "still higher after 25 steps"),
         (None, 0, "not validated since"),
     ],
 )
-def test_what_a_switch_cost_in_words(steps, above, words):
+def test_a_switch_line_describes_the_recovery(steps, above, words):
     switch = {"from": "a", "to": "b", "step": 125, "val_loss_before": 2.0, "val_loss_after": 2.5}
     switch |= {"steps_to_recover": steps, "steps_still_above": above}
     (line,) = switch_lines(a_summary(switches=[switch]))
-    assert line == f"a -> b after step 125: validation loss of the same weights 2.0000 -> 2.5000, {words}"
+    assert line.startswith("a -> b after step 125: validation loss 2.0000 -> 2.5000") and line.endswith(words)
     switch["val_loss_before"] = None
-    assert "- -> 2.5000, not known before the switch" in switch_lines(a_summary(switches=[switch]))[0]
+    (line,) = switch_lines(a_summary(switches=[switch]))
+    assert "- -> 2.5000" in line and line.endswith("not validated just before the switch")

@@ -1,4 +1,4 @@
-"""Live and plain output: where it cannot go, what it cannot show, and what it says about time."""
+"""Live and plain output: streams that fail, characters that cannot be shown, and times."""
 
 import errno
 import io
@@ -36,18 +36,18 @@ def closed():
 
 
 @pytest.mark.parametrize("stream", [FullDisk, closed, lambda: None])
-def test_output_that_is_refused_does_not_end_the_run(monkeypatch, stream):
+def test_a_stream_that_cannot_be_written_does_not_end_the_run(monkeypatch, stream):
     monkeypatch.setattr(sys, "stdout", stream())
     a_run_prints()
 
 
-def test_a_reader_that_is_gone_does_not_end_the_run(monkeypatch):
+def test_a_closed_pipe_does_not_end_the_run(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     pipe = os.fdopen(writer, "w")
     monkeypatch.setattr(sys, "stdout", pipe)
     a_run_prints()
-    with pytest.raises(BrokenPipeError):  # it was one
+    with pytest.raises(BrokenPipeError):  # confirms that the pipe was broken
         pipe.close()
 
 
@@ -70,7 +70,7 @@ def test_any_name_in_any_encoding(monkeypatch, name, encoding):
 
 
 class Screen:
-    """A terminal of a real kind, and what was written to it."""
+    """A real pseudo-terminal; `read` returns what was written to it."""
 
     def __init__(self, encoding="utf-8"):
         self.master, slave = os.openpty()
@@ -125,7 +125,7 @@ def test_a_narrow_terminal(screen, columns):
     assert where.read()
 
 
-def test_in_eighty_columns_the_bar_gives_way_to_the_numbers(screen):
+def test_in_eighty_columns_the_numbers_are_complete(screen):
     where = screen(columns=80)
     with Terminal(12_000, seconds_left=lambda: 7200.0) as terminal:
         terminal.take(row(4000, "lighthouse", 2.3456, 18_353.0, seconds=3600.0))
@@ -141,7 +141,7 @@ def test_a_terminal_without_a_cursor_gets_plain_lines(screen, monkeypatch, termi
     assert "step      1/1  dense" in where.read()
 
 
-def test_colours_that_are_asked_for_make_no_live_line_in_a_file(monkeypatch):
+def test_force_color_makes_no_live_line_in_a_file(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
     a_run_prints()
@@ -157,7 +157,7 @@ def plain_lines(monkeypatch, steps, rows, done=0):
 
 
 @pytest.mark.parametrize("every", [1, 7, 30])
-def test_plain_lines_come_about_twenty_times_however_often_steps_are_logged(monkeypatch, every):
+def test_about_twenty_plain_lines_are_printed_for_any_log_every(monkeypatch, every):
     steps = [step for step in range(1, 1001) if step in (1, 1000) or step % every == 0]
     printed = plain_lines(monkeypatch, 1000, [row(step) for step in steps])
     assert printed[0] == 1 and printed[-1] == 1000 and 20 <= len(printed) <= 22

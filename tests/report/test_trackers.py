@@ -1,4 +1,4 @@
-"""What Weights & Biases is asked for, and what a failure of it does. It is tried offline elsewhere."""
+"""The calls that Weights & Biases gets, and its failures. Other tests use the real package offline."""
 
 import sys
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ STAGE = {"name": "[/a]", "tokens_per_second": None, "loss_mean": 2.0, "val_loss"
 
 
 class Service:
-    """Stands for the package: remembers what it was given, and fails where it is told to."""
+    """A fake of the wandb package: records the calls, and raises `error` in the method `fails_in`."""
 
     Error = type("Error", (Exception,), {})
 
@@ -56,7 +56,7 @@ def opened(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", LoggerMode)
-def test_a_resumed_run_continues_in_the_same_place(opened, mode):
+def test_a_resumed_run_continues_the_same_wandb_run(opened, mode):
     service = Service()
     for _ in range(2):
         opened(service, LoggerConfig(kind="wandb", mode=mode))
@@ -65,14 +65,14 @@ def test_a_resumed_run_continues_in_the_same_place(opened, mode):
 
 
 @pytest.mark.parametrize("content", [b"", b" \n"])
-def test_an_empty_id_is_none(opened, tmp_path, content):
+def test_an_empty_id_file_is_ignored(opened, tmp_path, content):
     (tmp_path / "wandb_id.txt").write_bytes(content)
     service = Service()
     opened(service)
     assert service.asked[0]["id"] is None
 
 
-def test_it_gets_what_it_can_take(opened):
+def test_names_and_values_are_made_acceptable(opened):
     service = Service()
     tracker, _ = opened(service, name="a\n" + "x" * 500)
     tracker.take(ROW)
@@ -87,7 +87,7 @@ ERRORS = [Service.Error("No key."), OSError(28, "No space left"), ValueError(), 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("where", ["init", "define_metric", "log", "finish"])
-def test_a_failure_is_told_once_and_training_continues(opened, where, error):
+def test_a_failure_is_reported_once_and_training_continues(opened, where, error):
     service = Service(where, error)
     tracker, said = opened(service)
     for _ in range(3):
@@ -96,19 +96,19 @@ def test_a_failure_is_told_once_and_training_continues(opened, where, error):
     (line,) = said
     assert line.startswith("warning   logger=wandb ") and "\n" not in line and " : " not in line
     assert ("ValueError" in line) == isinstance(error, ValueError)
-    assert "all rows in metrics.jsonl; logger.mode=offline needs no account" in line
+    assert line.endswith("; logger.mode=offline needs no account")
     assert len(service.rows) == (3 if where == "finish" else 0)
     assert service.torn_down == (where in ("log", "finish"))
 
 
-def test_an_id_that_is_not_text_is_told(opened, tmp_path):
+def test_an_unreadable_id_file_is_reported(opened, tmp_path):
     (tmp_path / "wandb_id.txt").write_bytes(b"\xff\xfe")
     tracker, said = opened(Service())
     tracker.take(ROW)
     assert len(said) == 1
 
 
-def test_without_a_logger_nothing_is_told(opened):
+def test_without_a_tracker_nothing_is_printed(opened):
     tracker, said = opened(Service("init"), LoggerConfig())
     tracker.take(ROW)
     tracker.finish(None)
@@ -147,7 +147,7 @@ def plugin(tmp_path, monkeypatch):
     return LoggerConfig(kind="mine", options={"team": "x"})
 
 
-def test_a_tracker_of_a_plugin_gets_rows_and_its_failure_ends_it_alone(plugin, opened, tmp_path):
+def test_a_plugin_tracker_gets_rows_until_it_fails(plugin, opened, tmp_path):
     tracker, said = opened(None, plugin)
     kept = tmp_path / "mine.txt"
     assert kept.read_text() == "name x {}"
@@ -157,6 +157,5 @@ def test_a_tracker_of_a_plugin_gets_rows_and_its_failure_ends_it_alone(plugin, o
     tracker.take(ROW | {"step": 3})
     tracker.finish(None)
     assert kept.read_text() == "abandoned"
-    assert said == [
-        "warning   logger=mine failed: no network; training continues, with all rows in metrics.jsonl"
-    ]
+    (line,) = said
+    assert line.startswith("warning   logger=mine failed: no network; training continues")

@@ -52,6 +52,10 @@ def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
     if stage.seq_len % (2 * cp):
         yield Problem(f"{key}.seq_len", stage.seq_len, f"must be a multiple of 2 * parallel.cp = {2 * cp}")
     elif stage.attention == "lighthouse":
+        chunk = stage.seq_len // (2 * cp)
+        if chunk < stage.window < stage.seq_len:
+            rule = f"must be at most {chunk}, the tokens of each of the 2 * parallel.cp = {2 * cp} chunks"
+            yield Problem(f"{key}.window", stage.window, rule)
         pyramid = pyramid_of(stage)
         if not pyramid.problems() and not _chunks_fit(pyramid, pyramid.budget, cp):
             fitting = [

@@ -18,7 +18,6 @@ B batch, N sequence length, H query heads, G key/value heads, D head dim, M coar
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lhtrain.kernels.pyramid import Pyramid
@@ -56,16 +55,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, kernels: bool) -> tu
     return out, lse
 
 
-def coarsest_queries(q: Tensor, pyramid: Pyramid) -> Tensor:
-    """q (B, N, H, D) -> the means of its windows of p^(L-1) tokens, (B, M, H, D) in q's dtype."""
-    windows = q.unflatten(1, (-1, pyramid.pooling ** (pyramid.levels - 1)))
+def coarsest_queries(q: Tensor, window: int) -> Tensor:
+    """q (B, T, H, D) -> the means of windows of so many tokens, (B, T / window, H, D) in q's dtype."""
+    windows = q.unflatten(1, (-1, window))
     return windows.mean(2, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
 
 
-def to_positions(x: Tensor, window: int, n: int, fill: float) -> Tensor:
-    """Of coarsest entries (B, M, ...), that which each of n positions uses, `fill` before the first ends."""
-    spread = x.repeat_interleave(window, 1)[:, : n - window + 1]
-    return F.pad(spread, (0, 0) * (x.ndim - 2) + (window - 1, 0), value=fill)
+def to_positions(x: Tensor, window: int, n: int) -> Tensor:
+    """Of coarsest entries (B, M + 1, ...), from the one before the first on, that which each of n positions
+    uses: the last to end at or before it, (B, n, ...)."""
+    return x.repeat_interleave(window, 1)[:, 1 : n + 1]
 
 
 def merge(exact: Tensor, lse: Tensor, far: Tensor, far_lse: Tensor) -> Tensor:
@@ -73,6 +72,18 @@ def merge(exact: Tensor, lse: Tensor, far: Tensor, far_lse: Tensor) -> Tensor:
     share = torch.sigmoid(far_lse - lse).unsqueeze(-1)
     wide = exact.to(share.dtype)
     return (wide + share * (far.to(share.dtype) - wide)).to(exact.dtype)
+
+
+class Chunk(NamedTuple):
+    """Consecutive tokens, whole tiles, with what lies before them.
+
+    start: the position of the first. query_before (B, 1, H, D): the coarsest query that ends right before;
+    n_before: tokens before the first in keys and values. Both are ignored where the sequence begins.
+    """
+
+    start: int
+    n_before: int
+    query_before: Tensor
 
 
 def strictly_causal(
@@ -84,17 +95,29 @@ def strictly_causal(
     pyramid: Pyramid,
     window: int,
     kernels: bool,
+    chunk: Chunk | None = None,
 ) -> Tensor:
     """The layer after its rows have been selected.
 
-    q (B, N, H, D), k, v (B, N, G, D); rows_k, rows_v (B, S, G, D): the kept rows, tile after tile.
+    Args:
+        q: (B, T, H, D); k, v: (B, n_before + T, G, D), G dividing H.
+        rows_k, rows_v: (B, S, G, D), the kept rows of the whole sequence, tile after tile.
+        pyramid: of the whole sequence.
+        kernels: whether the GPU kernels run.
+        chunk: which of the sequence's tokens q has; None: all of them.
     """
-    coarsest = pyramid.pooling ** (pyramid.levels - 1)
-    positions = torch.arange(pyramid.seq_len, device=q.device)
-    exact, lse = attend(q, k, v, exact_ranges(positions, pyramid.tile_tokens, window), kernels)
-    entries = torch.arange(pyramid.size(pyramid.levels - 1), device=q.device)
-    ranges = far_ranges(entries, pyramid, window, rows_k.shape[1] // pyramid.n_tiles)
-    far, far_lse = attend(coarsest_queries(q, pyramid), rows_k, rows_v, ranges, kernels)
-    far = to_positions(far, coarsest, pyramid.seq_len, 0.0)
-    far_lse = to_positions(far_lse.transpose(1, 2), coarsest, pyramid.seq_len, -torch.inf)
+    if chunk is None:
+        chunk = Chunk(0, 0, torch.zeros_like(q[:, :1]))
+    coarsest, n = pyramid.pooling ** (pyramid.levels - 1), q.shape[1]
+    positions = torch.arange(chunk.start, chunk.start + n, device=q.device)
+    first_key = chunk.start - chunk.n_before
+    keys = (bound - first_key for bound in exact_ranges(positions, pyramid.tile_tokens, window))
+    exact, lse = attend(q, k, v, Ranges(*keys), kernels)
+
+    queries = torch.cat([chunk.query_before, coarsest_queries(q, coarsest)], 1)
+    first = chunk.start // coarsest
+    entries = torch.arange(first - 1, first + n // coarsest, device=q.device)
+    rows = far_ranges(entries, pyramid, window, rows_k.shape[1] // pyramid.n_tiles)
+    far, far_lse = attend(queries, rows_k, rows_v, rows, kernels)
+    far, far_lse = (to_positions(x, coarsest, n) for x in (far, far_lse.transpose(1, 2)))
     return merge(exact, lse.transpose(1, 2), far, far_lse)

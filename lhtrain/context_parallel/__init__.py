@@ -14,6 +14,7 @@ from lhtrain.attention.where import Where
 from lhtrain.context_parallel.layout import positions
 from lhtrain.context_parallel.lighthouse import ContextLighthouse
 from lhtrain.context_parallel.ring import ring_attention
+from lhtrain.context_parallel.strict import ContextStrict
 from lhtrain.context_parallel.ulysses import ulysses_attention
 
 METHODS = ("auto", "ring", "ulysses")
@@ -50,7 +51,7 @@ def pick_method(method: str, n_heads: int, n_kv_heads: int, size: int) -> str:
 
 def over_ranks(
     attend: DenseAttention | LighthouseAttention, method: str, exact: bool, group: str, rank: int, size: int
-) -> ContextDense | ContextLighthouse:
+) -> ContextDense | ContextLighthouse | ContextStrict:
     """What a context-parallel rank attends with, in place of `attend`.
 
     Raises ValueError: a selection that compares scores of more than one tile, which no rank has.
@@ -62,6 +63,8 @@ def over_ranks(
     if not attend.selection.tile_local:
         kind = type(attend.selection).__name__
         raise ValueError(f"cp={size}: needs a selection that stays within its tiles, which {kind} does not")
+    if attend.strictly_causal:
+        return ContextStrict(attend, group, rank, size)
     return ContextLighthouse(attend, dense, group, rank, size, exact)
 
 

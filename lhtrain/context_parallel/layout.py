@@ -4,8 +4,12 @@ The sequence is cut into 2 W equal chunks; rank r has chunk r, its head, and chu
 after the other. Under a causal mask every rank then has the same amount of work.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+
+from lhtrain.kernels.pyramid import Pyramid
 
 
 def positions(seq_len: int, rank: int, size: int) -> Tensor:
@@ -33,3 +37,8 @@ def shared_out(x: Tensor, size: int) -> Tensor:
     """The inverse of `whole`: (B, W T, ...) -> (W, B, T, ...)."""
     heads, tails = x.unflatten(1, (2 * size, -1)).movedim(1, 0).chunk(2)
     return torch.stack([heads, tails.flip(0)], 2).flatten(2, 3)
+
+
+def chunk_pyramid(whole: Pyramid, size: int) -> Pyramid:
+    """The pyramid of one of the 2 W chunks of a sequence. Raises ValueError as `Pyramid.check` does."""
+    return replace(whole, seq_len=whole.seq_len // (2 * size), budget=whole.budget // (2 * size)).check()

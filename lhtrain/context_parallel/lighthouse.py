@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lhtrain.attention.lighthouse import LighthouseAttention, Selected, gather, scatter
 from lhtrain.attention.where import Where
-from lhtrain.context_parallel.collectives import all_gather
+from lhtrain.context_parallel.halo import from_chunk_before
+from lhtrain.context_parallel.layout import chunk_pyramid
 from lhtrain.kernels.pyramid import Pyramid
 
 
@@ -38,9 +39,7 @@ class ContextLighthouse:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         layer, batch = self.layer, q.shape[0]
-        pyramid = chunk_pyramid(
-            Pyramid(q.shape[1] * self.size, layer.levels, layer.pooling, layer.budget), self.size
-        )
+        pyramid = chunk_pyramid(layer.pyramid(q.shape[1] * self.size), self.size)
         n_covered = 0
         if layer.cover_prefix:
             n_covered = 2 * batch if not self.exact else batch if self.rank == 0 else 0
@@ -55,12 +54,7 @@ class ContextLighthouse:
 
     def _with_spill(self, out: Tensor, last: Tensor, pyramid: Pyramid) -> Tensor:
         """Add what the chunk before reaches into each chunk: out (2 B, c, H, D), last (2 B, L - 1, H, D)."""
-        all_last = all_gather(last, self.group, self.rank, self.size).unflatten(1, (2, -1))
-        # Chunk r follows r - 1, the head of that rank; chunk 2 W - 1 - r follows the tail of rank r + 1, or,
-        # in the middle of the sequence, its own head. The first chunk of all follows nothing.
-        head = all_last[self.rank - 1, 0] if self.rank else torch.zeros_like(all_last[0, 0])
-        tail = all_last[self.rank + 1, 1] if self.rank + 1 < self.size else all_last[self.rank, 0]
-        before = torch.cat([head, tail])  # (2 B, L - 1, H, D)
+        before = from_chunk_before(last.unflatten(0, (2, -1)), self.group, self.rank, self.size).flatten(0, 1)
         reach = pyramid.pooling ** (pyramid.levels - 1) - 1
         first = out[:, :reach].float()
         for level in range(1, pyramid.levels):
@@ -68,13 +62,6 @@ class ContextLighthouse:
             spilled = before[:, level - 1, None].float().expand(-1, n, -1, -1)
             first = first + torch.nn.functional.pad(spilled, (0, 0, 0, 0, 0, reach - n))
         return torch.cat([first.to(out.dtype), out[:, reach:]], 1)
-
-
-def chunk_pyramid(whole: Pyramid, size: int) -> Pyramid:
-    """The pyramid of one of the 2 W chunks of a sequence. Raises ValueError as `Pyramid.check` does."""
-    return Pyramid(
-        whole.seq_len // (2 * size), whole.levels, whole.pooling, whole.budget // (2 * size)
-    ).check()
 
 
 def last_rows(rows: Tensor, selected: Selected, pyramid: Pyramid) -> Tensor:

@@ -150,6 +150,10 @@ def test_the_error_says_how_many_and_that_nothing_started():
             ["parallel.cp=2", "model.seq_len=32768", "lighthouse.budget=256"],
             "must have whole tiles of it; nearest: 512 or 1024",
         ),
+        (
+            ["parallel.cp=2", "model.seq_len=32768", "lighthouse.budget=512", "lighthouse.window=8193"],
+            "stages.lighthouse.window=8193: must be at most 8192",
+        ),
         (["guard.max_skips=0"], "guard.max_skips=0: must be at least 1"),
         (["cluster.nodes=0"], "cluster.nodes=0: must be at least 1"),
         (["cluster.gpus_per_node=-1"], "cluster.gpus_per_node=-1: must be at least 0"),

@@ -14,7 +14,7 @@ from tests.distributed.ranks import DEVICE, on_ranks
 HEADS, DIM, BATCH, SEQ_LEN = 4, 8, 2, 4096
 CASES = [
     (layer, method, n_kv)
-    for layer in ("dense", "lighthouse", "uncovered")
+    for layer in ("dense", "lighthouse", "uncovered", "strictly causal")
     for method, n_kv in (("ring", 1), ("ulysses", 4))
 ]
 
@@ -23,6 +23,8 @@ def layer_of(kind, size):
     """A chunk is one tile, so that every chunk's budget is the least there is."""
     if kind == "dense":
         return DenseAttention()
+    if kind == "strictly causal":
+        return LighthouseAttention(3, 2, 128, strictly_causal=True, window=200)
     return LighthouseAttention(levels=3, pooling=2, budget=256 * size, cover_prefix=kind == "lighthouse")
 
 

@@ -18,15 +18,21 @@ def result(attend, tensors):
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
+def layer(kind, size):
+    if kind == "dense":
+        return DenseAttention()
+    if kind == "lighthouse":  # a chunk is one tile: the least budget that there is
+        return LighthouseAttention(levels=2, pooling=2, budget=256 * size)
+    return LighthouseAttention(3, 2, 64, tile=8, strictly_causal=True, window=100)
+
+
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("method", "n_kv"), METHODS)
-@pytest.mark.parametrize("kind", ["dense", "lighthouse"])
+@pytest.mark.parametrize("kind", ["dense", "lighthouse", "strictly causal"])
 def test_the_result_is_that_of_one_rank(kind, method, n_kv, size, monkeypatch):
     torch.manual_seed(0)
     tensors = [torch.randn(BATCH, SEQ_LEN, n, DIM) for n in (HEADS, n_kv, n_kv, HEADS)]
-    plain = DenseAttention()
-    if kind == "lighthouse":  # a chunk is one tile: the least budget that there is
-        plain = LighthouseAttention(levels=2, pooling=2, budget=256 * size)
+    plain = layer(kind, size)
     want = result(plain, tensors)
 
     def on(rank):
@@ -37,3 +43,12 @@ def test_the_result_is_that_of_one_rank(kind, method, n_kv, size, monkeypatch):
     for here, got in ThreadRanks(size, monkeypatch).run(on):
         for mine, whole in zip(got, want, strict=True):
             torch.testing.assert_close(mine, whole[:, here], rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_longer_than_a_chunk_is_refused(monkeypatch):
+    plain = LighthouseAttention(3, 2, 64, tile=8, strictly_causal=True, window=600)
+    tokens = torch.randn(1, SEQ_LEN // 2, HEADS, DIM)
+    with pytest.raises(ValueError, match="window=600: must be at most the 512 tokens of a chunk"):
+        ThreadRanks(2, monkeypatch).run(
+            lambda rank: over_ranks(plain, "ring", True, "group", rank, 2)(tokens, tokens, tokens)
+        )

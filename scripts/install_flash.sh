@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Install the extra `flash` (FlashAttention-4) with the Python $1, on a machine whose NVIDIA GPU it is for and
-# where there are wheels for this Python and platform. One line where there are none; nothing without a GPU.
+# Install the extra `flash` (FlashAttention-4) with the Python $1, if the machine has a suitable NVIDIA GPU.
+# Prints one line if the GPU is not suitable or there are no wheels for this Python and platform. Without a GPU
+# it does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 capabilities=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ' ') || exit 0

@@ -1,11 +1,12 @@
-"""Kill a run again and again at random moments, resume it, and compare it with one that was left alone.
+"""Kill a run many times at random moments, resume it, and compare it with a run that was never killed.
 
     python scripts/soak.py --kills 100              one rank
-    python scripts/soak.py --kills 100 --ranks 2    one of two ranks, or both, at each kill
+    python scripts/soak.py --kills 100 --ranks 2    each kill hits one of two ranks, or both
 
-Saves at every step on a disk that is slow now and then, so that kills fall into steps, saves, renames and the
-stage switch alike; the limit for loss spikes is low, so that there are rows of them too. The run must end
-with the same rows of metrics.jsonl, bit for bit. Prints where each kill fell and how many steps it cost.
+The run saves a checkpoint at every step, and some disk syncs are slowed down, so that kills happen during
+steps, saves, renames and the stage switch. The limit for loss spikes is low, so that there are spike rows to
+compare. All rows of metrics.jsonl must equal those of the other run, bit for bit. Prints what each kill
+interrupted and how many steps had to be repeated.
 """
 
 import argparse
@@ -26,7 +27,7 @@ TINY = [
     *("run.batch_tokens=4096", "eval.tokens=4096", "eval.every=20", "checkpoint.every=1"),
     *("stages.lighthouse.fraction=0.5", "run.name=soak", "guard.spike=1.5"),
 ]
-# Python imports sitecustomize at its start: here a tenth of all syncs takes up to 0.5 s.
+# Python imports sitecustomize when it starts. This one makes a tenth of all syncs take up to 0.5 s.
 SLOW_DISK = """
 import os, random, time
 fsync, draw = os.fsync, random.Random(os.getpid())
@@ -36,7 +37,7 @@ def slow(file):
     fsync(file)
 os.fsync = slow
 """
-STEPS = 20  # of the run, for each kill
+STEPS = 20  # steps of the run per kill
 TIMED = ("seconds", "step_seconds", "tokens_per_second", "mfu")
 
 
@@ -44,9 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=20, help="number of kills")
+    parser.add_argument("--ranks", type=int, default=1, help="number of ranks, 1 or 2")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     steps = STEPS * arguments.kills
@@ -55,22 +56,24 @@ def main() -> None:
         (folder / "slow").mkdir()
         (folder / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
         start(folder, "alone", arguments.ranks, steps).wait()
-        fell: Counter[str] = Counter()
-        lost = 0
+        interrupted: Counter[str] = Counter()
+        repeated = 0
         for number in range(1, arguments.kills + 1):
-            where, cost = kill(folder, arguments.ranks, steps, draw)
-            fell[where] += 1
-            lost += cost
-            print(f"kill {number:>3}: in {where}, {cost} steps to do again", flush=True)
+            what, cost = kill(folder, arguments.ranks, steps, draw)
+            interrupted[what] += 1
+            repeated += cost
+            print(f"kill {number:>3}: during {what}, {cost} steps to repeat", flush=True)
         if newest(folder / "soaked") == steps:
-            sys.exit("the run ended before the last kill: nothing is shown")
+            sys.exit("the run ended before the last kill, so this test proves nothing")
         start(folder, "soaked", arguments.ranks, steps).wait()
         if rows(folder / "soaked") != rows(folder / "alone"):
-            sys.exit("the soaked run differs from the one that was left alone")
+            sys.exit("the killed run differs from the run that was never killed")
         kinds = Counter(row["kind"] for row in rows(folder / "alone"))
         if arguments.kills >= 10 and not kinds["spike"]:
-            sys.exit("no loss spiked: nothing is shown of their rows")
-    print(f"equal, bit for bit, after {arguments.kills} kills: {dict(fell)}; {lost} steps done again")
+            sys.exit("there was no loss spike, so spike rows were not tested")
+    print(
+        f"equal, bit for bit, after {arguments.kills} kills: {dict(interrupted)}; {repeated} steps repeated"
+    )
     print(f"rows compared: {dict(kinds)}")
 
 
@@ -95,9 +98,9 @@ def start(folder: Path, name: str, ranks: int, steps: int) -> subprocess.Popen:
 
 
 def kill(folder: Path, ranks: int, steps: int, draw: random.Random) -> tuple[str, int]:
-    """One start and one kill; returns what went on then, and the steps done beyond the newest checkpoint.
+    """Start the run and kill it once. Return what was interrupted and the steps after the newest checkpoint.
 
-    The moment is drawn from the start on: while the run starts, or some time after its first new step.
+    The moment is random: during the start of the run, or up to 0.8 s after its first new step.
     """
     run = folder / "soaked"
     process = start(folder, "soaked", ranks, steps)
@@ -108,7 +111,7 @@ def kill(folder: Path, ranks: int, steps: int, draw: random.Random) -> tuple[str
     time.sleep(draw.uniform(0, 0.8))
     workers = children(process.pid) if ranks > 1 else []
     victims = draw.sample(workers, draw.randint(1, len(workers))) if len(workers) == ranks else []
-    if len(victims) in (0, ranks):  # all, and what started them
+    if len(victims) in (0, ranks):  # kill all ranks, and the launcher
         process.kill()
         victims = workers
     for pid in victims:
@@ -118,20 +121,19 @@ def kill(folder: Path, ranks: int, steps: int, draw: random.Random) -> tuple[str
     done, saved = seen(run), newest(run)
     if done <= before:
         return "start", 0
-    return ("save" if writing else "step") + (" after the switch" if done > steps / 2 else ""), max(
-        done - saved, 0
-    )
+    what = "save" if writing else "step"
+    return what + (" after the switch" if done > steps / 2 else ""), max(done - saved, 0)
 
 
 def children(parent: int) -> list[int]:
-    """The processes that `parent` started."""
+    """Return the ids of the processes that `parent` started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            of = int(path.read_text().rsplit(")", 1)[1].split()[1])
+            parent_of = int(path.read_text().rsplit(")", 1)[1].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if of == parent:
+        if parent_of == parent:
             found.append(int(path.parent.name))
     return found
 
@@ -147,7 +149,7 @@ def rows(run: Path) -> list[dict]:
 
 
 def seen(run: Path) -> int:
-    """The last step of which metrics.jsonl has a whole row."""
+    """Return the last step with a complete row in metrics.jsonl."""
     path = run / "metrics.jsonl"
     whole = path.read_text().split("\n")[:-1] if path.exists() else []
     return json.loads(whole[-1])["step"] if whole else 0

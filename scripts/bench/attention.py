@@ -1,10 +1,10 @@
-"""Time dense attention, the Lighthouse layer, and its S-row attention call alone, on one GPU.
+"""Time dense attention, the Lighthouse layer, and dense attention over its S selected rows, on one GPU.
 
     python scripts/bench/attention.py [--sizes 32768,98304] [--csv scripts/bench/results/attention.csv]
 
-Checks the layer against the float32 reference first and prints no speed-up when that fails. Times are medians
-of CUDA-graph replays between events; an implementation that cannot be captured is timed by its calls.
-B = 1, H = 8, D = 128, bf16, L = 3, p = 4, k = N / 64 unless the size says otherwise (1M: L = 4, k = 4,096).
+First checks the layer against the float32 reference, and prints no times if the check fails. A time is the
+median of CUDA-graph replays, measured with events; code that cannot be captured is timed without a graph.
+B = 1, H = 8, D = 128, bf16, L = 3, p = 4, k = N / 64; from 1,048,576 tokens on L = 4, k = 4,096.
 """
 
 import argparse
@@ -28,8 +28,9 @@ from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 
 HEADS, DIM = 8, 128
 SIZES = "8192,16384,32768,65536,98304,131072,262144,524288,1048576"
-TARGETS = {32768: (8, 9), 98304: (18, 22), 262144: (25, 25), 524288: (25, 25)}  # forward, forward+backward
-DENSE_UP_TO = {"cudnn": 524_288, "fa4": 524_288, "flash": 131_072}  # beyond, one call takes seconds
+# Target speed-ups over dense cuDNN attention: (forward, forward + backward).
+TARGETS = {32768: (8, 9), 98304: (18, 22), 262144: (25, 25), 524288: (25, 25)}
+DENSE_UP_TO = {"cudnn": 524_288, "fa4": 524_288, "flash": 131_072}  # above, one call takes seconds
 COLUMNS = ["gpu", "torch", "triton", "cudnn", "date", "seq_len", "levels", "pooling", "budget"]
 COLUMNS += ["direction", "impl", "ms", "speedup_vs_cudnn"]
 
@@ -45,7 +46,7 @@ def sizes(pyramid: Pyramid) -> dict[str, int]:
 
 
 def draw(seq_len: int, dtype=torch.bfloat16) -> list[torch.Tensor]:
-    """q, k, v and the output's gradient."""
+    """Return random q, k, v and gradient of the output, each (1, seq_len, HEADS, DIM)."""
     make = torch.Generator("cuda").manual_seed(seq_len)
     shape = (1, seq_len, HEADS, DIM)
     return [torch.randn(shape, generator=make, device="cuda", dtype=dtype) for _ in range(4)]
@@ -57,7 +58,7 @@ def relative(a, b) -> float:
 
 
 def check(seq_len: int = 16_384) -> bool:
-    """The layer and its gradients against float32 reference code, for the kernels' own scores."""
+    """Compare the layer and its gradients with float32 reference code that uses the kernels' scores."""
     pyramid = Pyramid(seq_len, 3, 4, 256).check()
     q, k, v, grad = draw(seq_len)
     qk, kq = score(q, k, pyramid)
@@ -85,10 +86,10 @@ def with_gradients(fn, inputs, grad):
 
 
 def milliseconds(fn, capture: bool = True, budget_ms: float = 200.0) -> float:
-    """Median time of `fn` over about `budget_ms`; two plain calls if one takes longer than that."""
+    """Return the median time of `fn` over about `budget_ms`; of two plain calls if one takes longer."""
     fn()
     first = _once(fn)
-    if first > budget_ms:  # launch gaps are nothing here
+    if first > budget_ms:  # launch overhead does not matter here
         return statistics.median([_once(fn), _once(fn)])
     run = graph_of(fn) if capture else fn
     run()
@@ -106,7 +107,7 @@ def _once(run) -> float:
 
 
 def graph_of(fn):
-    """`fn` captured; its replay."""
+    """Capture `fn` in a CUDA graph and return the graph's replay function."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -133,18 +134,18 @@ def time_size(seq_len: int, rows: list[dict], base: dict, eager: bool) -> None:
     for name, most in DENSE_UP_TO.items():
         if seq_len <= most and INSTALLED.get(name, True):
             times["dense " + name] = both_directions(partial(dense_attention, backend=name), (q, k, v), grad)
-    if "dense cudnn" not in times:  # quadratic: four times the time of half the length
+    if "dense cudnn" not in times:  # the cost is quadratic: four times that of half the length
         halves = (r for r in rows if (r["seq_len"], r["impl"]) == (seq_len // 2, "dense cudnn"))
         half = {r["direction"]: r["ms"] for r in halves}
         if half:
             times["dense cudnn (extrapolated)"] = {d: 4 * ms for d, ms in half.items()}
-    # Beside auto's choice, the other one.
+    # Time the kernel that `auto` chooses, and the other one.
     others = ["cudnn" if pyramid.n_selected >= FA4_FROM else "fa4"] if INSTALLED["fa4"] else []
     layers = {"layer": "auto"} | {f"layer, {name}": name for name in others}
     for name, dense in layers.items():
         fn = partial(lighthouse_attention, dense=dense, **sizes(pyramid))
         times[name] = both_directions(fn, (q, k, v), grad)
-    if eager and seq_len <= 32_768:  # where launches show
+    if eager and seq_len <= 32_768:  # launch overhead matters only for short sequences
         fn = partial(lighthouse_attention, **sizes(pyramid))
         times["layer, not captured"] = both_directions(fn, (q, k, v), grad, capture=False)
         compiled = torch.compile(fn, fullgraph=True)
@@ -159,22 +160,25 @@ def time_size(seq_len: int, rows: list[dict], base: dict, eager: bool) -> None:
             speedup = round(cudnn[direction] / ms, 2) if cudnn else ""
             found = {"seq_len": seq_len, "direction": direction, "impl": impl, "ms": round(ms, 4)}
             rows.append(base | sizes(pyramid) | found | {"speedup_vs_cudnn": speedup})
-    print(f"\nN={seq_len} S={pyramid.n_selected} {sizes(pyramid)}; targets: {TARGETS.get(seq_len)}")
-    print(f"  {'':30} {'fwd ms':>9} {'':7} {'f+b ms':>9}")
+    targets = "x, ".join(map(str, TARGETS[seq_len])) + "x" if seq_len in TARGETS else "none"
+    print(
+        f"\nN={seq_len} S={pyramid.n_selected} {sizes(pyramid)}; target speed-ups (fwd, fwd+bwd): {targets}"
+    )
+    print(f"  {'':30} {'fwd ms':>9} {'':7} {'f+b ms':>9}   speed-up over dense cudnn beside each time")
     for impl, ms in times.items():
         ratios = {d: cudnn[d] / ms[d] if cudnn else float("nan") for d in ms}
         print(f"  {impl:30}", *(f"{ms[d]:9.3f} {ratios[d]:6.2f}x" for d in ms))
 
 
 def copy_ceiling() -> float:
-    """GB/s of a device-to-device copy, read and written bytes counted."""
+    """Return the GB/s of a device-to-device copy, counting bytes read and bytes written."""
     x = torch.empty(2**31, device="cuda", dtype=torch.uint8).random_()
     y = torch.empty_like(x)
     return 2 * x.numel() / milliseconds(lambda: y.copy_(x), capture=False) / 1e6
 
 
 def time_kernels(seq_len: int, ceiling: float) -> None:
-    """Each launch by itself, with the bytes it must move."""
+    """Time each kernel alone, and compare with the bytes that it must move."""
     pyramid = pyramid_for(seq_len)
     q, k, v, grad = draw(seq_len)
     token, row = HEADS * DIM * 2, HEADS * DIM * 2 * pyramid.n_selected
@@ -198,7 +202,7 @@ def time_kernels(seq_len: int, ceiling: float) -> None:
             3 * (row + tokens) + entries,
         ),
     }
-    print(f"\nkernels at N={seq_len}: ms, GB that must move, share of the copy ceiling {ceiling:.0f} GB/s")
+    print(f"\nkernels at N={seq_len}: ms, GB to move, fraction of the speed of a copy ({ceiling:.0f} GB/s)")
     for name, (fn, n_bytes) in cases.items():
         ms = milliseconds(fn)
         print(f"  {name:24} {ms:8.4f} {n_bytes / 1e9:7.3f} {n_bytes / ms / 1e6 / ceiling:6.0%}")
@@ -220,19 +224,19 @@ def peak_memory(seq_len: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default=SIZES)
-    parser.add_argument("--kernels", default="32768,98304,262144", help="sizes to time each kernel at")
+    parser.add_argument("--sizes", default=SIZES, help="sequence lengths to time the layer at")
+    parser.add_argument("--kernels", default="32768,98304,262144", help="lengths to time each kernel at")
     parser.add_argument("--eager", action="store_true", help="also time the layer without a CUDA graph")
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--csv", type=Path, help="file to write the results to")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("needs a CUDA device", file=sys.stderr)
+        print("this benchmark needs a CUDA device", file=sys.stderr)
         return 2
     base = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
             "cudnn": torch.backends.cudnn.version(), "date": date.today().isoformat()}  # fmt: skip
     print(*(f"{key} {value}" for key, value in base.items()), sep="; ")
     if not check():
-        print("the check failed: no times", file=sys.stderr)
+        print("the check against the reference failed, so nothing is timed", file=sys.stderr)
         return 1
     ceiling = copy_ceiling()
     for seq_len in filter(None, args.kernels.split(",")):

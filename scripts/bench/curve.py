@@ -1,16 +1,22 @@
-"""Is anything paid in correctness? The loss curve of a run with every option on, against a plain one.
+"""Check that speed options do not change what a model learns: compare loss curves with those of a plain run.
 
-Each run is the real command on real text (data=stdlib). All go on, over both stages, from the end of one
-plain run in float32 whose learning rate rises all along: in its first steps a model chooses rows by norms
-that are all but equal, and Adam moves the weights together, so that any rounding grows. `plain` goes on in
-float32, nothing compiled, with the layer's PyTorch reference. `options` is float32 too, with the kernels,
-the compiler, recomputation and offloading: what is left is the order of sums. `bfloat16` is plain but for
-the precision, run twice; its distance from plain is the noise. `all` is what a GPU runs by default and the
-options; `float8` adds the blocks' products. Fails if `options` or `all` is further from plain than twice the
-noise, in the mean or at the worst step. Runs share the GPUs that are there.
+Each run is the real command on real text (data=stdlib). All continue, over both stages, from the last
+checkpoint of one plain float32 run (the start), whose learning rate rises throughout. Comparing from the
+first step would not work: initially the norms by which rows are selected are almost equal, so that any
+rounding error changes the selection, and Adam moves all weights by about the same amount, so that differences
+grow.
+
+    plain            float32, not compiled, the PyTorch reference of the Lighthouse layer
+    options          float32, kernels, compiler, recomputation, offloading: only the order of sums differs
+    bfloat16         like plain, in bfloat16; run twice. Its distance from plain is the noise
+    all              bfloat16 with the same options; a GPU uses most of them by default
+    float8           like all, with the matrix products of the blocks in float8
+
+Fails if `options` or `all` differs from plain by more than twice the noise, in the mean or at the worst step.
+Runs are distributed over the visible GPUs.
 
     python scripts/bench/curve.py --csv scripts/bench/results/curve.csv
-    python scripts/bench/curve.py --tiny        on a CPU, where Triton's interpreter runs the kernels: minutes
+    python scripts/bench/curve.py --tiny        on a CPU, with Triton's interpreter: takes minutes
 """
 
 import argparse
@@ -39,26 +45,28 @@ RUNS = {
 }
 NOISE = ("bfloat16", "bfloat16_again")
 COMPARED = ("options", "all")
-OF_GPUS = ("bfloat16_again", "all", "float8")  # a CPU repeats itself, and the interpreter gets bfloat16 wrong
+# Not run on a CPU: it repeats results exactly, and Triton's interpreter computes bfloat16 incorrectly.
+ONLY_ON_GPUS = ("bfloat16_again", "all", "float8")
 MODEL = ["model=gpt_130m", "model.seq_len=16384"]
 TINY = ["model.seq_len=2048", "model.dim=64", "model.n_layers=2", "model.ffn_dim=128", "run.device=cpu"]
 TINY += ["model.dense_layers=[0]"]
 COMMON = ["optim.lr=2e-4", "optim.z_loss=1e-4"]
 COMMON += ["eval.every=1000", "eval.tokens=16384", "checkpoint.every=1000"]
 START = ["stage=lighthouse", "optim.warmup_fraction=1", "optim.decay_fraction=0"]
-GOES_ON = ["stage=two_stage", "optim.warmup_fraction=0"]
+CONTINUE = ["stage=two_stage", "optim.warmup_fraction=0"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=50, help="of the start, and of each run after it")
-    parser.add_argument("--csv", type=Path)
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--steps", type=int, default=50, help="steps of the start and of each run after it")
+    parser.add_argument("--csv", type=Path, help="file to write the curves to")
+    parser.add_argument("--tiny", action="store_true", help="a small model on a CPU")
+    parser.add_argument("overrides", nargs="*", help="settings for all runs, KEY=VALUE")
     arguments = parser.parse_args()
-    runs = {name: settings for name, settings in RUNS.items() if not (arguments.tiny and name in OF_GPUS)}
+    skipped = ONLY_ON_GPUS if arguments.tiny else ()
+    runs = {name: settings for name, settings in RUNS.items() if name not in skipped}
     common = [*(TINY if arguments.tiny else MODEL), *COMMON, f"run.steps={arguments.steps}"]
     common += arguments.overrides
     gpus: Queue[str] = Queue()
@@ -66,7 +74,7 @@ def main() -> int:
         gpus.put(gpu)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(gpus.qsize()) as pool:
         train([*common, *START, *RUNS["plain"]], Path(folder, "start"), gpus)
-        common += [*GOES_ON, f"init_from={folder}/start/checkpoints/step_{arguments.steps:08}"]
+        common += [*CONTINUE, f"init_from={folder}/start/checkpoints/step_{arguments.steps:08}"]
         jobs = {
             name: pool.submit(train, [*common, *own], Path(folder, name), gpus) for name, own in runs.items()
         }
@@ -77,13 +85,13 @@ def main() -> int:
 
 
 def visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them; one that is none on a machine without."""
+    """Return the GPUs for CUDA_VISIBLE_DEVICES; on a machine without GPUs ["0"], which has no effect."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(n) for n in range(max(torch.cuda.device_count(), 1))]
 
 
 def train(overrides: list[str], run_dir: Path, gpus: Queue[str]) -> list[float]:
-    """Losses of the steps of one run, on a GPU that is free."""
+    """Run the command on a free GPU and return the loss of each step."""
     gpu = gpus.get()
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
     environment |= {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
@@ -97,12 +105,12 @@ def train(overrides: list[str], run_dir: Path, gpus: Queue[str]) -> list[float]:
 
 
 def report(losses: dict[str, list[float]]) -> int:
-    """Print every run's distance from plain; 0 if those that are compared are within twice the noise."""
+    """Print every run's distance from plain; return 0 if the compared runs are within twice the noise."""
     distances = {name: distance(curve, losses["plain"]) for name, curve in losses.items()}
     for name, (mean, worst) in distances.items():
         first, last = losses[name][0], losses[name][-1]
-        apart = f"from plain: mean {mean:.5f}, at worst {worst:.5f}"
-        print(f"{name:<14} loss {first:.4f} -> {last:.4f}   {apart}")
+        difference = f"difference from plain: mean {mean:.5f}, largest {worst:.5f}"
+        print(f"{name:<14} loss {first:.4f} -> {last:.4f}   {difference}")
     noise = [max(own) for own in zip(*(distances[name] for name in NOISE if name in distances), strict=True)]
     equal = True
     for name in (name for name in COMPARED if name in distances):
@@ -113,7 +121,7 @@ def report(losses: dict[str, list[float]]) -> int:
 
 
 def distance(curve: list[float], plain: list[float]) -> tuple[float, float]:
-    """Mean and largest difference of two curves, in nats."""
+    """Return the mean and the largest difference of two curves, in nats."""
     apart = [abs(a - b) for a, b in zip(curve, plain, strict=True)]
     return sum(apart) / len(apart), max(apart)
 

@@ -1,9 +1,9 @@
-"""Speed of the data pipeline, in one process and its workers.
+"""Measure the speed of the data pipeline: prepare with one worker and with all, and reading sequences.
 
     python scripts/bench/data.py --mb 256 --tokenizer gpt2 --csv scripts/bench/results/data.csv
 
-Text is the running Python's standard library, again and again, with a line of its own in each document. Times
-are the best of two or three; ratios hold within one run of this script.
+The text is the standard library of the running Python, repeated; each document has a different first line.
+Each time is the best of two or three. Compare times only within one run of this script.
 """
 
 import argparse
@@ -43,11 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--mb", type=int, default=256, help="text")
+    parser.add_argument("--mb", type=int, default=256, help="megabytes of text")
     parser.add_argument(
-        "--tokenizer", help="tiktoken encoding or tokenizer.json for the BPE part; none: left out"
+        "--tokenizer",
+        help="tiktoken encoding or tokenizer.json for the BPE measurements; without it they are skipped",
     )
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--csv", type=Path, help="file to write the results to")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rows = list(measure(Path(scratch), arguments))
@@ -81,7 +82,7 @@ def measure(scratch: Path, arguments: argparse.Namespace):
 
 
 def prepared(recipe: Recipe, folder: Path, workers: int | None) -> float:
-    """Seconds of the fastest of three; flushing to the disk, which others use too, is part of each."""
+    """Return the seconds of the fastest of three runs of prepare, including the flush to disk."""
 
     def run() -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -91,15 +92,15 @@ def prepared(recipe: Recipe, folder: Path, workers: int | None) -> float:
 
 
 def reading(folder: Path):
-    """The trainer's reads from a warm memory map."""
+    """Measure the trainer's reads of sequences, from files that are in the page cache."""
     order = SequenceOrder(open_corpus("prepared", path=str(folder)).train, 65_536, seed=0)
     steps = 200
     for seq_len in (4096, 65_536):
-        rows = 65_536 // seq_len
+        n_sequences = 65_536 // seq_len
 
-        def read(seq_len=seq_len, rows=rows) -> None:
+        def read(seq_len=seq_len, n_sequences=n_sequences) -> None:
             for step in range(steps):
-                order.read(step * 65_536, rows, seq_len)
+                order.read(step * 65_536, n_sequences, seq_len)
 
         read()
         n_tokens = steps * 65_536
@@ -107,13 +108,13 @@ def reading(folder: Path):
 
 
 def merging(scratch: Path, arguments: argparse.Namespace):
-    """BPE: prepare against the tokenizer alone on all cores, and against datasets.map."""
+    """Measure BPE on all cores: the tokenizer alone, prepare, and datasets.map."""
     source, n_bytes = write_rows(scratch / "merges.jsonl", arguments.mb)
     texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
     cores = len(os.sched_getaffinity(0))
     shares = [texts[i::cores] for i in range(cores)]
     with ProcessPoolExecutor(cores, initializer=_load, initargs=(arguments.tokenizer,)) as pool:
-        list(pool.map(_count, [texts[:1]] * cores))  # start the processes outside the clock
+        list(pool.map(_count, [texts[:1]] * cores))  # start the processes before the clock
         n_tokens = sum(pool.map(_count, shares))
         seconds = timed(lambda: sum(pool.map(_count, shares)), 2)
         yield row("tokenizer alone, all cores", n_bytes, seconds, n_tokens)
@@ -150,12 +151,12 @@ def _count(texts: list[str]) -> int:
 
 def _encode(example: dict) -> dict:
     if _tokenizer is None:
-        raise RuntimeError("the tokenizer is inherited through fork")
+        raise RuntimeError("this process must be forked: it inherits the tokenizer")
     return {"tokens": np.asarray(_tokenizer.encode(example["text"]))}
 
 
 def _encode_lists(example: dict) -> dict:
-    """As most scripts have it: the tokenizer's list of ints."""
+    """Return a list of ints, as most scripts do."""
     return {"tokens": _tokenizer.encode(example["text"]).tolist()}
 
 
@@ -167,7 +168,7 @@ def stdlib_texts() -> list[str]:
 
 
 def documents(megabytes: int):
-    """Texts of about 1 MB, `megabytes` of them."""
+    """Yield `megabytes` texts of about 1 MB each."""
     base = "\n".join(stdlib_texts())
     for number in range(megabytes):
         start = (number * 777_777) % (len(base) - 1_000_000)

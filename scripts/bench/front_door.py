@@ -1,11 +1,12 @@
-"""How long commands take that train nothing: two checkouts side by side, each run in turn.
+"""Compare two checkouts: how long commands take that do not train. The checkouts take turns.
 
     git worktree add /tmp/old 3ee40e6
     python scripts/bench/front_door.py /tmp/old . --repeat 5
     python scripts/bench/front_door.py /tmp/old . --first-step        # the start of the default run
 
-Prints for each command the least wall-clock and CPU seconds (user and system) of both, and their ratio.
-`--first-step` measures the time until the default run has logged its first step, and `import torch`.
+Prints for each command the smallest wall-clock and CPU seconds (user + system) of both, and their ratio.
+`--first-step` measures instead the time until the default run has logged its first step, in seconds and
+relative to `import torch`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ IMPORT_TORCH = ["-c", "import torch"]
 
 
 def timed(checkout: Path, arguments: list[str], folder: Path) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of `python ARGUMENTS` with the checkout's package."""
+    """Return wall-clock and CPU seconds of `python ARGUMENTS` with the checkout's package."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True)
@@ -39,7 +40,7 @@ def timed(checkout: Path, arguments: list[str], folder: Path) -> tuple[float, fl
 
 
 def until_first_step(checkout: Path, folder: Path) -> tuple[float, float]:
-    """Wall-clock and CPU seconds until the default run has logged its first step; then it is killed."""
+    """Return wall-clock and CPU seconds until the default run has logged its first step; then kill it."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(dir=folder) as place:
         rows = Path(place, "run", "metrics.jsonl")
@@ -60,7 +61,7 @@ def until_first_step(checkout: Path, folder: Path) -> tuple[float, float]:
 
 
 def least(measures: list[Callable[[], tuple[float, float]]], repeat: int) -> list[tuple[float, float]]:
-    """The least wall-clock and CPU seconds of each measurement; they take turns."""
+    """Return the smallest wall-clock and CPU seconds of each measurement; the measurements take turns."""
     found: list[list[tuple[float, float]]] = [[] for _ in measures]
     for _ in range(repeat):
         for number, measure in enumerate(measures):
@@ -72,10 +73,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--first-step", action="store_true")
+    parser.add_argument("old", type=Path, help="checkout to compare with")
+    parser.add_argument("new", type=Path, help="checkout to measure")
+    parser.add_argument("--repeat", type=int, default=5, help="repetitions of each command")
+    parser.add_argument("--first-step", action="store_true", help="measure the start of the default run")
     arguments = parser.parse_args()
     checkouts = [path.resolve() for path in (arguments.old, arguments.new)]
     print("| | old, s (CPU s) | new, s (CPU s) | new / old |\n|---|---:|---:|---:|")
@@ -92,7 +93,7 @@ def main() -> None:
             print(row("first step of the default run", old, new))
             print(
                 row(
-                    "… as a multiple of `import torch`",
+                    "first step / `import torch`",
                     *(tuple(x / y for x, y in zip(one, torch, strict=True)) for one in (old, new)),
                 )
             )

@@ -1,4 +1,4 @@
-"""What runs on a GPU during a step, by the profiler: how long each kernel, and what hides behind what."""
+"""Kernel times of a training step from the profiler, and how much of the communication is hidden."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ import torch
 
 
 class Span(NamedTuple):
-    """A kernel's run on the GPU, in microseconds of the profiler's clock."""
+    """One run of a kernel on the GPU. begin, end: microseconds of the profiler's clock."""
 
     name: str
     begin: float
@@ -17,7 +17,7 @@ class Span(NamedTuple):
 
 
 def kernel_spans(one_step: Callable[[], object], device: torch.device) -> list[Span]:
-    """The kernels of a step, the copies among them; none on a CPU."""
+    """Run one step and return its kernels, including copies; [] on a CPU."""
     if device.type != "cuda":
         return []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -27,18 +27,19 @@ def kernel_spans(one_step: Callable[[], object], device: torch.device) -> list[S
 
 
 def print_kernels(spans: list[Span], count: int) -> None:
+    """Print the `count` kernels with the longest total time."""
     times: Counter[str] = Counter()
     for span in spans:
         times[span.name] += span.end - span.begin
     calls = Counter(span.name for span in spans)
     whole = max(span.end for span in spans) - min(span.begin for span in spans)
-    print(f"{busy(spans) / whole:.1%} of {whole / 1e3:.1f} ms some kernel runs; ms, calls, kernel")
+    print(f"kernels run in {busy(spans) / whole:.1%} of {whole / 1e3:.1f} ms; columns: ms, calls, kernel")
     for name, time_ in times.most_common(count):
         print(f"{time_ / 1e3:9.2f} {calls[name]:6} {name[:110]}")
 
 
 def busy(spans: list[Span]) -> float:
-    """Microseconds in which at least one of them runs."""
+    """Return the microseconds in which at least one of the kernels runs."""
     total, until = 0.0, -math.inf
     for span in sorted(spans, key=lambda span: span.begin):
         total += max(span.end - max(span.begin, until), 0.0)
@@ -47,7 +48,7 @@ def busy(spans: list[Span]) -> float:
 
 
 def communication(spans: list[Span]) -> tuple[float | None, float | None]:
-    """The shares of a step in which NCCL's kernels run, and run alone; None without a GPU."""
+    """Return the shares of the step in which NCCL kernels run, and run alone; None without a GPU."""
     if not spans:
         return None, None
     whole = max(span.end for span in spans) - min(span.begin for span in spans)

@@ -1,9 +1,9 @@
-"""Time the training steps of each stage of a configuration, in one process.
+"""Time the training steps of each stage of a configuration.
 
-The configuration is lhtrain's, the steps are the trainer's own, the tokens are random bytes. Prints a row a
-stage and the ratio of each to the dense one; --csv appends the rows to a file. of_matmul is the share of what
-a large product reaches on the same device just before; communication the share of a step in which NCCL's
-kernels run, exposed the share in which nothing else does.
+Uses lhtrain's configuration and the trainer's own step, on random bytes. Prints one line per stage, with its
+speed relative to the dense stage; --csv appends rows to a file. Columns: of_matmul is the FLOP/s relative to
+a large matrix product timed just before on the same device; communication is the share of a step in which
+NCCL kernels run; exposed is the share in which only NCCL kernels run.
 
     python scripts/bench/train.py --csv scripts/bench/results/train.csv model=lighthouse_530m
     torchrun --nproc-per-node=2 scripts/bench/train.py --csv scripts/bench/results/multi_gpu.csv \\
@@ -70,13 +70,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=3, help="timed steps a stage")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them, compiling among them")
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per stage")
     parser.add_argument(
-        "--kernels", type=int, default=0, help="print so many kernels of a step, longest first"
+        "--warmup", type=int, default=2, help="untimed steps before them, which include compiling"
     )
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--csv", type=Path, help="file to append the results to")
+    parser.add_argument(
+        "--kernels", type=int, default=0, help="print this many kernels of a step, longest first"
+    )
+    parser.add_argument("overrides", nargs="*", help="settings of lhtrain, KEY=VALUE")
     arguments = parser.parse_args()
     config = check_overrides(arguments.overrides, n_ranks=find_ranks().size)
     set_deterministic(config.compute.deterministic)
@@ -108,16 +110,16 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
         began = time.perf_counter()
         for _ in range(arguments.warmup):
             step(engine, config, stage)
-        print(f"{name}: warm after {time.perf_counter() - began:.1f} s", flush=True)
+        print(f"{name}: warm-up took {time.perf_counter() - began:.1f} s", flush=True)
         reset_peak_memory(device)
         timed = [step(engine, config, stage) for _ in range(arguments.steps)]
         times, losses = zip(*timed, strict=True)
         seconds, sheet = statistics.median(times), peak_flops(device)
         peak = peak_memory(device) / 1e9
         flops = step_flops(config.model, stage) / world.size
-        looked_at = partial(step, engine, config, stage)
-        spans = kernel_spans(looked_at, device) if arguments.kernels or world.is_distributed else []
-        if world.is_main and arguments.kernels and spans:  # on a CPU there are none
+        profiled = partial(step, engine, config, stage)
+        spans = kernel_spans(profiled, device) if arguments.kernels or world.is_distributed else []
+        if world.is_main and arguments.kernels and spans:  # a CPU has no spans
             print_kernels(spans, arguments.kernels)
         values = [
             torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -144,7 +146,7 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
 
 
 def derived(config: Config, stage: Stage, overrides: list[str]) -> list[str]:
-    """The settings that `auto` stood for, so that a row says all that decides its numbers."""
+    """Return the values chosen for `auto` settings, so that a row has everything that decides its numbers."""
     compute = config.compute
     settings = [f"compute.recompute={compute.recompute.value}"]
     settings += ["compute.offload=true"] if compute.offload else []
@@ -154,7 +156,7 @@ def derived(config: Config, stage: Stage, overrides: list[str]) -> list[str]:
 
 
 def step(engine: Engine, config: Config, stage: Stage) -> tuple:
-    """Seconds and loss of one step; the tokens are made before the clock starts."""
+    """Run one step on random tokens; return its seconds (without making the tokens) and its loss."""
     mesh = engine.mesh
     device, part = mesh.world.device, mesh.slice
     mine = part.sequences(stage.n_sequences)
@@ -172,7 +174,7 @@ def step(engine: Engine, config: Config, stage: Stage) -> tuple:
 
 
 def matmul_ceiling(device: torch.device) -> float | None:
-    """FLOP/s of a large bfloat16 product of random matrices; None on a CPU."""
+    """Return the FLOP/s of a large bfloat16 product of random matrices; None on a CPU."""
     if device.type != "cuda":
         return None
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))

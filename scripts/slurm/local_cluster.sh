@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # A SLURM cluster of two nodes on this machine, for tests: real daemons on loopback, no systemd, no cgroups.
 #
-#   local_cluster.sh install   Debian's packages, where they are missing (root)
-#   local_cluster.sh start     and wait until both nodes are idle; starting twice is one start (root)
-#   local_cluster.sh stop      daemons and jobs; logs stay
-#   local_cluster.sh conf      prints the path of slurm.conf: export SLURM_CONF="$(local_cluster.sh conf)"
+#   local_cluster.sh install   install the Debian packages that are missing (as root)
+#   local_cluster.sh start     start the cluster unless it runs, and wait until both nodes are idle (as root)
+#   local_cluster.sh stop      stop the daemons and jobs; the logs are kept
+#   local_cluster.sh conf      print the path of slurm.conf: export SLURM_CONF="$(local_cluster.sh conf)"
 #
-# Everything lies in $LHTRAIN_SLURM, /tmp/lhtrain-slurm unless set. Nodes node0 and node1, two CPUs each; partition
-# low (default) can be preempted by partition high.
+# All files are in $LHTRAIN_SLURM, by default /tmp/lhtrain-slurm. The nodes are node0 and node1, with two CPUs
+# each. Jobs in partition `high` preempt jobs in partition `low`, the default.
 set -euo pipefail
 
 base=${LHTRAIN_SLURM:-/tmp/lhtrain-slurm}
@@ -21,7 +21,7 @@ install() {
   done
   $missing || return 0
   apt-get update -q
-  # Installing must not start the distribution's own daemons: they would take the ports.
+  # RUNLEVEL=1: do not start the packages' own daemons, which would occupy the ports.
   DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -q -y --no-install-recommends \
     slurmctld slurmd slurm-client munge
 }
@@ -29,8 +29,8 @@ install() {
 write_configuration() {
   mkdir -p "$base"/{etc,run,log,state,spool/node0,spool/node1}
   chmod 755 "$base" "$base"/*
-  # cred_expire: a requeued job waits for that long, 120 s by default. preempt_send_user_signal: a job that
-  # asked for a signal before its end (--signal) gets that one when it is preempted, as on many clusters.
+  # cred_expire: a requeued job waits this long; the default is 120 s. preempt_send_user_signal: a preempted job
+  # also gets the signal that it requested for its time limit (--signal), as on many clusters.
   cat >"$SLURM_CONF" <<END
 ClusterName=lhtrain
 SlurmctldHost=$host(127.0.0.1)
@@ -79,7 +79,7 @@ END
 
 alive() { [ -s "$base/run/$1.pid" ] && kill -0 "$(<"$base/run/$1.pid")" 2>/dev/null; }
 
-# Where no controller runs sinfo would try for a minute.
+# Without a running controller, sinfo would retry for a minute.
 idle() { alive slurmctld && [ "$(sinfo -h -N -p low -t idle 2>/dev/null | wc -l)" = 2 ]; }
 
 start() {
@@ -94,7 +94,7 @@ start() {
   munged --force --key-file="$base/etc/munge.key" --socket="$base/run/munge.socket" \
     --pid-file="$base/run/munged.pid" --log-file="$base/log/munged.log" --seed-file="$base/run/munged.seed"
   slurmctld -c -f "$SLURM_CONF"
-  for node in node0 node1; do # a hostname each, by which torchrun's rendezvous knows who is who
+  for node in node0 node1; do # each node needs its own hostname: torchrun's rendezvous identifies nodes by it
     unshare -mu --propagation private bash -c \
       'hostname "$1"; mount --bind "$2/etc/hosts" /etc/hosts; exec slurmd -N "$1" -f "$2/etc/slurm.conf"' \
       start "$node" "$base"
@@ -105,12 +105,12 @@ start() {
     fi
     sleep 0.1
   done
-  echo "local_cluster.sh: no two idle nodes after 30 s; logs: $base/log" >&2
+  echo "local_cluster.sh: the two nodes are not idle after 30 s; logs: $base/log" >&2
   sinfo -N -l >&2 || true
   exit 1
 }
 
-end_process() { # by its pid file, which a process that is gone may have left
+end_process() { # $1: a pid file; the process may be gone already
   [ -s "$1" ] || return 0
   local pid
   pid=$(<"$1")
@@ -128,7 +128,7 @@ stop() {
   if alive slurmctld; then
     timeout 5 scancel --user="$(id -un)" 2>/dev/null || true
   fi
-  # Nodes first: one that cannot reach the controller takes two minutes to leave.
+  # Stop the nodes first: a node that cannot reach the controller takes two minutes to stop.
   for name in slurmd.node0 slurmd.node1 slurmctld munged; do
     end_process "$base/run/$name.pid"
   done

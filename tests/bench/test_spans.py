@@ -1,4 +1,4 @@
-"""What the benchmark says of communication: how long it runs, and how long nothing hides it."""
+"""The benchmark's measure of communication: how long it runs, and how long it runs alone."""
 
 import importlib.util
 from pathlib import Path
@@ -17,7 +17,7 @@ def test_time_that_overlaps_counts_once():
     assert spans.busy([]) == 0
 
 
-def test_communication_is_exposed_where_nothing_else_runs():
+def test_communication_is_exposed_when_nothing_else_runs():
     found = [
         Span("matmul", 0, 40),
         Span("ncclDevKernel_AllGather", 10, 30),  # hidden
@@ -28,5 +28,5 @@ def test_communication_is_exposed_where_nothing_else_runs():
     assert spans.communication(found) == pytest.approx((0.45, 0.20))
 
 
-def test_without_a_gpu_there_is_nothing_to_say():
+def test_without_a_gpu_there_are_no_shares():
     assert spans.communication([]) == (None, None)

@@ -1,24 +1,30 @@
-"""The real command with an attention kind, a scorer, an optimizer and a tracker from a module of a user's."""
+"""The real command with the attention kind, scorer, optimizer and tracker of docs/extending.md."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 
+from tests.docs.test_extending import code
+
 pytestmark = pytest.mark.slow
 
+MODULES = ["my_attention", "my_scorer", "my_optimizer", "my_tracker"]
 SETTINGS = [
-    "plugins=[my_plugin]",
+    f"plugins=[{','.join(MODULES)}]",
     *("lighthouse.scorer=weighted", "stages.recovery.attention=chunked", "stages.recovery.options.width=256"),
     *("optim.kind=sgd", "optim.options.momentum=0.5", "logger.kind=lines", "logger.options.file=rows.txt"),
     *("run.steps=6", "checkpoint.every=2", "eval.every=100"),
 ]
 
 
+@pytest.fixture(autouse=True)
+def modules(lhtrain):
+    for module in MODULES:
+        (lhtrain.folder / f"{module}.py").write_text(code(f"{module}.py"))
+
+
 def test_a_run_of_plugins_by_configuration_alone(lhtrain):
     """It trains, is killed, resumes to the same numbers and is exported without the scorer's parameters."""
-    shutil.copy(Path(__file__).with_name("plugin.py"), lhtrain.folder / "my_plugin.py")
     whole = lhtrain("plugins", *SETTINGS)
     assert whole.summary["finished"] and [stage["attention"] for stage in whole.summary["stages"]] == [
         *("lighthouse", "chunked")
@@ -39,6 +45,5 @@ def test_a_run_of_plugins_by_configuration_alone(lhtrain):
 
 
 def test_a_name_that_the_plugin_does_not_add_is_refused(lhtrain):
-    shutil.copy(Path(__file__).with_name("plugin.py"), lhtrain.folder / "my_plugin.py")
-    refused = lhtrain.bare("plugins=[my_plugin]", "optim.kind=sdg", "run.dir=never")
+    refused = lhtrain.bare("plugins=[my_optimizer]", "optim.kind=sdg", "run.dir=never")
     assert refused.returncode == 2 and "optim.kind=sdg" in refused.stderr and "sgd" in refused.stderr

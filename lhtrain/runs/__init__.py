@@ -1,1 +1,1 @@
-"""The directory of a run, and how a run starts, continues and is extended."""
+"""Run directories: starting, resuming and extending a run."""

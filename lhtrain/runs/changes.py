@@ -1,4 +1,4 @@
-"""Settings that differ between two configurations of a run, and which of them decide its numbers."""
+"""Differences between two configurations of a run, and which of them change its results."""
 
 from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
@@ -26,15 +26,15 @@ DEFAULTS: dict[str, type] = {
     "compute": ComputeConfig,
 }
 COMPARED = ("model", "lighthouse", "stages", "data", "optim", "run", "compute")
-COMPARED_COMPUTE = ("float8",)  # the rest of compute changes rounding alone
-# Keys that are ignored on resume. Where data lie is one: the fingerprint of the data covers them.
+COMPARED_COMPUTE = ("float8",)  # the other keys of compute change only rounding
+# Keys ignored on resume. Data paths are covered by the data fingerprint.
 UNCOMPARED = {"run.dir", "run.name", "run.log_every", "run.device"}
-UNCOMPARED |= {"lighthouse.backend"}  # the same layer, by another kernel
+UNCOMPARED |= {"lighthouse.backend"}  # all backends compute the same layer
 UNCOMPARED |= {"data.cache_dir", "data.path", "data.out", "data.workers", "data.verify"}
 
 
 def as_container(config: Config) -> dict[str, Any]:
-    """The configuration as plain dicts, enums by name."""
+    """Return the configuration as plain dicts, with enums as their names."""
     return {str(key): _plain(value) for key, value in asdict(config).items()}
 
 
@@ -60,9 +60,9 @@ class Change:
 
 
 def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
-    """Settings that decide a run's numbers, beyond rounding, and differ between two configurations.
+    """Return the settings that differ and change a run's results by more than rounding.
 
-    A setting that `saved` lacks, since it is newer than the run, counts as its default.
+    Settings that do not exist in `saved`, because they are newer than the run, count as their defaults.
     """
     out, saved = [], current_tree(saved)
     for group in COMPARED:
@@ -75,16 +75,16 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
                 for key, value in published.items()
             }
             before = {key: value for key, value in known.items() if key in after} | before
-        if group in DEFAULTS:  # keys that one of the two versions does not have
+        if group in DEFAULTS:  # keys that exist in only one of the two versions
             before = _defaults(DEFAULTS[group]) | before
             before = {key: value for key, value in before.items() if "." in key or key in after}
         for key in sorted(before.keys() | after.keys()):
             if group == "stages" and key not in before and key.split(".")[0] in (saved.get(group) or {}):
-                continue  # a setting that is newer than the run
+                continue  # the setting is newer than the run
             old, new = (_without_place(values.get(key)) for values in (before, after))
             if old != new and _compared(group, key):
                 out.append(Change(f"{group}.{key}", old, new))
-    # A plan of the same stages in another order has no key that differs.
+    # If only the order of the stages differs, no key differs.
     orders = [list(config.get("stages") or {}) for config in (saved, now)]
     if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
         out.append(Change("stages", ", ".join(orders[0]), ", ".join(orders[1])))
@@ -92,24 +92,26 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
 
 
 def _computed_otherwise(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
-    """Keys that say how a step is computed, and change it beyond rounding only together with others."""
+    """Return changed keys that change results by more than rounding only together with other keys."""
     out = []
     precisions = [config.get("compute", {}).get("precision", "auto") for config in (saved, now)]
-    if precisions[0] != precisions[1] and "auto" not in precisions:  # auto follows the device
+    if precisions[0] != precisions[1] and "auto" not in precisions:  # auto depends on the device
         out.append(Change("compute.precision", *precisions))
     stages, lighthouse = now["stages"].values(), now["lighthouse"]
     if lighthouse.get("selection") == "local" and any(s.get("attention") == "lighthouse" for s in stages):
-        # Each rank selects in its own part of the sequence.
+        # Each rank selects within its own part of the sequence, so the number of ranks matters.
         before, after = (config.get("parallel", {}).get("cp", 1) for config in (saved, now))
         out += [Change("parallel.cp", before, after)] if before != after else []
     return out
 
 
 def all_differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
-    """Every setting that differs, those that decide no numbers too; not `resume` and `init_from`, which say
-    how a run starts."""
+    """Return all settings that differ, also those that do not change results.
+
+    `resume` and `init_from` are excluded, because they only choose how a run starts.
+    """
     before, after = ({k: v for k, v in _flat(c).items() if k not in START} for c in (saved, now))
-    # Keys that one of them lacks are those of another version, but for stages and sources.
+    # A key that exists in only one of them is of another version, unless it is of a stage or a data source.
     keys = [
         key
         for key in sorted(before.keys() | after.keys())
@@ -122,13 +124,13 @@ def _compared(group: str, key: str) -> bool:
     name = f"{group}.{key}"
     if group == "compute":
         return key in COMPARED_COMPUTE
-    if name in UNCOMPARED or key.endswith("grad_accum"):  # micro-batches follow the ranks
+    if name in UNCOMPARED or key.endswith("grad_accum"):  # depends on the number of ranks
         return False
     return not (name.startswith("data.mix.") and key.endswith(".path"))
 
 
 def _defaults(kind: type) -> dict[str, Any]:
-    """The plain defaults of a group, by key; none where a value is missing or follows from others."""
+    """Return the defaults of a group by key, without keys that have none or copy another key."""
     out = {}
     for field in fields(kind):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -138,8 +140,10 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 
 def _without_place(value: Any) -> Any:
-    """prepared:FOLDER without the folder, and a tokenizer.json without its path: the data's fingerprint has
-    what is in them."""
+    """Return prepared:FOLDER without FOLDER and a tokenizer.json without its path.
+
+    Their contents are part of the data fingerprint.
+    """
     if not isinstance(value, str):
         return list(value) if isinstance(value, tuple) else value
     if value.startswith(PREPARED):

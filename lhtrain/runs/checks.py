@@ -1,8 +1,9 @@
-"""Whether a run may continue from the files of its directory. Changes nothing; reads no tensors.
+"""Checks whether a run may continue from the files of its directory. Changes no files and reads no tensors.
 
-`lhtrain extend` and `slurm submit` check this without PyTorch, as long as there is no checkpoint to open.
+If there is no checkpoint to open, this does not import PyTorch; `lhtrain extend` and `slurm submit` use it.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,28 @@ from lhtrain.schedule import Schedule
 
 
 def lost_run(run_dir: RunDir) -> str | None:
-    """Why a directory without a sound checkpoint must not start from nothing by itself; None if it may.
+    """Return why a directory without a sound checkpoint must not start over unasked; None if it may.
 
-    It may where no checkpoint was ever written: then a kill before the first one costs only its steps.
+    It may start over if no checkpoint was ever written: then a kill before the first checkpoint loses only
+    the steps up to then.
     """
-    remedy = "resume=restart keeps all of it aside and starts over; a new run needs another run.dir"
+    remedy = "resume=restart moves its files aside and starts over; for a separate run, set another run.dir"
     if left := checkpoint.leftovers(run_dir.checkpoints):
         names = ", ".join(path.name for path in left[-3:])
         return f"run.dir={run_dir.path}: no sound checkpoint is left, only {names}; {remedy}"
     history = History(run_dir.history)
     rows = read(run_dir.metrics)
     last = max((row["step"] for row in rows), default=0)
-    # Directories of versions without a history: a checkpoint was due by then.
+    # Older versions wrote no history. If a checkpoint was due by the last step, there must have been one.
     due = not run_dir.history.exists() and last >= _first_due(run_dir)
     if history.has_checkpoint() or due:
-        gone = f"its rows reach step {last:,}, and {run_dir.checkpoints} holds no checkpoint any more"
+        gone = f"metrics.jsonl reaches step {last:,}, but {run_dir.checkpoints} has no checkpoint any more"
         return f"run.dir={run_dir.path}: {gone}; {remedy}"
     return None
 
 
 def _first_due(run_dir: RunDir) -> int:
-    """The step of the first checkpoint, by config.yaml; 1 where that does not say it."""
+    """Return the step of the first checkpoint by config.yaml; 1 if that does not contain it."""
     config = run_dir.read_config() or {}
     every = (config.get("checkpoint") or {}).get("every")
     return every if isinstance(every, int) and every > 0 else 1
@@ -47,33 +49,39 @@ def _first_due(run_dir: RunDir) -> int:
 def check_changes(
     path: Path, state: dict[str, Any], changed: list[Change], run_dir: RunDir, config: Config
 ) -> None:
-    """Check that the run may continue from `path`, whose state this is, with settings that are `changed`.
+    """Check that the run may continue from the checkpoint `path` with changed settings.
+
+    Args:
+        path: the checkpoint.
+        state: content of the checkpoint's state.json.
+        changed: settings that differ from the checkpoint's.
+        run_dir: the run directory, whose history has the changes that were accepted before.
+        config: the filled configuration.
 
     Raises:
-        RunError: changes that nobody accepted, each named; fewer steps than are done.
+        RunError: changes that were not accepted, each named; run.steps is less than the steps done.
     """
     known = History(run_dir.history).accepted()
     refused = [one for one in changed if not is_accepted(known, one)]
     if refused and config.resume is not Resume.force:
         lines = "".join(f"\n  {change}" for change in refused)
         raise RunError(
-            f"{path} was saved with other settings (saved -> now):{lines}\n"
-            f"Give the saved values, or resume=force to continue with the new ones{_longer(refused)}, "
+            f"{path} was saved with different settings (saved -> now):{lines}\n"
+            f"Use the saved values, or resume=force to continue with the new ones{_longer(refused)}, "
             f"or start a new run with {setting('init_from', path)}"
         )
     done, steps = state["progress"]["step"], Schedule.of(config).steps
     if done > steps:
         raise RunError(
-            f"run.steps={steps}: {path.name} has done {done:,} steps already; "
+            f"run.steps={steps}: {path.name} has already done {done:,} steps; "
             f"set run.steps to at least {done}, or start a new run with {setting('init_from', path)}"
         )
 
 
 def check_start(run_dir: RunDir, config: Config) -> None:
-    """Check before a start, on one machine and without opening the data, what `find_start` and `resume_run`
-    would refuse. The newest checkpoint is not read but for its settings.
+    """Check before a start whether `find_start` and `resume_run` would refuse it; raises RunError as they do.
 
-    Raises RunError as they do.
+    This runs on one machine and does not open the data. Of the newest checkpoint, only the settings are read.
     """
     if config.resume is Resume.restart:
         return
@@ -90,7 +98,7 @@ def check_start(run_dir: RunDir, config: Config) -> None:
         try:
             state = checkpoint.state_of(path)
         except (RunError, OSError):
-            continue  # damaged: the run will put it aside and take the one before
+            continue  # damaged: the run will move it aside and use the one before
         with checkpoint.as_written(path):
             changed = differing(state["config"], as_container(config))
         check_changes(path, state, changed, run_dir, config)
@@ -98,21 +106,28 @@ def check_start(run_dir: RunDir, config: Config) -> None:
 
 
 def held(run_dir: RunDir) -> str:
+    """Return the message for a run directory that already contains a run."""
     return (
-        f"run.dir={run_dir.path} holds a run already: `lhtrain resume DIR` continues it, "
-        "resume=restart keeps its files aside and starts over, a new run needs another directory"
+        f"run.dir={run_dir.path}: already contains a run; "
+        f"`lhtrain resume {shlex.quote(str(run_dir.path))}` continues it, resume=restart moves its files "
+        "aside and starts over; for a separate run, set another run.dir"
     )
 
 
 def _longer(changes: list[Change]) -> str:
-    """How to lengthen a run, if that is what `changes` do."""
+    """Return advice on `lhtrain extend` if `changes` lengthen the run."""
     longer = any(one.key == "run.steps" and one.after > one.before for one in changes)
     return ", or lengthen the run's last stage with `lhtrain extend DIR steps=N`" if longer else ""
 
 
 def differences(state: dict[str, Any], config: Config, data: str) -> list[Change]:
-    """The settings that decide a run's numbers and differ between a checkpoint's `state` and a filled
-    configuration; `data`, the fingerprint of the data now, counts as one."""
+    """Return the settings that differ from a checkpoint's and change a run's results.
+
+    Args:
+        state: content of the checkpoint's state.json.
+        config: the filled configuration.
+        data: fingerprint of the data; a change of it is returned as the key "data".
+    """
     changed = differing(state["config"], as_container(config))
     if state["data"] != data:
         changed.append(Change("data", state["data"], data))
@@ -120,6 +135,6 @@ def differences(state: dict[str, Any], config: Config, data: str) -> list[Change
 
 
 def is_accepted(accepted: dict[str, Any], change: Change) -> bool:
-    """Whether this very change was accepted before."""
+    """Return whether this change, with this value, was accepted before."""
     key, after = change.key, as_records([change])[0]["after"]
     return key in accepted and accepted[key] == after

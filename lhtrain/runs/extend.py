@@ -1,6 +1,7 @@
 """`lhtrain extend`: more steps for the last stage of a run."""
 
 import re
+import shlex
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -25,31 +26,35 @@ from lhtrain.schedule import Schedule
 
 
 def lengthen(path: Path, steps: str, settings: Config | None = None) -> list[str]:
-    """Lengthen the run in `path`: its last stage takes the steps that are added; returns the plan in lines.
+    """Add steps to the last stage of the run in `path`; return lines about the new plan.
 
-    steps: "+N", so many more than planned, or "N", so many in all; the same N again changes nothing, so that
-    a script may repeat it, and so may torchrun, for whose later attempts the sum of "+N" is noted. The new
-    plan is in config.yaml and in the history when this returns; `load` then continues with it.
+    When this returns, the new plan is in config.yaml and in the history, and `load` continues with it.
 
-    settings: the filled configuration that will train, but for the steps. Settings that the newest checkpoint
-    refuses are refused before the plan changes, since "+N" given again would add N once more.
+    Args:
+        path: the run directory.
+        steps: "+N" for N more steps, or "N" for N steps in total. The same "N" again changes nothing, so
+            that a script may repeat it. torchrun may repeat "+N" too: the total is noted for its restarts.
+        settings: the filled configuration that will train, except for the steps. Settings that the newest
+            checkpoint refuses are refused before the plan changes, because a repeated "+N" would add N again.
 
     Raises:
-        RunError: no run, a run that is in use, steps that are done already, a plan that cannot be written,
-            settings that the newest checkpoint refuses.
-        ConfigError: `steps` is no number, or the longer plan breaks a rule; nothing is written.
+        RunError: there is no run or no checkpoint, the run is in use, the plan cannot be written, or the
+            newest checkpoint refuses `settings`.
+        ConfigError: `steps` is not a number or is too small, or the longer plan breaks a rule; nothing is
+            written.
     """
     config = filled(load(path, []))
     done = checkpoint.complete(RunDir(path).checkpoints)
     if not done:
-        raise RunError(f"{path} holds no checkpoint: there is nothing to extend; `lhtrain resume` starts it")
+        start = f"`lhtrain resume {shlex.quote(str(path))}` starts it"
+        raise RunError(f"{path}: has no checkpoint, so there is nothing to extend; {start}")
     total = _total(path, steps, config.run.steps)
     if settings is not None:
         check_start(RunDir(path), with_absolute_paths(settings))
     if total == config.run.steps:
-        return [f"{path} is planned for {total:,} steps already"]
+        return [f"{path} is already planned for {total:,} steps"]
     if total < config.run.steps:
-        rule = f"must be more than the {config.run.steps:,} steps that the run is planned for"
+        rule = f"must be at least {config.run.steps:,}, the number of steps that the run is planned for"
         raise ConfigError([Problem("steps", steps, rule)])
     lock = RunLock(path, patience=0)
     try:
@@ -63,18 +68,18 @@ def lengthen(path: Path, steps: str, settings: Config | None = None) -> list[str
 
 
 def _total(path: Path, steps: str, planned: int) -> int:
-    """The steps in all that `steps` asks for. Raises ConfigError."""
+    """Return the total number of steps that `steps` asks for. Raises ConfigError."""
     match = re.fullmatch(r"(\+?)([0-9](?:_?[0-9]){0,17})", steps)
     total = int(match[2]) + (planned if match[1] else 0) if match else 0
     if match is None or total < 1:
-        rule = "must be +N, so many more steps, or N, so many steps in all"
+        rule = "must be +N (N more steps) or N (N steps in total)"
         raise ConfigError([Problem("steps", steps, rule)])
     noted = note_left(path / EXTENDED) if match[1] else None
     return int(noted) if noted and noted.isdecimal() else total
 
 
 def _write_longer(run_dir: RunDir, config: Config, total: int) -> list[str]:
-    """Make `total` the steps of the run in `run_dir`, whose filled configuration is `config`."""
+    """Set the steps of the run in `run_dir` to `total`. config: its filled configuration."""
     before, old = config.run.steps, Schedule.of(config).lookup(config.run.steps - 1).lr
     name, last = list(config.stages.items())[-1]
     assert last.steps is not None
@@ -84,16 +89,16 @@ def _write_longer(run_dir: RunDir, config: Config, total: int) -> list[str]:
     ]
     config.run.steps, last.steps = total, last.steps + total - before
     plain = as_container(config) | {"resume": "never"}
-    build(merged(plain))  # a plan that cannot be trained must not replace one that can
+    build(merged(plain))  # raises if the new plan breaks a rule, before it replaces the old one
     kept = numbered(run_dir.config)
     write_atomic(kept, run_dir.config.read_bytes())
-    # The history accepts the change before the configuration asks for it: a kill in between harms neither.
+    # The history accepts the change before config.yaml has it, so that a kill in between does no harm.
     History(run_dir.history).add("extend", changed=as_records(changes), config=kept.name)
     write_atomic(run_dir.config, OmegaConf.to_yaml(OmegaConf.create(plain)))
     retire_summary(run_dir)
     plan = Schedule.of(config)
     return [
         f"{run_dir.path} is now planned for {total:,} steps instead of {before:,}",
-        f"the learning rate of step {before:,} was {old:.3g}; from there on:",
+        f"the learning rate at step {before:,} was {old:.3g}; from there on:",
         *(f"  {line}" for line in plan.plan(before)),
     ]

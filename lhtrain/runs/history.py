@@ -1,7 +1,7 @@
-"""history.jsonl: one record for every start of a run, and for every extension.
+"""history.jsonl: a record for each start of a run, each extension and its first checkpoint.
 
-Metrics are what a run measured; the history is who started it when, with which command and code, and which
-settings changed. A change that a resume does not accept silently is accepted once, and recorded here.
+A record has the time, the command, the version of the code and the settings that changed. A changed setting
+has to be accepted only once (resume=force), because it is recorded here.
 """
 
 import json
@@ -23,19 +23,21 @@ Record = dict[str, Any]
 class History:
     """The history of one run directory.
 
-    A record has event ("start", "extend" or "checkpoint": the first one of the run), time (ISO 8601, UTC),
-    command, cwd, host, pid, job (of SLURM, or null), versions (of lhtrain and torch, and the commit), and
-      start    how ("new run", "resumed", "restarted" or "init_from"), step, checkpoint, ranks, changed
-      extend   changed
-    changed: the settings that differ from those of the checkpoint or, for "extend", of the run before; each
-    has key, before, after. config: the file that keeps the configuration as it was before.
+    A record has event ("start", "extend", or "checkpoint" for the first checkpoint of the run), time
+    (ISO 8601, UTC), command, cwd, host, pid, job (SLURM's job id, or null), versions (of lhtrain and torch,
+    and the commit), and
+      start    how ("new run", "resumed", "restarted" or "init_from"), step, checkpoint, ranks, changed,
+               config
+      extend   changed, config
+    changed: the settings that differ from the checkpoint's or, for "extend", from the earlier plan; each has
+    key, before and after. config: name of the file that keeps the earlier configuration, or null.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def records(self) -> list[Record]:
-        """All records, oldest first; lines that are no records are skipped. Raises OSError."""
+        """Return all records, oldest first; invalid lines are skipped. Raises OSError."""
         try:
             content = read_regular(self.path)
         except FileNotFoundError:
@@ -51,7 +53,7 @@ class History:
         return records
 
     def add(self, event: str, **values: Any) -> None:
-        """Append a record, durable when this returns. Raises OSError."""
+        """Append a record and sync it to disk. Raises OSError."""
         record = {
             "event": event,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,14 +62,16 @@ class History:
         }
         whole = not self.path.exists() or read_regular(self.path)[-1:] in (b"\n", b"")
         with open_append(self.path) as file:
-            # A line that a kill tore ends here, so that it spoils no other.
+            # End an incomplete line that a kill left, so that it does not damage the new record.
             file.write(("" if whole else "\n") + json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def accepted(self, *events: str) -> dict[str, Any]:
-        """Key -> value of every change that a start or an extension (or only `events`) accepted; the latest
-        value where a key was changed more than once."""
+        """Return the latest accepted value of each changed key, by key.
+
+        events: only changes of these events, such as "start"; by default of all.
+        """
         out: dict[str, Any] = {}
         for record in self.records():
             if events and record.get("event") not in events:
@@ -79,7 +83,7 @@ class History:
         return out
 
     def has_checkpoint(self) -> bool:
-        """Whether a checkpoint was written since the run began, or was started over."""
+        """Return whether a checkpoint was written since the run was started new or started over."""
         found = False
         for record in self.records():
             if record.get("event") == "checkpoint":
@@ -89,19 +93,19 @@ class History:
         return found
 
     def n_ranks(self) -> int | None:
-        """The number of ranks of the latest start; None if there was none."""
+        """Return the number of ranks of the latest start; None if there is none."""
         counts = [record.get("ranks") for record in self.records() if record.get("event") == "start"]
         return next((count for count in reversed(counts) if isinstance(count, int)), None)
 
 
 def as_records(changes: list[Change]) -> list[dict[str, Any]]:
-    """Changes as JSON has them."""
+    """Return changes as plain JSON values."""
     plain = json.dumps([{"key": c.key, "before": c.before, "after": c.after} for c in changes], default=str)
     return json.loads(plain)
 
 
 def _origin() -> dict[str, Any]:
-    """Who writes a record, and with which code."""
+    """Return the process, the command and the code version that write a record."""
     return {
         "command": shlex.join(sys.orig_argv),
         "cwd": os.getcwd(),

@@ -1,4 +1,4 @@
-"""From one configuration on every rank to ranks that agree, or to one error for all of them."""
+"""Connects the ranks of a run and checks that their settings, code and run directory are the same."""
 
 import hashlib
 import os
@@ -23,19 +23,19 @@ from lhtrain.files import write_atomic
 from lhtrain.health.hang import collective_limit
 from lhtrain.runs.changes import as_container
 
-# Keys that only rank 0 uses, and paths, which may differ between machines: the data themselves are compared.
+# Keys that only rank 0 uses, and data paths, which may differ between machines because the data are compared.
 MAY_DIFFER = {"run.dir", "run.name", "run.device", "data.path", "data.out", "data.cache_dir", "data.workers"}
 MAY_DIFFER |= {"data.tokenizer"}
 GROUPS_MAY_DIFFER = ("cluster.", "logger.", "data.mix.")
-SEEN = 60.0  # seconds after which a client of NFS sees what another machine has made
+SEEN = 60.0  # seconds after which an NFS client sees files that another machine has made
 
 
 def launch(config: Config) -> World:
-    """The world of all ranks that have this valid, unfilled configuration.
+    """Connect this rank to all ranks of the run. config: valid and unfilled.
 
     Raises:
-        Disagreement: on every rank: some rank's problem, or what differs between them.
-        RunError: ranks that cannot meet.
+        Disagreement: on every rank: a rank has a problem, or settings or code differ between ranks.
+        RunError: the ranks cannot connect.
     """
     ranks = find_ranks()
     set_deterministic(config.compute.deterministic)
@@ -50,7 +50,7 @@ def launch(config: Config) -> World:
     try:
         return World.start(device, config.parallel.timeout, limit, mine)
     except RunError:
-        made = Path(config.run.dir)  # by Hydra, for a run that does not begin
+        made = Path(config.run.dir)  # Hydra has made this folder, but the run does not begin
         if ranks.rank == 0 and made.is_dir() and not any(made.iterdir()):
             made.rmdir()
         raise
@@ -64,9 +64,10 @@ def _says(path: Path, text: str) -> bool:
 
 
 def same_folder(run_dir: Path, world: World) -> None:
-    """Note in `run_dir` which torchrun began the run, if one did; its restarts look for that.
+    """Check that all ranks share the folder `run_dir`, and note in it which torchrun began the run.
 
-    Raises Disagreement, on every rank: `run_dir` is another folder on some rank's machine.
+    Restarts by torchrun look for that note. Raises Disagreement, on every rank, if `run_dir` is another
+    folder on the machine of some rank.
     """
     proof = run_dir / "ranks" / "attempt"
 
@@ -87,7 +88,7 @@ def same_folder(run_dir: Path, world: World) -> None:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The settings that must be equal, by their dotted names."""
+    """Return the settings that must be equal on all ranks, by their dotted keys."""
     flat = _flat(as_container(config))
     return {
         key: value
@@ -97,7 +98,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def surroundings(device: str, dtype: str) -> dict[str, Any]:
-    """The versions and the code that must be equal, and what the rank computes on."""
+    """Return the versions, code, device type and precision, which must be equal on all ranks."""
     names = {"Python": ".".join(platform.python_version_tuple()[:2]), "lhtrain": lhtrain.__version__}
     for name in ("torch", "triton"):
         try:
@@ -109,7 +110,7 @@ def surroundings(device: str, dtype: str) -> dict[str, Any]:
 
 @cache
 def code_digest() -> str:
-    """A hash of the package's sources: the same commit with a changed file is other code."""
+    """Return a hash of the package's source files, which also shows uncommitted changes."""
     digest, root = hashlib.sha256(), Path(lhtrain.__file__).parent
     for folder, folders, names in os.walk(root, followlinks=True):  # data, conf and kernels are links
         folders.sort()

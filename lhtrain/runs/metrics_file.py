@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl: one JSON object a line, each with its kind and step."""
+"""Reading metrics.jsonl: a JSON object per line, each with its kind and step."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> list[Row]:
-    """All whole rows of a metrics file; [] if there is none."""
+    """Return all complete rows of a metrics file; [] if the file does not exist."""
     return read_rows(path)[0]
 
 
 def read_rows(path: Path) -> tuple[list[Row], list[int]]:
-    """All whole rows of a metrics file, and the numbers, from 1, of damaged lines before the last one.
+    """Return all complete rows of a metrics file, and the line numbers (from 1) of damaged lines.
 
-    The last line may be torn by a kill in mid-write, which is no damage.
+    An incomplete last line does not count as damaged, because a kill during a write leaves one.
 
     Raises OSError: the file is not a regular file, or cannot be read.
     """
@@ -37,7 +37,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[int]]:
 
 
 def row_of(line: bytes) -> Row | None:
-    """The row that a line holds; None if it is none."""
+    """Return the row in a line; None if the line is not a valid row."""
     try:
         row = from_json(line.decode())
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -1,4 +1,4 @@
-"""A run directory's own configuration, with settings that replace some of its values. Imports no PyTorch."""
+"""Loads the configuration of a run directory and applies new settings to it. Does not import PyTorch."""
 
 import re
 from dataclasses import fields
@@ -21,7 +21,7 @@ from lhtrain.quote import literal
 from lhtrain.runs.history import History
 from lhtrain.runs.run_dir import RunDir
 
-# Settings of a stage -> the setting of the run that they are copied from unless they are given.
+# Key of a stage -> key of the run whose value it copies by default.
 FOLLOW = {
     field.name: match[1]
     for field in fields(StageConfig)
@@ -30,15 +30,20 @@ FOLLOW = {
 
 
 def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config:
-    """The configuration of the run in `path`, with `overrides`, KEY=VALUE, in place of its values.
+    """Return the configuration of the run in `path`, with `overrides` applied.
 
-    A value of the run that its stages copied is replaced in those stages too. run.dir is `path`, and
-    resume=auto unless the overrides say otherwise. n_ranks: those that will train, if that is known; where
-    they are others than before, micro-batches are derived anew.
+    If stages copied a value of the run that is overridden, it is changed in those stages too. run.dir is set
+    to `path`, and resume to auto unless an override sets it.
+
+    Args:
+        path: the run directory.
+        overrides: settings KEY=VALUE.
+        n_ranks: number of ranks that will train, if known. If it differs from the last start, the number of
+            micro-batches is derived again.
 
     Raises:
-        RunError: no run directory, or a config.yaml that cannot be read.
-        ConfigError: overrides that do not fit, each named.
+        RunError: `path` is not a run directory, or its config.yaml cannot be read.
+        ConfigError: overrides that are not valid, each named.
     """
     run_dir = RunDir(path)
     if path.exists() and not path.is_dir():
@@ -65,14 +70,14 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
 
 
 def merged(saved: dict[str, Any]) -> DictConfig:
-    """Saved values as a configuration. Raises OmegaConfBaseException: a key or a type that is not ours."""
+    """Return saved values as a configuration. Raises OmegaConfBaseException: unknown key, or wrong type."""
     config = OmegaConf.merge(OmegaConf.structured(Config), _literal(saved))
     assert isinstance(config, DictConfig)
     return config
 
 
 def _literal(tree: Any) -> Any:
-    """The saved values, none of which is an interpolation: all were resolved when they were saved."""
+    """Return the saved values with ${ escaped; interpolations were resolved before saving."""
     if isinstance(tree, dict):
         return {key: _literal(child) for key, child in tree.items()}
     if isinstance(tree, list):
@@ -81,24 +86,25 @@ def _literal(tree: Any) -> Any:
 
 
 def _derive_micro_batches(config: DictConfig) -> None:
-    """Have the micro-batches of all stages derived, unless the run was given their number."""
+    """Let the number of micro-batches of all stages be derived, unless run.grad_accum sets it."""
     for stage in config.stages.values():
         stage.grad_accum = config.run.grad_accum
 
 
 def _apply(config: DictConfig, text: str) -> Problem | None:
-    """Apply the override `text`; returns the problem if it does not fit."""
+    """Apply the override `text`, KEY=VALUE; return the problem if it is not valid."""
     typed, equals, value = text.partition("=")
     if (key := current_key(typed)) != typed:
         hint(typed, key)
     if not equals or key.startswith(("+", "~")):
-        return Problem(text, "", "a run is resumed with settings KEY=VALUE alone")
+        return Problem(text, "", "a resumed run takes only settings KEY=VALUE")
     if key in ("run.dir", "hydra") or key.startswith("hydra."):
-        return Problem(key, value, "is given by the directory that is resumed")
+        return Problem(key, value, "cannot be set here; it follows from the directory that is resumed")
     node, missing = config, object()
     current = OmegaConf.select(node, key, default=missing, throw_on_missing=False)
     if isinstance(current, DictConfig) and not (key.startswith("data.mix") or is_option(key)):
-        return Problem(key, value, "picks a group; a run is resumed with single keys, such as optim.lr=1e-4")
+        rule = "selects a group; a resumed run takes only single keys, such as optim.lr=1e-4"
+        return Problem(key, value, rule)
     if current is missing and not (_is_key(config, key) or is_option(key)):
         return Problem(key, value, "no such key")
     try:
@@ -110,16 +116,16 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
 
 
 def value_of(text: str) -> Any:
-    """The value of the override `text`, KEY=VALUE, by Hydra's grammar; of text keys as typed.
+    """Return the value of `text`, KEY=VALUE, by Hydra's grammar; values of text keys stay as typed.
 
-    Raises ValueError.
+    Raises ValueError: the value cannot be parsed, or is a sweep.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         override = OverridesParser.create().parse_override(Setting.of(text).override)
-    except HydraException as error:  # Hydra wraps some errors of its parser, and some not
+    except HydraException as error:  # Hydra raises ValueError for some errors and HydraException for others
         raise ValueError(str(error)) from error
     if override.is_sweep_override():
         raise ValueError("a resumed run takes one value, not several")
@@ -133,7 +139,7 @@ def _is_key(config: DictConfig, key: str) -> bool:
 
 
 def _follow(config: DictConfig, key: str, before: Any) -> None:
-    """Set what stages copied from `key`, whose value was `before`, to its new value."""
+    """Set the keys of stages that copied `key`, whose value was `before`, to its new value."""
     after = OmegaConf.select(config, key)
     for stage in config.stages.values():
         for name, origin in FOLLOW.items():

@@ -1,4 +1,4 @@
-"""Writing the start of a run into its directory; an earlier start's files are kept."""
+"""Records the start of a run in its directory; files of earlier starts are kept."""
 
 import json
 import os
@@ -22,14 +22,20 @@ from lhtrain.text import to_json
 def record_start(
     start: Start, run_dir: RunDir, config: Config, step: int, about: dict[str, Any]
 ) -> list[str]:
-    """Write the configuration and the start into the run directory; returns lines for the terminal.
+    """Write the configuration and the start into the run directory; return lines for the terminal.
 
-    about: further values of the history's record. For the first rank, before the first step. Files of an
-    earlier start that this one does not continue are kept: `earlier.NNNN/` with resume=restart,
-    `metrics.NNNN.jsonl` where a run was killed before its first checkpoint; an earlier configuration that
-    differs is kept as `config.NNNN.yaml`.
+    The first rank calls this before the first step. Files of an earlier start that this one does not continue
+    are kept: in `earlier.NNNN/` with resume=restart, and as `metrics.NNNN.jsonl` if a run was killed before
+    its first checkpoint. An earlier configuration that differs is kept as `config.NNNN.yaml`.
 
-    Raises OSError: a full disk, a planted link.
+    Args:
+        start: how the run starts.
+        run_dir: the run directory.
+        config: the filled configuration.
+        step: number of steps done.
+        about: more values for the record in the history.
+
+    Raises OSError: such as a full disk, or a symbolic link in place of a file.
     """
     run_dir.path.mkdir(parents=True, exist_ok=True)
     lines, kept = _keep_earlier_run(start, run_dir), None
@@ -61,7 +67,7 @@ def record_start(
 
 
 def _keep_earlier_run(start: Start, run_dir: RunDir) -> list[str]:
-    """Rename the files of a run that `start` does not continue; returns a line about it."""
+    """Move aside the files of a run that `start` does not continue; return a line about it."""
     if start.how == "restarted" and holds_run(run_dir.path):
         return [f"the files of the earlier run are kept in {_keep_aside(run_dir)}"]
     if start.path is None and read(run_dir.metrics):
@@ -72,7 +78,7 @@ def _keep_earlier_run(start: Start, run_dir: RunDir) -> list[str]:
 
 
 def retire_summary(run_dir: RunDir) -> None:
-    """Have summary.json say that the run is not finished, since it is longer now or starts over."""
+    """Mark the run in summary.json as not finished, because it is longer now or starts over."""
     try:
         summary = json.loads(read_regular(run_dir.summary))
     except (OSError, ValueError):
@@ -82,7 +88,7 @@ def retire_summary(run_dir: RunDir) -> None:
 
 
 def _earlier_config(run_dir: RunDir) -> dict[str, Any] | None:
-    """The directory's config.yaml; an unreadable one counts as another configuration."""
+    """Return the directory's config.yaml, None if there is none, and {} if it cannot be read."""
     try:
         return run_dir.read_config()
     except RunError:
@@ -90,12 +96,15 @@ def _earlier_config(run_dir: RunDir) -> dict[str, Any] | None:
 
 
 def _keep_config(run_dir: RunDir) -> Path:
-    """Keep a copy of config.yaml; returns it. The original stays until a new one takes its place: a kill or a
-    full disk in between must not leave a run without its configuration."""
+    """Copy config.yaml to a numbered name; return the copy's path.
+
+    The original stays until a new one replaces it, so that a kill or a full disk in between does not leave a
+    run without its configuration.
+    """
     kept = numbered(run_dir.config)
     try:
         content = read_regular(run_dir.config)
-    except OSError:  # a link, for instance, which is not followed
+    except OSError:  # for example a symbolic link, which is not followed
         run_dir.config.rename(kept)
     else:
         write_atomic(kept, content)
@@ -103,7 +112,7 @@ def _keep_config(run_dir: RunDir) -> Path:
 
 
 def _keep_aside(run_dir: RunDir) -> Path:
-    """Move what a run left into a folder of its own; returns it."""
+    """Move the files of the earlier run into a new folder `earlier.NNNN`; return its path."""
     aside = numbered(run_dir.path / "earlier")
     aside.mkdir()
     for path in (run_dir.checkpoints, run_dir.metrics, run_dir.summary, run_dir.plot):

@@ -1,4 +1,4 @@
-"""How a run starts: new, from its own newest checkpoint, over again, or from another run's checkpoint."""
+"""Starts a run: new, from its own newest checkpoint, over again, or from another run's checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,13 @@ Tensors = dict[str, Tensor]
 
 
 def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
-    """How a run with `resume` starts in `run_dir`, where the remains of a killed save are removed first.
+    """Return how a run with this `resume` starts in `run_dir`; removes leftovers of interrupted saves first.
 
     Raises:
-        RunError: the directory holds a run and the settings do not ask to resume it; its checkpoints are lost
-            or damaged and the settings do not ask to start over; a file cannot be read now.
+        RunError: the directory contains a run and `resume` is never; its checkpoints are lost or damaged and
+            `resume` is not restart; or a file cannot be read at the moment.
     """
-    # torchrun starts the same command again after a failure: by then the run has started over.
+    # torchrun runs the same command again after a failure. If the run has started over by then, it continues.
     if resume is Resume.restart and not world.on_main(lambda: _started_over(run_dir)):
         return Start("restarted")
     if resume is Resume.never:
@@ -51,7 +51,7 @@ def _started_over(run_dir: RunDir) -> bool:
 def begin(
     start: Start, run_dir: RunDir, tensors: Tensors, config: Config, corpus: Corpus, world: World
 ) -> tuple[Progress, str]:
-    """Load what the run starts with; returns its progress, and a note on where it comes from.
+    """Load the weights and state that the run starts with; return its progress, and a note on their source.
 
     Raises RunError as `resume_run` and `start_from`.
     """
@@ -60,16 +60,17 @@ def begin(
         return progress, f"continues from {start.path.name}"
     if config.init_from is None:
         return Progress(), start.how
-    if start.how == "new run":  # where it starts over, what was there is still to be kept aside
+    if start.how == "new run":  # "restarted" stays, because the files of the earlier run must be moved aside
         start.how = "init_from"
     return start_from(Path(config.init_from), tensors, config, corpus, world)
 
 
 def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, corpus: Corpus) -> Progress:
-    """Restore everything from this run's sound checkpoint `start.path`; fills in what `start` changes.
+    """Restore the run from its checkpoint `start.path`; sets the changed settings in `start`.
 
     Raises:
-        RunError: settings or data that differ from the saved run's, each named; fewer steps than are done.
+        RunError: settings or data differ from the checkpoint's, each named; run.steps is less than the steps
+            done.
     """
     path = start.path
     assert path is not None
@@ -81,7 +82,7 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     started = History(run_dir.history).accepted("start")
     start.new = [one for one in start.changed if not is_accepted(started, one)]
     start.guard = state.get("guard")
-    for record in progress.stages:  # of versions that did not keep what a stage attended with
+    for record in progress.stages:  # older versions did not save the attention settings of a stage
         if record.settings is None and record.name in state["config"]["stages"]:
             record.settings = saved_attention_settings(state["config"]["stages"][record.name])
     checkpoint.load(path, tensors)
@@ -91,12 +92,12 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
 def start_from(
     path: Path, tensors: Tensors, config: Config, corpus: Corpus, world: World
 ) -> tuple[Progress, str]:
-    """Begin a new run with another run's weights, optimizer state and, on the same data, position.
+    """Begin a new run with another run's weights, optimizer state and, if the data are the same, position.
 
-    Returns the new run's progress, at step 0, and a note on what was taken over.
+    Returns the new run's progress, at step 0, and a note on the source and the differences.
 
     Raises:
-        RunError: a faulty checkpoint, or one of another model.
+        RunError: the checkpoint is damaged, or is of another model.
     """
     state = checkpoint.read_state(path, world)
     now = as_container(config)["model"]
@@ -105,23 +106,23 @@ def start_from(
         step, position = state["progress"]["step"], state["progress"]["position"]
     if changed := differing_settings(saved, now, LAYOUT):
         raise RunError(
-            f"init_from={path}: its weights are of other heads (saved -> now): {', '.join(changed)}; "
-            "give the saved values"
+            f"init_from={path}: its weights have another layout of heads (saved -> now): "
+            f"{', '.join(changed)}; use the saved values"
         )
     checkpoint.load(path, tensors)
     note = f"weights and optimizer of {path}, step {step}"
     if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
     if data != corpus.fingerprint:
-        return Progress(), f"{note}; other data, read from its start"
-    note += f"; data from token {position:,} on"
+        return Progress(), f"{note}; the data differ and are read from their start"
+    note += f"; data continue at token {position:,}"
     if order != _order(as_container(config)):
-        note += ", in another order (run.seed, sequence lengths or data.long_fraction differ): some of it is"
-        note += " read a second time"
+        note += ", in another order (run.seed, sequence lengths or data.long_fraction differ), so some are"
+        note += " read again"
     return Progress(position=position), note
 
 
 def _order(config: dict[str, Any]) -> tuple:
-    """The settings that decide which data are at a position."""
+    """Return the settings that determine the order of the data."""
     lengths = {stage["seq_len"] for stage in config["stages"].values()}
     return lengths, config["run"]["seed"], config["data"]["long_fraction"]

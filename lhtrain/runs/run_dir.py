@@ -1,4 +1,4 @@
-"""The run directory: the paths in it, and whether it can be used."""
+"""The run directory: paths of its files, and checks whether it can be used."""
 
 import itertools
 import os
@@ -34,9 +34,9 @@ class RunDir:
         return self.path / "history.jsonl"
 
     def read_config(self) -> dict[str, Any] | None:
-        """config.yaml as plain values; None if there is none.
+        """Return config.yaml as plain values; None if it does not exist.
 
-        Raises RunError: it cannot be read, or is no configuration.
+        Raises RunError: the file cannot be read, or is not a configuration.
         """
         try:
             loaded = read(read_regular(self.config), str(self.config), "").typed()
@@ -55,7 +55,7 @@ class RunDir:
 
     @property
     def tokenizer(self) -> Path:
-        """A copy of the tokenizer.json that the tokens are of, where they are of one."""
+        """A copy of the tokenizer.json of the data, if the data have one."""
         return self.path / "tokenizer.json"
 
     @property
@@ -64,29 +64,31 @@ class RunDir:
 
 
 def keep_tokenizer(run_dir: RunDir, tokenizer: Tokenizer) -> None:
-    """Copy the tokenizer.json of a run into its directory: the original may change, move or vanish."""
+    """Copy the tokenizer.json of a run into its directory, because the original may change or be deleted."""
     path = getattr(tokenizer, "path", None)
     if path is not None:
         write_atomic(run_dir.tokenizer, path.read_bytes())
 
 
 def unwritable(path: Path) -> str | None:
-    """The rule that `path`, which need not exist yet, breaks where a run cannot write into it."""
+    """Return the rule that `path` breaks if a run cannot write into it, else None; it need not exist yet."""
     nearest = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
         return None
-    return f"{nearest} must be a folder that can be written"
+    return f"{nearest} must be a writable folder"
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a run has left rows or checkpoints in `path`."""
+    """Return whether `path` contains metrics or checkpoints of a run."""
     run_dir = RunDir(path)
     return os.path.lexists(run_dir.metrics) or any(run_dir.checkpoints.glob("*step_*"))
 
 
 def claim(path: Path, suffix: str = "") -> Path:
-    """Make the folder PATH, or the first of PATH_2, PATH_3 … that nobody else has made; `suffix` is put after
-    each. Returns the path without the suffix."""
+    """Make the folder `path`, or the first of PATH_2, PATH_3 … that does not exist yet.
+
+    `suffix` is appended to the name of the folder. Returns the path without the suffix.
+    """
     for number in itertools.count(1):
         name = path if number == 1 else path.with_name(f"{path.name}_{number}")
         try:

@@ -1,4 +1,4 @@
-"""How a run starts, as found by `resume.find_start`."""
+"""The way in which a run starts, as returned by `resume.find_start`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +9,11 @@ from lhtrain.runs.changes import Change
 
 @dataclass
 class Start:
-    """How a run starts.
+    """The way in which a run starts."""
 
-    how: "new run", "resumed", "restarted" (with another run's weights too) or "init_from". path: the
-    checkpoint to load, None for initial weights. notes: warnings for the terminal. changed: settings that
-    differ from the checkpoint's, all accepted; new: those of them that no earlier start accepted. guard: what
-    the checkpoint kept of the guard.
-    """
-
-    how: str
-    path: Path | None = None
-    notes: list[str] = field(default_factory=list)
-    changed: list[Change] = field(default_factory=list)
-    new: list[Change] = field(default_factory=list)
-    guard: dict[str, Any] | None = None
+    how: str  # "new run", "resumed", "restarted" (even with init_from) or "init_from"
+    path: Path | None = None  # the run's own checkpoint to load, or None
+    notes: list[str] = field(default_factory=list)  # warnings for the terminal
+    changed: list[Change] = field(default_factory=list)  # settings that differ from the checkpoint's
+    new: list[Change] = field(default_factory=list)  # those of `changed` that no earlier start accepted
+    guard: dict[str, Any] | None = None  # saved state of `health.nonfinite.NonFiniteGuard`

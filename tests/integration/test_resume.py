@@ -150,7 +150,7 @@ def test_extended_and_killed_and_resumed_it_is_the_longer_run(lhtrain):
     process.wait()
     assert not Run(killed, 0, "", "").summary["finished"]
     resumed = lhtrain.bare("extend", str(killed), "steps=16")  # the same command again
-    assert resumed.returncode == 0 and "planned for 16 steps already" in resumed.stdout
+    assert resumed.returncode == 0 and "already planned for 16 steps" in resumed.stdout
     assert "continues from step_00000010" in resumed.stdout
     assert Run(killed, 0, "", "").trace == Run(alone, 0, "", "").trace
     assert (killed / "config.0001.yaml").exists()
@@ -160,7 +160,7 @@ def test_fewer_steps_than_done_are_refused(lhtrain, undisturbed):
     fewer = ("run.steps=4", "stages.lighthouse.steps=2", "stages.recovery.steps=2")
     refused = lhtrain.bare("resume", str(undisturbed.path), *fewer, "resume=force")
     assert refused.returncode == 1
-    assert "run.steps=4: step_00000016 has done 16 steps already" in refused.stderr
+    assert "run.steps=4: step_00000016 has already done 16 steps" in refused.stderr
 
 
 def test_lost_checkpoints_are_no_new_run(lhtrain):

@@ -1,4 +1,4 @@
-"""history.jsonl: who started a run, and which changed settings were accepted."""
+"""history.jsonl: the starts of a run and the changed settings that were accepted."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_the_latest_accepted_value_of_a_key_counts(tmp_path):
     assert {"time", "command", "cwd", "host", "versions", "ranks"} <= record.keys()
 
 
-def test_damaged_lines_cost_themselves_alone(tmp_path):
+def test_damaged_lines_are_skipped(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(
         b'\xff\xfe\n[1]\n{"event": "start", "changed": 3}\n{"event": "checkpoint"}\n{"event": "st'

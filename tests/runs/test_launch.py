@@ -1,4 +1,4 @@
-"""Which settings and code must be the same on all ranks; that all share one folder."""
+"""Settings and code that must be the same on all ranks, and the folder that all ranks must share."""
 
 import json
 
@@ -14,7 +14,7 @@ from lhtrain.runs.launch import same_folder, settings
 
 
 def said(*overrides):
-    """What a rank with these settings says, as it arrives at the others."""
+    """Return the settings that a rank sends to the others, after JSON."""
     return json.loads(
         json.dumps(settings(check_overrides(["stage=dense", "run.dir=d", "run.name=n", *overrides])))
     )
@@ -30,8 +30,8 @@ def said(*overrides):
         *("data.val_fraction=0.2", "resume=auto", "init_from=a", "stages.dense.lr_scale=2"),
     ],
 )
-def test_what_decides_a_run_or_when_ranks_meet_is_compared(override):
-    lines = differences([said(), said(override)])  # of several keys, where others follow from it
+def test_settings_that_must_be_equal_are_compared(override):
+    lines = differences([said(), said(override)])  # several lines if other keys copy this one
     assert any(line.startswith(f"{override.partition('=')[0]}: ") for line in lines)
     assert all(line.endswith(" on rank 1") for line in lines)
 
@@ -43,14 +43,14 @@ def test_what_decides_a_run_or_when_ranks_meet_is_compared(override):
         *("logger.mode=online", "cluster.partition=p"),
     ],
 )
-def test_what_only_rank_0_uses_and_places_of_data_may_differ(override):
+def test_settings_of_rank_0_and_data_paths_may_differ(override):
     assert differences([said(), said(override)]) == []
 
 
-def test_other_code_is_seen(tmp_path, monkeypatch):
-    """The same version with a changed file: what an edit on one machine makes."""
+def test_changed_code_is_found(tmp_path, monkeypatch):
+    """The version is the same, but a file was edited on one machine."""
     (tmp_path / "top").mkdir()
-    (tmp_path / "data").symlink_to("top")  # as the package's folders are
+    (tmp_path / "data").symlink_to("top")  # some folders of the package are links too
     (tmp_path / "__init__.py").write_text("")
     (tmp_path / "data" / "a.py").write_text("a = 1\n")
     monkeypatch.setattr(launch.lhtrain, "__file__", str(tmp_path / "__init__.py"))
@@ -62,7 +62,7 @@ def test_other_code_is_seen(tmp_path, monkeypatch):
     assert digest() != before
 
 
-def test_a_single_rank_of_torchrun_notes_its_run_too(monkeypatch, tmp_path):
+def test_a_single_rank_under_torchrun_notes_its_run_too(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
@@ -72,7 +72,7 @@ def test_a_single_rank_of_torchrun_notes_its_run_too(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("machine", "found"), [("another", True), ("the same", False)])
 def test_another_machine_may_see_the_folder_later(tmp_path, monkeypatch, machine, found):
-    """NFS remembers for a while that a file was not there."""
+    """An NFS client caches for a while that a file does not exist."""
     world = World(Ranks(1, 1, 0), torch.device("cpu"))
     world.is_distributed, world._leader, said = True, int(machine == "another"), []
     world.agree = lambda mine: said.extend(mine.values())

@@ -1,4 +1,4 @@
-"""One run at a time in a directory."""
+"""The lock that allows only one run at a time in a directory."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ HOLD = "from lhtrain.runs.lock import RunLock; from pathlib import Path; import 
 HOLD += "lock = RunLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); sys.stdin.read()"
 
 
-def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
+def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as holder:
@@ -24,7 +24,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
     RunLock(tmp_path, patience=10).acquire()
 
 
-def test_released_it_can_be_taken_again(tmp_path):
+def test_a_released_lock_can_be_acquired_again(tmp_path):
     first = RunLock(tmp_path, patience=0)
     first.acquire()
     assert str(os.getpid()) in (tmp_path / ".lock").read_text()
@@ -32,8 +32,8 @@ def test_released_it_can_be_taken_again(tmp_path):
     RunLock(tmp_path, patience=0).acquire()
 
 
-def test_a_lock_file_that_was_removed_keeps_nobody_out_by_itself(tmp_path):
-    """Who waits at a file that a failed start removes with its directory takes the new file."""
+def test_a_lock_on_a_removed_file_does_not_count(tmp_path):
+    """A failed start removes the lock file with its directory; a waiting process must lock the new file."""
     first, second = RunLock(tmp_path, patience=0), RunLock(tmp_path, patience=0)
     first.acquire()
     waiting = second._opened()
@@ -45,7 +45,7 @@ def test_a_lock_file_that_was_removed_keeps_nobody_out_by_itself(tmp_path):
         RunLock(tmp_path, patience=0).acquire()
 
 
-def test_a_planted_link_is_refused(tmp_path):
+def test_a_symbolic_link_is_refused(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "run").mkdir()

@@ -1,4 +1,4 @@
-"""Whether a directory is continued, refused or started over."""
+"""Starting in a run directory: continuing, refusing and starting over."""
 
 import json
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def test_a_new_directory_is_a_new_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["step_00000004", "damaged-step_00000004"])
-def test_checkpoints_without_a_sound_one_are_refused_again_and_again(tmp_path, name):
+def test_a_directory_without_a_sound_checkpoint_is_refused_every_time(tmp_path, name):
     run_dir = RunDir(tmp_path)
     (run_dir.checkpoints / name).mkdir(parents=True)
     rows(run_dir, 1, 2, 3, 4)
@@ -48,17 +48,17 @@ def test_checkpoints_without_a_sound_one_are_refused_again_and_again(tmp_path, n
     assert find_start(run_dir, Resume.restart, WORLD).how == "restarted"
 
 
-def test_rows_alone_are_a_run_that_was_killed_early_unless_it_had_a_checkpoint(tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path):
     run_dir = RunDir(tmp_path / "run")
     rows(run_dir, 1, 2)
     History(run_dir.history).add("start", changed=[])
     assert find_start(run_dir, Resume.auto, WORLD).how == "new run"
     History(run_dir.history).add("checkpoint")
-    with pytest.raises(RunError, match=r"rows reach step 2, and .* holds no checkpoint any more"):
+    with pytest.raises(RunError, match=r"reaches step 2, but .* has no checkpoint any more"):
         find_start(run_dir, Resume.auto, WORLD)
 
 
-def test_a_checkpoint_whose_replacement_was_killed_is_found(tmp_path):
+def test_a_checkpoint_is_found_after_an_interrupted_replacement(tmp_path):
     run_dir = RunDir(tmp_path)
     (path,) = saved(run_dir.checkpoints, steps=(4,))
     path.rename(path.with_name(f".replaced-{path.name}"))
@@ -95,7 +95,7 @@ def test_settings_that_are_newer_than_the_run_count_as_their_defaults():
     assert [change.key for change in differing(saved, now)] == ["optim.z_loss"]
 
 
-def test_a_run_from_before_windows_had_none():
+def test_a_run_older_than_the_window_setting_has_no_window():
     now = as_container(compose_config(["run.steps=8"]))
     saved = as_container(compose_config(["run.steps=8"]))
     for settings in (saved["lighthouse"], *saved["stages"].values()):
@@ -153,7 +153,7 @@ def test_a_full_disk_at_the_start_leaves_the_configuration(tmp_path, monkeypatch
 
 
 def test_torchrun_starts_a_run_over_once(tmp_path, monkeypatch):
-    """A later attempt of the same torchrun continues what the first one began anew."""
+    """A later attempt of the same torchrun continues the run that the first attempt started over."""
     run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
     rows(run_dir, 1, 2)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -168,7 +168,7 @@ def test_torchrun_starts_a_run_over_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "history.jsonl"])
-def test_planted_links_are_not_followed(tmp_path, name):
+def test_symbolic_links_are_not_followed(tmp_path, name):
     run_dir, config = RunDir(tmp_path / "run"), compose_config(["run.steps=8", "run.dir=x", "run.name=n"])
     run_dir.path.mkdir()
     victim = tmp_path / "victim"
@@ -186,9 +186,8 @@ TINY += ["model.ffn_dim=64", "run.batch_tokens=512", "run.steps=4", "run.device=
 
 
 @pytest.mark.parametrize("change", ["model.n_heads", "model.head_dim", "model.rope_theta", "lost"])
-def test_init_from_compares_what_shapes_do_not_show(tmp_path, monkeypatch, change):
-    """Heads of another kind are refused; what weights were only trained for is named; a state that lacks
-    something is refused in a sentence."""
+def test_init_from_compares_settings_that_shapes_do_not_show(tmp_path, monkeypatch, change):
+    """Another layout of heads is refused; other training settings are noted; a damaged state is refused."""
     config = filled(compose_config([*TINY, "model.n_heads=4", f"run.dir={tmp_path}"]))
     saved = as_container(config)
     tensors = {"model.w": torch.ones(2)}
@@ -214,8 +213,8 @@ def test_init_from_compares_what_shapes_do_not_show(tmp_path, monkeypatch, chang
     assert what in str(refused.value)
 
 
-def test_starting_over_from_another_run_still_starts_over(monkeypatch):
-    """What the directory held must be kept aside, or a later resume would continue that."""
+def test_restart_with_init_from_is_still_a_restart(monkeypatch):
+    """The earlier files must be moved aside; otherwise a later resume would continue the earlier run."""
     begun = Progress(position=512), "weights of another run"
     monkeypatch.setattr(resume, "start_from", lambda *_: begun)
     config = SimpleNamespace(init_from="other")

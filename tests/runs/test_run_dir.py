@@ -1,4 +1,4 @@
-"""Which settings a resumed run must share with the saved one; what it keeps a copy of."""
+"""Settings that a resumed run must share with the saved run, and the copy of the tokenizer."""
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -23,7 +23,7 @@ SAVED = {
 }
 
 
-def test_data_may_move():
+def test_data_paths_may_change():
     moved = {"path": "/d/edu", "tokenizer": "prepared:/d/edu", "out": "/d", "workers": 2}
     data = moved | {"mix": {"web": {"path": "/d/web", "weight": 3}}}
     assert differing(SAVED, SAVED | {"data": data, "run": {"dir": "runs/b", "seed": 0}}) == []
@@ -50,17 +50,17 @@ def test_data_may_move():
         ),
     ],
 )
-def test_how_a_step_is_computed_may_change_where_it_only_rounds_otherwise(before, after, expected):
+def test_compute_settings_may_change_if_only_rounding_changes(before, after, expected):
     saved = SAVED | {"stages": {"one": {"attention": "lighthouse"}}}
     assert [str(change) for change in differing(saved | before, saved | after)] == expected
 
 
-def test_local_selection_matters_to_lighthouse_stages_alone():
+def test_local_selection_is_compared_only_for_lighthouse_stages():
     local = SAVED | {"lighthouse": {"selection": "local"}, "stages": {"one": {"attention": "dense"}}}
     assert differing(local | {"parallel": {"cp": 1}}, local | {"parallel": {"cp": 2}}) == []
 
 
-def test_what_decides_the_numbers_is_told():
+def test_settings_that_change_results_are_returned():
     data = SAVED["data"] | {"mix": {"web": {"path": "web", "weight": 1}}, "tokenizer": "bytes"}
     found = differing(SAVED, SAVED | {"data": data, "run": {"dir": "runs/a", "seed": 1}})
     assert [str(change) for change in found] == [

@@ -204,7 +204,7 @@ def test_rows_whose_checkpoints_are_gone_stop(run_dir):
     (run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "loss": 1.0}\n')
     (run_dir / "history.jsonl").write_text('{"event": "checkpoint"}\n')
     answer, why = begin(run_dir, "7", 3)
-    assert answer is Next.stop and "holds no checkpoint any more" in why
+    assert answer is Next.stop and "has no checkpoint any more" in why
 
 
 def test_a_kill_before_the_first_checkpoint_is_no_loss(run_dir):

@@ -205,7 +205,7 @@ def test_without_sbatch_the_error_names_dry_run(tmp_path):
 
 def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: "sbatch")
-    with pytest.raises(RunError, match=r"run.dir=/dev/null/x: /dev/null must be a folder that"):
+    with pytest.raises(RunError, match=r"run.dir=/dev/null/x: /dev/null must be a writable folder"):
         submit(*prepare(["run.dir=/dev/null/x"]))
 
 
@@ -264,7 +264,7 @@ def test_a_finished_run_is_refused_with_how_to_lengthen_it(tmp_path):
     [
         (["steps=+4", "optim.lr=7e-4"], 1, "optim.lr: 0.002 -> 0.0007"),  # +4 again would add 4 more
         (["steps=4_"], 2, "must be +N"),
-        (["steps=4"], 2, "must be more than the 20 steps"),
+        (["steps=4"], 2, "steps=4: must be at least 20"),
     ],
 )
 def test_a_run_is_not_lengthened_in_vain(tmp_path, given, status, message):
@@ -281,8 +281,8 @@ def test_what_the_checkpoint_would_refuse_is_refused_at_submission(tmp_path):
     check(*prepare([*same, "cluster.nodes=1", "run.name=other"]))
     for more, message in (
         (["optim.lr=7e-4"], r"optim\.lr: 0\.002 -> 0\.0007"),
-        (["run.steps=5", "resume=force"], "has done 10 steps already"),
-        (["resume=never"], "holds a run already"),
+        (["run.steps=5", "resume=force"], "has already done 10 steps"),
+        (["resume=never"], "already contains a run"),
     ):
         with pytest.raises(RunError, match=message):
             check(*prepare([*same, *more]))

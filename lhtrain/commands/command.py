@@ -1,4 +1,4 @@
-"""What a command is, and how the words behind its name are read."""
+"""What a command consists of, and how the words after its name are parsed."""
 
 import difflib
 import importlib
@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 
 from lhtrain.errors import UsageError
 
-SETTINGS = "settings of training; lhtrain help KEY explains one"
-SWEEP = "; a sweep is started by lhtrain -m, its runs as jobs by lhtrain -m hydra/launcher=lhtrain_slurm"
+SETTINGS = "settings of the run; lhtrain help KEY explains one"
+SWEEP = "; lhtrain -m starts a sweep, lhtrain -m hydra/launcher=lhtrain_slurm starts its runs as jobs"
 _KEY_VALUE = re.compile(r"([A-Za-z_.]+)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Argument:
-    """A word or an option of a command: names and keywords of argparse's `add_argument`."""
+    """An argument or option of a command, as names and keywords for argparse's `add_argument`."""
 
     names: tuple[str, ...]
     keywords: dict[str, Any]
@@ -34,7 +34,7 @@ def argument(*names: str, **keywords: Any) -> Argument:
 
 @dataclass(frozen=True)
 class Key:
-    """A KEY=VALUE that only this command has. shown: the value that the help shows."""
+    """A KEY=VALUE that only this command has. shown: an example value, for the help."""
 
     name: str
     shown: str
@@ -44,10 +44,16 @@ class Key:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the program; a name of two words belongs to the family of the first.
+    """A command of the program. A command whose name has two words belongs to the family of the first word.
 
-    target: "module:function", called with the parsed arguments, which returns the exit status or None; a
-    family has none. settings: whether KEY=VALUE of training may follow. details: the end of its help.
+    Attributes:
+        target: "module:function". The function gets the parsed arguments and returns the exit status or None.
+            Empty for a family.
+        settings: whether KEY=VALUE settings of a run may follow.
+        details: the end of the help: what the command does, and examples.
+        docs: pages of docs/ that tell more.
+        trains: whether the command trains, so that signals must be handled from its start.
+        hidden: whether help and completion leave it out.
     """
 
     name: str
@@ -57,15 +63,16 @@ class Command:
     keys: tuple[Key, ...] = ()
     settings: bool = False
     details: str = ""
+    docs: tuple[str, ...] = ()
     trains: bool = False
     hidden: bool = False
 
     def parse(self, words: list[str]) -> Namespace:
-        """The arguments by name, with KEY=VALUE of training in `settings`. Raises UsageError."""
+        """Return the arguments by name, with the KEY=VALUE of a run in `settings`. Raises UsageError."""
         own, rest = self._own_keys(words)
         if option := next((word for word in rest if self._is_unknown_option(word)), None):
             near = nearest(option.partition("=")[0], self.options())
-            rule = f"no such option of lhtrain {self.name} (there is: {', '.join(self.options())})"
+            rule = f"no such option of lhtrain {self.name} (options: {', '.join(self.options())})"
             raise UsageError(f"{option}: {rule}{near}{SWEEP if option in ('-m', '--multirun') else ''}")
         parser = self._parser()
         out = parser.parse_intermixed_args(rest)
@@ -76,23 +83,26 @@ class Command:
         return out
 
     def run(self, words: list[str]) -> int | None:
-        """Parse the words and do what the command says. Raises ExplainedError."""
+        """Parse `words` and run the command; return the exit status. Raises ExplainedError."""
         arguments = self.parse(words)
         module, _, name = self.target.partition(":")
         function: Callable[[Namespace], int | None] = getattr(importlib.import_module(module), name)
         return function(arguments)
 
     def options(self) -> list[str]:
-        """The options of the command, by their long names."""
+        """The long names of the options."""
         names = (name for one in self.arguments for name in one.names)
         return [*(name for name in names if name.startswith("--")), "--help"]
 
     def help(self) -> str:
-        """What `lhtrain COMMAND --help` prints."""
+        """The text that `lhtrain COMMAND --help` prints."""
         return self._parser().format_help().rstrip()
 
     def _own_keys(self, words: list[str]) -> tuple[dict[str, str], list[str]]:
-        """The command's own KEY=VALUE, and the other words. The name of a file that exists is that file."""
+        """Split `words` into the command's own KEY=VALUE and other words.
+
+        A word that names an existing file is that file, even if it contains =.
+        """
         own: dict[str, str] = {}
         rest = []
         names = [key.name for key in self.keys]
@@ -101,10 +111,8 @@ class Command:
             if match is None or (match[1] not in names and self.settings) or Path(word).exists():
                 rest.append(word)
             elif match[1] not in names:
-                rule = f"no such setting (there are: {', '.join(names)}){nearest(match[1], names)}"
-                raise UsageError(
-                    f"{self.name}: {match[1]}: {rule}; a path with = is written with a slash: ./a=b"
-                )
+                rule = f"no such setting{nearest(match[1], names)} (settings: {', '.join(names)})"
+                raise UsageError(f"{self.name}: {match[1]}: {rule}. Write a path that contains = as ./a=b")
             elif match[1] in own:
                 raise UsageError(f"{self.name}: {match[1]}= is given twice")
             else:
@@ -124,23 +132,28 @@ class Command:
             add_help=False,
             allow_abbrev=False,
         )
-        words, options = parser.add_argument_group("Words"), parser.add_argument_group("Options")
+        words, options = parser.add_argument_group("Arguments"), parser.add_argument_group("Options")
         for one in self.arguments:
             (options if one.is_option else words).add_argument(*one.names, **one.keywords)
         if self.settings or self.keys:
             shown = SETTINGS if self.settings else SUPPRESS
             words.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=shown)
-        options.add_argument("-h", "--help", action="help", help="print this text")
+        options.add_argument("-h", "--help", action="help", help="print this help")
         return parser
 
     def _epilog(self) -> str:
         width = max((len(f"{key.name}={key.shown}") for key in self.keys), default=0)
         rows = [f"  {f'{key.name}={key.shown}':{width}}  {key.help}" for key in self.keys]
-        return "\n".join([*(["Settings of this command", *rows, ""] if rows else []), self.details])
+        return "\n".join([*(["Settings of this command", *rows, ""] if rows else []), self.text()])
+
+    def text(self) -> str:
+        """The details, and where to read more."""
+        pages = ", ".join(f"docs/{page}.md" for page in self.docs)
+        return f"{self.details}\n\nMore: {pages}" if pages else self.details
 
 
 class _Parser(ArgumentParser):
-    """An argparse parser that raises instead of printing its usage and leaving."""
+    """An argparse parser that raises UsageError, where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required"):
@@ -150,6 +163,6 @@ class _Parser(ArgumentParser):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean …?', or nothing where no known word is near."""
+    """'; did you mean WORD?', or '' if no known word is similar."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""

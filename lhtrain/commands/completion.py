@@ -1,4 +1,4 @@
-"""What a shell is offered when TAB is pressed: commands, words and options here, settings by Hydra."""
+"""Shell completion: this file completes commands, arguments and options; Hydra completes settings."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ def completion(arguments: Namespace) -> None:
 def complete(query: str) -> None:
     """Print the candidates for the last word of $COMP_LINE. query: query=SHELL.
 
-    Where nothing is printed the shell offers files.
+    If nothing is printed, the shell completes file names.
     """
     words = os.environ.get("COMP_LINE", "").split(" ")
     words, last = [word for word in words[1:-1] if word], words[-1] if len(words) > 1 else ""
@@ -42,7 +42,7 @@ def complete(query: str) -> None:
 
 
 def _offered(command: Command, rest: list[str], is_first: bool) -> list[str]:
-    """The words that may follow `rest` of `command`, but for settings of training."""
+    """The words, other than settings of a run, that may follow `rest` of `command`."""
     offered = [f"{key.name}=" for key in command.keys]
     if is_first:
         offered += members()

@@ -1,4 +1,4 @@
-"""`lhtrain data …`: prepare, verify and inspect token shards from the command line."""
+"""`lhtrain data prepare|verify|inspect`: token shards."""
 
 import io
 import re
@@ -21,7 +21,7 @@ from lhtrain.quote import setting
 
 
 def prepare(arguments: Namespace) -> None:
-    """Write the shards, print where they are. Raises ConfigError, DataError; Ended after Ctrl-C."""
+    """Write the shards and print their folder. Raises ConfigError, DataError, and Ended after Ctrl-C."""
     config = data_config(with_folders(arguments.config_dir, arguments.settings))
     recipe = Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
     folder = recipe.folder(config.out, config.cache_dir)
@@ -29,7 +29,7 @@ def prepare(arguments: Namespace) -> None:
     try:
         manifest = pipeline.prepare(recipe, folder, config.workers)
     except KeyboardInterrupt:
-        note = "stopped; finished shards stay, and the same command continues after them"
+        note = "stopped; the same command continues after the shards that are finished"
         raise Ended(note, status=130) from None
     seconds = time.monotonic() - began
     left_out = "".join(f", {count:,} skipped ({why})" for why, count in manifest.skipped.items())
@@ -40,7 +40,7 @@ def prepare(arguments: Namespace) -> None:
 
 
 def verify(arguments: Namespace) -> int:
-    """Compare the folders with their checksums; 1 where one is damaged."""
+    """Compare the files of the folders with their checksums; return 1 if one is damaged."""
     return _each(arguments, _verified)
 
 
@@ -48,7 +48,7 @@ def _verified(folder: Path) -> int:
     manifest, faults = store.verify(folder)
     for fault in faults:
         print(fault, file=sys.stderr)
-    remedy = "remove what is damaged, and the same `lhtrain data prepare` writes it again"
+    remedy = "delete the damaged files and repeat the same `lhtrain data prepare`, which writes them again"
     in_shards = sum(bool(re.search(r"\d{5,}\.bin", fault)) for fault in faults)
     shards = _counted(len(manifest.shards), "shard")
     damaged = f"{in_shards} of {shards}" if in_shards == len(faults) else _counted(len(faults), "file")
@@ -59,11 +59,11 @@ def _verified(folder: Path) -> int:
 
 
 def inspect(arguments: Namespace) -> int:
-    """Print what is in the folders. Raises UsageError."""
+    """Print the contents of the folders. Raises UsageError."""
     document = arguments.document
     if not document.isdecimal() or len(document) > 18:
-        raise UsageError(f"--document {document}: must be a number from 0")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal need not know every character of a text
+        raise UsageError(f"--document {document}: must be a whole number, at least 0")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may not have all characters
         sys.stdout.reconfigure(errors="replace")
 
     def inspected(folder: Path) -> int:
@@ -74,10 +74,10 @@ def inspect(arguments: Namespace) -> int:
 
 
 def _each(arguments: Namespace, work: Callable[[Path], int]) -> int:
-    """Do all the folders, also after one that fails; the highest status. Raises UsageError."""
+    """Run `work` on each folder, even if one fails; return the highest status. Raises UsageError."""
     folders = [folder.removeprefix("data.path=") for folder in arguments.FOLDER]
     if not all(folders):
-        raise UsageError("needs the folder of prepared shards, data.out of lhtrain data prepare")
+        raise UsageError("needs a folder of prepared data: data.out of lhtrain data prepare")
     status = 0
     for folder in folders:
         try:

@@ -1,7 +1,7 @@
-"""`lhtrain env`: what this machine has and what a run would use of it, for a bug report. No secrets.
+"""`lhtrain env`: what this machine has and what a run would use, for a bug report. It prints no secrets.
 
-Every section prints on its own: where PyTorch or a driver is missing or broken, its error takes the place of
-the values.
+The sections are independent: if PyTorch or a driver is missing or broken, a section prints the error in place
+of its values.
 """
 
 import getpass
@@ -21,20 +21,20 @@ import lhtrain
 from lhtrain.distributed.ranks import OF_SLURM, OF_TORCHRUN
 from lhtrain.provenance import code_version, cpu_cores, cpu_name, in_words, installed
 
-# Variables that decide how ranks start and where caches are. Others are left out: they may hold secrets.
+# Variables that determine how ranks start. Others are not printed, because they may contain secrets.
 LAUNCHER = (
     *(*OF_TORCHRUN, "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"),
     *(*OF_SLURM, "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
 )
-FOR_DEVELOPERS = ("dev", "all")  # extras that no feature needs
-MODEL = "gpt_350m"  # whose stages stand for those of a run on a GPU
-WIDTH = 12  # of the names of sections
+FOR_DEVELOPERS = ("dev", "all")  # extras that are not printed
+MODEL = "gpt_350m"  # the kernels are shown for the stages of this model
+WIDTH = 12  # width of the section names
 
 Lines = Iterator[str]
 
 
 def env(arguments: Namespace) -> None:
-    """Print the sections."""
+    """Print all sections."""
     sections: dict[str, Callable[[], Lines]] = {
         "lhtrain": _program,
         "packages": _packages,
@@ -59,7 +59,7 @@ def _lines(section: Callable[[], Lines]) -> Lines:
 
 
 def _without_user(text: str) -> str:
-    """The text with ~ for the user's home and name, which may be in paths."""
+    """The text with ~ in place of the user's home and name, which may occur in paths."""
     home, user = os.path.expanduser("~"), getpass.getuser()
     text = text.replace(home, "~") if len(home) > 1 else text
     return re.sub(rf"(?<=[/_]){re.escape(user)}(?=[/:, ]|$)", "~", text)
@@ -71,8 +71,10 @@ def _program() -> Lines:
 
 
 def _requirements() -> dict[str, list[str]]:
-    """The packages that lhtrain needs, under "", and those of each extra: by the pyproject.toml of a working
-    copy, else by the metadata of the installation."""
+    """The packages that lhtrain needs, as the value of "", and those that each extra adds.
+
+    They are read from pyproject.toml in a working copy, otherwise from the metadata of the installed package.
+    """
     own = Path(lhtrain.__file__).parents[1] / "pyproject.toml"
     if own.is_file():
         project = tomllib.loads(own.read_text())["project"]
@@ -120,7 +122,7 @@ def _gpus() -> Lines:
 
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        yield f"none that PyTorch sees (it is {built})"
+        yield f"PyTorch finds none (it is {built})"
         return
     yield f"CUDA {torch.version.cuda}, driver {_driver()}"
     for number in range(torch.cuda.device_count()):
@@ -157,7 +159,7 @@ def _kernels() -> Lines:
         yield f"{name} ({stage.attention}), {rows:,} rows{of}: {picked}, {why}"
     yield f"installed FlashAttention packages: {', '.join(_flash()) or 'none'}"
     if not torch.cuda.is_available():
-        yield "our own kernels (scores, selection, windows) need a GPU; the plain PyTorch versions run here"
+        yield "lhtrain's own kernels need a GPU; here their plain PyTorch versions are used"
 
 
 def _flash() -> list[str]:
@@ -171,14 +173,14 @@ def _compile() -> Lines:
     from lhtrain.conf.schema import Device
 
     on = pick_device(Device.auto).type == "cuda"
-    yield f"compute.compile=auto {'compiles the blocks' if on else 'compiles nothing: there is no GPU'} here"
+    yield f"compute.compile=auto {'compiles the blocks' if on else 'compiles nothing: there is no GPU'}"
 
 
 def _caches() -> Lines:
     from lhtrain.data.store.cache import cache_root
 
     root = cache_root(None)
-    yield f"{root}: {_size(root)}; tokenized data and compiled code; LHTRAIN_CACHE=DIR moves it"
+    yield f"{root}: {_size(root)}; tokenized data and compiled code; set LHTRAIN_CACHE to use another folder"
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "HF_HOME", "TIKTOKEN_CACHE_DIR"):
         if folder := os.environ.get(name):
             yield f"{name}={folder}: {_size(Path(folder))}"
@@ -186,7 +188,7 @@ def _caches() -> Lines:
 
 def _size(folder: Path) -> str:
     if not folder.is_dir():
-        return "not made yet"
+        return "does not exist yet"
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -199,4 +201,4 @@ def _size(folder: Path) -> str:
 
 def _launcher() -> Lines:
     found = [f"{name}={os.environ[name]}" for name in LAUNCHER if os.environ.get(name)]
-    yield " ".join(found) or "none of the variables of torchrun or SLURM is set: one rank"
+    yield " ".join(found) or "no variables of torchrun or SLURM are set: one rank"

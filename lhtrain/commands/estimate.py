@@ -1,4 +1,4 @@
-"""`lhtrain estimate …`: the GPU memory that each stage needs, and what helps if it does not fit."""
+"""`lhtrain estimate`: the GPU memory that each stage needs, and settings that make it fit."""
 
 from argparse import Namespace
 from dataclasses import fields
@@ -20,12 +20,12 @@ GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
 
 
 def estimate(arguments: Namespace) -> None:
-    """Print the memory that each stage needs at its peak. Raises UsageError, ConfigError."""
+    """Print the peak memory of each stage. Raises UsageError, ConfigError."""
     gpu, ranks = arguments.gpu.lower(), arguments.ranks
     if gpu not in GPUS and not (gpu.replace(".", "", 1).isdigit() and float(gpu) > 0):
-        raise UsageError(f"gpu={gpu}: must be one of {', '.join(GPUS)}, or a number of gigabytes")
+        raise UsageError(f"gpu={gpu}: must be one of {', '.join(GPUS)}, or a number of GB")
     if ranks and not (ranks.isdecimal() and int(ranks) > 0):
-        raise UsageError(f"ranks={ranks}: must be a whole number of at least 1")
+        raise UsageError(f"ranks={ranks}: must be a whole number, at least 1")
     capacity, n_ranks = float(GPUS.get(gpu, 0) or gpu), int(ranks) if ranks else None
     settings = with_folders(arguments.config_dir, arguments.settings)
     config = compose_config(settings, n_ranks, int(capacity * 1e9))
@@ -33,7 +33,9 @@ def estimate(arguments: Namespace) -> None:
         config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
     console = Console(markup=False, emoji=False, highlight=False)
     total = sum(parameters(config.model))
-    console.print(f"{config.model.name}: {total:,} parameters; a step's peak in GB, of {capacity:g}")
+    console.print(
+        f"{config.model.name}: {total:,} parameters; peak memory of a step in GB, of {capacity:g} GB"
+    )
     console.print(table(config, capacity))
     console.print(f"with {how(config)}")
     if any(peak(config, stage).total >= capacity * 1e9 for stage in stages_of(config).values()):
@@ -41,7 +43,7 @@ def estimate(arguments: Namespace) -> None:
 
 
 def table(config: Config, capacity: float) -> Table:
-    """A row a part, a column a stage, in GB (10^9 bytes)."""
+    """A table in GB (10^9 bytes), with a row for each part and a column for each stage."""
     stages = {name: peak(config, stage) for name, stage in stages_of(config).items()}
     out = Table("")
     for name, stage in config.stages.items():

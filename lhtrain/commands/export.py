@@ -1,4 +1,4 @@
-"""`lhtrain export RUN FOLDER`: a run's weights and tokenizer as a folder of Hugging Face transformers."""
+"""`lhtrain export RUN FOLDER`: write weights and tokenizer of a run for Hugging Face transformers."""
 
 import re
 from argparse import Namespace
@@ -12,12 +12,12 @@ _SIZE = re.compile(r"[1-9]\d*(\.\d+)?[KMGT]B")
 
 
 def export(arguments: Namespace) -> None:
-    """Write the folder, print what is in it. Raises UsageError, RunError."""
+    """Write the folder and print its contents. Raises UsageError, RunError."""
     dtype, tokenizer, size = arguments.dtype, arguments.tokenizer, arguments.max_shard_size.upper()
     if dtype not in DTYPES:
         raise UsageError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
     if not _SIZE.fullmatch(size):
-        raise UsageError(f"max_shard_size={size}: must be a number with KB, MB, GB or TB, such as 5GB")
+        raise UsageError(f"max_shard_size={size}: must be a number followed by KB, MB, GB or TB, such as 5GB")
     if tokenizer == "":
         raise UsageError("tokenizer=: must be the path of a tokenizer.json, or none")
     try:

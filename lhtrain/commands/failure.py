@@ -1,6 +1,7 @@
-"""How a run that cannot start or continue ends: one sentence, printed once for all ranks.
+"""End a run that cannot start or continue with one message, printed once for all ranks.
 
-What needs torch is imported in the functions: a refused setting of a single rank does without its 1.4 CPU s.
+Modules that import torch are imported in functions: an error in the settings of a single rank should not take
+the 1.4 s of CPU time that torch needs.
 """
 
 import sys
@@ -14,7 +15,7 @@ from lhtrain.files import NotRegular
 
 
 def refuse_together(ranks: Ranks, message: str, status: int = 2) -> NoReturn:
-    """End all ranks, of which this one cannot start, with one error. Only several ranks import torch."""
+    """End all ranks with one error, because this one cannot start. A single rank does not import torch."""
     if ranks.size > 1:
         from lhtrain.distributed.agreement import Disagreement, refuse
         from lhtrain.distributed.failure import leave
@@ -28,9 +29,10 @@ def refuse_together(ranks: Ranks, message: str, status: int = 2) -> NoReturn:
 
 
 def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: str | None = None) -> None:
-    """Run `task`; an error that is not the program's own fault becomes one sentence: raises Ended.
+    """Run `task`. Turn an error that is not a bug of the program into one message: raise Ended.
 
-    config: what the task trains. of_sweep: the directory of this run of a sweep, which continues after it.
+    config: returns the configuration that the task trains. of_sweep: the directory of the run if it is part
+    of a sweep, which then continues with its next run.
     """
     from lhtrain.distributed.agreement import Disagreement
     from lhtrain.distributed.failure import announce, leave, lost_contact, record_failure
@@ -45,7 +47,7 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
         if message is not None and of_sweep is not None:
             print(f"lhtrain: {of_sweep}: {message}", file=sys.stderr)
             setattr(error, "was_reported", True)  # noqa: B010
-            raise error.with_traceback(None) from None  # which ends this run, not the sweep
+            raise error.with_traceback(None) from None  # ends this run, not the sweep
         of_all = isinstance(error, Disagreement | PeerFailed) or hasattr(error, "of_rank_0")
         if not of_all:
             is_new = announce(message or f"{type(error).__name__}: {error}")
@@ -53,13 +55,13 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
         leave()
         if message is None:
             raise
-        # Disagreement has the one, ConfigError the other.
+        # Disagreement has of_settings, ConfigError has status 2.
         of_settings = getattr(error, "of_settings", False) or getattr(error, "status", 1) == 2
         raise Ended(message, status=2 if of_settings else 1, of_all=of_all) from error
 
 
 def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
-    """The message for an error that is no bug; None for a bug, which needs its traceback."""
+    """The message for an error that is not a bug; None for a bug, whose traceback is needed."""
     import torch
 
     from lhtrain.distributed.failure import lost_contact
@@ -71,7 +73,7 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
     if lost_contact(error):
         return LOST_CONTACT
     if isinstance(error, torch.distributed.DistStoreError):
-        return f"the ranks did not meet within parallel.timeout={config().parallel.timeout} s: {error}"
+        return f"not all ranks connected within parallel.timeout={config().parallel.timeout} s: {error}"
     if isinstance(error, NotRegular) or (isinstance(error, OSError) and error.errno in DISK_ERRORS):
         return str(error)
     if isinstance(error, OSError) and error.errno in REPLACED_ERRORS and error.filename is not None:
@@ -80,7 +82,7 @@ def in_words(error: Exception, config: Callable[[], Config]) -> str | None:
 
 
 def out_of_memory(error: Exception, given: Config) -> str:
-    """The message where a GPU's memory does not hold a run: the estimate, and what helps by how much."""
+    """The message for a run that does not fit on the GPU: the estimate, and settings that reduce it."""
     import torch
 
     from lhtrain.compute.advice import advice
@@ -89,7 +91,7 @@ def out_of_memory(error: Exception, given: Config) -> str:
 
     memory, n_ranks = torch.cuda.mem_get_info()[1], find_ranks().size
     config = filled(given, n_ranks, memory)
-    # An estimate cannot know dp_shard=-1, all ranks that are left; here they are known.
+    # For an estimate dp_shard=-1 may be unknown; here the number of ranks is known.
     config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
     lines = advice(config, memory / 1e9)
     return "\n".join([f"{str(error).split('. ')[0]}.", *lines])

@@ -1,4 +1,4 @@
-"""`lhtrain help [COMMAND|GROUP|KEY …]`, and what every `--help` prints."""
+"""`lhtrain help [TOPIC ...]`, and the texts of all `--help`."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -8,8 +8,14 @@ from lhtrain.commands.command import Command
 from lhtrain.commands.table import COMMANDS, TRAIN, members
 from lhtrain.errors import UsageError
 
-TITLE = "lhtrain: pre-train a GPT on long contexts, with Lighthouse Attention and then full attention."
-STATUS = "Exit status: 0 done, 1 error, 2 wrong settings, 75 a rank hung, 128 + N stopped by signal N."
+TITLE = "lhtrain: pre-train language models on long contexts, with Lighthouse Attention, then full attention."
+STATUS = """\
+Exit status
+  0        done
+  1        an error while the command ran
+  2        wrong arguments or settings; nothing was started
+  75       a rank hung, so that its watchdog ended it
+  128 + N  stopped by signal N before the end of the run; the run can be resumed"""
 
 
 def explain(arguments: Namespace) -> None:
@@ -28,17 +34,17 @@ def explain(arguments: Namespace) -> None:
 
 
 def help_of(command: Command) -> str:
-    """What `lhtrain COMMAND --help` prints."""
+    """The text that `lhtrain COMMAND --help` prints."""
     if family := members(command.name):
         usage = f"usage: lhtrain {command.name} {{{','.join(family)}}} ..."
         title = f"lhtrain {command.name}: {command.summary}."
-        return "\n".join([usage, "", title, "", *_listed(command.name), "", command.details])
+        return "\n".join([usage, "", title, "", *_listed(command.name), "", command.text()])
     text = command.help()
     return f"{text}\n\n{_groups_text()}" if command is TRAIN else text
 
 
 def overview() -> str:
-    """What `lhtrain --help` prints."""
+    """The text that `lhtrain --help` prints."""
     return "\n".join(
         [
             TITLE,
@@ -46,14 +52,15 @@ def overview() -> str:
             *_listed(),
             f"\n{TRAIN.details}\n",
             _groups_text(),
-            "\nOptions: -m, --config-dir DIR, --cfg job and others of lhtrain train --help; --version",
+            "\nOptions: -m, --config-dir DIR, --cfg job and others, see lhtrain train --help; --version\n",
             STATUS,
+            "\nMore: README.md and docs/",
         ]
     )
 
 
 def _listed(family: str = "") -> list[str]:
-    """A heading, and a line for each command of a family, or for all commands that are in none."""
+    """A heading and a line for each command of a family; without a family, for each first word."""
     lines = [f"Commands (lhtrain {f'{family} ' if family else ''}COMMAND --help explains one)"]
     names = members(family)
     width = max(map(len, names))
@@ -62,12 +69,16 @@ def _listed(family: str = "") -> list[str]:
 
 def _groups_text() -> str:
     rows = (f"  {group}: {', '.join(choices)}" for group, choices in groups().items())
-    return "\n".join(["Groups (GROUP=NAME picks a file; its keys can then be set one by one)", *rows])
+    return "\n".join(
+        [
+            "Presets (GROUP=NAME picks one, lhtrain help GROUP describes them)",
+            *rows,
+        ]
+    )
 
 
 def groups() -> dict[str, list[str]]:
-    """Every group of settings with its choices: the YAML files of `conf/`. Read without Hydra, which takes
-    half a second to import."""
+    """Group -> names of its presets, by the files in conf/. Does not import Hydra, which takes 0.5 s."""
     out: dict[str, list[str]] = {}
     for folder in sorted(Path(lhtrain.__file__).with_name("conf").iterdir()):
         names = sorted(file.stem for file in folder.glob("*.yaml"))
@@ -80,7 +91,7 @@ def _topic(text: str) -> str:
     is_setting = text.partition("=")[0] in ("resume", *groups())  # some of which are commands too
     if text in COMMANDS and not is_setting:
         return help_of(COMMANDS[text])
-    from hydra import compose  # with lhtrain.conf 0.2 CPU s, which the help on commands does not need
+    from hydra import compose  # takes 0.2 s of CPU time with lhtrain.conf; other help does not need it
 
     from lhtrain.conf.compose import hydra
     from lhtrain.conf.explain import explain_topic, no_such_topic
@@ -89,4 +100,8 @@ def _topic(text: str) -> str:
         found = explain_topic(text, compose("config"))
     if found is None:
         raise UsageError(f"help: {no_such_topic(text)}; lhtrain help lists commands and presets")
-    return f"{help_of(COMMANDS[text])}\n\nSettings of this name\n\n{found}" if text in COMMANDS else found
+    return (
+        f"{help_of(COMMANDS[text])}\n\n{text} is also the name of settings:\n\n{found}"
+        if text in COMMANDS
+        else found
+    )

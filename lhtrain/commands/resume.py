@@ -24,15 +24,15 @@ def resume(arguments: Namespace) -> None:
 def extend(arguments: Namespace) -> None:
     """Lengthen the run in DIR and continue it. Raises UsageError, Ended."""
     path, overrides, steps = Path(arguments.DIR), arguments.settings, steps_of(arguments)
-    # torchrun starts the same command again after a failure, and the plan may be longer by then: on one
-    # machine a note says by how much. On several, where no note can be found, +N counts once.
+    # After a failure torchrun starts the same command again, and the run may be longer already. On one
+    # machine a file records by how much. On several it may not be found: +N counts on the first attempt only.
     again = attempt() > 0 and steps.startswith("+") and on_several_machines()
     if not again:
         config, main = _loaded(path, overrides)
 
         def lengthen_plan() -> None:
-            """Every rank has read the plan; the first one writes it, before the others read it again."""
-            from lhtrain.runs.launch import launch  # torch
+            """All ranks have read the plan. Rank 0 writes the longer one before the others read it again."""
+            from lhtrain.runs.launch import launch  # imports torch
 
             world = launch(config)
             try:
@@ -47,23 +47,26 @@ def extend(arguments: Namespace) -> None:
 
 
 def steps_of(arguments: Namespace) -> str:
-    """The value of steps=. Raises UsageError: it is not given."""
+    """The value of steps=. Raises UsageError if it is not given."""
     if arguments.steps is None:
-        raise UsageError("extend: needs DIR steps=+N, so many more, or steps=N, so many in all")
+        raise UsageError("extend: needs steps=+N for N more steps, or steps=N for N steps in total")
     return arguments.steps
 
 
 def continues(settings: list[str]) -> bool:
-    """`lhtrain run.dir=DIR resume=…` and nothing else: continue the run in DIR with its own configuration.
+    """Continue the run in DIR with its own configuration, if `run.dir=DIR resume=...` are the only settings.
 
-    False, and nothing is done, where DIR has none yet: the settings then are those of a new run.
+    Return False, and do nothing, if DIR has no configuration yet: then the settings are those of a new run.
     """
     given = {text.partition("=")[0]: text for text in settings}
     try:
         path = Path(str(value_of(given["run.dir"]))).expanduser()
         if value_of(given["resume"]) == "never" or not os.path.exists(path / "config.yaml"):
             return False
-    except (ValueError, RuntimeError):  # no value, several, no such home: the checks of a new run report it
+    except (
+        ValueError,
+        RuntimeError,
+    ):  # no value, several values or no such home: the checks of a new run report it
         return False
     _train(path, [given["resume"]])
     return True
@@ -71,7 +74,7 @@ def continues(settings: list[str]) -> bool:
 
 def _train(path: Path, overrides: list[str]) -> None:
     config, _ = _loaded(path, overrides)
-    from lhtrain.session import train_config  # torch: 2 s that no error in the settings waits for
+    from lhtrain.session import train_config  # imports torch, 2 s: errors in the settings are reported before
 
     explained(lambda: train_config(config), lambda: config)
 

@@ -1,7 +1,7 @@
-"""Every command of the program, with its words, options and help.
+"""All commands of the program, with their arguments, options and help.
 
-Dispatch, help, "did you mean" and shell completion are made of this table alone. A command's module is
-imported when it runs: `lhtrain --help` imports neither Hydra nor PyTorch.
+Dispatch, help, spelling suggestions and shell completion all come from this table. The module of a command is
+imported when the command runs, so that `lhtrain --help` imports neither Hydra nor PyTorch.
 """
 
 import os
@@ -13,7 +13,7 @@ from lhtrain.errors import UsageError
 
 def _folder(text: str) -> str:
     if not text.strip():
-        raise ArgumentTypeError("is empty; give a folder, . for the current one")
+        raise ArgumentTypeError("must not be empty; the current folder is .")
     return os.path.expanduser(text)
 
 
@@ -23,134 +23,144 @@ CONFIG_DIR = argument(
     action="append",
     default=[],
     type=_folder,
-    help="a folder with groups of files of your own; may be given several times",
+    help="folder with your own presets, DIR/GROUP/NAME.yaml; may be given several times",
 )
-DRY_RUN = argument("--dry-run", action="store_true", help="print the job's script; write and submit nothing")
-RUN_DIR = argument("DIR", type=_folder, help="directory of a run; DIR/config.yaml has its settings")
-STEPS = Key("steps", "+N|N", "so many more steps, or so many in all")
+DRY_RUN = argument("--dry-run", action="store_true", help="print the job script; write and submit nothing")
+RUN_DIR = argument("DIR", type=_folder, help="folder of a run; its settings are read from DIR/config.yaml")
+STEPS = Key("steps", "+N|N", "+N: N more steps; N: N steps in total")
 
 TRAIN = Command(
     "train",
-    "train a model; without a command's name this is what runs",
+    "train a model; this is what lhtrain does if no command is named",
     "lhtrain.commands.train:train",
     (
         argument(
             "-m",
             "--multirun",
             action="store_true",
-            help="a run for every combination of the values between commas",
+            help="train once for each combination of values that are separated by commas (a sweep)",
         ),
         CONFIG_DIR,
-        argument("-cn", "--config-name", metavar="NAME", help="another file than config.yaml"),
-        argument("-cp", "--config-path", metavar="DIR", help="another folder than lhtrain's own"),
+        argument("-cn", "--config-name", metavar="NAME", help="name of the main file instead of config"),
+        argument(
+            "-cp", "--config-path", metavar="DIR", help="folder to use instead of lhtrain's own presets"
+        ),
         argument(
             "-c",
             "--cfg",
             choices=("job", "hydra", "all"),
-            help="print the configuration, do not train",
+            help="print the configuration, do not train; job: the settings of the run",
         ),
-        argument("--resolve", action="store_true", help="with --cfg: follow interpolations"),
-        argument("-p", "--package", metavar="KEY", help="with --cfg: this part alone"),
+        argument(
+            "--resolve", action="store_true", help="with --cfg: show values in place of references ${KEY}"
+        ),
+        argument("-p", "--package", metavar="KEY", help="with --cfg: print only the part under KEY"),
         argument(
             "-i",
             "--info",
             nargs="?",
             const="all",
             metavar="WHAT",
-            help="what Hydra knows: config, plugins, searchpath …",
+            help="information of Hydra: config, plugins, searchpath ...",
         ),
-        argument("--hydra-help", action="store_true", help="Hydra's own help"),
+        argument("--hydra-help", action="store_true", help="print the help of Hydra"),
     ),
     settings=True,
     trains=True,
     details="""\
 Examples
-  lhtrain                                              both stages, on this machine's own text
-  lhtrain stage=two_stage data=text data.path=books/   your own files
-  lhtrain -m optim.lr=1e-3,2e-3                        one run for each value
-  lhtrain --cfg job                                    every key and its value, without running
-  torchrun --nproc-per-node=8 -m lhtrain run.batch_tokens=32768   eight ranks, FSDP; parallel.cp=2 and others
+  lhtrain                                              train with the defaults, on text of this machine
+  lhtrain stage=two_stage data=text data.path=books/   train on your own files
+  lhtrain -m optim.lr=1e-3,2e-3                        train once with each value
+  lhtrain --cfg job                                    print all settings, do not train
+  torchrun --nproc-per-node=8 -m lhtrain run.batch_tokens=32768   train on 8 GPUs of one machine
 
-Keys most often set (lhtrain help KEY explains any; lhtrain help run lists a group's)
-  run.steps=400              optimizer steps, over all stages
-  run.batch_tokens=65536     tokens of a step, over all ranks
-  model.seq_len=8192         context length; stages.recovery.seq_len=… for one stage alone
-  stages.lighthouse.steps=300   or stages.lighthouse.fraction=0.75 of run.steps
-  lighthouse.budget=1536     k, from which the number of rows that a Lighthouse layer selects follows
-  run.dir=runs/mine          where everything goes
+Settings that are changed most often (lhtrain help KEY explains any setting)
+  run.steps=400                 number of optimizer steps, over all stages
+  run.batch_tokens=65536        tokens per step, over all ranks
+  model.seq_len=8192            context length in tokens
+  stages.lighthouse.steps=300   steps of one stage; or stages.lighthouse.fraction=0.75 of run.steps
+  lighthouse.budget=1536        entries that a Lighthouse layer selects per level (k)
+  run.dir=runs/mine             folder for everything that the run writes
 
-Text is kept as it is typed. A list is [A,B], null is none; quotes keep commas and brackets together.""",
+A list is [A,B]; null is no value. Quote values with brackets or spaces: 'model.dense_layers=[0,-1]'.""",
+    docs=("start", "stages", "settings"),
 )
 
 RESUME = Command(
     "resume",
-    "continue a run from its newest sound checkpoint",
+    "continue a run from its newest undamaged checkpoint",
     "lhtrain.commands.resume:resume",
     (RUN_DIR,),
     settings=True,
     trains=True,
     details="""\
-The run continues with its own configuration. KEY=VALUE replaces one of its values. Settings that change what
-is learnt need resume=force too, whether they are given here or were edited in config.yaml.
+The run continues with its own settings, DIR/config.yaml. KEY=VALUE changes one of them. A change that affects
+what the model learns also needs resume=force, whether it is given here or was made in config.yaml.
 
 Examples
   lhtrain resume runs/mine
   lhtrain resume runs/mine checkpoint.every=50
   lhtrain resume runs/mine optim.lr=1e-4 resume=force
   torchrun --nproc-per-node=8 -m lhtrain resume runs/mine""",
+    docs=("reliability",),
 )
 
 EXTEND = Command(
     "extend",
-    "lengthen a run, finished or not, and continue it",
+    "give a run more steps and continue it, whether it has finished or not",
     "lhtrain.commands.resume:extend",
     (RUN_DIR,),
     (STEPS,),
     settings=True,
     trains=True,
     details="""\
-The steps are added to the run's last stage. The learning rates that follow are printed before training
-starts: with the default schedule the rate rises to its constant value again and decays over the last fifth of
-the longer run. steps=N, so many in all, may be repeated: it changes nothing the second time. KEY=VALUE is as
-for `lhtrain resume`.
+The last stage of the run gets the additional steps. The learning rates that follow are printed before
+training starts. With the default schedule the rate rises to its constant value again, and then decays over
+the last fifth of the longer run. A command with steps=N can be repeated: the second time it changes nothing.
+KEY=VALUE works as in `lhtrain resume`.
 
 Examples
   lhtrain extend runs/mine steps=+2000
   lhtrain extend runs/mine steps=12000""",
+    docs=("reliability",),
 )
 
 DATA = Command(
     "data",
-    "prepare texts as token shards, verify and inspect them",
+    "prepare texts for training, verify and inspect prepared data",
     details="""\
 Examples
   lhtrain data prepare data=text data.path=books/ data.out=/data/books
   lhtrain data verify /data/books
   lhtrain data inspect /data/books --document 3
-  lhtrain data=prepared data.path=/data/books                  train on what was prepared
+  lhtrain data=prepared data.path=/data/books          train on the prepared data
   lhtrain data=mix 'data.mix={web: {path: /data/edu, weight: 3}, code: {path: /data/code, weight: 1}}'""",
+    docs=("data",),
 )
 
 DATA_PREPARE = Command(
     "data prepare",
-    "turn texts into token shards, once, for training to read",
+    "tokenize texts once and write them as shards, which training reads",
     "lhtrain.commands.data:prepare",
     (CONFIG_DIR,),
     settings=True,
     details="""\
-Takes the settings of training, of which it reads data.* alone.
+Takes the same settings as training; only data.* have an effect.
 
 Sources
-  data=stdlib  this Python's standard library       data=text   files and folders, a document each
-  data=code    folders, each one document           data=files  JSON lines (.gz, .xz, .zst), parquet, arrow
+  data=stdlib  the standard library of Python       data=text   files and folders; each file is a document
+  data=code    folders; each folder is a document   data=files  JSON lines (.gz, .xz, .zst), parquet, arrow
   data=hf      a dataset of the Hugging Face hub
 
-Keys most often set
-  data.out=FOLDER        where the shards go; else a folder of the cache, whose name is printed
-  data.tokenizer=bytes   or gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, or a tokenizer.json;
-                         data.eos=TOKEN names its end-of-text token, if it has none of a known name
-  data.max_tokens=N      and data.max_documents=N: stop there;  data.workers=N processes
-  data.column=text       where the text is;  data.filters: ["COLUMN >= VALUE", "chars > 200"]
+Settings that are changed most often
+  data.out=FOLDER       folder for the shards; by default a folder in the cache, which is printed
+  data.tokenizer=bytes  or gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, or the path of a
+                        tokenizer.json; data.eos=TOKEN names its end-of-text token if it is not found
+  data.max_tokens=N     stop after N tokens; data.max_documents=N: after N documents
+  data.workers=N        number of processes
+  data.column=text      name of the column with the text
+  'data.filters=["score >= 3", "chars > 200"]'   conditions that a row must meet
 
 Examples
   lhtrain data prepare data=text data.path=books/ data.out=/data/books
@@ -159,82 +169,101 @@ Examples
   lhtrain data prepare data=hf data.name=HuggingFaceFW/fineweb-edu data.subset=sample-10BT \\
       data.max_tokens=1000000000 data.tokenizer=gpt2 data.out=/data/edu
 
-After any stop the same command continues after the last finished shard; the result does not depend on the
-number of workers. lhtrain help data.KEY explains a key.""",
+If it is interrupted, the same command continues after the last finished shard. The result does not depend on
+the number of processes. lhtrain help data.KEY explains a setting.""",
+    docs=("data",),
 )
 
-_FOLDERS = argument("FOLDER", nargs="+", help="a folder of prepared shards: data.out of lhtrain data prepare")
+_FOLDERS = argument("FOLDER", nargs="+", help="folder of prepared data: data.out of lhtrain data prepare")
 
 DATA_VERIFY = Command(
     "data verify",
-    "compare every file of prepared folders with its checksum",
+    "compare each file of prepared data with its checksum",
     "lhtrain.commands.data:verify",
     (_FOLDERS,),
     details="""\
-All faults are reported. The exit status is 1 if there is one.
+Reports all damaged files. The exit status is 1 if there are any, otherwise 0.
 
 Examples
   lhtrain data verify /data/edu /data/code""",
+    docs=("data",),
 )
 
 DATA_INSPECT = Command(
     "data inspect",
-    "show what prepared folders hold, and one document of each",
+    "show what prepared data contain, and the text of one document",
     "lhtrain.commands.data:inspect",
-    (_FOLDERS, argument("--document", metavar="N", default="0", help="the number of the document, from 0")),
+    (
+        _FOLDERS,
+        argument("--document", metavar="N", default="0", help="number of the document, from 0; default: 0"),
+    ),
     details="""\
 Examples
   lhtrain data inspect /data/edu
   lhtrain data inspect /data/edu --document 17""",
+    docs=("data",),
 )
 
 ESTIMATE = Command(
     "estimate",
-    "the GPU memory that a run needs, before there is a GPU",
+    "estimate the GPU memory that a run needs; this needs no GPU",
     "lhtrain.commands.estimate:estimate",
     (CONFIG_DIR,),
     (
-        Key("gpu", "h100", "a100 and h100 (80 GB), h200 (141), b200 (180), or a number of gigabytes", "h100"),
-        Key("ranks", "8", "the number of GPUs of the run; without it, what parallel.* names"),
+        Key("gpu", "h100", "a100 or h100 (80 GB), h200 (141 GB), b200 (180 GB), or a number of GB", "h100"),
+        Key("ranks", "8", "number of GPUs of the run; by default as many as parallel.* need"),
     ),
     settings=True,
     details="""\
-Takes the settings of training. Prints for each stage what a GPU holds at the moment that needs most, whether
-it fits, and if not, which settings help and by how much. Neither GPU nor data are read.
+Takes the same settings as training. Prints the peak memory of a GPU in each stage, by its parts, and whether
+it fits. If it does not fit, the settings that reduce it follow, with the memory that each needs.
 
 Examples
   lhtrain estimate model=lighthouse_530m
   lhtrain estimate model=llama3_8b gpu=h200 ranks=8 compute.recompute=full
   lhtrain estimate model=gpt_1b gpu=48 run.batch_tokens=262144 run.grad_accum=4""",
+    docs=("memory_and_gpus",),
 )
 
 EXPORT = Command(
     "export",
-    "write a run's weights and tokenizer as a folder of Hugging Face transformers",
+    "write the weights and the tokenizer of a run for Hugging Face transformers",
     "lhtrain.commands.export:export",
     (
-        argument("RUN", type=_folder, help="a run directory, for its newest checkpoint, or one checkpoint"),
-        argument("FOLDER", type=_folder, help="a new or empty folder"),
+        argument(
+            "RUN", type=_folder, help="folder of a run, for its newest checkpoint, or folder of a checkpoint"
+        ),
+        argument("FOLDER", type=_folder, help="new or empty folder to write to"),
     ),
     (
-        Key("dtype", "float32", "of the weights; or bfloat16", "float32"),
-        Key("tokenizer", "FILE", "a tokenizer.json, where the run's own is gone; none: without a tokenizer"),
-        Key("max_shard_size", "5GB", "more weights than this go into several files", "5GB"),
+        Key("dtype", "float32", "type of the weights: float32 or bfloat16", "float32"),
+        Key(
+            "tokenizer",
+            "FILE",
+            "a tokenizer.json, if the run's own has been deleted; none: export no tokenizer",
+        ),
+        Key(
+            "max_shard_size",
+            "5GB",
+            "largest size of a file of weights; more weights go into several files",
+            "5GB",
+        ),
     ),
     details="""\
-FOLDER gets model.safetensors, config.json, generation_config.json, tokenizer.json, tokenizer_config.json and
-a model card, README.md. If the export fails, FOLDER is as it was before. Write a path with = as ./a=b
+Writes model.safetensors, config.json, generation_config.json, tokenizer.json, tokenizer_config.json and a
+model card, README.md. If the export fails, FOLDER stays as it was. Write a path that contains = as ./a=b
 
 Examples
   lhtrain export runs/mine exported
   lhtrain export runs/mine/checkpoints/step_00002000 exported dtype=bfloat16""",
+    docs=("judging",),
 )
 
 SLURM = Command(
     "slurm",
-    "submit, resume and extend runs as SLURM jobs, list runs",
+    "submit, resume and extend runs as SLURM jobs, and list runs",
     details="""\
-Jobs save, requeue and continue by themselves.
+A job saves a checkpoint before its time limit, requeues itself, and then continues.
 
 Examples
   lhtrain slurm submit model=gpt_1b run.batch_tokens=2097152 cluster=gpu8 cluster.nodes=4 --dry-run
@@ -243,17 +272,18 @@ Examples
   lhtrain slurm extend runs/mine steps=+2000
   lhtrain slurm status runs
 
-Keys most often set
+Settings that are changed most often
   cluster.nodes=2  cluster.gpus_per_node=8  cluster.cpus_per_task=64  cluster.memory=0
-  cluster.time=24:00:00          a plain number is minutes, as everywhere in SLURM
   cluster.partition=NAME  cluster.account=NAME  cluster.qos=NAME  cluster.exclusive=true
-  cluster.launch=torchrun        one task a node; srun: one task a GPU
-  cluster.signal_seconds=300     how long before the time limit the run saves and requeues
+  cluster.time=24:00:00          time limit of a job; SLURM reads a plain number as minutes
+  cluster.launch=torchrun        one task per node, which starts the ranks; srun: one task per rank
+  cluster.signal_seconds=300     how many seconds before the time limit the job saves and requeues
   cluster.max_restarts=3         attempts that may crash or make no step before the job gives up
-  'cluster.setup=["module load cuda"]'     lines of bash before everything else; quotes within quotes
-  'cluster.extra_args=["--mail-type=FAIL"]'
+  'cluster.setup=["module load cuda"]'       lines of bash that run first; note the two kinds of quotes
+  'cluster.extra_args=["--mail-type=FAIL"]'  further options of sbatch
 
-lhtrain help cluster lists all keys, lhtrain help cluster.KEY explains one.""",
+lhtrain help cluster lists all of them, lhtrain help cluster.KEY explains one.""",
+    docs=("slurm",),
 )
 
 SLURM_SUBMIT = Command(
@@ -263,65 +293,69 @@ SLURM_SUBMIT = Command(
     (DRY_RUN, CONFIG_DIR),
     settings=True,
     details="""\
-Takes the settings of training, and cluster.*: what to ask SLURM for. Writes the script, the configuration
-with every value and the code's version into the folder slurm of the run directory, and calls sbatch. What the
-run directory's checkpoint would refuse is refused at once.
+Takes the same settings as training, and cluster.*, which describe the job. The job script, all settings and
+the version of the code are written to the folder slurm in run.dir; then sbatch is called. Settings that do
+not fit the newest checkpoint in run.dir are refused now, not when the job starts.
 
 Examples
   lhtrain slurm submit model=gpt_1b run.batch_tokens=2097152 cluster=gpu8 cluster.nodes=4 --dry-run
   lhtrain slurm submit cluster.partition=gpu cluster.gpus_per_node=1 run.dir=runs/mine""",
+    docs=("slurm",),
 )
 
 SLURM_RESUME = Command(
     "slurm resume",
-    "continue a run as a job, with its own configuration",
+    "continue a run as a job, with its own settings",
     "lhtrain.commands.slurm:resume",
     (DRY_RUN, RUN_DIR),
     settings=True,
     details="""\
-KEY=VALUE replaces values, also those of cluster.*.
+KEY=VALUE changes a setting of the run, or of the job: cluster.*.
 
 Examples
   lhtrain slurm resume runs/mine cluster.nodes=2
   lhtrain slurm resume runs/mine --dry-run""",
+    docs=("slurm",),
 )
 
 SLURM_EXTEND = Command(
     "slurm extend",
-    "lengthen a run, finished or not, and continue it as a job",
+    "give a run more steps and continue it as a job",
     "lhtrain.commands.slurm:extend",
     (RUN_DIR,),
     (STEPS,),
     settings=True,
     details="""\
-`lhtrain extend --help` explains what that changes.
+`lhtrain extend --help` explains what happens to the stages and the learning rate.
 
 Examples
   lhtrain slurm extend runs/mine steps=+2000""",
+    docs=("slurm",),
 )
 
 SLURM_STATUS = Command(
     "slurm status",
-    "list the runs in folders, their jobs, and how far they are",
+    "list the runs in folders, with their jobs and progress",
     "lhtrain.commands.slurm:status",
-    (argument("FOLDER", nargs="*", default=["runs"], help="folders with run directories; default: runs"),),
+    (argument("FOLDER", nargs="*", default=["runs"], help="folders that contain runs; default: runs"),),
     details="""\
 Examples
   lhtrain slurm status
   lhtrain slurm status runs /scratch/runs""",
+    docs=("slurm",),
 )
 
-# Called by a job's script alone.
+# Only job scripts call these two.
 SLURM_BEGIN = Command(
     "slurm begin",
-    "what an attempt of a job resumes",
+    "decide whether an attempt of a job starts or resumes the run",
     "lhtrain.commands.job:begin",
     (argument("DIR"), argument("MAX_RESTARTS", type=int), argument("RESUME", nargs="*")),
     hidden=True,
 )
 SLURM_END = Command(
     "slurm end",
-    "what follows an attempt of a job",
+    "decide what happens after an attempt of a job",
     "lhtrain.commands.job:end",
     (argument("DIR"), argument("STATUS", type=int), argument("BY"), argument("MAX_RESTARTS", type=int)),
     hidden=True,
@@ -329,10 +363,10 @@ SLURM_END = Command(
 
 ENV = Command(
     "env",
-    "versions, GPUs, kernels, caches, missing packages: the text that a bug report needs",
+    "print versions, GPUs, kernels, caches and missing packages, for a bug report",
     "lhtrain.commands.env:env",
     details="""\
-Prints neither other variables of the environment than those of a launcher nor the user's name.
+Of the environment variables it prints only those of a launcher, and it does not print the user's name.
 
 Examples
   lhtrain env""",
@@ -340,27 +374,32 @@ Examples
 
 COMPLETION = Command(
     "completion",
-    "print the script that completes lhtrain's commands and settings in a shell",
+    "print a script with which a shell completes commands and settings",
     "lhtrain.commands.completion:completion",
     (argument("SHELL", help="bash, zsh or fish"),),
     details="""\
 Examples
-  eval "$(lhtrain completion bash)"        in ~/.bashrc""",
+  eval "$(lhtrain completion bash)"        put this line into ~/.bashrc""",
 )
 
 HELP = Command(
     "help",
-    "explain a command, a group of settings or a key",
+    "explain commands, settings, groups of settings and presets",
     "lhtrain.commands.help:explain",
-    (argument("TOPIC", nargs="*", help="commands, groups and keys"),),
+    (argument("TOPIC", nargs="*", help="a command, KEY, GROUP, GROUP=NAME or NAME of a preset"),),
     details="""\
+For a setting it prints the meaning, type, bounds, default, the presets that set it, and the rules that
+connect it with other settings.
+
 Examples
   lhtrain help slurm submit
   lhtrain help optim
-  lhtrain help model.seq_len""",
+  lhtrain help model.seq_len
+  lhtrain help model=gpt_350m""",
+    docs=("settings",),
 )
 
-# By name, in the order in which they are listed.
+# Commands by name, in the order in which they are listed.
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
@@ -372,9 +411,9 @@ COMMANDS: dict[str, Command] = {
 
 
 def find(words: list[str]) -> tuple[Command, list[str]]:
-    """The command that the words name, and the words behind its name: training without a name.
+    """Return the command that `words` name, and the words after its name. Without a name: training.
 
-    Raises UsageError: there is no such command.
+    Raises UsageError if there is no such command.
     """
     if not words or words[0].startswith(("-", "+", "~")) or "=" in words[0]:
         return TRAIN, words
@@ -382,8 +421,8 @@ def find(words: list[str]) -> tuple[Command, list[str]]:
     if first not in COMMANDS:
         names = ", ".join(sorted(members()))
         near = nearest(first, members())
-        more = "settings are KEY=VALUE; try lhtrain --help"
-        raise UsageError(f"no command {first!r}{near} (there is: {names}); {more}")
+        more = "A setting is KEY=VALUE. Try lhtrain --help"
+        raise UsageError(f"no command {first!r}{near} (commands: {names}). {more}")
     family = members(first)
     if not family or not rest or rest[0].startswith("-"):
         return COMMANDS[first], rest
@@ -392,13 +431,13 @@ def find(words: list[str]) -> tuple[Command, list[str]]:
         near = nearest(second, family)
         there = ", ".join(family)
         raise UsageError(
-            f"no command {first} {second!r}{near} (there is: {there}); try lhtrain {first} --help"
+            f"no command {first} {second!r}{near} (commands: {there}). Try lhtrain {first} --help"
         )
     return COMMANDS[f"{first} {second}"], rest
 
 
 def members(family: str = "") -> list[str]:
-    """The second words of a family's commands, or the first words of all commands; hidden ones left out."""
+    """The second words of a family's commands; without a family, the first words of all.."""
     names = [name for name, command in COMMANDS.items() if not command.hidden]
     if family:
         return [name.split()[1] for name in names if name.startswith(f"{family} ")]

@@ -1,4 +1,4 @@
-"""`lhtrain [train] GROUP=NAME KEY=VALUE …`: check everything, then have Hydra start the run or the sweep."""
+"""`lhtrain [train] GROUP=NAME KEY=VALUE ...`: check all settings, then start the run or sweep."""
 
 import os
 import sys
@@ -30,7 +30,7 @@ HYDRAS = ("multirun", "cfg", "resolve", "package", "config_name", "config_path",
 
 
 def train(arguments: Namespace) -> None:
-    """Train what the settings describe. Raises UsageError, Ended."""
+    """Train with the settings. Raises UsageError, Ended."""
     flags, settings = _flags(arguments), list(arguments.settings)
     keys = {text.partition("=")[0] for text in settings}
     names_a_run = keys == {"run.dir", "resume"} and not flags and not arguments.config_dir
@@ -58,16 +58,16 @@ def train(arguments: Namespace) -> None:
     except Exception as error:
         if not getattr(error, "was_reported", False):
             raise
-        raise Ended("the sweep is over; the errors that ended some of its runs are above", status=1) from None
+        raise Ended("the sweep has ended; some of its runs failed, see the errors above", status=1) from None
     finally:
         if claimed is not None and claimed.is_dir() and not any(claimed.iterdir()):
-            claimed.rmdir()  # of a run that never began
+            claimed.rmdir()  # the run never started
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")
 def hydra_main(config: DictConfig) -> None:
-    """Train one composed configuration: Hydra's task."""
-    from lhtrain.session import run  # torch: 2 s that no error in the settings waits for
+    """Train one composed configuration. Hydra calls this."""
+    from lhtrain.session import run  # imports torch, 2 s: errors in the settings are reported before
 
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     where = HydraConfig.get().runtime.output_dir if sweep else None
@@ -75,22 +75,22 @@ def hydra_main(config: DictConfig) -> None:
 
 
 def _flags(arguments: Namespace) -> list[str]:
-    """The options as Hydra is to get them. Raises UsageError: some of them exclude each other."""
+    """The options to pass to Hydra. Raises UsageError if some exclude each other."""
     flags = []
     for name in HYDRAS:
         if (value := getattr(arguments, name)) not in (None, False):
             flags += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
     if arguments.cfg and arguments.multirun:
-        raise UsageError("--cfg shows one configuration, -m makes several runs: leave one of them out")
+        raise UsageError("--cfg prints one configuration, -m starts several runs: leave one of them out")
     if (arguments.resolve or arguments.package) and not arguments.cfg:
-        raise UsageError("--resolve and --package go with --cfg job")
+        raise UsageError("--resolve and --package need --cfg job")
     return flags
 
 
 def _checked(arguments: Namespace, settings: list[str], ranks: Ranks) -> tuple[list[str], Path | None]:
-    """The settings for Hydra, once all runs that they make are checked; and the folder that was made for a
-    run without a run.dir of its own.
+    """Check the settings of all runs that they start.
 
+    Returns the settings to pass to Hydra, and the folder that was created for a run without run.dir=, if any.
     Raises ConfigError, RunError.
     """
     is_sweep, starts = arguments.multirun or "hydra.mode=MULTIRUN" in settings, arguments.cfg is None
@@ -103,15 +103,19 @@ def _checked(arguments: Namespace, settings: list[str], ranks: Ranks) -> tuple[l
         except ConfigError as error:
             problems += error.problems
     if starts and runs and runs[0].is_dated and runs[0].config.resume is not Resume.never:
-        rule = "needs run.dir=DIR: the default is a new folder at every start, with nothing to resume"
+        rule = "needs run.dir=DIR: without it each start uses a new folder, which has nothing to resume"
         problems.append(Problem("resume", runs[0].config.resume.name, rule))
     for run_dir in [Path(run.config.run.dir) for run in runs] if starts else []:
         if problem := unwritable(run_dir):
             problems.append(Problem("run.dir", run_dir, problem))
     if not problems and runs[0].config.resume is Resume.never:
         for folder in filter(holds_run, sweep.dirs if starts else []):
-            rule = f"a run of this sweep would go to {folder}, which holds one already: resume=auto continues"
-            problems.append(Problem("run.dir", runs[0].config.run.dir, f"{rule} it, or take another folder"))
+            rule = f"a run of this sweep would write to {folder}, which already contains a run: continue it"
+            problems.append(
+                Problem(
+                    "run.dir", runs[0].config.run.dir, f"{rule} with resume=auto, or choose another folder"
+                )
+            )
     if problems:
         raise ConfigError(problems)
     settings = sweep.overrides
@@ -121,7 +125,7 @@ def _checked(arguments: Namespace, settings: list[str], ranks: Ranks) -> tuple[l
         earlier = earlier_run(Path(config.run.dir), is_new, runs[0].is_dated)
     if earlier is not None and is_new:
         settings = [*settings, "resume=auto"]  # torchrun has restarted the ranks of this run
-    if ranks.rank > 0:  # the first rank's directory is everyone's; Hydra must make no other
+    if ranks.rank > 0:  # all ranks use the directory of rank 0; Hydra must not create another
         return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None
     if not starts or not runs[0].is_dated or (is_sweep and not sweep.dirs):
         return settings, None

@@ -36,12 +36,12 @@ def test_the_name_of_a_file_that_exists_is_that_file(tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["slurm", "submit", "--dryrun"], "--dryrun: no such option .*did you mean --dry-run"),
-        (["estimate", "-m"], "a sweep is started by lhtrain -m"),
+        (["estimate", "-m"], "lhtrain -m starts a sweep"),
         (["export", "a", "b", "dtyp=x"], "did you mean dtype"),
         (["export", "a", "b", "c"], "unrecognized arguments: c"),
         (["export", "a", "b", "dtype=x", "dtype=y"], "dtype= is given twice"),
         (["resume"], "resume: needs DIR"),
-        (["resume", " "], "is empty"),
+        (["resume", " "], "must not be empty"),
         (["data", "verify"], "data verify: needs FOLDER"),
         (["trian"], "no command 'trian'; did you mean train"),
         (["data", "prepair"], "no command data 'prepair'; did you mean prepare"),
@@ -64,6 +64,9 @@ def test_every_command_has_help_with_examples(name, capsys):
         and re.search(r"Examples\n  .*lhtrain ", text)
     )
     assert max(map(len, text.splitlines())) <= 112
+    for line in COMMANDS[name].details.splitlines():
+        outside_quotes = re.sub(r"'[^']*'", "", line)
+        assert not re.search(r"=\[|=\{|/\*", outside_quotes), f"zsh refuses this without quotes: {line}"
     main(["help", *name.split()])
     assert capsys.readouterr().out.startswith(text)  # a group or key of the same name follows
 

@@ -36,9 +36,8 @@ def test_out_of_memory_counts_the_ranks_that_are_there(monkeypatch):
 def test_ranks_that_do_not_come_are_said():
     composed = OmegaConf.create({"parallel": {"timeout": 3}})
     error = torch.distributed.DistStoreError("Timed out; 1/2 clients joined.")
-    assert in_words(error, lambda: composed) == "the ranks did not meet within parallel.timeout=3 s: " + str(
-        error
-    )
+    message = in_words(error, lambda: composed)
+    assert "parallel.timeout=3 s" in message and str(error) in message
 
 
 def test_faults_of_the_disk_are_said_and_bugs_leave_their_traceback():

@@ -50,14 +50,14 @@ def test_a_sweep_with_runs_in_its_folder_starts_nothing(started, tmp_path, capsy
     (tmp_path / "s_sweep" / "1" / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(SystemExit):
         started("-m", "run.dir=s", "optim.lr=1e-3,2e-3")
-    assert "s_sweep/1, which holds one already: resume=auto continues" in capsys.readouterr().err
+    assert "s_sweep/1, which already contains a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["-m", "--cfg", "job"], "leave one of them out"),
-        (["--resolve"], "go with --cfg job"),
+        (["--resolve"], "need --cfg job"),
         (["--frobnicate"], "--frobnicate: no such option of lhtrain train"),
         (["-m", "stage=glob(x*)"], "stage=glob(x*): matches nothing that is there"),
         (["run.dir="], "run.dir=: must not be empty"),

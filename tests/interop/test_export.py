@@ -262,11 +262,11 @@ def test_a_run_without_a_checkpoint_yet(tmp_path):
         (["runs/none", "out", "dtype=int8"], "dtype=int8: must be one of float32, bfloat16"),
         (["runs/none", "out"], "checkpoint runs/none: no such folder"),
         (["runs/none", "full"], "must be a new or an empty folder"),
-        (["runs/none", "out", "dtyp=float32"], "dtyp: no such setting (there are: dtype, tokenizer"),
-        (["runs/none", "a=b"], "a path with = is written with a slash: ./a=b"),
+        (["runs/none", "out", "dtyp=float32"], "dtyp: no such setting"),
+        (["runs/none", "a=b"], "contains = as ./a=b"),
         (["runs/none", "-x"], "-x: no such option"),
-        (["runs/none", ""], "FOLDER: is empty"),
-        (["runs/none", "out", "max_shard_size=5"], "must be a number with KB, MB, GB or TB"),
+        (["runs/none", ""], "FOLDER: must not be empty"),
+        (["runs/none", "out", "max_shard_size=5"], "max_shard_size=5: must be"),
     ],
 )
 def test_mistakes_are_named(arguments, message, capsys, monkeypatch, tmp_path):

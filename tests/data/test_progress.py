@@ -1,4 +1,4 @@
-"""What `prepare` says while it works, and the time it says is left."""
+"""The progress that `prepare` prints, with the estimated time left."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from lhtrain.data.progress import Meter
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the meter sees, in seconds; the first entry counts."""
+    """The time that the meter reads, in seconds: the first entry of the list."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
@@ -18,9 +18,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     ("total_bytes", "max_tokens", "rest"),
     [
         (4_000_000, None, ", 25% done, 0:00:30 left"),
-        (4_000_000, 1_000_000, ", 50% done, 0:00:10 left"),  # it stops before the source ends
+        (4_000_000, 1_000_000, ", 50% done, 0:00:10 left"),  # the limit comes before the end of the source
         (4_000_000, 100_000_000, ", 25% done, 0:00:30 left"),
-        (0, 1_000_000, ", 50% done, 0:00:10 left"),  # a data set that is streamed
+        (0, 1_000_000, ", 50% done, 0:00:10 left"),  # a streamed data set
         (0, None, ""),
         (0, 250_000, ", 100% done, 0:00:00 left"),
     ],
@@ -32,11 +32,11 @@ def test_the_line(clock: list[float], total_bytes: int, max_tokens: int | None, 
         assert meter.line() == "500,000 tokens, 0.05 M tokens/s" + rest
 
 
-def test_nothing_is_done_yet(clock: list[float]) -> None:
+def test_the_line_at_the_start(clock: list[float]) -> None:
     assert Meter(4_000_000, None, show=False).line() == "0 tokens, 0.00 M tokens/s"
 
 
-def test_a_plain_line_now_and_then(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_line_every_30_seconds(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with Meter(4_000_000, None, show=True) as meter:
         for _ in range(4):
             clock[0] += 10

@@ -1,4 +1,4 @@
-"""Turns: exact shares all along, each source counted on without a gap."""
+"""Mixing: shares hold in every stretch, and the blocks of each source are numbered without gaps."""
 
 import hashlib
 
@@ -21,7 +21,7 @@ def test_shares_and_numbers(weights: list[float]) -> None:
         assert mine.mean() == pytest.approx(weight / sum(weights), abs=len(weights) / CYCLE)
 
 
-def test_no_source_waits_for_its_turn() -> None:
+def test_sources_are_spread_evenly() -> None:
     source, _ = Mix([3, 1]).lookup(np.arange(CYCLE))
     assert np.diff(np.flatnonzero(source == 1)).max() <= 5
 
@@ -51,8 +51,8 @@ def test_weights_whose_sum_is_infinite() -> None:
     assert Mix([1.5e308, 0.5e308]).counts.tolist() == [3072, 1024]
 
 
-def test_the_turns_of_earlier_versions() -> None:
-    """What a run reads must not change where its weights worked: digests of 3ee40e6."""
+def test_the_same_order_as_earlier_versions() -> None:
+    """A run must keep its order with a later version, for weights that worked before: digests of 3ee40e6."""
     digests = []
     for weights in ([3, 1], [0.5, 0.3, 0.15, 0.05], [1 / 4096, 1], [1] * 4096, [0.7, 1.1, 2.9]):
         turns = np.stack(Mix(weights).lookup(np.arange(9000))).astype("<i8")

@@ -1,4 +1,4 @@
-"""Packing: every token once, whole documents, little padding."""
+"""Packing: every token once, documents not cut unless too long, little padding."""
 
 import numpy as np
 import pytest
@@ -14,21 +14,21 @@ def packed(lengths: np.ndarray, seq_lens: list[int], seed: int = 0):
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.sampled_from([[8], [32, 8], [64, 32, 16]]))
-def test_pieces_of_a_block_lie_side_by_side(sizes: list[int], seq_lens: list[int]) -> None:
+def test_pieces_do_not_overlap_and_every_token_is_packed_once(sizes: list[int], seq_lens: list[int]) -> None:
     lengths = np.array(sizes)
     packing = packed(lengths, seq_lens)
-    taken = np.zeros((packing.n_blocks, seq_lens[0]), dtype=int)
+    used = np.zeros((packing.n_blocks, seq_lens[0]), dtype=int)
     read = np.zeros(lengths.sum(), dtype=int)
     for block in range(packing.n_blocks):
         for piece in range(packing.first[block], packing.first[block + 1]):
-            place, start = packing.offset[piece], packing.start[piece]
+            offset, start = packing.offset[piece], packing.start[piece]
             length = min(packing.length[piece], seq_lens[0])
-            assert place + length <= seq_lens[0]
-            taken[block, place : place + length] += 1
+            assert offset + length <= seq_lens[0]
+            used[block, offset : offset + length] += 1
             read[start : start + length] += 1
-    assert taken.max() <= 1 and read.max() <= 1
+    assert used.max() <= 1 and read.max() <= 1
     assert (read == 0).sum() == sum(n > seq_lens[0] and n % seq_lens[0] == 1 for n in sizes)
-    assert (taken.sum(axis=1) > 0).all()
+    assert (used.sum(axis=1) > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_pieces_of_a_block_lie_side_by_side(sizes: list[int], seq_lens: list[int
     [(1.0, [2048], 0.02), (1.0, [16_384], 0.01), (1.5, [16_384, 2048], 0.02), (0.1, [4096], 0.15)],
 )
 def test_little_is_padding(spread: float, seq_lens: list[int], most: float) -> None:
-    """Log-normal lengths around 1,000 tokens, as web pages have. Of one length alone, what fits decides."""
+    """Log-normal lengths around 1,000 tokens, as web pages have. Almost equal lengths leave more padding."""
     normal = np.sqrt(-2 * np.log(1 - uniform(20_000, 0, 1))) * np.cos(2 * np.pi * uniform(20_000, 0, 2))
     lengths = np.maximum(1000 * np.exp(spread * normal), 2).astype(np.int64)
     packing = packed(lengths, seq_lens)
     assert 1 - lengths.sum() / (packing.n_blocks * seq_lens[0]) < most
 
 
-def test_long_blocks_are_those_of_long_documents() -> None:
+def test_blocks_of_long_documents_are_long() -> None:
     lengths = np.array([40, 20, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3])
     packing = packed(lengths, [32])
     for block in range(packing.n_blocks):
@@ -54,7 +54,7 @@ def test_long_blocks_are_those_of_long_documents() -> None:
     assert packing.long.any() and not packing.long.all()
 
 
-def test_another_seed_groups_otherwise() -> None:
+def test_another_seed_packs_differently() -> None:
     lengths = 1 + np.arange(500) % 37
     one, same, other = (packed(lengths, [64], seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.start, same.start)

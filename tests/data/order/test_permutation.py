@@ -1,4 +1,4 @@
-"""Shuffles: permutations, evenly spread, the same for ever."""
+"""Shuffles: permutations that are uniformly distributed and never change."""
 
 import numpy as np
 from hypothesis import given
@@ -14,13 +14,13 @@ def test_permutation(n: int, seed: int, epoch: int) -> None:
     assert sorted(permutation(n, seed, epoch, 0).tolist()) == list(range(n))
 
 
-def test_permutation_is_the_same_for_ever() -> None:
-    """A run resumed with a later version must read on in the order it began with."""
+def test_permutation_never_changes() -> None:
+    """A run resumed with a later version must keep its order."""
     assert permutation(10, seed=0, epoch=0, stream=0).tolist() == GOLDEN
 
 
 def test_permutation_spreads() -> None:
-    """Each place receives each item about equally often: a chi-square bound that 1 draw in 10^6 exceeds."""
+    """Each item is equally likely at each position: a chi-square bound that 1 draw in 10^6 exceeds."""
     counts = np.zeros((8, 8))
     for seed in range(4000):
         counts[np.arange(8), permutation(8, seed, epoch=0, stream=1)] += 1

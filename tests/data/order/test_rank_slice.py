@@ -1,4 +1,4 @@
-"""Shares of ranks: together they are the whole, and nothing twice."""
+"""The sequences of data-parallel ranks: together all of the step's, none twice."""
 
 import pytest
 from hypothesis import given
@@ -8,9 +8,9 @@ from lhtrain.data.order.rank_slice import sequences_of_rank
 
 
 @given(st.integers(1, 8), st.integers(1, 5))
-def test_data_ranks_share_the_rows(size: int, share: int) -> None:
-    rows = [row for rank in range(size) for row in sequences_of_rank(size * share, rank, size)]
-    assert rows == list(range(size * share))
+def test_data_ranks_share_the_sequences(size: int, share: int) -> None:
+    found = [number for rank in range(size) for number in sequences_of_rank(size * share, rank, size)]
+    assert found == list(range(size * share))
 
 
 def test_unequal_shares_and_unknown_ranks_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""The order: everything once an epoch, whatever the sequence lengths; a pure function of (seed, position)."""
+"""The order: every token once per epoch for any sequence lengths; a pure function of (seed, position)."""
 
 import hashlib
 from collections import Counter
@@ -14,7 +14,7 @@ from lhtrain.data.store.tokens import TokenStoreWriter
 
 
 def numbered_split(path: Path, lengths: list[int], name: str = "train", first: int = 0) -> Split:
-    """Documents of these lengths in which the token at place i of the store is first + i."""
+    """Return documents of these lengths; token i of the store is first + i."""
     with TokenStoreWriter(path, np.dtype("uint32")) as writer:
         for length in lengths:
             begin = first + writer.n_tokens
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @st.composite
 def orders(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
-    """Document lengths, sequence lengths and seed that go together."""
+    """Draw document lengths, sequence lengths and a seed that are valid together."""
     lengths = [*draw(st.lists(st.integers(1, 40), min_size=1, max_size=12)), 3]
     block_len = draw(st.sampled_from([b for b in (2, 6, 8, 12, 16, 24) if b < sum(lengths)]))
     seq_lens = draw(st.lists(st.sampled_from(divisors(block_len)), max_size=2))
@@ -42,7 +42,7 @@ def divisors(n: int) -> list[int]:
 
 
 def tokens_in(rows: np.ndarray) -> list[int]:
-    """The inputs that are no padding."""
+    """Return the inputs that are not padding."""
     inputs = rows[:, :-1].reshape(-1)
     return inputs[inputs != PADDING].tolist()
 
@@ -58,14 +58,14 @@ def test_every_token_of_an_epoch_once_across_sequence_lengths(folder: Path, made
     order = SequenceOrder(split, seq_lens, seed)
     epoch = data.draw(st.integers(0, 3))
     position, stop, seen = epoch * order.tokens_per_epoch, (epoch + 1) * order.tokens_per_epoch, []
-    while position < stop:  # stages of drawn lengths, of as many sequences as drawn, to the epoch's end
+    while position < stop:  # stages with random sequence lengths and numbers of sequences, to the epoch's end
         fitting = [d for d in divisors(order.block_len) if position % d == 0]
         seq_len = data.draw(st.sampled_from(fitting))
         n_sequences = data.draw(st.integers(1, (stop - position) // seq_len))
         seen += tokens_in(order.read(position, n_sequences, seq_len))
         position += n_sequences * seq_len
     assert len(set(seen)) == len(seen) == order.n_tokens
-    # A document one token longer than full blocks leaves its last token to be a target only.
+    # If a document is one token longer than full blocks, its last token is only a target.
     lone = {
         end - 1 for end, n in zip(np.cumsum(lengths), lengths, strict=True) if n % order.block_len == 1 < n
     }
@@ -88,7 +88,7 @@ def test_whole_documents_unless_longer_than_the_sequence(folder: Path, made) -> 
 
 @given(orders())
 def test_targets_follow_their_inputs(folder: Path, made) -> None:
-    """Within a document and into its next part, the next token; at its end, another's start or none."""
+    """In a document the target is the next token; at its end, the start of another document or padding."""
     lengths, seq_lens, seed = made
     split = numbered_split(folder / "targets.bin", lengths)
     order = SequenceOrder(split, seq_lens, seed)
@@ -117,7 +117,7 @@ def test_a_part_of_a_read_is_the_read_of_the_part(folder: Path, made, data) -> N
     whole = order.read(first * seq_len, n_sequences, seq_len)
     assert whole.shape == (n_sequences, seq_len + 1) and whole.dtype == np.int64
     assert order.n_targets(first * seq_len, n_sequences, seq_len) == (whole[:, 1:] != PADDING).sum()
-    # A fresh object, so nothing remembered from the first read can help.
+    # A new object: nothing is cached from the first read.
     part = SequenceOrder(split, seq_lens, seed).read((first + low) * seq_len, high - low, seq_len)
     np.testing.assert_array_equal(part, whole[low:high])
 
@@ -143,12 +143,12 @@ def test_boundaries_are_where_documents_and_padding_begin(folder: Path, made) ->
         for row, edges in zip(order.read(0, count, seq_len)[:, :-1], found, strict=True):
             continues = (row[1:] == row[:-1] + 1) | ((row[1:] == PADDING) & (row[:-1] == PADDING))
             jumps = {0, *(np.flatnonzero(~continues) + 1).tolist()}
-            assert jumps <= set(edges.tolist())  # two documents may be neighbours in the store as well
+            assert jumps <= set(edges.tolist())  # two documents may be adjacent in the store too
             starts = {PADDING, *order._pools[0].packing.start.tolist()}
             assert edges[0] == 0 and all(row[edge] in starts for edge in edges[1:])
 
 
-def test_escaped_tokens_are_read_as_what_they_stand_for(folder: Path) -> None:
+def test_escaped_tokens_are_restored(folder: Path) -> None:
     """Bytes in uint8, and in uint16 as earlier versions stored them, give the same sequences."""
     splits = []
     for dtype, escaped in (("uint8", 256), ("uint16", None)):
@@ -182,7 +182,7 @@ def test_a_single_document_is_shuffled_by_blocks(folder: Path) -> None:
 
 
 def test_the_order_is_the_same_for_ever(folder: Path) -> None:
-    """A run resumed with a later version must read on in the order it began with."""
+    """A run resumed with a later version must keep its order."""
     order = SequenceOrder(numbered_split(folder / "golden.bin", [3, 9, 4, 20, 2, 7, 1, 5]), [8, 4], seed=1)
     rows = order.read(0, 2 * order.n_blocks, 8)
     assert hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16] == "aeb9e4e7f5da966b"
@@ -200,7 +200,7 @@ def undisturbed(split: Split) -> list[str]:
 
 
 class TestTwoEpochs:
-    """Hashes of every sequence over two epochs: nothing lost, nothing repeated, however the run is cut."""
+    """Hashes of every sequence over two epochs: none lost or repeated, wherever the run is interrupted."""
 
     def order(self, split: Split) -> SequenceOrder:
         return SequenceOrder(split, (32, 16), seed=5)
@@ -212,7 +212,7 @@ class TestTwoEpochs:
 
     @pytest.mark.parametrize("ranks", [(1, 1, 1), (4, 2, 8), (3, 1, 4)])
     def test_resumed_twice_with_other_numbers_of_ranks(self, split: Split, undisturbed, ranks) -> None:
-        """Each leg is a new process for each rank, which knows the position alone."""
+        """After each interruption every rank is a new object that knows only the position."""
         total = len(undisturbed)
         stops = (0, total // 4 // 12 * 12, (total // 2 + 12) // 12 * 12, total)  # mid-epoch, beyond its end
         seen: list[str] = []
@@ -228,7 +228,7 @@ class TestTwoEpochs:
                 start += batch
         assert seen == undisturbed
 
-    def test_stages_of_other_lengths_read_on_from_the_same_position(self, split: Split) -> None:
+    def test_stages_with_another_length_continue_from_the_same_position(self, split: Split) -> None:
         order = self.order(split)
         total, switch = 2 * order.tokens_per_epoch, order.tokens_per_epoch // 64 * 32 + 32 * 7
         short = order.read(0, switch // 16, 16)
@@ -255,7 +255,7 @@ def parts(folder: Path) -> list[Part]:
 class TestSources:
     """Weighted parts and long_fraction."""
 
-    def test_the_shares_hold_all_along(self, parts: list[Part]) -> None:
+    def test_the_shares_hold_in_every_stretch(self, parts: list[Part]) -> None:
         rows = SequenceOrder(parts, 16, seed=0).read(0, 4000, 16)
         of_b = np.cumsum(rows[:, 0] >= 100_000)
         assert np.abs(of_b - np.arange(1, 4001) / 4).max() <= 2
@@ -281,8 +281,8 @@ class TestSources:
     @pytest.mark.parametrize(
         "n_long, n_short, asked, used", [(2, 98, 0.5, 8 / 106), (98, 2, 0.25, 98 / 106), (50, 50, 0.7, 0.7)]
     )
-    def test_few_blocks_of_one_kind_are_not_read_over_and_over(self, folder, n_long, n_short, asked, used):
-        """None more than four times while the others are read once, and none twice in its own epoch."""
+    def test_few_blocks_of_one_kind_are_not_repeated_too_often(self, folder, n_long, n_short, asked, used):
+        """At most four times as often as the others, and no block twice within its epoch."""
         split = numbered_split(folder / "few.bin", [16] * n_long + [4] * (4 * n_short))
         order = SequenceOrder(split, 16, seed=0, long_fraction=asked)
         counts = Counter(order.read(0, 4000, 16)[:, 0].tolist())
@@ -299,7 +299,7 @@ class TestSources:
             few = f"only 2 of 100 blocks are {'long' if n_long == 2 else 'short'}"
             assert f"data.long_fraction={asked}: {used:.4g} is used, because {few}" in note
 
-    def test_a_weight_that_is_too_small_is_named(self, parts: list[Part]) -> None:
+    def test_the_error_names_a_weight_that_is_too_small(self, parts: list[Part]) -> None:
         small = [Part(parts[0].split, 1.0, "web"), Part(parts[1].split, 1e-7, "code")]
         with pytest.raises(DataError, match=r"data\.mix\.code\.weight: .*must be at least 1 / 262,144"):
             SequenceOrder(small, 16, seed=0)

@@ -1,4 +1,4 @@
-"""Preparing: the same shards however many processes write them, after any interruption, up to any limit."""
+"""Preparing: the same shards for any number of processes, after any interruption, with any limit."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ from lhtrain.data.store.verify import verify
 
 @pytest.fixture
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twelve files of about 3 KB, four to a unit."""
+    """Twelve files of about 3 KB, four per unit."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for number in range(12):
@@ -50,7 +50,7 @@ def test_shards_do_not_depend_on_the_number_of_workers(texts, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
 
-def test_what_is_finished_is_not_done_again(texts, tmp_path):
+def test_finished_files_are_not_written_again(texts, tmp_path):
     prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
@@ -85,7 +85,7 @@ prepare.prepare(Recipe(source="text", path=sys.argv[1]), Path(sys.argv[2]), work
 
 
 @pytest.mark.parametrize("document", [1, 6, 12])
-def test_killed_and_resumed_is_as_if_undisturbed(texts, tmp_path, document):
+def test_killed_and_resumed_equals_uninterrupted(texts, tmp_path, document):
     """kill -9 in the middle of the first, the second and the last shard."""
     out = tmp_path / "out"
     arguments = [sys.executable, "-c", KILLED, str(texts), str(out), str(document)]
@@ -115,7 +115,7 @@ signal.pause()
 
 
 def test_workers_end_with_prepare():
-    """kill -9 of the parent: the worker, which shares its stdout, would keep it open for ever."""
+    """kill -9 of the parent: a worker that did not end would keep the shared stdout open forever."""
     with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True) as parent:
         worker = int(parent.stdout.readline())
         parent.kill()
@@ -137,7 +137,7 @@ def test_a_worker_that_is_told_to_stop_leaves_nothing(texts, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("limit", [{"max_documents": 5}, {"max_tokens": 10_000}])
-def test_limits_cut_at_the_same_document_whoever_writes(texts, tmp_path, limit):
+def test_limits_end_at_the_same_document_for_any_number_of_workers(texts, tmp_path, limit):
     one = prepare(recipe(texts, **limit), tmp_path / "one", workers=1, progress=False)
     two = prepare(recipe(texts, **limit), tmp_path / "two", workers=2, progress=False)
     assert one == two
@@ -163,7 +163,7 @@ def test_verify_names_the_damaged_shard(texts, tmp_path, damage):
 
 
 def test_a_removed_shard_is_written_again(texts, tmp_path):
-    """The remedy for a damaged one."""
+    """This repairs a damaged shard."""
     manifest, before = prepare(recipe(texts), tmp_path, workers=1, progress=False), contents(tmp_path)
     (tmp_path / "00001.bin").unlink()
     kept = (tmp_path / "00000.bin").stat().st_mtime_ns
@@ -171,8 +171,8 @@ def test_a_removed_shard_is_written_again(texts, tmp_path):
     assert contents(tmp_path) == before and (tmp_path / "00000.bin").stat().st_mtime_ns == kept
 
 
-def test_shards_of_the_width_of_earlier_versions_are_read_and_prepared_again(texts, tmp_path, monkeypatch):
-    """A folder's shards are all of one kind, also where one is stopped and goes on with another version."""
+def test_shards_of_earlier_versions_with_two_bytes_are_read_and_prepared_again(texts, tmp_path, monkeypatch):
+    """All shards of a folder have one format, even if it is continued with another version."""
     with monkeypatch.context() as earlier:
         earlier.setattr(ByteTokenizer, "dtype", np.dtype("u2"))
         earlier.setattr(ByteTokenizer, "escaped", None)
@@ -198,7 +198,7 @@ def test_a_folder_of_other_settings_is_refused(texts, tmp_path):
         prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
 
 
-def test_a_full_disk_is_named_and_the_finished_shards_stay(texts, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_finished_shards_are_kept(texts, tmp_path, monkeypatch):
     count = 0
     real = shard.write_document
 
@@ -218,7 +218,7 @@ def test_a_full_disk_is_named_and_the_finished_shards_stay(texts, tmp_path, monk
     assert names == ["00000.bin", "00000.skipped.json", "plan.json", "prepare.lock"]
 
 
-def test_a_source_without_text_leaves_nothing_complete(tmp_path):
+def test_a_source_without_text_leaves_no_complete_folder(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": ""}) + "\n")
     with pytest.raises(DataError, match="must contain at least one text that is not empty"):
         prepare(
@@ -227,7 +227,7 @@ def test_a_source_without_text_leaves_nothing_complete(tmp_path):
     assert not (tmp_path / "out" / "meta.json").exists()
 
 
-def test_the_folder_may_lie_in_what_is_read(texts, tmp_path):
+def test_the_folder_may_be_inside_the_source(texts, tmp_path):
     first = prepare(recipe(texts), texts / "out", workers=1, progress=False)
     assert first.documents == 12 and not first.skipped
     (texts / "out" / "00001.bin").unlink()
@@ -243,7 +243,7 @@ def test_a_relative_path_is_the_same_source(texts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["meta.json", "00001.skipped.json"])
-def test_a_damaged_description_is_written_again(texts, tmp_path, name):
+def test_a_damaged_json_file_is_written_again(texts, tmp_path, name):
     first = prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     for damaged in {name, "meta.json"}:
         (tmp_path / "out" / damaged).write_text("")
@@ -257,7 +257,7 @@ PLANTED += [".plan.json", ".meta.json", ".00000.bin.PID"]  # names that earlier 
 @pytest.mark.parametrize("link", [os.symlink, os.link, lambda victim, path: os.mkfifo(path)])
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_links_and_pipes_are_not_followed(texts, tmp_path, name, link):
-    """Whoever may write to data.out must not choose what of the user's is emptied."""
+    """Another user who may write to data.out must not be able to make us overwrite the user's files."""
     victim, out = tmp_path / "victim", tmp_path / "out"
     victim.write_text("precious")
     out.mkdir()
@@ -281,8 +281,8 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def test_the_folder_is_not_the_source(texts, tmp_path):
-    """A refusal leaves nothing behind, and the source can be used."""
+def test_a_folder_with_source_files_is_refused(texts, tmp_path):
+    """The refusal leaves no files behind, and the source can still be used."""
     before = sorted(texts.iterdir())
     (texts / "deeper").mkdir()
     (texts / "deeper" / "a.txt").write_text("text")
@@ -299,13 +299,13 @@ def test_the_folder_is_not_the_source(texts, tmp_path):
         assert prepare(recipe(texts), out, workers=1, progress=False).documents == 13
 
 
-def test_a_lock_that_an_earlier_version_left_hides_nothing(texts, tmp_path):
+def test_a_lock_left_by_an_earlier_version_does_not_hide_texts(texts, tmp_path):
     (texts / "prepare.lock").write_text("")
     assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False).documents == 12
     assert open_corpus("text", str(texts), cache_dir=tmp_path / "cache", progress=False).train.n_documents
 
 
-def test_a_folder_of_shards_is_no_source_of_text(texts, tmp_path):
+def test_a_folder_of_shards_as_a_source_is_refused(texts, tmp_path):
     prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     for read in (
         lambda: prepare(recipe(tmp_path / "out"), tmp_path / "again", workers=1, progress=False),
@@ -316,7 +316,7 @@ def test_a_folder_of_shards_is_no_source_of_text(texts, tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "dangling"])
-def test_no_folder_can_be_made_there(texts, tmp_path, out):
+def test_a_path_where_no_folder_can_be_made_is_refused(texts, tmp_path, out):
     (tmp_path / "file").write_text("content")
     (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(DataError, match=r"data\.out=.*must be a folder, or a path where one can be made"):
@@ -342,8 +342,8 @@ def test_a_file_system_without_locks(texts, tmp_path, monkeypatch, caplog):
     assert "the file system has no locks" in caplog.text
 
 
-def test_other_settings_may_follow_where_no_shard_is_finished(texts, tmp_path, monkeypatch):
-    """A first attempt that failed at once must not spoil the folder."""
+def test_other_settings_are_accepted_while_no_shard_is_finished(texts, tmp_path, monkeypatch):
+    """A first attempt that fails at once must not make the folder unusable."""
 
     def broken(*_: object) -> None:
         raise DataError("broken")
@@ -381,7 +381,7 @@ def put(path: Path, content: bytes | None) -> None:
 @pytest.mark.parametrize(
     "name", ["00001.bin", "00001.skipped.json", "meta.json", "plan.json", "tokenizer.json"]
 )
-def test_the_same_command_writes_again_what_is_damaged(texts, tmp_path, name, content):
+def test_the_same_command_writes_damaged_files_again(texts, tmp_path, name, content):
     write_tokenizer(tmp_path / "t.json")
     wanted = recipe(texts, tokenizer=str(tmp_path / "t.json"))
     first = prepare(wanted, tmp_path / "out", workers=1, progress=False)
@@ -419,7 +419,7 @@ def test_extreme_limits(texts, tmp_path, kind, limit):
     assert corpus.train.n_documents and corpus.val.n_documents
 
 
-def test_no_memory_is_said(texts, tmp_path, monkeypatch):
+def test_too_little_memory_is_reported(texts, tmp_path, monkeypatch):
     def none_left(*_: object) -> None:
         raise MemoryError
 
@@ -428,20 +428,20 @@ def test_no_memory_is_said(texts, tmp_path, monkeypatch):
         prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
 
 
-def test_a_complete_folder_that_cannot_be_written_is_done(texts, tmp_path, monkeypatch):
+def test_a_complete_read_only_folder_is_accepted(texts, tmp_path, monkeypatch):
     first = prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr("lhtrain.data.prepare.pipeline.open_lock", None)
     assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False) == first
 
 
-def test_the_settings_that_differ_are_named(texts, tmp_path):
+def test_the_error_lists_settings_that_differ(texts, tmp_path):
     prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     with pytest.raises(DataError, match=r"data\.max_tokens=None in the folder, 9 now"):
         prepare(recipe(texts, max_tokens=9), tmp_path / "out", workers=1, progress=False)
 
 
-def test_a_pattern_that_matches_no_shard_may_lie_beside_them(texts, tmp_path):
+def test_shards_may_be_beside_files_of_a_pattern_that_does_not_match_them(texts, tmp_path):
     wanted = recipe(texts / "*.txt")
     first = prepare(wanted, texts, workers=1, progress=False)
     assert first.documents == 12 and prepare(wanted, texts, workers=1, progress=False) == first
@@ -474,13 +474,12 @@ if __name__ == "__main__":
 
 
 def test_a_worker_that_is_killed(texts, tmp_path):
-    """As the kernel does where memory runs out: said in a sentence, and nothing is lost."""
+    """The kernel does this when memory runs out. It is reported in one line, and finished shards are kept."""
     (tmp_path / "dying.py").write_text(DYING_WORKER)
     command = [sys.executable, str(tmp_path / "dying.py"), str(texts), str(tmp_path / "out")]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    said = found.stdout
-    assert said, found.stderr
-    assert said.startswith("data.workers=2: a worker process was killed, perhaps for lack of memory")
+    assert found.stdout, found.stderr
+    assert found.stdout.startswith("data.workers=2: a worker process was killed")
     assert not (tmp_path / "out/meta.json").exists()
     again = prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
     assert again == prepare(recipe(texts), tmp_path / "whole", workers=1, progress=False)
@@ -501,7 +500,7 @@ parent = os.getpid()
 
 def killing(*arguments):
     assert os.getpid() != parent, "only a worker writes"
-    os.write(1, b"%d\\n" % os.getpid())  # at once: both workers do it
+    os.write(1, b"%d\\n" % os.getpid())  # in one write: both workers do this
     os.kill(parent, signal.SIGKILL)
     signal.pause()
 
@@ -514,13 +513,13 @@ prepare.prepare(Recipe(source="text", path=sys.argv[1]), Path(sys.argv[2]), work
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 def test_forked_workers_do_not_hold_the_lock(texts, tmp_path):
-    """kill -9 of the parent frees the folder, even while its workers are still there."""
+    """kill -9 of the parent releases the lock, even while its workers are alive."""
     command = [sys.executable, "-c", OUTLIVING_WORKERS, str(texts), str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
         worker = int(parent.stdout.readline())
         try:
             assert parent.wait(timeout=60) == -signal.SIGKILL
-            os.kill(worker, 0)  # still there
+            os.kill(worker, 0)  # still alive
             assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False).documents == 12
         finally:
             os.killpg(parent.pid, signal.SIGKILL)  # both workers

@@ -1,4 +1,4 @@
-"""The command that prepares what training asks for."""
+"""The command for preparing data that a message prints."""
 
 import shlex
 from dataclasses import fields
@@ -24,8 +24,8 @@ from lhtrain.data.prepare.recipe import Recipe
         Recipe("text", path="-dash", tokenizer="gpt2", bos=True, max_documents=7),
     ],
 )
-def test_it_says_the_whole_recipe_as_a_shell_and_hydra_read_it(recipe, monkeypatch):
-    monkeypatch.setattr(here, "_unreadable", lambda path: None)  # none of the paths is there
+def test_a_shell_and_hydra_read_the_same_recipe_from_the_command(recipe, monkeypatch):
+    monkeypatch.setattr(here, "_unreadable", lambda path: None)  # the paths do not exist
     lhtrain, data, prepare, *overrides = shlex.split(recipe.command("out put", "$cache"))
     assert (lhtrain, data, prepare) == ("lhtrain", "data", "prepare")
     read = data_config(overrides)
@@ -33,7 +33,7 @@ def test_it_says_the_whole_recipe_as_a_shell_and_hydra_read_it(recipe, monkeypat
     assert Recipe(**{field.name: getattr(read, field.name) for field in fields(Recipe)}) == recipe
 
 
-def test_the_papers_first_start_names_its_command(tmp_path):
+def test_starting_the_paper_experiment_prints_the_command(tmp_path):
     settings = vars(compose_config(["experiment=paper_98k", f"data.cache_dir={tmp_path}"]).data)
     with pytest.raises(DataError) as error:
         open_corpus(**settings)

@@ -36,7 +36,7 @@ def numbered(count: int) -> list[bytes]:
 
 
 @given(st.lists(st.integers(1, 300), min_size=2, max_size=20), st.floats(0.001, 0.999), st.data())
-def test_whole_documents_and_neither_split_empty(folder: Path, sizes, val_fraction: float, data) -> None:
+def test_documents_are_not_cut_and_no_split_is_empty(folder: Path, sizes, val_fraction: float, data) -> None:
     texts = [b"%d " % i * size for i, size in enumerate(sizes)]
     cut = data.draw(st.integers(0, len(texts)))
     stores = [store_of(folder / "a.bin", texts[:cut]), store_of(folder / "b.bin", texts[cut:])]

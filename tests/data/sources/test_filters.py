@@ -1,4 +1,4 @@
-"""Filters: which rows pass, and what is wrong with a condition."""
+"""Filters: which rows pass, and errors in conditions."""
 
 import pytest
 
@@ -46,13 +46,13 @@ def test_columns() -> None:
         ("lang > 3", r"lang='en' > 3: str and int cannot be compared"),
     ],
 )
-def test_faults_are_named(condition: str, message: str) -> None:
+def test_errors_name_the_column(condition: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Filters([condition]).passes(ROW, "words")
 
 
 @pytest.mark.parametrize("condition", ["", "score", "score ~ 3", ">= 3", "score >="])
-def test_a_condition_of_another_shape(condition: str) -> None:
+def test_a_condition_of_another_form(condition: str) -> None:
     assert "must be 'COLUMN OPERATOR VALUE'" in (filter_problem(condition) or "")
     with pytest.raises(DataError, match=r"data\.filters="):
         Filters([condition])

@@ -1,4 +1,4 @@
-"""Hub datasets through the real `datasets` library: from a local copy, and without a network."""
+"""Hub datasets with the real `datasets` library, from a local copy; errors without a network."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from lhtrain.data.sources.filters import Filters
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
-    """A dataset of two files, as a clone of a hub repository has them."""
+    """A dataset of two files, like a clone of a hub repository."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     hub.load.cache_clear()
     folder = tmp_path / "dataset"
@@ -38,12 +38,12 @@ def test_streamed_and_downloaded_give_the_same_tokens(dataset, tmp_path, streami
     assert tokens.decode() == "".join(texts)
 
 
-def test_progress_is_told_row_by_row(dataset):
-    """A file of the hub may be one shard and take an hour."""
-    told = []
+def test_progress_is_reported_row_by_row(dataset):
+    """A file of the hub is one unit and may take an hour."""
+    reported = []
     [unit, _] = hub.hub_units(Recipe(source="hf", name=str(dataset)))
-    list(hub.read_hub(unit, "text", Filters([]), told.append))
-    assert told == [len(f"part 0 row {i} " * 20) for i in range(50)]
+    list(hub.read_hub(unit, "text", Filters([]), reported.append))
+    assert reported == [len(f"part 0 row {i} " * 20) for i in range(50)]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_wrong_names_are_explained(dataset, tmp_path, changes, message):
 
 
 def test_no_network_names_the_remedy(tmp_path, monkeypatch):
-    """Offline by the hub library's own switch: nothing leaves the machine."""
+    """Uses the hub library's offline switch, so nothing is sent."""
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -89,8 +89,8 @@ def test_a_column_in_an_object(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_folder_that_changes_is_not_mixed(dataset, tmp_path, monkeypatch, streaming):
-    """Between two attempts, and while it is read."""
+def test_a_folder_that_changes_is_an_error(dataset, tmp_path, monkeypatch, streaming):
+    """A change while it is read, and between two attempts."""
     recipe = Recipe(source="hf", name=str(dataset), streaming=streaming)
     real = hub.document_of
 

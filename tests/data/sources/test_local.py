@@ -1,4 +1,4 @@
-"""Which files a source has: folders, links, overlaps, and what is refused."""
+"""Finding the files of a source: folders, links, overlapping paths, patterns, errors."""
 
 import logging
 import os
@@ -121,7 +121,7 @@ def test_stdlib_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         find_files("stdlib", None)
 
 
-def test_a_path_that_exists_is_that_path(tmp_path: Path) -> None:
+def test_an_existing_path_is_not_a_pattern(tmp_path: Path) -> None:
     write(
         tmp_path, **{"proj[v2]__a": "a", "projv__b": "b", "star*__c": "c", "starfish__d": "d", "e?.txt": "e"}
     )
@@ -155,7 +155,7 @@ def test_paths_that_the_system_refuses(path: str, message: str) -> None:
         names(path)
 
 
-def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+def test_links_without_a_target(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "long").symlink_to("x" * 300)
     for link, message in (("loop", "must be readable"), ("long", "must be readable .File name too long")):
@@ -172,7 +172,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert names(tmp_path / odd) == [f"{odd}.txt"]
 
 
-def test_what_is_no_file_is_counted_in_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_warning_counts_special_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, a="a", b__c="c")
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "b" / "pipe")
@@ -183,11 +183,11 @@ def test_what_is_no_file_is_counted_in_one_warning(tmp_path: Path, caplog: pytes
     assert "2 x a named pipe, 1 x a socket" in record.getMessage()
 
 
-def test_shards_are_no_text(tmp_path: Path) -> None:
+def test_folders_of_shards_are_skipped(tmp_path: Path) -> None:
     write(tmp_path, a="a", out__plan="p")
     for name in (source_module.LOCK, source_module.PLAN):
         (tmp_path / "out" / name).touch()
-    assert names(tmp_path) == ["a"]  # they may lie in what is read
+    assert names(tmp_path) == ["a"]  # data.out may be inside the source
     assert names(tmp_path / "out") == []
 
 

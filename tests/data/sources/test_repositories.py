@@ -1,4 +1,4 @@
-"""Repositories: one document each, files in path order under headers."""
+"""Repositories: one document each, with files in path order after headers."""
 
 import os
 
@@ -30,7 +30,7 @@ def test_a_repository_is_one_document(tmp_path):
     ]
 
 
-def test_a_pattern_without_a_folder_is_named(tmp_path):
+def test_the_error_names_a_pattern_without_a_folder(tmp_path):
     with pytest.raises(DataError, match=r"must exist, or be a pattern .* that matches something"):
         prepare(Recipe(source="code", path=str(tmp_path / "no*")), tmp_path / "out", 1, progress=False)
 
@@ -52,7 +52,7 @@ def documents_in(tmp_path, path):
     return manifest.documents
 
 
-def test_a_folder_that_exists_is_no_pattern(tmp_path):
+def test_an_existing_folder_is_not_a_pattern(tmp_path):
     for name in ("proj[v2]", "projv"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"in_{name}.py").write_text("a = 1\n")
@@ -68,5 +68,5 @@ def test_each_folder_once_and_no_shards(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.py").write_text("a = 1\n")
     (tmp_path / "link").symlink_to(tmp_path / "one")
-    for _ in range(2):  # the second time, shards lie beside the folders
+    for _ in range(2):  # the second time there are shards beside the folders
         assert documents_in(tmp_path, [str(tmp_path / "*"), str(tmp_path / "two")]) == 2

@@ -1,4 +1,4 @@
-"""Rows of files: every format gives the same documents; what is wrong is named with its place."""
+"""Rows of files: every format gives the same documents; errors name the file and the line or row."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def write(path: Path) -> None:
 
 
 def documents(path: Path, filters=(), column="text"):
-    """Texts of a file, in order, and how many rows were left out."""
+    """Return the texts of a file, in order, and the number of rows left out."""
     texts, left_out = [], 0
     for unit in row_units([str(path)]):
         for item in unit.items:
@@ -72,15 +72,15 @@ def test_every_format_gives_the_same_documents(tmp_path, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_progress_adds_up_to_the_source(tmp_path, name):
     write(tmp_path / name)
-    units, told = list(row_units([str(tmp_path / name)])), []
+    units, reported = list(row_units([str(tmp_path / name)])), []
     for unit in units:
-        list(read_rows(unit.items[0], "text", Filters([]), told.append))
-    assert sum(told) == pytest.approx(sum(unit.size for unit in units), rel=0.25)
-    assert len(told) >= 5  # also within the file, which may be one row group
+        list(read_rows(unit.items[0], "text", Filters([]), reported.append))
+    assert sum(reported) == pytest.approx(sum(unit.size for unit in units), rel=0.25)
+    assert len(reported) >= 5  # progress is reported inside a file too, even if it is one row group
 
 
 @pytest.mark.parametrize("unit_bytes", [97, 1000, 5000])
-def test_parts_of_a_file_hold_each_line_once(tmp_path, monkeypatch, unit_bytes):
+def test_parts_of_a_file_have_each_line_once(tmp_path, monkeypatch, unit_bytes):
     for module in (units, rows):
         monkeypatch.setattr(module, "UNIT_BYTES", unit_bytes)
     write(tmp_path / "a.jsonl")
@@ -135,14 +135,14 @@ def test_filters_choose_rows(tmp_path):
         (b'{"text": "a"}\n', {"filters": ["text"]}, "must be 'COLUMN OPERATOR VALUE'"),
     ],
 )
-def test_faults_are_named_with_their_place(tmp_path, content, arguments, message):
+def test_errors_name_the_line(tmp_path, content, arguments, message):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=message):
         documents(tmp_path / "a.jsonl", **arguments)
 
 
 @pytest.mark.parametrize("unit_bytes", [50, 1 << 26])
-def test_the_line_is_that_of_the_whole_file(tmp_path, monkeypatch, unit_bytes):
+def test_line_numbers_count_from_the_start_of_the_file(tmp_path, monkeypatch, unit_bytes):
     for module in (units, rows):
         monkeypatch.setattr(module, "UNIT_BYTES", unit_bytes)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "some text"}\r\n\r\n' * 20 + b"{\n")
@@ -209,7 +209,7 @@ def test_every_type_of_text_is_read(tmp_path, array, kind):
 
 
 @pytest.mark.parametrize("values", [[b"a"], [["a"]], [1.5], [{"a": "b"}]])
-def test_a_column_of_another_type_is_named_with_its_row(tmp_path, values):
+def test_the_error_names_the_row_of_a_column_of_another_type(tmp_path, values):
     parquet.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet' row group 0 row 0 has .*; must be a string or null"):
         documents(tmp_path / "a.parquet")
@@ -240,7 +240,7 @@ def test_files_of_other_columns_and_without_rows(tmp_path):
         ("a.parquet", b"PAR1" * 3),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path, name, content):
+def test_the_error_names_a_file_with_the_wrong_content(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"{name}': must be"):
         documents(tmp_path / name)
@@ -249,7 +249,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path, name, content)
 @pytest.mark.parametrize(
     ("ending", "pack"), [("gz", gzip.compress), ("zst", zstandard.compress), ("xz", lzma.compress)]
 )
-def test_packed_parts_one_after_another_are_read(tmp_path, ending, pack):
+def test_compressed_frames_that_follow_each_other_are_read(tmp_path, ending, pack):
     path = tmp_path / f"a.jsonl.{ending}"
     padding = b"" if ending == "zst" else b"\0" * 8
     path.write_bytes(pack(b'{"text": "a"}\n{"te') + padding + pack(b'xt": "b"}\n') + padding)
@@ -257,7 +257,7 @@ def test_packed_parts_one_after_another_are_read(tmp_path, ending, pack):
 
 
 def test_an_arrow_stream_cut_between_two_batches_is_an_error(tmp_path):
-    """pyarrow takes it for the end of the stream."""
+    """pyarrow takes the cut for the end of the stream."""
     table = pa.table({"text": ["a", "b"]})
     with ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as stream:
         stream.write_table(table)
@@ -267,8 +267,8 @@ def test_an_arrow_stream_cut_between_two_batches_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
-def test_damaged_files_are_read_or_named(tmp_path, name):
-    """Never another exception, and never a crash of the process."""
+def test_damaged_files_are_read_or_raise_data_error(tmp_path, name):
+    """No other exception, and no crash of the process."""
     write(tmp_path / name)
     content, random = (tmp_path / name).read_bytes(), Random(0)
     for _ in range(60):
@@ -333,10 +333,10 @@ def test_a_file_of_another_kind_given_by_name_is_refused(tmp_path):
 
 
 def test_a_document_of_a_hundred_megabytes_passes_in_chunks(tmp_path):
-    """What is in memory at a time is the line and its text, never the tokens of all of it."""
+    """Only the line and its text are in memory as a whole, not the tokens."""
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "long " * 20_000_000}) + "\n")
     units = list(row_units([str(tmp_path / "a.jsonl")]))
-    assert len(units) == 2  # the second part of the file begins within the line, and has none of its own
+    assert len(units) == 2  # the second part of the file begins inside the line, so it has no line of its own
     [document] = [
         document
         for unit in units
@@ -353,7 +353,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.parquet", "a.arrow"]
 )
 def test_pointers_of_git_lfs_are_named(tmp_path, name):
-    """A clone has them in place of the files if `git lfs` is not installed."""
+    """A clone has pointers instead of the files if `git lfs` is not installed."""
     (tmp_path / name).write_bytes(LFS)
     with pytest.raises(DataError, match=rf"{name}': is a Git LFS pointer.*git lfs pull"):
         documents(tmp_path / name)

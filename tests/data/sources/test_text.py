@@ -1,4 +1,4 @@
-"""Documents: what counts as text, where it stops being so, reading in pieces."""
+"""Text files: what counts as text, the position of invalid bytes, reading in chunks."""
 
 import gzip
 import hashlib
@@ -34,7 +34,7 @@ def test_binary_and_empty_files_in_a_folder_are_skipped_with_one_warning(
 ) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "empty.txt").touch()
-    (tmp_path / "b.bin").write_bytes(b"\xff\xfe\0")  # not UTF-8 either, but binary decides
+    (tmp_path / "b.bin").write_bytes(b"\xff\xfe\0")  # not UTF-8 either, but the NUL byte makes it binary
     (tmp_path / "c.bin").write_bytes(b"a\0")
     with caplog.at_level(logging.WARNING):
         assert [document.name for document in read(tmp_path)] == ["a.txt"]
@@ -123,7 +123,7 @@ def test_read_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 BOM = b"\xef\xbb\xbf"
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(BOM + "é".encode())
     (tmp_path / "b").write_bytes(BOM)
     [document] = read(tmp_path)
@@ -142,8 +142,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 @pytest.mark.parametrize("text", ["plain text\n" * 3, "ελληνικά 😀"])
-def test_wide_encodings_are_named_also_in_a_folder(tmp_path: Path, encoding: str, text: str) -> None:
-    """They have NUL bytes, but are not binary files to be skipped."""
+def test_wide_encodings_are_errors_in_a_folder_too(tmp_path: Path, encoding: str, text: str) -> None:
+    """They have NUL bytes but must not be skipped as binary files."""
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     for path in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(DataError, match=rf"a\.txt': is {encoding.upper()}, must be UTF-8; .*iconv"):
@@ -163,7 +163,7 @@ def test_the_line_of_a_bad_byte(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_packed_files_are_named_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_name_compressed_files_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"text", mtime=0))
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"text", mtime=0))
@@ -176,7 +176,7 @@ def test_packed_files_are_named_as_such(tmp_path: Path, caplog: pytest.LogCaptur
         read(tmp_path / "b.txt.gz")
 
 
-def test_pointers_of_git_lfs_are_no_text(tmp_path: Path) -> None:
+def test_pointers_of_git_lfs_are_errors(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(DataError, match=r"a\.txt': is a Git LFS pointer.*git lfs pull"):
         read(tmp_path)

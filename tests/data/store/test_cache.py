@@ -1,4 +1,4 @@
-"""Cached folders: complete or absent, whoever builds them and whenever they are stopped."""
+"""Cached folders: complete or absent, with several processes and after any interruption."""
 
 import errno
 import logging
@@ -23,7 +23,7 @@ def load(folder: Path) -> str:
 
 
 class Build:
-    """Fills a folder, counting how often."""
+    """Fills folders and records them."""
 
     def __init__(self) -> None:
         self.folders: list[Path] = []
@@ -35,13 +35,13 @@ class Build:
         (folder / "content").write_text("whole")
 
 
-def test_built_once_aside_and_nothing_else_left(tmp_path: Path) -> None:
+def test_built_once_under_a_temporary_name(tmp_path: Path) -> None:
     build, folder = Build(), tmp_path / "deep/cache/key"
     assert load_or_build(folder, load, build) == load_or_build(folder, load, build) == "whole"
     [built] = build.folders
     assert built != folder and built.parent == folder.parent and built.name.startswith(".")
     assert list(folder.parent.iterdir()) == [folder]
-    assert build.inodes == [folder.stat().st_ino]  # renamed, not copied: there is no moment of half a folder
+    assert build.inodes == [folder.stat().st_ino]  # renamed, not copied: never partly there
 
 
 def test_a_damaged_folder_is_rebuilt_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -64,7 +64,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_slower_of_two_takes_what_the_faster_published(tmp_path: Path) -> None:
+def test_the_slower_of_two_uses_the_folder_of_the_faster(tmp_path: Path) -> None:
     faster, slower = Build(), Build()
 
     def build(folder: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_folder_removed_by_another_process_is_built_again(tmp_path: Path) -> N
     assert len(build.folders) == 2
 
 
-def test_a_folder_that_never_holds_ends_in_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_is_always_damaged_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="key was removed or damaged 4 times"):
         load_or_build(tmp_path / "key", load, lambda folder: None)
 
@@ -122,14 +122,14 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left(cache: Path) -> Path:
-    """A folder as a process leaves it that is killed while it tokenizes."""
+    """Make a folder like one left by a process that was killed while tokenizing."""
     folder = cache / f".{'0' * 32}.{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     (folder / "00000.bin").write_bytes(b"half")
     return folder
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
+def test_folders_of_killed_processes_are_removed(tmp_path):
     leftovers = [left(tmp_path), left(tmp_path)]
     others = [tmp_path / ".mine", tmp_path / "text_0123", tmp_path / f".{'0' * 32}.short"]
     for other in others:
@@ -140,7 +140,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert not any(path.exists() for path in leftovers) and all(path.exists() for path in others)
 
 
-def test_what_a_living_process_builds_stays(tmp_path):
+def test_the_folder_of_a_living_process_is_kept(tmp_path):
     seen = []
 
     def build(folder: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_link_among_leftovers_is_not_followed(tmp_path):
 
 
 def test_without_a_home_directory(tmp_path, monkeypatch):
-    """Prepared data need no cache; texts do, and the key is named."""
+    """Prepared data need no cache. Texts do, and the error names the key."""
 
     def no_home(path: Path) -> Path:
         if str(path).startswith("~"):

@@ -1,6 +1,7 @@
-"""Prepared folders that are damaged or crafted: found by `verify` and by training, or without any effect.
+"""Damaged or crafted prepared folders: `verify` and training find the damage, or it has no effect.
 
-Every file of a folder is flipped, cut, emptied, removed, exchanged, or replaced by something that is no file.
+Each file of a folder is flipped in one bit, truncated, emptied, removed, exchanged, or replaced by a special
+file.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ FILES = ("00000.bin", "00002.bin", "00001.skipped.json", "plan.json", "meta.json
 
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
-    """Opening a pipe in the ordinary way would wait for ever."""
+    """Fail instead of waiting forever: opening a pipe may block."""
 
     def too_late(*_: object) -> None:
         raise TimeoutError("hangs")
@@ -49,7 +50,7 @@ def no_hang() -> Iterator[None]:
 
 
 def make(folder: Path, name: str, words: str) -> Path:
-    """Three shards of a tokenizer.json, in two bytes a token."""
+    """Prepare three shards with a tokenizer.json, two bytes per token."""
     texts = folder / f"{name}-texts"
     texts.mkdir()
     for i in range(12):
@@ -79,7 +80,7 @@ def folder(sound: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def trained_on(folder: Path) -> str:
-    """Digest of everything that training reads of a folder."""
+    """Return a digest of everything that training reads from a folder."""
     corpus = open_corpus("prepared", path=str(folder), progress=False)
     digest = hashlib.sha256(json.dumps(corpus.tokenizer.as_meta() | {"name": None}).encode())
     for split in (corpus.train, corpus.val):
@@ -109,7 +110,7 @@ def linked(path: Path, target: Path) -> None:
 
 
 def outside(path: Path) -> Path:
-    """A copy of a file, in another folder."""
+    """Copy a file to another folder and return the copy."""
     return Path(shutil.copy(path, path.parents[1] / "outside"))
 
 
@@ -147,14 +148,14 @@ def test_damage_is_found_or_has_no_effect(sound, folder, name, damage):
     assert all(str(folder) in fault for fault in found)
     unharmed = trained == trained_on(sound["one"])
     assert unharmed or trained == "refused"
-    # plan.json, what was skipped, white space: without effect on training, and on verify but for these
+    # Damage that verify does not find must be harmless, for example in white space of a JSON file.
     assert found or (unharmed and (folder / name).is_file() and name.endswith(".json"))
     if name.endswith(".bin"):
         assert found and trained == "refused"
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_inspect_says_it_in_a_sentence(sound, folder, name, capsys):
+def test_inspect_raises_data_error(sound, folder, name, capsys):
     for damage in ("cut by half", "a pipe", "noise"):
         shutil.rmtree(folder)
         shutil.copytree(sound["one"], folder)
@@ -220,8 +221,8 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("name", CRAFTED)
-def test_a_crafted_description_is_refused(folder, name):
-    """Whatever it holds: nothing outside the folder is read, and one sentence names key, value and rule."""
+def test_a_crafted_meta_json_is_refused(folder, name):
+    """No file outside the folder is read, and one line names the key, the value and the rule."""
     change, message = CRAFTED[name]
     without_checksum(folder, change)
     for read in (trained_on, statistics.inspect):
@@ -242,7 +243,7 @@ def without_checksum(folder: Path, change: Callable[[dict], object]) -> None:
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def test_verify_misses_a_shard_that_the_description_leaves_out(folder):
+def test_verify_notices_a_shard_missing_from_meta_json(folder):
     def leave_out(meta: dict) -> None:
         shard = meta["shards"].pop()
         meta["documents"] -= shard["documents"]
@@ -252,12 +253,12 @@ def test_verify_misses_a_shard_that_the_description_leaves_out(folder):
     assert any("plan.json': must agree with meta.json" in fault for fault in verify(folder)[1])
 
 
-def test_verify_compares_the_size_of_an_encoding_without_fetching_it(folder):
+def test_verify_compares_the_size_of_an_encoding_without_downloading_it(folder):
     without_checksum(folder, in_tokenizer(name="gpt2"))
     assert any("must be 50257, the size of gpt2" in fault for fault in verify(folder)[1])
 
 
-def test_keys_that_nobody_knows_have_no_effect(sound, folder):
+def test_unknown_keys_have_no_effect(sound, folder):
     without_checksum(folder, lambda meta: [part.update(more=1) for part in (meta, meta["tokenizer"])])
     assert trained_on(folder) == trained_on(sound["one"]) and verify(folder)[1] == []
 
@@ -278,7 +279,7 @@ def test_keys_that_nobody_knows_have_no_effect(sound, folder):
         "{}".encode("utf-16"),
     ],
 )
-def test_a_description_that_is_no_description(folder, content):
+def test_a_meta_json_that_is_not_valid(folder, content):
     (folder / "meta.json").write_bytes(content)
     for read in (verify, trained_on, statistics.inspect):
         with pytest.raises(DataError, match=r"meta\.json'"):
@@ -287,7 +288,7 @@ def test_a_description_that_is_no_description(folder, content):
 
 @pytest.mark.parametrize("itself", ["prepared:{folder}", "prepared:.", "{folder}/other.json", "/etc/passwd"])
 def test_a_folder_does_not_choose_which_file_is_its_tokenizer(folder, itself):
-    """Itself as its tokenizer would be opened for ever; another file is not for it to name."""
+    """A folder that names itself as its tokenizer would be opened forever; other files must not be read."""
     without_checksum(folder, in_tokenizer(name=itself.format(folder=folder)))
     assert open_corpus("prepared", path=str(folder)).tokenizer.path == folder / "tokenizer.json"
     (folder / "tokenizer.json").unlink()
@@ -297,7 +298,7 @@ def test_a_folder_does_not_choose_which_file_is_its_tokenizer(folder, itself):
 
 
 def crafted_shard(folder: Path, tokens: list[int], **options: Any) -> None:
-    """A folder whose only shard has these tokens, with every checksum right."""
+    """Give a folder a single shard with these tokens, with valid checksums."""
     manifest = Manifest.read(folder)
     with TokenStoreWriter(
         folder / "00000.bin", np.dtype("<u2"), manifest.tokenizer["hash"], **options
@@ -343,7 +344,7 @@ def test_shards_of_two_widths(folder):
 
 
 def test_a_shard_is_compared_again_only_after_it_changed(folder, monkeypatch):
-    """Also where its time was put back."""
+    """Even if its modification time was restored."""
     compared = []
     real = TokenStore.verify
     monkeypatch.setattr(
@@ -370,14 +371,14 @@ def test_a_large_folder_is_compared_as_it_is_read(folder, monkeypatch):
         order.read(0, order.n_blocks, 32)
 
 
-def test_comparing_can_be_left_out(folder):
+def test_comparing_can_be_turned_off(folder):
     flip(folder / "00001.bin", 0.3)
     open_corpus("prepared", path=str(folder), verify=False)
     with pytest.raises(DamagedStore):
         open_corpus("prepared", path=str(folder))
 
 
-def test_a_cached_text_that_was_damaged_is_made_again(sound, tmp_path):
+def test_a_damaged_text_in_the_cache_is_tokenized_again(sound, tmp_path):
     path, cache = str(sound["one"].parent / "one-texts"), tmp_path / "cache"
 
     def opened() -> Corpus:
@@ -390,7 +391,7 @@ def test_a_cached_text_that_was_damaged_is_made_again(sound, tmp_path):
 
 
 def test_a_folder_that_is_moved_while_it_is_read(folder, tmp_path):
-    """What is open already is read on; what is not is an error that says why."""
+    """Files that are already open stay readable; opening another one is an error that gives the reason."""
     corpus = open_corpus("prepared", path=str(folder))
     few = Split("train", corpus.train.stores, corpus.train.starts, corpus.train.lengths, Descriptors(1))
     expected = SequenceOrder(corpus.train, 32, seed=0).read(0, 9, 32)
@@ -404,8 +405,8 @@ def test_a_folder_that_is_moved_while_it_is_read(folder, tmp_path):
         SequenceOrder(few, 32, seed=0).read(0, 40, 32)
 
 
-def test_a_shard_that_is_cut_while_it_is_read(folder):
-    """Through a memory map, this would end the process."""
+def test_a_shard_that_is_truncated_while_it_is_read(folder):
+    """With a memory map, this would end the process."""
     corpus = open_corpus("prepared", path=str(folder))
     for store in corpus.train.stores:
         os.truncate(store.path, 100)
@@ -414,7 +415,7 @@ def test_a_shard_that_is_cut_while_it_is_read(folder):
 
 
 def test_more_shards_than_a_process_may_have_files(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # 200 shards, quickly
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # write 200 shards fast
     manifest, shards = Manifest.read(folder), []
     for number in range(200):
         path = tmp_path / "many" / f"{number:05}.bin"
@@ -443,7 +444,7 @@ def test_more_shards_than_a_process_may_have_files(folder, tmp_path, monkeypatch
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
 
 
-def test_verify_goes_through_all_folders_and_all_files(sound, folder, tmp_path, capsys):
+def test_verify_checks_all_folders_and_all_files(sound, folder, tmp_path, capsys):
     cut(folder / "00000.bin", 5)
     flip(folder / "00002.bin", 0.5)
     (folder / "plan.json").unlink()
@@ -459,7 +460,7 @@ def test_verify_goes_through_all_folders_and_all_files(sound, folder, tmp_path, 
     assert f"{sound['other']}: " in out and "4 shards, sound" in out
 
 
-def test_inspect_goes_through_all_folders(sound, tmp_path, capsys):
+def test_inspect_reports_all_folders(sound, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["data", "inspect", str(tmp_path / "missing"), str(sound["one"])])
     out, err = capsys.readouterr()
@@ -467,7 +468,7 @@ def test_inspect_goes_through_all_folders(sound, tmp_path, capsys):
 
 
 def test_inspect_shows_no_control_characters_and_needs_no_split(tmp_path):
-    """A text, or a crafted name, must not speak to the terminal; one byte cannot be split."""
+    """A text or a crafted name must not control the terminal; a single byte cannot be split."""
     (tmp_path / "a.txt").write_text("\x1b")
     prepare(Recipe(source="text", path=str(tmp_path / "a.txt")), tmp_path / "out", 1, progress=False)
     without_checksum(tmp_path / "out", crafted(skipped={"\x1b[2J": 1}))
@@ -476,7 +477,7 @@ def test_inspect_shows_no_control_characters_and_needs_no_split(tmp_path):
     assert "tokens      2, data: the only document has 1 tokens" in report
 
 
-def test_inspect_on_a_terminal_of_few_characters(sound):
+def test_inspect_on_an_ascii_terminal(sound):
     command = [sys.executable, "-m", "lhtrain", "data", "inspect", str(sound["one"])]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     found = subprocess.run(command, capture_output=True, text=True, env=environment)

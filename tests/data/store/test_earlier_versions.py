@@ -1,4 +1,4 @@
-"""Folders that commit 3ee40e6 prepared are read as it read them: the same tokens in the same order."""
+"""Folders that commit 3ee40e6 prepared give the same tokens in the same order as with that commit."""
 
 import hashlib
 import json
@@ -52,6 +52,6 @@ def test_order_of_a_mixture(opened: tuple[Corpus, dict]) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_they_are_sound(name: str, tmp_path: Path) -> None:
+def test_verify_finds_no_damage(name: str, tmp_path: Path) -> None:
     assert verify(FOLDER / name)[1] == []
     assert verify(Path(shutil.copytree(FOLDER / name, tmp_path / "copy")))[1] == []

@@ -1,4 +1,4 @@
-"""The token file: what is written comes back, and nothing else is taken for one."""
+"""The token file: round trips, and errors for damaged and other files."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ EOS = 200
 
 
 def write_store(path: Path, documents: list[list[int]], dtype: str = "uint16") -> TokenStore:
-    """A store of `documents`, whose tokens do not include the end-of-text token written after each."""
+    """Write a store of `documents`, with an end-of-text token after each."""
     with TokenStoreWriter(path, np.dtype(dtype)) as writer:
         for document in documents:
             writer.append(np.array(document, dtype=np.int64))
@@ -26,9 +26,7 @@ def write_store(path: Path, documents: list[list[int]], dtype: str = "uint16") -
     st.lists(st.lists(st.integers(0, 255), max_size=9), min_size=1, max_size=9),
     st.sampled_from(["uint8", "uint16", "uint32"]),
 )
-def test_documents_come_back(
-    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], dtype: str
-) -> None:
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], dtype: str) -> None:
     store = write_store(tmp_path_factory.mktemp("store") / "val.bin", documents, dtype)
     assert (store.name, store.dtype, store.n_documents) == ("val", np.dtype(dtype), len(documents))
     assert store.n_tokens == sum(map(len, documents)) + len(documents)
@@ -44,8 +42,8 @@ def test_documents_are_read_only_views(tmp_path: Path) -> None:
         document[0] = 9
 
 
-def test_a_token_that_a_byte_does_not_hold_is_escaped(tmp_path: Path) -> None:
-    """End-of-text and beginning-of-text alike; the file has a byte a token, and says which token it is."""
+def test_a_token_that_does_not_fit_into_a_byte_is_escaped(tmp_path: Path) -> None:
+    """End-of-text and beginning-of-text; the file has one byte per token, and its header has the token."""
     with TokenStoreWriter(tmp_path / "a.bin", np.dtype("u1"), escaped=256) as writer:
         for text in (b"one", b""):
             writer.append_special(256)
@@ -82,7 +80,7 @@ def test_truncated(tmp_path: Path, size: int) -> None:
         lambda data: data + b"\0",
         lambda data: b"X" + data[1:],
         lambda data: MAGIC + b"\x09" + data[9:],  # format
-        lambda data: data[:12] + b"\x03" + data[13:],  # bytes a token
+        lambda data: data[:12] + b"\x03" + data[13:],  # bytes per token
         lambda data: data[:60] + b"\x01" + data[61:],  # escaped token
         lambda data: data[:-8] + bytes(8),  # last offset
         lambda data: data[:-24] + b"\x01" + data[-23:],  # first offset
@@ -95,7 +93,7 @@ def test_foreign_or_inconsistent(tmp_path: Path, change) -> None:
         TokenStore(path)
 
 
-def test_an_interrupted_write_is_no_store(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_valid_store(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), TokenStoreWriter(tmp_path / "a.bin", np.dtype("u2")) as writer:
         writer.append(np.arange(1000))
         writer.end_document(EOS)
@@ -104,8 +102,8 @@ def test_an_interrupted_write_is_no_store(tmp_path: Path) -> None:
         TokenStore(tmp_path / "a.bin")
 
 
-def test_a_file_with_holes_does_not_fill_the_memory(tmp_path: Path) -> None:
-    """It claims 2**36 documents, a terabyte of tables, of which the disk has nothing."""
+def test_a_sparse_file_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """It claims 2**36 documents, which need a terabyte of tables, but uses no space on disk."""
     n = 1 << 36
     header = Header(1, n, n, 0, 0, bytes(12), 0)
     with (tmp_path / "a.bin").open("wb") as stream:
@@ -123,7 +121,7 @@ def test_offsets_in_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("lhtrain.data.store.tokens.CHUNK_BYTES", 7)
     assert TokenStore(path).offsets.tolist() == expected
     content = bytearray(path.read_bytes())
-    content[-8 * 20 : -8 * 19] = content[-8 * 21 : -8 * 20]  # two that are equal
+    content[-8 * 20 : -8 * 19] = content[-8 * 21 : -8 * 20]  # two equal offsets
     path.write_bytes(content)
     with pytest.raises(DamagedStore, match="document offsets must increase"):
         TokenStore(path)

@@ -1,4 +1,4 @@
-"""Merging tokenizers: tiktoken from its cache, tokenizer.json files; long texts encode as the whole."""
+"""BPE tokenizers: tiktoken from its cache, tokenizer.json files, end-of-text tokens, errors."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def test_a_tokenizer_file(trained):
 
 
 def test_long_documents_encode_as_the_whole_text(gpt2, tmp_path, monkeypatch):
-    """Pieces are cut where no merge crosses: the tokens are those of the text at once."""
+    """The windows of a long text give the tokens of the whole text."""
     text = TEXT * 200
     (tmp_path / "long.txt").write_text(text)
     recipe = Recipe(source="text", path=str(tmp_path / "long.txt"), tokenizer="gpt2")
@@ -68,12 +68,12 @@ def test_long_documents_encode_as_the_whole_text(gpt2, tmp_path, monkeypatch):
         ("/no/such/tokenizer.json", "data.tokenizer='/no/such/tokenizer.json': must be an existing file"),
     ],
 )
-def test_unknown_tokenizers_are_named(name, message):
+def test_errors_name_an_unknown_tokenizer(name, message):
     with pytest.raises(DataError, match=message):
         open_tokenizer(name)
 
 
-def test_an_end_of_text_that_is_not_marked_special_is_text_where_a_text_spells_it(trained):
+def test_an_end_of_text_not_marked_special_is_text_when_a_text_spells_it(trained):
     marked = open_tokenizer(trained)
     content = json.loads(Path(trained).read_text())
     for token in content["added_tokens"]:
@@ -84,7 +84,7 @@ def test_an_end_of_text_that_is_not_marked_special_is_text_where_a_text_spells_i
 
 
 def with_changes(path, change):
-    """The tokenizer.json at `path`, changed in place."""
+    """Change the tokenizer.json at `path` in place."""
     content = json.loads(Path(path).read_text())
     change(content)
     Path(path).write_text(json.dumps(content, ensure_ascii=False))
@@ -92,7 +92,7 @@ def with_changes(path, change):
 
 
 def called(old, new):
-    """A change: the special token `old` gets the name `new`."""
+    """Return a change that renames the special token `old` to `new`."""
 
     def change(content):
         for token in content["added_tokens"]:
@@ -104,14 +104,14 @@ def called(old, new):
 
 
 def test_end_of_text_with_full_width_bars(trained):
-    """As DeepSeek writes them."""
+    """DeepSeek's tokens have them."""
     with_changes(trained, called("</s>", "<｜end▁of▁sentence｜>"))
     with_changes(trained, called("<s>", "<｜begin▁of▁sentence｜>"))
     tokenizer = open_tokenizer(trained, bos=True)
     assert (tokenizer.eos, tokenizer.bos) == (0, 1)
 
 
-def test_a_key_names_the_end_of_text(trained, tmp_path):
+def test_data_eos_names_the_end_of_text(trained, tmp_path):
     with_changes(trained, called("</s>", "<fin>"))
     with pytest.raises(
         DataError, match=r"no end-of-text token with a known name.*data\.eos=TOKEN.*'<fin>', '<s>'"
@@ -125,24 +125,24 @@ def test_a_key_names_the_end_of_text(trained, tmp_path):
     recipe = Recipe(source="text", path=str(tmp_path / "a.txt"), tokenizer=trained, eos="<fin>")
     manifest = prepare(recipe, tmp_path / "out", 1, progress=False)
     assert manifest.tokenizer["eos"] == 0 and manifest.recipe["eos"] == "<fin>"
-    assert open_tokenizer(f"{PREPARED}{tmp_path / 'out'}").eos == 0  # the folder knows
+    assert open_tokenizer(f"{PREPARED}{tmp_path / 'out'}").eos == 0  # meta.json has it
     [store] = manifest.open_stores(tmp_path / "out")
     assert np.flatnonzero(store.document(0) == 0).tolist() == [len(store.document(0)) - 1]
 
 
 @pytest.mark.parametrize("eos", ["<fim>", "4000", "99999999999999999999", ""])
-def test_an_end_of_text_that_is_not_there_names_candidates(trained, eos):
+def test_the_error_for_a_missing_end_of_text_lists_candidates(trained, eos):
     with pytest.raises(DataError, match=rf"data\.eos='{eos}': must be the text or the id of a token.*'</s>'"):
         open_tokenizer(trained, eos=eos)
 
 
-def test_an_end_of_text_only_goes_with_a_file():
+def test_data_eos_applies_only_to_a_file():
     with pytest.raises(DataError, match=r"data\.eos='</s>': applies only to a tokenizer\.json"):
         open_tokenizer("bytes", eos="</s>")
 
 
 def test_a_special_token_comes_before_an_ordinary_one_of_a_known_name(trained):
-    """A vocabulary may hold the HTML tag </s>, and end its texts with <eos>."""
+    """A vocabulary may have the HTML tag </s> as a piece, and end texts with <eos>."""
 
     def change(content):
         content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "</s>"]
@@ -151,12 +151,12 @@ def test_a_special_token_comes_before_an_ordinary_one_of_a_known_name(trained):
     assert open_tokenizer(with_changes(trained, change)).eos == 1
 
 
-def test_a_recipe_without_the_key_is_as_before():
+def test_a_recipe_without_eos_has_no_such_key():
     assert "eos" not in Recipe(source="text", path="a").as_dict()
 
 
-def test_an_end_of_text_that_the_model_has_as_a_word_is_spelt(tmp_path):
-    """A unigram model gives the end-of-text token itself for a text that spells it."""
+def test_an_end_of_text_that_is_a_piece_of_the_model_is_spelled_out(tmp_path):
+    """A unigram model returns the end-of-text token itself for a text that spells it."""
     tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *((c, -2.0) for c in "</s>ab")], 0))
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -166,7 +166,7 @@ def test_an_end_of_text_that_the_model_has_as_a_word_is_spelt(tmp_path):
     assert [tokenizer.id_to_token(token) for token in tokens] == [*"a</s>b</s>"]
 
 
-def test_dropout_does_not_decide_tokens(trained):
+def test_dropout_is_turned_off(trained):
     tokens = open_tokenizer(trained).encode(TEXT).tolist()
     with_changes(trained, lambda content: content["model"].update(dropout=0.9))
     assert open_tokenizer(trained).encode(TEXT).tolist() == tokens
@@ -189,20 +189,20 @@ def split_by(pattern):
         lambda content: content.update(added_tokens=[1]),
     ],
 )
-def test_a_file_that_is_no_tokenizer_is_refused(trained, change):
-    """Some of these are panics of the library, which are no Exceptions."""
+def test_a_file_that_is_not_a_tokenizer_is_refused(trained, change):
+    """Some of these make the library panic, which raises a BaseException."""
     with pytest.raises(DataError, match=r"tokenizer\.json': must be a tokenizer\.json of Hugging Face"):
         open_tokenizer(with_changes(trained, change))
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"\xff", b"[" * 200_000, b"\xef\xbb\xbf{}"])
-def test_a_file_that_is_no_json_object_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_json_object_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(DataError, match=r"must be a tokenizer\.json of Hugging Face"):
         open_tokenizer(str(tmp_path / "tokenizer.json"))
 
 
-def test_numbers_of_tokens_have_a_limit(trained):
+def test_token_ids_have_a_limit(trained):
     with_changes(trained, lambda content: content["model"]["vocab"].update(zz=2**32 - 1))
     with pytest.raises(
         DataError, match=r"has the token id 4,294,967,295; token ids must be below 16,777,216"
@@ -210,7 +210,7 @@ def test_numbers_of_tokens_have_a_limit(trained):
         vocabulary_size(trained)
 
 
-def test_two_tokens_of_the_end_of_texts_number_are_refused(trained):
+def test_another_token_with_the_id_of_the_end_of_text_is_refused(trained):
     with_changes(trained, lambda content: content["model"]["vocab"].update(h=0))
     with pytest.raises(
         DataError, match="all have the id 0; the end-of-text token must have an id that no other token has"
@@ -226,13 +226,13 @@ def test_two_tokens_of_the_end_of_texts_number_are_refused(trained):
         lambda content: content.update(model={"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "?"}),
     ],
 )
-def test_a_tokenizer_that_fails_on_a_text_raises_an_error_of_ours(trained, change):
+def test_a_tokenizer_that_fails_on_a_text_raises_encode_error(trained, change):
     tokenizer = open_tokenizer(with_changes(trained, change))
     with pytest.raises(EncodeError, match="the tokenizer fails on this text"):
         tokenizer.encode("a" * 40 + "b")
 
 
-def test_characters_that_are_left_out_are_warned_of(trained, caplog):
+def test_a_warning_if_unknown_characters_are_dropped(trained, caplog):
     with_changes(trained, lambda content: content.update(pre_tokenizer=None))
     with caplog.at_level(logging.WARNING):
         assert open_tokenizer(trained).encode("日本").size == 0

@@ -1,4 +1,4 @@
-"""Windows: the tokens of a long text are those of the whole, whatever the chunks and the tokenizer."""
+"""Windows: a long text gets the tokens of the whole text, for any chunks and any tokenizer."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def small(monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiktokens(tmp_path_factory):
-    """gpt2; and its vocabulary under the patterns of cl100k_base and o200k_base, whose files are larger."""
+    """gpt2; and its vocabulary with the patterns of cl100k_base and o200k_base, whose files are too large."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(fill_cache(tmp_path_factory.mktemp("tiktoken"))))
         gpt2 = TiktokenTokenizer("gpt2")
@@ -48,7 +48,7 @@ def tiktokens(tmp_path_factory):
 
 
 def trained(kind):
-    """A tokenizer.json of each family, as its text."""
+    """Return the text of a tokenizer.json of one family."""
     specials, quiet = ["<unk>", "<s>", "</s>"], {"show_progress": False}
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=kind in ("metaspace", "llama2")))
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=specials, **quiet)
@@ -69,7 +69,7 @@ def trained(kind):
         trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=specials, unk_token="<unk>", **quiet)
     tokenizer.train_from_iterator([LINES], trainer)
     tree = json.loads(tokenizer.to_str())
-    if kind == "llama2":  # no words: the whole text is merged at once, after a prefix
+    if kind == "llama2":  # not split into words: the whole text is merged at once, after a prefix
         tree["pre_tokenizer"] = None
         steps = [
             {"type": "Prepend", "prepend": "▁"},
@@ -137,19 +137,19 @@ def windows(text, tokenizer):
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_long_text_has_the_tokens_of_the_whole_with_tiktoken(small, tiktokens, text):
+def test_windows_equal_the_whole_text_with_tiktoken(small, tiktokens, text):
     for tokenizer in tiktokens.values():
         assert windows(text, tokenizer.encode).tolist() == tokenizer.encode(text).tolist()
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_a_long_text_has_the_tokens_of_the_whole_with_a_file(small, file, text):
+def test_windows_equal_the_whole_text_with_a_file(small, file, text):
     assert windows(text, file.encode).tolist() == file.encode(text).tolist()
 
 
 @pytest.mark.parametrize("character", [" ", "\t", "\n", "\u00a0", "A", "語", "\r\n"])
 def test_a_million_of_one_character_and_then_text(tiktokens, character):
-    """More than tiktoken's regex engine takes at once: every token of the run is of this character alone."""
+    """The run is longer than tiktoken's regex engine can handle at once."""
     text = character * 1_000_001 + "a"
     for tokenizer in tiktokens.values():
         tokens = windows(text, tokenizer.encode)
@@ -158,7 +158,7 @@ def test_a_million_of_one_character_and_then_text(tiktokens, character):
 
 
 def test_a_run_is_encoded_as_the_pattern_says(tiktokens):
-    """gpt2 leaves the last space to the word: 1,000,000 tokens of a space, then one of ' word'."""
+    """gpt2 attaches the last space to the word: 1,000,000 tokens for a space each, then one for ' word'."""
     tokens = windows(" " * 1_000_001 + "word", tiktokens["gpt2"].encode)
     assert tokens.tolist() == [220] * 1_000_000 + tiktokens["gpt2"].encode(" word").tolist()
 
@@ -184,7 +184,7 @@ def test_the_tokens_do_not_depend_on_the_chunks(text, one, two):
 
 
 def test_windows_without_a_token_in_common_are_cut_between_characters(small):
-    """A tokenizer whose tokens all depend on where the text ends: nothing is lost or doubled."""
+    """All tokens of this tokenizer depend on the length of the text. No character is lost or repeated."""
 
     def encode(window):
         characters = np.array([ord(character) for character in window.decode()], np.int64)
@@ -194,9 +194,9 @@ def test_windows_without_a_token_in_common_are_cut_between_characters(small):
     assert len(tokens) == 8000 and (tokens % 1000 == ord("é")).all()
 
 
-def test_a_text_that_the_tokenizer_fails_on_is_named(tmp_path):
+def test_the_error_names_the_text_that_the_tokenizer_fails_on(tmp_path):
     tree = json.loads(trained("llama3"))
-    tree["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+$"}  # it goes back exponentially
+    tree["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(a+)+$"}  # exponential backtracking
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
     (tmp_path / "txt").mkdir()
     (tmp_path / "txt" / "good.txt").write_text("good")

@@ -1,4 +1,4 @@
-"""The byte tokenizer: round trips, the tiktoken encoding beside the numpy path, specials."""
+"""The byte tokenizer: round trips, special tokens, errors."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ TOKENIZER = ByteTokenizer()
 
 
 @given(st.text())
-def test_text_comes_back(text: str) -> None:
+def test_decode_inverts_encode(text: str) -> None:
     tokens = TOKENIZER.encode(text)
     assert tokens.dtype == np.uint8
     assert TOKENIZER.decode(tokens) == text

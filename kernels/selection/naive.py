@@ -50,9 +50,14 @@ def select_indices(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> 
 def select_rows(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
     """`select_indices`, and its inverse row_of_entry (B, G, E) int64, -1 where the entry has no row."""
     indices = select_indices(qk, kq, pyramid, n_covered)
+    return indices, inverse(indices, pyramid)
+
+
+def inverse(indices: Tensor, pyramid: Pyramid) -> Tensor:
+    """The row of every entry, row_of_entry (B, G, E) int64, -1 for none, of indices (B, G, S)."""
     row_of_entry = torch.full((*indices.shape[:2], pyramid.n_entries), -1, device=indices.device)
-    order = torch.arange(pyramid.n_selected, device=indices.device).expand_as(indices)
-    return indices, row_of_entry.scatter(-1, indices, order)
+    order = torch.arange(indices.shape[-1], device=indices.device).expand_as(indices)
+    return row_of_entry.scatter(-1, indices.long(), order)
 
 
 def kept_entries(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> list[Tensor]:

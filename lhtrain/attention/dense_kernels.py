@@ -105,7 +105,7 @@ def backward_of(
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    q, k, v = (x.transpose(1, 2) for x in (q, _repeated(k, q), _repeated(v, q)))
+    q, k, v = (x.transpose(1, 2) for x in (q, repeated(k, q), repeated(v, q)))
     out, lse = forward(q, k, v, 0.0, causal, scale=q.shape[-1] ** -0.5)
     return out.transpose(1, 2), lse
 
@@ -114,15 +114,15 @@ def _cpu_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
 ) -> Gradients:
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    tensors = [x.transpose(1, 2) for x in (grad, q, _repeated(k, q), _repeated(v, q), out)]
+    tensors = [x.transpose(1, 2) for x in (grad, q, repeated(k, q), repeated(v, q), out)]
     grads = backward(*tensors, lse.contiguous(), 0.0, causal, scale=q.shape[-1] ** -0.5)
     grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
-    return grad_q, _summed(grad_k, k), _summed(grad_v, k)
+    return grad_q, summed(grad_k, k), summed(grad_v, k)
 
 
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     dim, scale = q.shape[-1], q.shape[-1] ** -0.5
-    q, k, v = (_filled(x, 8).transpose(1, 2) for x in (q, _repeated(k, q), _repeated(v, q)))
+    q, k, v = (filled(x, 8).transpose(1, 2) for x in (q, repeated(k, q), repeated(v, q)))
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)[:2]
     return out.transpose(1, 2)[..., :dim], lse
 
@@ -131,27 +131,27 @@ def _flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
 ) -> Gradients:
     lse, dim, scale = lse.contiguous(), q.shape[-1], q.shape[-1] ** -0.5
-    tensors = [_filled(x, 8).transpose(1, 2) for x in (grad, q, _repeated(k, q), _repeated(v, q), out)]
+    tensors = [filled(x, 8).transpose(1, 2) for x in (grad, q, repeated(k, q), repeated(v, q), out)]
     lengths: list[Any] = [None, None, q.shape[1], k.shape[1]]
     seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_backward
     grads = backward(*tensors, lse, *lengths, 0.0, causal, seed, seed[0], scale=scale)
     grad_q, grad_k, grad_v = (x.transpose(1, 2)[..., :dim] for x in grads)
-    return grad_q, _summed(grad_k, k), _summed(grad_v, k)
+    return grad_q, summed(grad_k, k), summed(grad_v, k)
 
 
-def _filled(x: Tensor, multiple: int) -> Tensor:
+def filled(x: Tensor, multiple: int) -> Tensor:
     """x (…, D) with zeros up to a multiple of D that a kernel takes: they change no score and no output."""
     missing = -x.shape[-1] % multiple
     return F.pad(x, (0, missing)) if missing else x
 
 
-def _repeated(x: Tensor, q: Tensor) -> Tensor:
+def repeated(x: Tensor, q: Tensor) -> Tensor:
     """Keys or values, one for each query head: not every kernel takes fewer."""
     return x if x.shape[2] == q.shape[2] else x.repeat_interleave(q.shape[2] // x.shape[2], 2)
 
 
-def _summed(grad: Tensor, of: Tensor) -> Tensor:
+def summed(grad: Tensor, of: Tensor) -> Tensor:
     return grad if grad.shape[2] == of.shape[2] else grad.unflatten(2, (of.shape[2], -1)).sum(3)
 
 
@@ -163,7 +163,7 @@ def _query_chunks(q: Tensor, k: Tensor) -> list[slice]:
 
 def _scores(q: Tensor, k: Tensor, causal: bool, first: int) -> Tensor:
     """Float32 scores (B, H, T, S) of queries, the first of which is number `first`."""
-    scores = torch.einsum("bthd,bshd->bhts", q.float(), _repeated(k, q).float()) * q.shape[-1] ** -0.5
+    scores = torch.einsum("bthd,bshd->bhts", q.float(), repeated(k, q).float()) * q.shape[-1] ** -0.5
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + first)
         scores = scores.masked_fill(later, -torch.inf)
@@ -175,7 +175,7 @@ def _naive_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tenso
     for part in _query_chunks(q, k):
         scores = _scores(q[:, part], k, causal, part.start)
         lse[:, :, part] = scores.logsumexp(-1)
-        out[:, part] = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), _repeated(v, q).float())
+        out[:, part] = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), repeated(v, q).float())
     return out, lse
 
 
@@ -195,14 +195,14 @@ def _naive_backward(
     for part in _query_chunks(q, k):
         of_part, grad_part = q[:, part].float(), grad[:, part].float()
         weights = (_scores(q[:, part], k, causal, part.start) - lse[:, :, part].unsqueeze(-1)).exp()
-        grad_v += _summed(torch.einsum("bhts,bthd->bshd", weights, grad_part), v)
-        grad_weights = torch.einsum("bthd,bshd->bhts", grad_part, _repeated(v, q).float())
+        grad_v += summed(torch.einsum("bhts,bthd->bshd", weights, grad_part), v)
+        grad_weights = torch.einsum("bthd,bshd->bhts", grad_part, repeated(v, q).float())
         delta = (grad_part * out[:, part].float()).sum(-1).transpose(1, 2).unsqueeze(-1)
         if grad_lse is not None:
             delta = delta - grad_lse[:, :, part].unsqueeze(-1)
         grad_scores = weights * (grad_weights - delta) * scale
-        grad_q[:, part] = torch.einsum("bhts,bshd->bthd", grad_scores, _repeated(k, q).float())
-        grad_k += _summed(torch.einsum("bhts,bthd->bshd", grad_scores, of_part), k)
+        grad_q[:, part] = torch.einsum("bhts,bshd->bthd", grad_scores, repeated(k, q).float())
+        grad_k += summed(torch.einsum("bhts,bthd->bshd", grad_scores, of_part), k)
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from lhtrain.attention.dense import check_dense_backend, dense_attention
 from lhtrain.attention.strict import strictly_causal as strict_attention
 from lhtrain.attention.where import Where
+from lhtrain.attention.windowed import attend_rows, merge_window
 from lhtrain.kernels.pyramid import TILE, Pyramid
 from lhtrain.kernels.scores import Scorer
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.scores.norm import Norm
 from lhtrain.kernels.selection import Selection
+from lhtrain.kernels.selection.naive import inverse
 from lhtrain.kernels.selection.topk import TopK
 from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from lhtrain.registry import BACKENDS, SCORERS
@@ -60,8 +62,10 @@ def lighthouse_attention(
             gradient flows through scores.
         selection: the rule by which scores pick pyramid entries.
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
-        strictly_causal: no output depends on later tokens, not even by the choice of rows; see `strict.py`.
-        window: W, the tokens before each position's tile that it attends to exactly, where strictly causal.
+        window: W, the last tokens, itself included, that each position attends to exactly; their result is
+            merged with the rows' (`windowed.py`). 0: the published layer. At least N: full attention.
+        strictly_causal: no output depends on later tokens, not even by the choice of rows (`strict.py`).
+            `window` then counts the tokens before the tile of a position.
         tile: entries expanded in a tile, half by `qk` and half by `kq`, which divides the budget. None: 128,
             as published, or 16 where strictly causal.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
@@ -76,11 +80,19 @@ def lighthouse_attention(
     """
     pyramid = Pyramid.of(q.shape[1], levels, pooling, budget, tile, strictly_causal).check()
     _check_backend(backend)
+    if window < 0:
+        raise ValueError(f"window={window}: must be at least 0")
     if strictly_causal:
         rows_k, rows_v, kernels = gather_keys(q, k, v, pyramid, backend, scorer_of(scorer), selection)
         return strict_attention(q, k, v, rows_k, rows_v, pyramid, window, kernels)
+    if window >= q.shape[1]:
+        return dense_attention(q, k, v, dense)
     n_covered = len(q) if cover_prefix else 0
     selected = gather(q, k, v, pyramid, n_covered, backend, scorer_of(scorer), selection)
+    if window:
+        kernels = selected.row_of_entry is not None
+        rows, rows_lse = attend_rows(selected.q, selected.k, selected.v, kernels)
+        return merge_window(q, k, v, rows, rows_lse, selected.places(pyramid), pyramid, window, kernels)
     return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
 
 
@@ -93,6 +105,12 @@ class Selected(NamedTuple):
     v: Tensor
     indices: Tensor
     row_of_entry: Tensor | None
+
+    def places(self, pyramid: Pyramid) -> Tensor:
+        """row_of_entry, whatever ran."""
+        if self.row_of_entry is not None:
+            return self.row_of_entry
+        return inverse(self.indices, pyramid)
 
 
 def gather(

@@ -8,6 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from lhtrain.kernels.merge import kernel as merge
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.ranges import kernel as ranges
 from lhtrain.kernels.scores.kernel import LAUNCH, score_kernel
@@ -23,8 +24,11 @@ from lhtrain.kernels.windows.kernel import (
     tokens_from_rows_kernel,
 )
 
-INTEGERS = ("p_places", "p_indices", "p_scratch", "p_lo", "p_hi", "p_first", "p_last")
-TYPES = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(("p_qk", "p_kq", "p_lse", "p_delta"), "*fp32")
+ROWS_LSE = ("p_rows_lse", "p_grad_rows_lse")
+INTEGERS = ("p_places", "p_indices", "p_scratch", "p_lo", "p_hi", "p_first", "p_last", "p_before")
+TYPES = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(
+    ("p_qk", "p_kq", "p_lse", "p_delta", *ROWS_LSE), "*fp32"
+)
 TYPES["scale"] = "fp32"
 COUNTS = ("n_blocks", "n_tiles", "n_level", "n_queries", "n_keys", "scale")  # of no known divisor
 
@@ -68,6 +72,11 @@ def main(levels: int, pooling: int, group: int, dim: int) -> None:
         long_rows_kernel,
         {"H": 8, "G": 8, "SHIFTED": True, "BLOCK_T": 64, "D": dim, "BLOCK_D": size["BLOCK_D"]},
     )
+    merged = common | size | {"HAS_BEFORE": True}
+    compile_kernel(merge.merge_kernel, merged | {"BLOCK_T": merge.TOKENS_LAUNCH["BLOCK_T"]}, num_warps=2)
+    for level in range(levels):
+        constants = merged | {"LEVEL": level, "BLOCK_E": merge.ROWS_LAUNCH["BLOCK_E"]}
+        compile_kernel(merge.merge_backward_kernel, constants, num_warps=2)
     sizes = ranges.constants_for(torch.bfloat16, dim) | {"H": 8 * group, "G": 8}
     for kernel, more in (
         (ranges.forward_kernel, ranges.FORWARD),

@@ -10,12 +10,14 @@ if find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]  # nothing here can even be imported
 elif not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    from lhtrain.kernels.merge import kernel as merge
     from lhtrain.kernels.scores import kernel as scores
     from lhtrain.kernels.windows import kernel as windows
 
     # The interpreter takes milliseconds a program: have fewer, larger ones.
     scores.LAUNCH["BLOCK_T"] = windows.ROWS_BLOCK["tokens"] = 512
     windows.TOKENS_LAUNCH["BLOCK_T"] = 256
+    merge.TOKENS_LAUNCH["BLOCK_T"] = merge.ROWS_LAUNCH["BLOCK_E"] = 256
 
 
 @pytest.fixture

@@ -10,12 +10,8 @@ from lhtrain.errors import UsageError
 
 TITLE = "lhtrain: pre-train language models on long contexts, with Lighthouse Attention, then full attention."
 STATUS = """\
-Exit status
-  0        done
-  1        an error while the command ran
-  2        wrong arguments or settings; nothing was started
-  75       a rank hung, so that its watchdog ended it
-  128 + N  stopped by signal N before the end of the run; the run can be resumed"""
+Exit status: 0 done; 1 an error; 2 wrong arguments or settings, nothing was started; 75 a rank hung;
+128 + N stopped by signal N before the end of the run, which lhtrain resume continues"""
 
 
 def explain(arguments: Namespace) -> None:
@@ -52,9 +48,9 @@ def overview() -> str:
             *_listed(),
             f"\n{TRAIN.details}\n",
             _groups_text(),
-            "\nOptions: -m, --config-dir DIR, --cfg job and others, see lhtrain train --help; --version\n",
+            "\nOptions: -m, --config-dir DIR, --cfg job and others, see lhtrain train --help; --version",
             STATUS,
-            "\nMore: README.md and docs/",
+            "More: README.md and docs/",
         ]
     )
 

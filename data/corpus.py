@@ -74,8 +74,7 @@ def open_corpus(
     """Open a corpus.
 
     Local texts (`AUTOMATIC` sources) are tokenized now, unless the cache holds tokens of the same content.
-    Every other source, and texts with a limit or with `out`, must have been prepared by `lhtrain data
-    prepare`.
+    All other sources, and texts with a limit or with `out`, must have been prepared: `lhtrain data prepare`.
 
     Args:
         source: "stdlib", the standard library of the running Python; "text", local files and folders;

@@ -1,7 +1,7 @@
 """Packing documents into blocks of equal length, without cutting a document that fits into a block.
 
-A document no longer than a block lies in one block. A longer document is cut into full blocks, and the rest
-of it is packed like a document. Positions of a block without a document are padding.
+A document longer than a block is cut into full blocks, and the rest of it is packed like a document.
+Positions of a block without a document are padding.
 """
 
 from typing import NamedTuple

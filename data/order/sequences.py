@@ -20,9 +20,8 @@ from lhtrain.data.prepare.split import Split
 from lhtrain.data.store.tokens import ESCAPE
 
 PADDING = -100  # in a sequence: no token; torch's losses ignore this value as a target
-# Long blocks may be read at most this many times as often as short blocks, and the other way around. Up to
-# four epochs, repeated data are worth almost as much as new data (Muennighoff et al., 2023, arXiv
-# 2305.16264).
+# Long blocks may be read at most this many times as often as short blocks, and the other way around. For up
+# to four epochs, repeated data are almost as good as new data (Muennighoff et al., 2023, arXiv 2305.16264).
 MOST_REPEATS = 4
 
 
@@ -39,8 +38,7 @@ class SequenceOrder:
 
     Args:
         source: the split to read, or a list of weighted parts.
-        seq_lens: the sequence length, or the lengths of all stages; each must divide the longest,
-        `block_len`.
+        seq_lens: the sequence length, or those of all stages; each must divide the longest, `block_len`.
         seed: any integer.
         long_fraction: fraction of the blocks read that are long: at least half of the tokens are from
             documents longer than half a block. None: the natural fraction. If set, long and short blocks have
@@ -262,8 +260,8 @@ def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int) -> lis
     for is_long, share in kinds.items():
         mine = [pool for pool in pools if bool(pool.packing.long[pool.blocks[0]]) is is_long]
         if share > 0 and not mine:
-            length = "longer" if is_long else "no longer"
-            rule = f"needs documents {length} than half a sequence of {block_len} tokens"
+            length = "longer than" if is_long else "of at most"
+            rule = f"needs documents {length} half a sequence of {block_len} tokens"
             raise DataError(f"data.long_fraction={long_fraction}: {rule}; there are none")
         total = sum(pool.weight for pool in mine)
         for pool in mine if share > 0 else []:

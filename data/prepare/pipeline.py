@@ -193,16 +193,14 @@ def _claim(folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit]
         return fingerprint
     shards = next(folder.glob("*.bin"), None) is not None
     if not plan and shards and not _is_of(folder, fingerprint):
-        rule = (
-            "contains .bin files but no plan.json that describes them; remove it or choose another data.out"
-        )
+        rule = "contains .bin files but no plan.json; remove the folder or choose another data.out"
         raise DataError(f"data.out={str(folder)!r}: {rule}")
     if plan and (shards or os.path.lexists(folder / "meta.json")):
         differing = differences(plan.get("recipe"), recipe.as_dict())
         rule = f"contains shards of different settings ({differing})"
         if not differing:
             rule = "contains shards of the same settings, but the source or the tokenizer has changed since"
-        raise DataError(f"data.out={str(folder)!r}: {rule}; remove it or choose another data.out")
+        raise DataError(f"data.out={str(folder)!r}: {rule}; remove the folder or choose another")
     content = {"fingerprint": fingerprint, "recipe": recipe.as_dict(), "units": len(units)}
     write_atomic(path, json.dumps(content, indent=2) + "\n")
     return fingerprint
@@ -362,9 +360,7 @@ def _work(folder: Path, number: int, unit: Unit, advance: Any = None) -> None:
         with _disk_errors(folder):
             write_shard(path, unit, _worker["recipe"], _worker["tokenizer"], advance or count)
     except MemoryError as error:
-        rule = (
-            "more memory is needed than is available: try fewer data.workers, or split the largest document"
-        )
+        rule = "there is not enough memory; try fewer data.workers, or split the largest document"
         raise DataError(f"data.path: {unit.items[0].path!r} (the first file of a shard): {rule}") from error
 
 

@@ -197,7 +197,7 @@ def _parsed(line: bytes, place: object) -> Row:
         hint = _ARRAY if isinstance(row, list) else ""
         raise DataError(f"data.path: {place}: {rule}, not {type(row).__name__}{hint}")
     if isinstance(row, _Doubled):
-        rule = "each key must appear only once, because the value would be ambiguous"
+        rule = "each key must appear only once; otherwise its value is ambiguous"
         raise DataError(f"data.path: {place}: has the key {row.twice!r} more than once; {rule}")
     return row
 

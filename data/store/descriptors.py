@@ -24,7 +24,10 @@ class Identity(NamedTuple):
     changed_ns: int
 
     def is_of(self, other: "Identity") -> bool:
-        """Return whether both may have the same content. Network file systems may change inodes: ignored."""
+        """Return whether both may have the same content.
+
+        Inodes are not compared, because some network file systems change them.
+        """
         return (self.size, self.modified_ns) == (other.size, other.modified_ns)
 
 

@@ -93,8 +93,10 @@ class TokenStore:
             return np.memmap(stream, self.dtype, "r", HEADER.size, (self.n_tokens,))
 
     def document(self, index: int) -> np.ndarray:
-        """Return the tokens of document `index` with its end-of-text: a read-only view, or a copy if the file
-        has an escaped token."""
+        """Return the tokens of document `index` with its end-of-text token.
+
+        A read-only view, or a copy if the file has an escaped token.
+        """
         if not 0 <= index < self.n_documents:
             raise IndexError(f"document {index}: {self.path.name} has {self.n_documents}")
         return unescaped(self.tokens[self.offsets[index] : self.offsets[index + 1]], self.header.escaped)

@@ -196,9 +196,7 @@ class HuggingFaceTokenizer(Tokenizer):
             raise _encode_error(error) from error
         tokens = np.array(encoding.ids, dtype=self.dtype)
         for special, spelt in self._spelt.items():
-            if (
-                tokens == special
-            ).any():  # the vocabulary of a unigram model may include it as a normal piece
+            if (tokens == special).any():  # a unigram model may have it as an ordinary piece
                 tokens = _replaced(tokens, special, spelt)
         return tokens
 

@@ -114,6 +114,6 @@ def _prepared(folder: Path) -> Tokenizer:
     if found != meta:
         key = next(key for key in ("hash", *found) if found[key] != meta.get(key))
         theirs, ours = (str(values.get(key))[:12] for values in (meta, found))
-        rule = f"its shards were made with a different one ({key} {theirs}, here {ours})"
+        rule = f"its shards were made with a different tokenizer ({key} {theirs}, here {ours})"
         raise DataError(f"data.tokenizer={meta['name']!r}: {str(folder)!r}: {rule}")
     return tokenizer

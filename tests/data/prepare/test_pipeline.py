@@ -424,7 +424,7 @@ def test_too_little_memory_is_reported(texts, tmp_path, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(shard, "write_document", none_left)
-    with pytest.raises(DataError, match=r"00\.txt'.*more memory is needed than is available.*data\.workers"):
+    with pytest.raises(DataError, match=r"00\.txt'.*not enough memory.*data\.workers"):
         prepare(recipe(texts), tmp_path / "out", workers=1, progress=False)
 
 

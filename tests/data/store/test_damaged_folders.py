@@ -214,9 +214,9 @@ CRAFTED = {
     "hash": (in_tokenizer(hash="../x"), r"tokenizer\.hash='\.\./x': must be 64 hexadecimal digits"),
     "another hash": (
         in_tokenizer(hash="0" * 64),
-        "its shards were made with a different one|must agree with",
+        "its shards were made with a different tokenizer|must agree with",
     ),
-    "another vocabulary": (in_tokenizer(vocab_size=90000), "its shards were made with a different one"),
+    "another vocabulary": (in_tokenizer(vocab_size=90000), "its shards were made with a different tokenizer"),
 }
 
 

@@ -1,8 +1,8 @@
 """Compare two checkouts: how long commands take that do not train. The checkouts take turns.
 
     git worktree add /tmp/old 3ee40e6
-    python scripts/bench/front_door.py /tmp/old . --repeat 5
-    python scripts/bench/front_door.py /tmp/old . --first-step        # the start of the default run
+    python scripts/bench/startup.py /tmp/old . --repeat 5
+    python scripts/bench/startup.py /tmp/old . --first-step        # the start of the default run
 
 Prints for each command the smallest wall-clock and CPU seconds (user + system) of both, and their ratio.
 `--first-step` measures instead the time until the default run has logged its first step, in seconds and

@@ -293,5 +293,5 @@ def _check_size(split: Split, block_len: int) -> None:
         larger = ", or a larger data.val_fraction" if split.name == "val" else ""
         raise DataError(
             f"data: the {split.name} split has {split.n_tokens} tokens; a sequence of {block_len} and its"
-            f" last target need {block_len + 1}: use more text or shorter sequences{larger}"
+            f" last target need {block_len + 1}; use more text or a smaller model.seq_len{larger}"
         )

@@ -45,7 +45,7 @@ def inspect(folder: Path, val_fraction: float = 0.05, document: int = 0) -> str:
         f"bos {'none' if tokenizer['bos'] is None else tokenizer['bos']}",
         f"shards      {len(stores)}, {n_bytes / 1e6:,.1f} MB, {stores[0].dtype}",
         f"documents   {len(lengths):,}"
-        + "".join(f"; {n:,} skipped: {reason}" for reason, n in manifest.skipped.items()),
+        + "".join(f"; {n:,} skipped ({reason})" for reason, n in manifest.skipped.items()),
         f"tokens      {int(lengths.sum()):,}, {shares}",
         _spread(lengths),
         "",

@@ -473,7 +473,7 @@ def test_inspect_shows_no_control_characters_and_needs_no_split(tmp_path):
     prepare(Recipe(source="text", path=str(tmp_path / "a.txt")), tmp_path / "out", 1, progress=False)
     without_checksum(tmp_path / "out", crafted(skipped={"\x1b[2J": 1}))
     report = statistics.inspect(tmp_path / "out")
-    assert "\x1b" not in report and "1 skipped: \\x1b[2J" in report
+    assert "\x1b" not in report and "1 skipped (\\x1b[2J)" in report
     assert "tokens      2, data: the only document has 1 tokens" in report
 
 

@@ -13,7 +13,7 @@ from lhtrain.cli import fail, main
     [
         ({}, "lhtrain: wrong"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "lhtrain: wrong"),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, ""),  # the first rank says it
+        ({"RANK": "1", "WORLD_SIZE": "2"}, ""),  # the first rank prints it
         ({"RANK": "1"}, "lhtrain: rank 1: wrong"),
         ({"RANK": "5", "WORLD_SIZE": "2"}, "lhtrain: rank 5: wrong"),
         ({"RANK": "x", "WORLD_SIZE": "2"}, "lhtrain: rank x: wrong"),
@@ -22,7 +22,7 @@ from lhtrain.cli import fail, main
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "lhtrain: wrong"),  # a shell within a job
     ],
 )
-def test_an_error_is_never_silent_where_there_may_be_no_first_rank(monkeypatch, capsys, variables, words):
+def test_an_error_is_printed_even_if_there_is_no_first_rank(monkeypatch, capsys, variables, words):
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -32,7 +32,7 @@ def test_an_error_is_never_silent_where_there_may_be_no_first_rank(monkeypatch, 
     assert capsys.readouterr().err.strip() == words
 
 
-def test_a_full_disk_behind_stdout_is_one_sentence(monkeypatch, capsys):
+def test_a_full_disk_behind_stdout_is_one_message(monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 

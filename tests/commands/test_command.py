@@ -1,4 +1,4 @@
-"""The words behind a command's name, and that help, dispatch and completion know the whole table."""
+"""Parsing of arguments; help, dispatch and completion for all commands of the table."""
 
 import re
 
@@ -19,14 +19,14 @@ def test_words_options_and_settings_come_in_any_order():
     assert COMMANDS["train"].parse(["-m", "a=1,2", "--cfg", "job"]).settings == ["a=1,2"]
 
 
-def test_keys_of_the_command_itself_are_no_settings():
+def test_keys_of_the_command_itself_are_not_settings_of_the_run():
     parsed = COMMANDS["extend"].parse(["runs/a=b", "steps=+5", "optim.lr=1e-3"])
     assert (parsed.DIR, parsed.steps, parsed.settings) == ("runs/a=b", "+5", ["optim.lr=1e-3"])
     parsed = COMMANDS["estimate"].parse(["gpu=h200"])
     assert (parsed.gpu, parsed.ranks) == ("h200", None)
 
 
-def test_the_name_of_a_file_that_exists_is_that_file(tmp_path, monkeypatch):
+def test_a_word_that_is_an_existing_file_is_that_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dtype=x").mkdir()
     assert COMMANDS["export"].parse(["dtype=x", "out"]).RUN == "dtype=x"
@@ -93,7 +93,7 @@ def test_the_overview_lists_every_command(capsys):
         ("lhtrain --mu", {"--multirun"}),
     ],
 )
-def test_a_shell_is_offered(monkeypatch, capsys, line, offered):
+def test_completion_offers(monkeypatch, capsys, line, offered):
     asked = []
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setattr(completion, "_ask_hydra", asked.append)

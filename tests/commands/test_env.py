@@ -1,4 +1,4 @@
-"""`lhtrain env`: every section prints, whatever is missing, and nothing that is private."""
+"""`lhtrain env`: all sections print, whatever is missing, and nothing private is printed."""
 
 import sys
 

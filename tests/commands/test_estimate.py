@@ -1,4 +1,4 @@
-"""`lhtrain estimate` from its words to its table."""
+"""`lhtrain estimate`, from its arguments to its table."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Commands that train nothing import neither PyTorch, which takes seconds, nor what only a run needs."""
+"""Commands that do not train do not import PyTorch, which takes seconds, nor packages that only a run needs."""
 
 import json
 import os
@@ -22,11 +22,11 @@ COMMANDS = [
     "data verify out",
     "data inspect out",
 ]
-# Each command after the others, in one process: its status, and the heavy modules that are there after it.
+# Runs all commands in one process. Prints the status of each, and the heavy modules imported after it.
 PROGRAM = """
 import contextlib, io, json, sys
 from lhtrain import cli
-cli.begin_training = lambda: None  # it replaces the streams
+cli.begin_training = lambda: None  # it would replace the streams
 found = {}
 lines, heavy = map(json.loads, sys.argv[1:])
 for line in lines:

@@ -1,4 +1,4 @@
-"""From the words of `lhtrain [train] …` to what Hydra gets."""
+"""From the arguments of `lhtrain [train]` to those that Hydra gets."""
 
 import sys
 
@@ -11,7 +11,7 @@ from lhtrain.runs.run_dir import claim
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
-    """What Hydra would get of a command line, instead of a run."""
+    """Returns the arguments that Hydra would get, instead of training."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "begin_training", lambda: None)
     got: list[list[str]] = []
@@ -29,8 +29,8 @@ def test_hydra_gets_text_as_it_was_typed(started):
     assert "run.name='2024_11_05'" in started("run.name=2024_11_05", "run.dir=r")
 
 
-def test_a_folder_of_ones_own_settings_counts_for_a_resume_too(started, monkeypatch, tmp_path):
-    """With it the settings are composed; without it the run's own configuration is all there is."""
+def test_config_dir_is_used_in_a_resume_too(started, monkeypatch, tmp_path):
+    """With --config-dir the settings are composed; without it only the run's own configuration is used."""
     monkeypatch.setattr(train, "continues", lambda settings: pytest.fail("--config-dir was ignored"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "r").mkdir()
@@ -39,13 +39,13 @@ def test_a_folder_of_ones_own_settings_counts_for_a_resume_too(started, monkeypa
     assert any("mine" in setting for setting in got) and "resume=auto" in got
 
 
-def test_runs_that_start_in_the_same_second_have_a_folder_each(tmp_path):
+def test_runs_that_start_in_the_same_second_get_different_folders(tmp_path):
     claimed = [claim(tmp_path / "runs" / "now") for _ in range(3)]
     assert [path.name for path in claimed] == ["now", "now_2", "now_3"]
     assert claim(tmp_path / "a", "_sweep") == tmp_path / "a" and (tmp_path / "a_sweep").is_dir()
 
 
-def test_a_sweep_with_runs_in_its_folder_starts_nothing(started, tmp_path, capsys):
+def test_a_sweep_whose_folder_contains_runs_is_refused(started, tmp_path, capsys):
     (tmp_path / "s_sweep" / "1" / "checkpoints").mkdir(parents=True)
     (tmp_path / "s_sweep" / "1" / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(SystemExit):
@@ -54,7 +54,7 @@ def test_a_sweep_with_runs_in_its_folder_starts_nothing(started, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["-m", "--cfg", "job"], "leave one of them out"),
         (["--resolve"], "need --cfg job"),
@@ -66,11 +66,11 @@ def test_a_sweep_with_runs_in_its_folder_starts_nothing(started, tmp_path, capsy
         (["run.dir=r", "resume=auto,force"], "resume=auto,force"),
     ],
 )
-def test_arguments_that_cannot_be_run(started, capsys, arguments, said):
+def test_arguments_that_cannot_be_run(started, capsys, arguments, message):
     with pytest.raises(SystemExit) as ended:
         started(*arguments)
-    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_a_glob_of_choices_is_a_sweep(started):
+def test_a_glob_of_presets_is_a_sweep(started):
     assert "stage=glob(d*)" in started("-m", "stage=glob(d*)", "run.dir=g")

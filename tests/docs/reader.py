@@ -113,6 +113,7 @@ class Reader:
             assert not mixed, f"a block for this page's commands has no {mixed}"
             self._check(rest)
             if mark == "slurm" and rest[:2] in (["slurm", "submit"], ["slurm", "resume"]):
+                self._given(rest)
                 self._run([word for word in rest if word != "--dry-run"] + ["--dry-run"])
             elif not mark:
                 self._run(self._shrunk(rest))

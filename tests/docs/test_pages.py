@@ -12,6 +12,7 @@ from tests.docs.shell import unquoted_patterns
 PAGES = {page.name: page for page in pages()}
 GUIDES = {page.name: page for page in guides()}
 GROUPS = {key.partition(".")[0] for key in all_keys() if "." in key}
+FOLDERS = ("conf", "data", "kernels", "lhtrain", "scripts", "tests")
 KEY = re.compile(r"((?:[a-z_0-9]+\.)+[a-z_0-9]+)(?:=.*)?")
 
 
@@ -85,3 +86,17 @@ def test_a_page_is_read_as_it_is_written(tmp_path, monkeypatch):
 )
 def test_unquoted_patterns(line, found):
     assert unquoted_patterns(line) == found
+
+
+@of_each(GUIDES)
+def test_files_of_the_project_that_a_page_names_exist(page):
+    drawn = [
+        (block.number, text)
+        for block in page.blocks
+        for text in re.findall(r"[\w./-]+\.py\b", block.text if block.language == "text" else "")
+    ]
+    for number, text in [*page.code(), *drawn]:
+        first, slash, rest = text.partition("/")
+        if slash and re.fullmatch(r"[\w./-]*", rest) and first in FOLDERS and not text.startswith("docs/"):
+            made_here = text in {block.file for block in page.blocks}
+            assert made_here or (ROOT / text).exists(), f"{page.name}:{number}: no {text}"

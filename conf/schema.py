@@ -150,18 +150,19 @@ class LighthouseConfig:
     levels: Annotated[int, at_most(64)] = 3
     # number of entries that are pooled into one entry of the next level (p); a power of two, at least 2
     pooling: Annotated[int, at_most(2**20)] = 4
-    # number of entries per level that are expanded (k), a multiple of 128; null: seq_len / 64, rounded up
+    # number of entries per level that are expanded (k), a multiple of lighthouse.tile; null: seq_len / 64,
+    # rounded up to a multiple of 128
     budget: Annotated[int | None, at_most(2**31 - 1)] = None
     # how entries are ranked for selection; norm: by their l2 norm
     scorer: Annotated[str, one_of(SCORERS)] = "norm"
     # number of tokens up to each position, itself included, that it attends to exactly, besides the selected
     # rows; 0: selected rows only, as published
     window: Annotated[int, at_least(0)] = 0
-    # no output depends on later tokens, not even by the choice of rows: the model can generate text without a
-    # recovery stage; `window` then counts the tokens before the tile of each position
+    # make no output depend on later tokens, not even through the choice of rows, so that the model can
+    # generate text without a recovery stage; window then counts the tokens before the tile of each position
     strictly_causal: bool = False
-    # entries expanded in a tile, half by the scores of queries and half by those of keys; must be even and
-    # divide the budget; null: 128, or 16 where strictly causal, whose exact part is as long as a tile
+    # number of entries that are expanded in each tile, half chosen by the scores of queries and half by those
+    # of keys; an even number; null: 128, or 16 if strictly_causal is true
     tile: Annotated[int | None, at_least(2)] = None
     # always expand the first entry of each level, so that every position gets an output
     cover_prefix: bool = True
@@ -187,7 +188,7 @@ class StageConfig:
     lr_scale: Positive = 1.0  # factor by which the learning rate is multiplied in this stage
     levels: int = II("lighthouse.levels")  # like lighthouse.levels
     pooling: int = II("lighthouse.pooling")  # like lighthouse.pooling
-    # like lighthouse.budget; if that is null, seq_len / 64 of this stage, rounded up
+    # like lighthouse.budget; if that is null, computed from seq_len of this stage
     budget: int = II("budget:${lighthouse.budget},${.seq_len}")
     scorer: Annotated[str, one_of(SCORERS)] = II("lighthouse.scorer")  # like lighthouse.scorer
     window: Annotated[int, at_least(0)] = II("lighthouse.window")  # like lighthouse.window

@@ -34,6 +34,7 @@ def _any_stage(key: str) -> str:
 LENGTHS = ("model.seq_len", "stages.NAME.seq_len")
 LEVELS = ("lighthouse.levels", "stages.NAME.levels")
 POOLING = ("lighthouse.pooling", "stages.NAME.pooling")
+TILES = ("lighthouse.tile", "stages.NAME.tile", "lighthouse.strictly_causal", "stages.NAME.strictly_causal")
 BUDGETS = ("lighthouse.budget", "stages.NAME.budget")
 BATCHES = ("run.batch_tokens", "stages.NAME.batch_tokens", "run.grad_accum", "stages.NAME.grad_accum")
 HEADS = ("model.n_heads", "model.n_kv_heads")
@@ -71,9 +72,14 @@ RELATIONS = (
         ("model.seq_len=4104",),
     ),
     Relation(
-        (*BUDGETS, *LENGTHS, *LEVELS, *POOLING),
+        (*BUDGETS, *TILES),
+        "in a lighthouse stage, budget must be a multiple of tile",
+        ("lighthouse.budget=256", "lighthouse.tile=96"),
+    ),
+    Relation(
+        (*BUDGETS, *TILES, *LENGTHS, *LEVELS, *POOLING),
         "in a lighthouse stage, budget must be at most seq_len / pooling^(levels - 1), the size of the "
-        "coarsest level, and budget / 128 must divide that size",
+        "coarsest level, and budget / tile must divide that size",
         ("lighthouse.budget=384", "model.seq_len=8192"),
     ),
     Relation(
@@ -102,7 +108,7 @@ RELATIONS = (
     Relation(
         ("parallel.cp_attention", "parallel.cp", *HEADS),
         "parallel.cp_attention=ulysses needs a parallel.cp that divides model.n_heads and model.n_kv_heads",
-        ("parallel.cp=4", "parallel.cp_attention=ulysses"),
+        ("stage=dense", "parallel.cp=4", "parallel.cp_attention=ulysses"),
     ),
     Relation(
         ("parallel.cp", *LENGTHS),
@@ -110,9 +116,14 @@ RELATIONS = (
         ("stage=dense", "parallel.cp=2", "model.seq_len=4098"),
     ),
     Relation(
-        ("parallel.cp", *BUDGETS),
-        "with parallel.cp > 1, budget must be a multiple of 128 * 2 * parallel.cp",
+        ("parallel.cp", *BUDGETS, *TILES),
+        "with parallel.cp > 1, budget must be a multiple of tile * 2 * parallel.cp",
         ("parallel.cp=2",),
+    ),
+    Relation(
+        ("parallel.cp", "lighthouse.window", "stages.NAME.window", *LENGTHS),
+        "with parallel.cp > 1, window must be at most seq_len / (2 * parallel.cp), or at least seq_len",
+        ("parallel.cp=2", "stages.lighthouse.budget=512", "model.seq_len=32768", "lighthouse.window=9000"),
     ),
     Relation(
         ("optim.warmup_fraction", "optim.decay_fraction", "optim.schedule"),

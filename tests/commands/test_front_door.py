@@ -1,4 +1,4 @@
-"""Commands that do not train do not import PyTorch, which takes seconds, nor packages that only a run needs."""
+"""Commands that do not train import neither PyTorch, which takes seconds, nor what only a run needs."""
 
 import json
 import os

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -173,10 +173,10 @@ def explain_topic(topic: str, config: Any) -> str | None:
     return "\n\n".join(parts or map(explain_preset, named)) or None
 
 
-def no_such_topic(topic: str) -> str:
+def no_such_topic(topic: str, commands: Iterable[str] = ()) -> str:
     """The error for a topic that is no command, key, group or preset."""
     names = {str(preset) for preset in presets()} | {preset.name for preset in presets()}
-    return f"no command, key or preset {topic!r}{nearest(topic, [*all_keys(), *sorted(names)])}"
+    return f"no command, key or preset {topic!r}{nearest(topic, [*commands, *all_keys(), *sorted(names)])}"
 
 
 def _default(key: str, config: Any) -> tuple[str, str]:

@@ -95,7 +95,7 @@ def _topic(text: str) -> str:
     with hydra():
         found = explain_topic(text, compose("config"))
     if found is None:
-        raise UsageError(f"help: {no_such_topic(text)}; lhtrain help lists commands and presets")
+        raise UsageError(f"help: {no_such_topic(text, COMMANDS)}; lhtrain help lists commands and presets")
     return (
         f"{help_of(COMMANDS[text])}\n\n{text} is also the name of settings:\n\n{found}"
         if text in COMMANDS

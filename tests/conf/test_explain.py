@@ -82,3 +82,4 @@ def test_a_topic_shows(config, topic, parts):
 def test_a_wrong_topic_names_the_nearest(config, topic, near):
     assert explain_topic(topic, config) is None
     assert f"did you mean {near}?" in no_such_topic(topic)
+    assert "did you mean export?" in no_such_topic("exprt", ["export"])

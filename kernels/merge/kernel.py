@@ -46,7 +46,7 @@ def merge_kernel(
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr, HAS_BEFORE: tl.constexpr,
     BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_T tokens of one head: p_out (B, N, H, D) and p_lse (B, H, N) hold the near part, then the merged."""
+    """BLOCK_T tokens of one head: p_out (B, N, H, D) and p_lse (B, H, N) get the merged values in place."""
     i_p = tl.program_id(0)
     i_h = i_p % H
     i_block = (i_p // H) % n_blocks

@@ -46,7 +46,8 @@ def reference() -> str:
         config = compose("config")
     groups = [field.name for field in fields(Config) if is_container(type_of(field.name))]
     others = [field.name for field in fields(Config) if field.name not in groups]
-    parts = [HEAD, *(_group(name, config) for name in groups)]
+    links = ", ".join(f"[{name}](#{name})" for name in [*groups, "experiment"])
+    parts = [HEAD, f"Groups: {links}; [other keys](#other-keys).", *(_group(name, config) for name in groups)]
     parts += ["## Other keys", _table([entry(key, config) for key in others])]
     parts += [
         "## experiment",

@@ -50,8 +50,9 @@ def _offered(command: Command, rest: list[str], is_first: bool) -> list[str]:
         offered += members(command.name)
     if command is HELP:
         from lhtrain.conf.keys import all_keys
+        from lhtrain.conf.presets import presets
 
-        offered += [*(members() if not rest else members(rest[0])), *all_keys()]
+        offered += [*(members() if not rest else members(rest[0])), *all_keys(), *map(str, presets())]
     return offered
 
 

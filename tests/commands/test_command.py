@@ -90,6 +90,7 @@ def test_the_overview_lists_every_command(capsys):
         ("lhtrain help est", {"estimate"}),
         ("lhtrain help slurm st", {"status"}),
         ("lhtrain help model.seq", {"model.seq_len"}),
+        ("lhtrain help model=gpt", {"model=gpt_tiny", "model=gpt_350m"}),
         ("lhtrain --mu", {"--multirun"}),
     ],
 )

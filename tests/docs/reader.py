@@ -165,8 +165,8 @@ class Reader:
                 try:
                     data_config(job) if command.name == "data prepare" else checked(job, n_ranks=n_ranks)
                 except ConfigError as error:
-                    if any(not problem.is_here for problem in error.problems):
-                        raise
+                    if not all(problem.is_here or "meta.json" in problem.rule for problem in error.problems):
+                        raise  # and not only because nobody has prepared the data
 
     def _check_script(self, words: list[str]) -> None:
         """The script exists and has the options; settings of training are valid."""

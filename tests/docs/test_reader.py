@@ -1,7 +1,10 @@
 """The reader finds what is wrong with a page."""
 
+import re
+
 import pytest
 
+from lhtrain.commands.table import COMMANDS
 from tests.docs.page import Page
 from tests.docs.reader import Reader
 
@@ -72,3 +75,12 @@ def test_output_that_a_page_shows(follow):
     follow(f"```console\n{shown}…\n```\n".replace("\n…", "\n…\n  optim.lr=fast: must be of type float"))
     with pytest.raises(AssertionError, match="prints"):
         follow(f"```console\n{shown}  optim.lr=fast: must be an int\n```\n")
+
+
+@pytest.mark.slow
+def test_examples_of_the_help(follow):
+    """The commands that `--help` shows, with their comments cut off, are as valid as those of a page."""
+    texts = "\n".join(re.sub(r"\\\n *", "", command.details) for command in COMMANDS.values())
+    lines = re.findall(r"^  ((?:lhtrain|torchrun)(?: .*?)?)(?: {3,}.*)?$", texts, re.MULTILINE)
+    assert len(lines) > 30
+    follow("\n".join(["<!-- gpu -->", "```bash", *dict.fromkeys(lines), "```"]) + "\n")

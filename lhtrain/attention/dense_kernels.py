@@ -85,11 +85,12 @@ def backward_of(
 ) -> Gradients:
     """The gradients of q, k and v from those of out and lse, whatever the kernel takes.
 
-    out and lse must be those of this very attention, not of a larger one of which it is a part.
+    out and lse may be those of a larger attention of which this one is a part.
 
-    With weights P the gradient of lse adds scale * grad_lse * P K to that of q, and
+    With weights P = exp(scores - lse), the gradient of lse adds scale * grad_lse * P K to that of q, and
     scale * P^T (grad_lse * q) to that of k. Where the kernel does not do that, the first is attention to the
-    keys in place of the values, and the second the gradient of those: a forward and a backward pass more.
+    keys in place of the values, and the second is the gradient of those values. This costs one more forward
+    and one more backward pass.
     """
     if grad_lse is None:
         return kernel.backward(grad, q, k, v, out, lse, causal)
@@ -98,7 +99,8 @@ def backward_of(
     grad_q, grad_k, grad_v = kernel.backward(grad, q, k, v, out, lse, causal)
     scale = q.shape[-1] ** -0.5
     by_query = grad_lse.transpose(1, 2).unsqueeze(-1) * scale  # (B, T, H, 1) float32
-    keys = kernel.forward(q, k, k, causal)[0]
+    keys, part_lse = kernel.forward(q, k, k, causal)
+    keys = keys * (part_lse - lse).exp().transpose(1, 2).unsqueeze(-1)  # a part has its share of the weights
     of_keys = kernel.backward((by_query * q).to(q.dtype), q, k, k, keys, lse, causal)[2]
     return (grad_q + by_query * keys).to(q.dtype), grad_k + of_keys, grad_v
 

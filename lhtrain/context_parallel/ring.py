@@ -1,8 +1,9 @@
 """Keys and values travel from rank to rank while each rank attends to those it has.
 
 B batch, T tokens of a rank, H query heads, Hkv key/value heads, D head dim. In the load-balanced layout
-(`layout.py`) a rank's queries attend, causally, to its own keys; of an earlier rank's keys, all queries to
-its head; of a later rank's keys, the queries of the tail to all. So every step but the first costs the same.
+(`layout.py`) a rank's queries attend causally to its own keys. Of an earlier rank's keys, all queries attend
+to the head; of a later rank's keys, the queries of the tail attend to all. So every step after the first
+costs the same.
 Source: Ring Attention, arXiv:2310.01889; the layout: Striped and zigzag variants, Llama 3 (arXiv:2407.21783,
 section 3.3.2).
 """
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lhtrain.attention.dense_kernels import kernel_for
+from lhtrain.attention.dense_kernels import backward_of, kernel_for
 from lhtrain.context_parallel.collectives import group_of
 
 
@@ -23,6 +24,12 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: str) -> Tensor:
     Returns (B, T, H, D). Any numbers of heads; partial results are merged in float32.
     """
     return _ring(q, k, v, group)[0]
+
+
+def ring_with_lse(q: Tensor, k: Tensor, v: Tensor, group: str) -> tuple[Tensor, Tensor]:
+    """`ring_attention`, and the logsumexp of its scores (B, H, T) float32, with gradients through both."""
+    out, lse = _ring(q, k, v, group)
+    return out, lse
 
 
 def _parts(rank: int, source: int, tokens: int) -> tuple[slice, slice, bool]:
@@ -71,9 +78,19 @@ def _(q, k, v, group):
 
 @torch.library.custom_op("lhtrain::ring_backward", mutates_args=())
 def _ring_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, group: str
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    group: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and, one step behind, their gradients travel; the latter end where they belong."""
+    """Gradients of out and lse -> of q, k and v. grad_lse: None where nothing uses lse.
+
+    Keys and values travel, and their gradients one step behind them, until each is back at its own rank.
+    """
     members = group_of(group)
     rank, size, kernel = dist.get_rank(members), dist.get_world_size(members), kernel_for(q)
     travelling, grads = torch.stack([k, v]), torch.zeros(2, *k.shape, device=k.device, dtype=torch.float32)
@@ -83,8 +100,9 @@ def _ring_backward(
         arrives = _pass_on(travelling, members) if step + 1 < size else None
         queries, keys, causal = _parts(rank, (rank - step) % size, q.shape[1])
         part_k, part_v = travelling[:, :, keys].unbind()
-        of_queries = (grad[:, queries], q[:, queries], part_k, part_v, out[:, queries], lse[:, :, queries])
-        part = kernel.backward(*of_queries, causal)
+        of_lse = None if grad_lse is None else grad_lse[:, :, queries].contiguous()
+        saved = (q[:, queries], part_k, part_v, out[:, queries], lse[:, :, queries])
+        part = backward_of(kernel, grad[:, queries], of_lse, *saved, causal)
         grad_q[:, queries] += part[0]
         grads = gradients_arrive() if gradients_arrive else grads
         grads[0, :, keys] += part[1]
@@ -115,17 +133,20 @@ def _pass_on(x: Tensor, members: dist.ProcessGroup) -> Callable[[], Tensor]:
 
 
 @_ring_backward.register_fake
-def _(grad, q, k, v, out, lse, group):
+def _(grad, grad_lse, q, k, v, out, lse, group):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
 def _ring_context(ctx, inputs, output):
     *tensors, ctx.group = inputs
     ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)  # the gradient of a result that nobody uses is None
 
 
-def _ring_autograd(ctx, grad, _lse):
-    return *_ring_backward(grad, *ctx.saved_tensors, ctx.group), None
+def _ring_autograd(ctx, grad, grad_lse):
+    q, *saved = ctx.saved_tensors
+    grad = torch.zeros_like(q) if grad is None else grad
+    return *_ring_backward(grad, grad_lse, q, *saved, ctx.group), None
 
 
 _ring.register_autograd(_ring_autograd, setup_context=_ring_context)

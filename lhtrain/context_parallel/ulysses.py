@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lhtrain.attention.dense import dense_attention
+from lhtrain.attention.windowed import attend_rows
 from lhtrain.context_parallel.collectives import all_to_all
 from lhtrain.context_parallel.layout import shared_out, whole
 
@@ -17,10 +18,30 @@ def ulysses_attention(q: Tensor, k: Tensor, v: Tensor, group: str, size: int, ba
 
     Returns (B, T, H, D). H and Hkv must be multiples of `size`; any dense backend will do.
     """
+    return _all_heads(dense_attention(*_own_heads(q, k, v, group, size), backend), group, size)
+
+
+def ulysses_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, group: str, size: int, kernels: bool
+) -> tuple[Tensor, Tensor]:
+    """`ulysses_attention`, and the logsumexp of its scores (B, H, T) float32, with gradients through both.
+
+    kernels: whether GPU kernels serve, as in `attend_rows`.
+    """
+    out, lse = attend_rows(*_own_heads(q, k, v, group, size), kernels)
+    return _all_heads(out, group, size), _all_heads(lse.transpose(1, 2), group, size).transpose(1, 2)
+
+
+def _own_heads(q: Tensor, k: Tensor, v: Tensor, group: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's share of the heads, of the whole sequence: (B, W T, H / W or Hkv / W, D)."""
     # A rank's heads of q, k and v go out together: (B, T, W, h + 2 hkv, D) -> (W, B, T, h + 2 hkv, D)
     shares = torch.cat([x.unflatten(2, (size, -1)) for x in (q, k, v)], 3).movedim(2, 0)
     mine = whole(all_to_all(shares.contiguous(), group))
     n_kv = k.shape[2] // size
     heads_q, heads_k, heads_v = mine.split([q.shape[2] // size, n_kv, n_kv], 2)
-    out = dense_attention(heads_q.contiguous(), heads_k.contiguous(), heads_v.contiguous(), backend)
-    return all_to_all(shared_out(out, size).contiguous(), group).movedim(0, 2).flatten(2, 3)
+    return heads_q.contiguous(), heads_k.contiguous(), heads_v.contiguous()
+
+
+def _all_heads(x: Tensor, group: str, size: int) -> Tensor:
+    """x (B, W T, H / W, ...) of this rank's heads -> of this rank's tokens, (B, T, H, ...)."""
+    return all_to_all(shared_out(x, size).contiguous(), group).movedim(0, 2).flatten(2, 3)

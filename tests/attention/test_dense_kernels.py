@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lhtrain.attention import dense_kernels
-from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse, kernel_for
+from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse, backward_of, kernel_for
 
 KERNELS = ["cpu", pytest.param("flash", marks=pytest.mark.gpu), pytest.param("fa4", marks=pytest.mark.gpu)]
 
@@ -137,3 +137,32 @@ def test_a_logsumexp_that_is_unused_costs_no_further_pass():
     q = torch.randn(1, 8, 2, 8, requires_grad=True)
     attend_with_lse(q, q, q, kernel=replace(cpu, forward=forward, backward=backward))[0].sum().backward()
     assert passes == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("n_kv", [4, 2])
+@pytest.mark.parametrize("kernel", ["naive", *KERNELS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_two_parts_of_the_keys_have_the_gradients_of_the_whole(kernel, dtype, dim, n_kv):
+    """The gradient of the logsumexp of all keys, as the ring over ranks needs it. On a CPU in float32."""
+    on_gpu = kernel in ("flash", "fa4")
+    device, dtype = ("cuda", dtype) if on_gpu else ("cpu", torch.float32)
+    kernel = DENSE_KERNELS[kernel]
+    torch.manual_seed(0)
+    shapes = [(2, 96, 4, dim), (2, 160, n_kv, dim), (2, 160, n_kv, dim), (2, 96, 4, dim)]
+    q, k, v, grad = (torch.randn(shape, device=device).to(dtype) for shape in shapes)
+    if on_gpu and kernel.name == "fa4" and not dense_kernels.fa4_runs():
+        pytest.skip("FlashAttention-4 does not run here")
+    grad_lse = torch.randn(2, 4, 96, device=device)
+    exact = [x.float().requires_grad_() for x in (q, k, v)]
+    want, want_lse = explicit(*exact, False)
+    torch.autograd.backward((want, want_lse), (grad.float(), grad_lse))
+    out, lse = want.detach().to(dtype), want_lse.detach()
+    parts = [
+        backward_of(kernel, grad, grad_lse, q, k[:, keys], v[:, keys], out, lse, False)
+        for keys in (slice(64), slice(64, None))
+    ]
+    of_q, *of_keys = zip(*parts, strict=True)
+    got = [sum(x.float() for x in of_q), *(torch.cat(pair, 1) for pair in of_keys)]
+    for one, leaf in zip(got, exact, strict=True):
+        assert (one.float() - leaf.grad).norm() <= (2e-2 if on_gpu else 2e-5) * leaf.grad.norm()

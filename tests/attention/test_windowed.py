@@ -171,3 +171,40 @@ def test_the_layer_at_every_dtype(dtype, heads, groups, dim, strictly_causal):
     bound = 1e-4 if dtype == torch.float32 else 1.5e-2
     for one, other in zip(got, want, strict=True):
         assert (one.float() - other).norm() <= bound * other.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strictly_causal", [False, True])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_deterministic_mode_repeats_to_the_bit(dim, strictly_causal):
+    tensors = draw(16384, 8, 2, dim, torch.bfloat16, device="cuda")
+    options = {"levels": 3, "pooling": 4, "budget": 256, "window": 512, "strictly_causal": strictly_causal}
+    torch.use_deterministic_algorithms(True)
+    try:
+        once, again = (results(lambda *x: lighthouse_attention(*x, **options), tensors) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_compiled_on_a_gpu_it_is_the_layer(dtype):
+    tensors = draw(8192, 8, 2, 64, dtype, device="cuda")
+    attend = LighthouseAttention(levels=3, pooling=4, budget=128, window=512)
+    compiled = torch.compile(attend, fullgraph=True, dynamic=False)
+    for one, other in zip(results(compiled, tensors), results(attend, tensors), strict=True):
+        assert (one.float() - other.float()).norm() <= 1e-2 * other.float().norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_memory_of_a_layer_grows_with_its_tokens_alone(dtype):
+    """All scores of 65,536 tokens would take 17 GB a head in float32."""
+    q, k, v = (x[:1].requires_grad_() for x in draw(65536, 2, 2, 64, dtype, device="cuda"))
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    options = {"levels": 3, "pooling": 4, "budget": 1024, "window": 512}
+    lighthouse_attention(q, k, v, **options).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 24 * q.numel() * q.element_size()

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
-from lhtrain.context_parallel import over_ranks, positions
+from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse
+from lhtrain.attention.flash4 import fa4_runs
+from lhtrain.attention.windowed import attend_rows
+from lhtrain.context_parallel import over_ranks, positions, ring
+from lhtrain.context_parallel.ring import ring_with_lse
+from lhtrain.context_parallel.ulysses import ulysses_with_lse
 from tests.context_parallel.threads import ThreadRanks
 
 HEADS, DIM, BATCH, SEQ_LEN = 4, 8, 2, 2048
@@ -52,3 +57,103 @@ def test_a_window_longer_than_a_chunk_is_refused(monkeypatch):
         ThreadRanks(2, monkeypatch).run(
             lambda rank: over_ranks(plain, "ring", True, "group", rank, 2)(tokens, tokens, tokens)
         )
+
+
+def both_results(attend, q, k, v, grad, grad_lse):
+    """The results that have a gradient, and the gradients of q, k and v."""
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    pairs = zip(attend(*leaves), (grad, grad_lse), strict=True)
+    found = [(result, grad) for result, grad in pairs if grad is not None]
+    torch.autograd.backward(*zip(*found, strict=True))
+    return [*(result.detach() for result, _ in found), *(x.grad for x in leaves)]
+
+
+def attention_with_lse(method, rank, size, kernels=False):
+    if method == "ring":
+        return lambda q, k, v: ring_with_lse(q, k, v, "group")
+    return lambda q, k, v: ulysses_with_lse(q, k, v, "group", size, kernels)
+
+
+@pytest.mark.parametrize("used", ["both", "output", "logsumexp"])
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(("method", "n_kv", "kernel"), [
+    ("ring", 1, "cpu"), ("ring", 4, "cpu"), ("ring", 1, "naive"), ("ulysses", 4, "cpu"),
+])  # fmt: skip
+def test_the_logsumexp_and_its_gradient_are_those_of_one_rank(method, n_kv, kernel, size, used, monkeypatch):
+    """The kernel "cpu" takes no gradient of the logsumexp by itself, and "naive" does."""
+    torch.manual_seed(0)
+    n = 256
+    shapes = [(BATCH, n, heads, DIM) for heads in (HEADS, n_kv, n_kv, HEADS)]
+    q, k, v, grad = (torch.randn(shape) for shape in shapes)
+    grad = None if used == "logsumexp" else grad
+    grad_lse = None if used == "output" else torch.randn(BATCH, HEADS, n)
+    want = both_results(lambda *x: attend_rows(*x, False), q, k, v, grad, grad_lse)
+    monkeypatch.setattr(ring, "kernel_for", lambda q: DENSE_KERNELS[kernel])
+
+    def on(rank):
+        here = positions(n, rank, size)
+        of_lse = None if grad_lse is None else grad_lse[..., here]
+        mine = [None if x is None else x[:, here] for x in (q, k, v, grad)]
+        return here, both_results(attention_with_lse(method, rank, size), *mine, of_lse)
+
+    for here, got in ThreadRanks(size, monkeypatch).run(on):
+        for mine, whole in zip(got, want, strict=True):
+            whole = whole[:, here] if whole.ndim == 4 else whole[..., here]
+            torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("used", [slice(2), slice(1), slice(1, 2)], ids=["both", "output", "logsumexp"])
+def test_the_ring_compiles_into_one_graph(used, monkeypatch):
+    torch.manual_seed(0)
+    tensors = [torch.randn(BATCH, 64, n, DIM) for n in (HEADS, 1, 1)]
+
+    def loss(q, k, v):
+        return sum(result.square().sum() for result in ring_with_lse(q, k, v, "group")[used])
+
+    def gradients(function):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        function(*leaves).backward()
+        return [x.grad for x in leaves]
+
+    def on(rank):
+        return gradients(loss), gradients(torch.compile(loss, fullgraph=True, backend="aot_eager"))
+
+    ((want, got),) = ThreadRanks(1, monkeypatch).run(on)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(
+    ("method", "n_kv", "kernel"),
+    [("ring", 2, "fa4"), ("ring", 8, "flash"), ("ring", 2, "flash"), ("ulysses", 4, None)],
+)
+def test_the_kernels_of_a_gpu_give_the_logsumexp_and_its_gradient(
+    method, n_kv, kernel, dim, dtype, monkeypatch
+):
+    """Two ranks that share one GPU, against float32 on one rank."""
+    n, heads, size = 2048, 8, 2
+    torch.manual_seed(0)
+    shapes = [(1, n, number, dim) for number in (heads, n_kv, n_kv, heads)]
+    tensors = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
+    grad_lse = torch.randn(1, heads, n, device="cuda")
+    if kernel == "fa4" and not fa4_runs():
+        pytest.skip("FlashAttention-4 does not run here")
+    naive = DENSE_KERNELS["naive"]
+    wide = [x.float() for x in tensors]
+    want = both_results(lambda *x: attend_with_lse(*x, kernel=naive), *wide, grad_lse)
+    if kernel:
+        monkeypatch.setattr(ring, "kernel_for", lambda q: DENSE_KERNELS[kernel])
+
+    def on(rank):
+        here = positions(n, rank, size).cuda()
+        attend = attention_with_lse(method, rank, size, kernels=True)
+        return here, both_results(attend, *(x[:, here] for x in tensors), grad_lse[..., here])
+
+    for here, got in ThreadRanks(size, monkeypatch).run(on):
+        for mine, whole in zip(got, want, strict=True):
+            whole = whole[:, here] if whole.ndim == 4 else whole[..., here]
+            assert (mine.float() - whole).norm() <= 2e-2 * whole.norm()

@@ -1,4 +1,4 @@
-"""Configuration: the YAML groups, their schema, and the rules that values must keep."""
+"""Configuration: the YAML presets, the schema of the keys, and the rules for their values."""
 
 from hydra.core.config_store import ConfigStore
 

@@ -1,4 +1,4 @@
-"""Which values a key takes, beside its type in schema.py: `Annotated[int, at_least(1)]`."""
+"""Bounds of values, written beside the type of a key in schema.py: `Annotated[int, at_least(1)]`."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lhtrain.conf.nearest import nearest
 from lhtrain.registry import Registry
 
-INT32, FLOAT = 2**31 - 1, 1e30  # more than these is a slip of the keyboard
+INT32, FLOAT = 2**31 - 1, 1e30  # a larger value is a typing error
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class OneOf:
         return any(isinstance(option, Registry) for option in self.options)
 
     def names(self) -> list[str]:
-        """All names, those of plugins that are loaded among them."""
+        """Return all names, with those that loaded plugins have added."""
         names: list[str] = []
         for option in self.options:
             names += option.names() if isinstance(option, Registry) else [option]
         return names
 
     def broken_rule(self, value: object) -> str | None:
-        """What `value` must be, if it is not."""
+        """Return the rule that `value` breaks, or None."""
         names = self.names()
         if value in names:
             return None
@@ -37,13 +37,13 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Within:
-    """A finite number from `low` to `high`; the rule that a lower, a higher or an infinite one breaks."""
+    """A finite number from `low` to `high`."""
 
     low: float
     high: float
-    if_lower: str
-    if_higher: str
-    if_infinite: str
+    if_lower: str  # the rule that a lower value breaks
+    if_higher: str  # the rule that a higher value breaks
+    if_infinite: str  # the rule that infinity breaks
     excludes_low: bool = False
     excludes_high: bool = False
 
@@ -55,7 +55,10 @@ class Within:
         return ", ".join(rule.removeprefix("must be ") for rule in dict.fromkeys(rules) if rule)
 
     def broken_rule(self, value: object) -> str | None:
-        """What `value` must be, if it is not; values that are no numbers are not looked at."""
+        """Return the rule that `value`, or an element of a list, breaks, or None.
+
+        Values that are not numbers break no rule here; their type is checked elsewhere.
+        """
         if isinstance(value, list | tuple):
             rule = next(filter(None, map(self.broken_rule, value)), None)
             return f"each {rule}" if rule else None
@@ -63,7 +66,7 @@ class Within:
             return None
         if value == math.inf:
             return self.if_infinite
-        if not (value > self.low or (value == self.low and not self.excludes_low)):  # nan, too
+        if not (value > self.low or (value == self.low and not self.excludes_low)):  # true for nan too
             return self.if_lower
         if value > self.high or (value == self.high and self.excludes_high):
             return self.if_higher
@@ -71,24 +74,24 @@ class Within:
 
 
 def one_of(*options: str | Registry) -> OneOf:
-    """The value is one of the names, or a name in one of the registries."""
+    """One of the names, or a name in one of the registries."""
     return OneOf(options)
 
 
 def at_least(least: int, most: int = INT32, remedy: str = "") -> Within:
-    """A whole number; remedy: added to the rule, such as ', or null'."""
+    """A whole number from `least` to `most`. remedy: text to add to the rule, such as ', or null'."""
     lower, higher = f"must be at least {least}{remedy}", f"must be at most {most:,}"
     return Within(least, most, lower, higher, higher)
 
 
 def at_most(most: int) -> Within:
-    """A whole number whose lower bound is a rule of its own."""
+    """A whole number up to `most`; its lower bound is checked elsewhere."""
     rule = f"must be at most {most:,}"
     return Within(-math.inf, most, "", rule, rule)
 
 
 def positive(least: float = 0.0, why: str = "") -> Within:
-    """A finite number above 0; least: the smallest that works, `why` explains it."""
+    """A finite number above 0. least: the smallest allowed value, if not 0; why: the reason, for the rule."""
     rule, most = "must be greater than 0 and finite", f"must be at most {FLOAT:g}"
     if least:
         return Within(least, FLOAT, f"must be at least {least:g}: {why}", most, rule)
@@ -96,20 +99,20 @@ def positive(least: float = 0.0, why: str = "") -> Within:
 
 
 def not_negative(if_infinite: str = "") -> Within:
-    """A finite number, at least 0."""
+    """A finite number that is at least 0. if_infinite: the rule that infinity breaks."""
     rule = "must be at least 0" if if_infinite else "must be at least 0 and finite"
     return Within(0, FLOAT, rule, f"must be at most {FLOAT:g}", if_infinite or rule)
 
 
 def seconds_or_null() -> Within:
-    """A time limit above 0."""
+    """A time limit in seconds, above 0; null for none."""
     infinite = "must be finite, or null for no limit"
     rule = "must be greater than 0, or null"
     return Within(0, FLOAT, rule, f"must be at most {FLOAT:g}", infinite, excludes_low=True)
 
 
 def between(low: float, high: float, remedy: str = "") -> Within:
-    """A number from `low` to `high`, both included."""
+    """A number from `low` to `high`, both included. remedy: text to add to the rule."""
     rule = f"must be between {low:g} and {high:g}{remedy}"
     return Within(low, high, rule, rule, rule)
 
@@ -121,7 +124,7 @@ def above(low: float, at_most: float) -> Within:
 
 
 def below(high: float, at_least: float | None = None, above: float | None = None) -> Within:
-    """A number below `high`, from `at_least` on or above `above`."""
+    """A number below `high`, and either at least `at_least` or above `above`."""
     least = f"at least {at_least:g}" if above is None else f"above {above:g}"
     rule = f"must be {least} and below {high:g}"
     low = at_least if above is None else above

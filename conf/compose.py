@@ -1,4 +1,4 @@
-"""From command-line overrides to one checked `Config`, or to one error that names every problem."""
+"""Composes and checks a `Config` from command-line settings; one error names every problem."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from lhtrain.conf.typed.own_files import documents, number, recorded
 from lhtrain.conf.typed.paths import exists, expanded
 from lhtrain.quote import override
 
-# What Hydra raises where overrides do not fit; ValueError: a group's choice that it reads as a number.
+# Errors that Hydra raises for invalid overrides. ValueError: a group's choice that it reads as a number.
 MISFITS = (HydraException, OmegaConfBaseException, ValueError)
 
 SEARCH = "hydra.searchpath="
@@ -37,22 +37,25 @@ SEARCH = "hydra.searchpath="
 
 @dataclass(frozen=True)
 class Checked:
-    """A valid configuration, and whether its run.dir is a new one at every start."""
+    """A valid configuration."""
 
     config: Config
-    is_dated: bool  # run.dir contains the time of the start
+    is_dated: bool  # whether run.dir contains the time of the start, so that every start has a new one
 
 
 def check_overrides(
     overrides: list[str], config_name: str = "config", n_ranks: int | None = None, here: bool = False
 ) -> Config:
-    """Compose and validate without running anything.
+    """Compose and validate a configuration without running anything.
 
-    n_ranks: those that would run it, if that is known. here: whether it is this machine, so that its files
-    and GPUs are looked at too.
+    Args:
+        overrides: settings KEY=VALUE as typed on the command line.
+        config_name: the YAML file to start from.
+        n_ranks: number of ranks that would run it, if known.
+        here: check also the files and GPUs of this machine.
 
     Raises:
-        ConfigError: with every unknown key or group, wrong type and broken rule among `overrides`.
+        ConfigError: names every unknown key or group, wrong type and broken rule.
     """
     return checked(overrides, config_name, n_ranks, here).config
 
@@ -60,7 +63,7 @@ def check_overrides(
 def checked(
     overrides: list[str], config_name: str = "config", n_ranks: int | None = None, here: bool = False
 ) -> Checked:
-    """As `check_overrides`."""
+    """Like `check_overrides`; the result has also whether run.dir contains the time."""
     with hydra():
         settings, problems = _settings(overrides)
         config, misfits = _composed(settings, config_name)
@@ -75,10 +78,10 @@ def checked(
 
 
 def data_config(overrides: list[str]) -> DataConfig:
-    """The `data` part of what `overrides` compose, for a command that reads nothing else.
+    """Compose and check only the group `data`, for a command that uses nothing else.
 
     Raises:
-        ConfigError: as `check_overrides`, but of the rules only those on `data`.
+        ConfigError: as `check_overrides`, but only the rules on `data` are checked.
     """
     from lhtrain.conf.rules.machine import data_here
 
@@ -101,7 +104,7 @@ def data_config(overrides: list[str]) -> DataConfig:
 
 
 def build(config: DictConfig, n_ranks: int | None = None) -> Config:
-    """The typed configuration. Raises ConfigError if a rule is broken."""
+    """Return the typed configuration. Raises ConfigError if a rule is broken."""
     if problems := _problems_of(config, n_ranks):
         raise ConfigError(problems)
     return _typed(config)
@@ -109,19 +112,25 @@ def build(config: DictConfig, n_ranks: int | None = None) -> Config:
 
 @contextmanager
 def hydra() -> Iterator[None]:
-    """Hydra, with this program's files, for as long as the context lasts."""
+    """A context in which Hydra is initialized with the YAML files of lhtrain."""
     GlobalHydra.instance().clear()
     with initialize_config_module("lhtrain.conf", version_base="1.3"), recorded():
         yield
 
 
 def with_folders(folders: list[str], settings: list[str]) -> list[str]:
-    """The settings, with the override by which Hydra looks for files in `folders` too. Raises ConfigError."""
+    """Return the settings, preceded by the override that adds `folders` to Hydra's search path.
+
+    Raises ConfigError if a folder does not exist.
+    """
     return [search_path(*folders), *settings] if folders else settings
 
 
 def search_path(*folders: str) -> str:
-    """The override by which Hydra looks for files in `folders` too. Raises ConfigError if one is missing."""
+    """Return the override that adds `folders` to Hydra's search path.
+
+    Raises ConfigError if a folder does not exist.
+    """
     if missing := [folder for folder in folders if not Path(expanded(folder)).is_dir()]:
         raise ConfigError([Problem("--config-dir", folder, "no such folder") for folder in missing])
     places = (override(f"file://{Path(expanded(folder)).absolute()}") for folder in folders)
@@ -129,7 +138,10 @@ def search_path(*folders: str) -> str:
 
 
 def _settings(overrides: list[str]) -> tuple[list[Setting], list[Problem]]:
-    """The overrides as settings, without those that cannot be read at all; folders of files in one list."""
+    """Parse overrides into settings, and problems for those that cannot be parsed.
+
+    All values of hydra.searchpath are joined into the first setting.
+    """
     problems = []
     settings = []
     folders: list[str] = []
@@ -148,7 +160,7 @@ def _settings(overrides: list[str]) -> tuple[list[Setting], list[Problem]]:
 
 
 def _hidden(settings: list[Setting]) -> Iterator[Problem]:
-    """Files of the user's that a choice means, and that Hydra passes over for a preset of the same name."""
+    """Yield a problem for each chosen file of the user that Hydra would ignore for a preset of that name."""
     if not settings or not settings[0].override.startswith(SEARCH):
         return
     folders: Any = OverridesParser.create().parse_override(settings[0].override).value()
@@ -162,7 +174,7 @@ def _hidden(settings: list[Setting]) -> Iterator[Problem]:
 
 
 def _composed(settings: list[Setting], config_name: str) -> tuple[DictConfig | None, list[Problem]]:
-    """What the settings make, without those that are problems."""
+    """Compose the settings; if some are invalid, compose the others and return the problems."""
     try:
         return compose(config_name, overrides=[setting.override for setting in settings]), []
     except (*MISFITS, RecursionError):
@@ -171,7 +183,7 @@ def _composed(settings: list[Setting], config_name: str) -> tuple[DictConfig | N
 
 
 def _one_by_one(settings: list[Setting], config_name: str) -> tuple[list[Problem], DictConfig | None]:
-    """Add the settings one at a time, groups first: those that do not fit are problems, the rest compose."""
+    """Add the settings one at a time, groups first; return the problems, and the composition of the rest."""
     accepted: list[str] = []
     problems: list[Problem] = []
     config = None
@@ -182,7 +194,7 @@ def _one_by_one(settings: list[Setting], config_name: str) -> tuple[list[Problem
     groups = set(GlobalHydra.instance().config_loader().list_groups(""))
 
     def order(setting: Setting) -> tuple[bool, bool]:
-        """First where else to look for files, then groups, which bring the keys."""
+        """Sort the search path first, then groups, because they define keys that the others set."""
         return not setting.override.startswith(SEARCH), setting.key not in groups
 
     for setting in sorted(settings, key=order):
@@ -191,7 +203,7 @@ def _one_by_one(settings: list[Setting], config_name: str) -> tuple[list[Problem
             accepted.append(setting.override)
             if setting.override.startswith(SEARCH):
                 groups |= set(GlobalHydra.instance().config_loader().list_groups(""))
-        except ConfigError as error:  # a file of the user's
+        except ConfigError as error:  # in a file of the user
             problems += error.problems
         except (*MISFITS, RecursionError) as error:
             problems.append(_explain(setting, error, groups, config or defaults))
@@ -202,45 +214,45 @@ def _explain(setting: Setting, error: Exception, groups: set[str], config: DictC
     key, value = setting.key, setting.value
     message = f"{error}\n{error.__cause__ or ''}"  # Hydra wraps OmegaConf's errors and drops their text
     own = next((one for one in documents() if one.config_path == f"{key}/{value}"), None)
-    if own is not None:  # an error in the file's own defaults list or hydra settings
+    if own is not None:  # an error in the defaults list or hydra settings of the user's file
         place = own.at("hydra" if "Hydra" in message or "hydra" in message.lower().split() else "defaults")
-        return Problem("", None, _in_words(message).replace(f"In '{key}/{value}': ", ""), place)
+        return Problem("", None, _main_line(message).replace(f"In '{key}/{value}': ", ""), place)
     if "submitit_slurm" in message and value == "lhtrain_slurm":
         return Problem(key, value, "needs the package: pip install 'lhtrain[slurm]'")
-    if "Could not find" in message and (key in groups or "/" in key):  # a group's option
+    if "Could not find" in message and (key in groups or "/" in key):  # no such preset of a group
         options = re.findall(r"^\t(\S+)$", message, re.MULTILINE)
         return Problem(key, value, f"must be one of {', '.join(options)}")
     if "Config group override must be" in message:
         options = GlobalHydra.instance().config_loader().get_group_options(key)
         return Problem(key, value, f"must be one of {', '.join(options)}")
     if "Ambiguous value" in message or "requires --multirun" in message:
-        rule = "several values need a sweep; add -m. A list is [A,B]; quotes make one text of it"
-        return Problem(key, value, f"{rule}: '{key}=\"A,B\"'")
+        rule = f"several values need a sweep (add -m), a list is [A,B], and a text is '{key}=\"A,B\"'"
+        return Problem(key, value, rule)
     if setting.prefix == "~":
-        rule = f"{setting.typed}: a key cannot be removed; KEY=null switches off one that may be null"
+        rule = f"{setting.typed}: a key cannot be removed; set it to null if it may be null"
         return Problem("", None, rule)
     if re.search(r"not in struct|Could not override|No match in the defaults|not in '", message):
         return _no_such_key(key, value, config)
     if type_of(key) is not None:
         given = None if value.strip().lower() == "null" else value
         return Problem(key, given, misfit(key, given) or rule_of(key, given))
-    if isinstance(error, OverrideParseException):  # the grammar's own words name none of our keys
+    if isinstance(error, OverrideParseException):  # the parser's message does not name the key
         if key in groups:
             options = GlobalHydra.instance().config_loader().get_group_options(key)
             return Problem(key, value, f"must be one of {', '.join(options)}")
         if not key.startswith("hydra.") and OmegaConf.select(config, key) is None:
             return _no_such_key(key, value, config)
-    return Problem(key, value, _in_words(message))
+    return Problem(key, value, _main_line(message))
 
 
-def _in_words(message: str) -> str:
-    """The line of one of Hydra's messages that names the error."""
+def _main_line(message: str) -> str:
+    """Return the line of a message of Hydra that names the error."""
     lines = [line.strip() for line in message.splitlines() if line.strip() and "full_key" not in line]
     skipped = ("Error merging", "See https", "Error parsing", "reference_type", "object_type")
     lines = [line for line in lines if not line.startswith(skipped) and "raised while composing" not in line]
     options = re.findall(r"^\t(\S+)$", message, re.MULTILINE)
     text = (lines or [message])[0].removeprefix("In 'config': ")
-    return f"{text}; there is: {', '.join(options)}" if options else text
+    return f"{text}; must be one of {', '.join(options)}" if options else text
 
 
 def _typed(config: DictConfig) -> Config:
@@ -257,7 +269,7 @@ def _typed(config: DictConfig) -> Config:
 
 
 def _expand_data(data: DataConfig) -> None:
-    """Expand `~` in the paths of `data`, and make numbers of the weights: both were text as typed."""
+    """Expand `~` in the paths of `data` and convert the weights to numbers; both are text as typed before."""
     if isinstance(data.path, str):
         data.path = expanded(data.path)
     elif isinstance(data.path, list):
@@ -270,7 +282,7 @@ def _expand_data(data: DataConfig) -> None:
 
 
 def _part(part: Any) -> Any:
-    """A source of a mixture; `validate` checks it."""
+    """Expand the path and convert the weight of one source of a mixture; `validate` checks them later."""
     if not isinstance(part, dict):
         return part
     part = dict(part)
@@ -297,7 +309,7 @@ def _problems_of(config: DictConfig, n_ranks: int | None, here: bool = False) ->
 
 
 def _unknown(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Keys that the schema does not have: Hydra lets + and files of one's own add them."""
+    """Yield keys that the schema does not have, which `+KEY=VALUE` and the user's files can add."""
     for key, child in _items(config):
         name = f"{prefix}{key!s}"
         if type_of(name) is None:
@@ -307,7 +319,7 @@ def _unknown(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, object
 
 
 def _unresolved(config: DictConfig) -> Iterator[Problem]:
-    """Keys without a value, and interpolations that lead nowhere or to a value of a wrong type."""
+    """Yield problems for keys without a value, and for invalid interpolations."""
     if missing := sorted(_missing(OmegaConf.to_container(config, resolve=False))):
         yield from (Problem(key, "???", "needs a value") for key in missing)
         return
@@ -317,7 +329,7 @@ def _unresolved(config: DictConfig) -> Iterator[Problem]:
             parent[key]
         except (OmegaConfBaseException, RecursionError) as error:
             rule = _first_line(error)
-            if rule not in seen:  # else it follows from a value that is reported already
+            if rule not in seen:  # otherwise it follows from a value that is already reported
                 yield Problem(parent._get_full_key(key), _as_written(parent, key), f"{rule}; {LITERALLY}")
             seen.add(rule)
 
@@ -330,7 +342,7 @@ def _missing(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _interpolations(config: DictConfig | ListConfig) -> Iterator[tuple[Any, Any]]:
-    """Where a value holds ${…}: its container, and its key there."""
+    """Yield the container and the key of each value that contains ${…}."""
     for key, child in _items(config):
         if OmegaConf.is_interpolation(config, key):
             yield config, key
@@ -344,7 +356,7 @@ def _as_written(parent: DictConfig | ListConfig, key: Any) -> object:
 
 
 def _items(config: DictConfig | ListConfig) -> list[tuple[Any, Any]]:
-    """Keys and values, interpolations as they are written; nothing of a null or of an interpolation."""
+    """Return keys and values, with unresolved interpolations; [] if `config` is null or an interpolation."""
     if config._is_none() or config._is_missing() or config._is_interpolation():
         return []
     if isinstance(config, ListConfig):
@@ -357,13 +369,13 @@ def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
     stage = rest.partition(".")[0]
     if group == "stages" and "." in rest and type_of(key) is not None and stage not in config.stages:
         names = ", ".join(str(name) for name in config.stages)
-        return Problem(key, value, f"no stage {stage!r} in this run (there is: {names})")
+        return Problem(key, value, f"this run has no stage {stage!r}; its stages are {names}")
     known = [*_keys(OmegaConf.to_container(config)), *all_keys()]
     return Problem(key, value, f"no such key{nearest(key, known)}")
 
 
 def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys of nested dicts."""
+    """Yield the dotted keys of nested dicts."""
     if isinstance(tree, dict):
         for key, child in tree.items():
             yield f"{prefix}{key}"
@@ -371,7 +383,7 @@ def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _placed(problem: Problem, settings: list[Setting]) -> Problem:
-    """The problem with the file and line of the value, where a file of the user's has it."""
+    """Return the problem with the file and line of its value, if a file of the user sets it."""
     if problem.place or any(setting.key == problem.key for setting in settings):
         return problem
     for document in reversed(documents()):

@@ -1,4 +1,4 @@
-"""The nearest name to one that does not exist, for messages."""
+"""Suggests the nearest existing name for one that does not exist, for messages."""
 
 import difflib
 import itertools
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """'; did you mean …?', or nothing where no known key is near. NAME in a known key stands for any name."""
+    """Return '; did you mean …?', or '' if no known key is similar. NAME in `known` stands for any name."""
     names = key.split(".")
     options = []
     for option in known:

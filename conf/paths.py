@@ -1,4 +1,4 @@
-"""Paths among the settings: made absolute where a run starts, so that it can be continued from anywhere."""
+"""Makes the paths in a configuration absolute, so that a run can be resumed from any folder."""
 
 import os
 from copy import deepcopy
@@ -9,16 +9,16 @@ from lhtrain.conf.typed.paths import expanded
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """A copy of `config` whose paths do not depend on the working directory; `~` is the user's home.
+    """Return a copy of `config` whose paths do not depend on the current folder; `~` is expanded.
 
-    run.dir stays as it is: it says where the configuration itself is.
+    run.dir is not changed, because it is the folder of the configuration itself.
     """
     config = deepcopy(config)
     data = config.data
     data.path = _absolute(data.path)
     data.out, data.cache_dir = _absolute(data.out), _absolute(data.cache_dir)
     config.init_from = _absolute(config.init_from)
-    if data.source not in ("files", "hf", "code"):  # the folders that these were prepared in name it as typed
+    if data.source not in ("files", "hf", "code"):  # prepared folders of these have the name as typed
         data.tokenizer = _absolute_tokenizer(data.tokenizer)
     if isinstance(data.mix, dict):
         data.mix = {name: _absolute_part(part) for name, part in data.mix.items()}
@@ -26,7 +26,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _absolute_part(part: Any) -> Any:
-    """Of a source of a mixture."""
+    """Make the path of a source of a mixture absolute."""
     return part | {"path": _absolute(part["path"])} if isinstance(part, dict) and "path" in part else part
 
 
@@ -39,7 +39,7 @@ def _absolute(path: Any) -> Any:
 
 
 def _absolute_tokenizer(name: str) -> str:
-    """Of a tokenizer that is named by a path: tokenizer.json, or prepared:FOLDER."""
+    """Make the path in the name of a tokenizer absolute: a tokenizer.json, or prepared:FOLDER."""
     kind, colon, folder = name.partition(":")
     if kind == "prepared" and colon:
         return f"prepared:{_absolute(folder)}"

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: every problem, in one error."""
+"""Problems in a configuration, and the one error that lists all of them."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,13 @@ from lhtrain.errors import ExplainedError
 
 @dataclass(frozen=True)
 class Problem:
-    """`rule`: the values that `key` may have, and the remedy; `place`: the file and line that set it, if any.
+    """A value that is not allowed, or a fault of a file."""
 
-    Without a key the problem is the file's own, such as broken YAML. `is_here`: the settings may be fine and
-    the machine lacks what they name.
-    """
-
-    key: str
+    key: str  # "" for a fault of the file itself, such as invalid YAML
     value: object
-    rule: str
-    place: str = ""
-    is_here: bool = False
+    rule: str  # the values that `key` may have, and a remedy
+    place: str = ""  # FILE:LINE that sets the value, if it is set in a file of the user
+    is_here: bool = False  # whether the settings may be valid, but this machine lacks a file or device
 
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place else ""
@@ -25,7 +21,7 @@ class Problem:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: on one line, and not longer than that."""
+    """Return a value as text for a message: on one line, and shortened if it is long."""
     text = "null" if value is None else str(value)
     if not text.isprintable():
         text = repr(text)
@@ -33,10 +29,10 @@ def shown(value: object) -> str:
 
 
 class ConfigError(ExplainedError, ValueError):
-    """All problems of one configuration. `status`: the exit status, 2 if settings are wrong."""
+    """All problems of one configuration. `status`: the exit status, 2 if a setting is wrong, else 1."""
 
     def __init__(self, problems: list[Problem]):
-        # Two runs of a sweep, or two rules on one value, may find the same.
+        # Two runs of a sweep, or two rules, may find the same problem; it is listed once.
         self.problems = list({str(problem): problem for problem in problems}.values())
         self.status = 1 if all(problem.is_here for problem in self.problems) else 2
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
@@ -44,5 +40,5 @@ class ConfigError(ExplainedError, ValueError):
         super().__init__(f"{count} in the configuration; nothing was started.{lines}")
 
     def __reduce__(self) -> tuple:
-        """Other ranks get the problems, not the text."""
+        """Pickle the problems instead of the text, to send them to other ranks."""
         return type(self), (self.problems,)

@@ -1,4 +1,4 @@
-"""Keys that have another name now. The old one works for a release, with a hint."""
+"""Renamed keys. The old name works for one more release, with a hint."""
 
 import os
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-# Old key -> new key. A group renames all keys below it; NAME stands for any name: stages.NAME.steps.
+# Old key -> new key. A renamed group renames all keys below it. NAME stands for any name: stages.NAME.steps.
 RENAMED: dict[str, str] = {}
 
 
 def current(key: str) -> str:
-    """The name that the dotted `key` has now."""
+    """Return the current name of the dotted `key`."""
     names = key.split(".")
     for old, new in RENAMED.items():
         parts = old.split(".")
@@ -23,10 +23,14 @@ def current(key: str) -> str:
 
 
 def current_tree(tree: dict[str, Any], package: str = "", place: str = "") -> dict[str, Any]:
-    """Nested dictionaries by the names that their keys have now; where both are there, the new name counts.
+    """Return nested dictionaries with the current names of their keys.
 
-    package: the key below which they are; one that has moved out of it keeps its old name. place: the file
-    that they are from, for hints.
+    If both the old and the new name are present, the value of the new name is used.
+
+    Args:
+        tree: the nested dictionaries.
+        package: the key below which they are; a key that was moved out of it keeps its old name.
+        place: the file that they come from, for hints; "" for no hints.
     """
     if not RENAMED:
         return tree
@@ -45,7 +49,7 @@ def current_tree(tree: dict[str, Any], package: str = "", place: str = "") -> di
 
 @cache
 def hint(old: str, new: str, place: str = "") -> None:
-    """Tell the user, once, that a key has a new name. place: the file that has the old one."""
+    """Print once, on the first rank, that a key has a new name. place: the file with the old name."""
     rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
     if rank == "0":
         where = f"{place}: " if place else ""
@@ -53,7 +57,7 @@ def hint(old: str, new: str, place: str = "") -> None:
 
 
 def _leaves(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The path to each value, and the value; an empty dictionary is one."""
+    """Yield the path to each value, and the value; an empty dictionary counts as a value."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, (*above, str(name)))

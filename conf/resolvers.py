@@ -1,4 +1,4 @@
-"""OmegaConf resolvers that the schema and the YAML files use for values that follow from others."""
+"""OmegaConf resolvers: functions in the schema and the YAML files that compute values from other values."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,41 +11,41 @@ def register() -> None:
 
 
 def div(number: int, by: int) -> int:
-    return number // max(by, 1)  # `validate` has the message for a by below 1
+    return number // max(by, 1)  # `validate` reports a `by` below 1
 
 
 def budget(given: int | None, seq_len: int) -> int:
-    """k: as given, or N / 64 rounded up to a multiple of 128, the ratio of the paper's main runs."""
+    """Return the budget k: as given, or seq_len / 64 rounded up to a multiple of 128, as in the paper."""
     return given if given is not None else round_up(-(-seq_len // 64), 128)
 
 
 def tokenizer_vocab(name: str) -> int:
-    """The tokenizer's vocabulary, rounded up to a multiple of 64: matrix products like round sizes."""
+    """Return the size of the tokenizer's vocabulary, rounded up to a multiple of 64 for matrix products."""
     from lhtrain.data.errors import DataError
     from lhtrain.data.tokenizers.named import vocabulary_size
 
     try:
         return round_up(vocabulary_size(name), 64)
-    except DataError:  # `validate` has the message
+    except DataError:  # `validate` reports it
         return 64
 
 
 def prepared_tokenizer(path: str) -> str:
-    """The name of the tokenizer that a prepared folder brings."""
+    """Return the name of the tokenizer that is kept in a prepared folder."""
     from lhtrain.data.tokenizers.base import PREPARED
 
     return f"{PREPARED}{expanded(str(path))}"
 
 
 def mixed_tokenizer(mix: DictConfig) -> str:
-    """The tokenizer of a mixture's first folder; opening the data checks that the others have the same."""
+    """Return the tokenizer of a mixture's first folder; the others are compared when the data are opened."""
     first = next(iter(mix.values()), None) if isinstance(mix, DictConfig) else None
     path = first.get("path") if isinstance(first, DictConfig) else None
-    return prepared_tokenizer(path) if path else "bytes"  # `validate` has the message
+    return prepared_tokenizer(path) if path else "bytes"  # `validate` reports a missing path
 
 
 def home(path: str) -> str:
-    """`path` with `~` expanded."""
+    """Return `path` with `~` expanded."""
     return expanded(str(path))
 
 

@@ -1,1 +1,1 @@
-"""Which values fit together, and what this machine must have for them."""
+"""Rules for values, for values together, and for the files and devices of this machine."""

@@ -1,4 +1,4 @@
-"""How a step's tokens become micro-batches: which numbers divide, and what may be `auto`."""
+"""Rules on batch_tokens and grad_accum, which split the tokens of a step into micro-batches."""
 
 import math
 from collections.abc import Iterator
@@ -11,17 +11,20 @@ AUTO = "auto"
 
 
 def number_or_auto(value: object) -> int | None:
-    """The whole number, at least 1, that `value` is or spells; None for auto. Raises ValueError otherwise."""
+    """Return `value`, a number or its text, as a number; None for auto.
+
+    Raises ValueError: `value` is not a whole number that is at least 1, and not auto.
+    """
     if value == AUTO:
         return None
-    number = int(str(value))  # neither 1.5 nor true
+    number = int(str(value))  # raises for 1.5 and true
     if number < 1:
         raise ValueError(value)
     return number
 
 
 def count_problems(config: Config) -> Iterator[Problem]:
-    """Values of batch_tokens and grad_accum that are neither numbers nor auto, each under its own key."""
+    """Yield a problem for each batch_tokens and grad_accum that is neither a number nor auto."""
     for field in ("batch_tokens", "grad_accum"):
         of_run = getattr(config.run, field)
         places = {f"run.{field}": of_run}
@@ -38,17 +41,17 @@ def count_problems(config: Config) -> Iterator[Problem]:
 
 
 def batch_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
-    """Steps that the ranks cannot share out as whole sequences, with the nearest that they can."""
+    """Yield a problem for each batch that the ranks cannot split into whole sequences."""
     try:
         dp = data_ranks(config, n_ranks)
-    except (ValueError, ZeroDivisionError):  # a problem of `parallel`, named there
+    except (ValueError, ZeroDivisionError):  # a problem of `parallel`, which is reported there
         dp = 1
     inherited: dict[tuple[str, int], None] = {}
     for name, stage in config.stages.items():
         try:
             tokens, accum = number_or_auto(stage.batch_tokens), number_or_auto(stage.grad_accum)
         except ValueError:
-            continue  # named by count_problems
+            continue  # reported by count_problems
         if tokens is None or stage.seq_len < 1:
             continue
         factors = {"seq_len": stage.seq_len, "grad_accum": accum or 1, "data-parallel ranks": dp}
@@ -59,7 +62,7 @@ def batch_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
         rule = f"must be a multiple of {' * '.join(shown)} = {' * '.join(map(str, shown.values()))}"
         if accum and tokens % (stage.seq_len * dp) == 0:
             own = stage.grad_accum != config.run.grad_accum
-            rule += f"; {f'stages.{name}' if own else 'run'}.grad_accum=auto takes a number that fits"
+            rule += f"; {f'stages.{name}' if own else 'run'}.grad_accum=auto uses a number that fits"
         if stage.batch_tokens == config.run.batch_tokens:
             inherited[rule, unit] = None
         else:
@@ -77,7 +80,7 @@ def _nearest(number: int, unit: int) -> str:
 
 
 def data_ranks(config: Config, n_ranks: int | None) -> int:
-    """Ranks that have sequences of their own. Without `n_ranks`, dp_shard=-1 counts as one rank."""
+    """Return the number of data-parallel ranks. Without `n_ranks`, dp_shard=-1 counts as one rank."""
     parallel = config.parallel
     if n_ranks is None:
         return parallel.dp_replicate * max(parallel.dp_shard, 1)

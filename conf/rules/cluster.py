@@ -1,4 +1,4 @@
-"""Which values fit together in a SLURM job."""
+"""Rules on the settings of a SLURM job."""
 
 import re
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config
 
-# SLURM's own notations, from the manual of sbatch: M, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
+# SLURM's notations, from the manual of sbatch: M, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 _MEMORY = re.compile(r"\d+[KMGT]?")
-LONG = 10_080  # minutes, a week: more in a plain number is likelier to be meant as seconds
+LONG = 10_080  # minutes, a week; a larger plain number is more likely meant as seconds
 UNLIMITED = ("unlimited", "infinite")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def cluster_problems(config: Config) -> Iterator[Problem]:
-    """Rules on the job; only SLURM can check names of a site, such as partition and account."""
+    """Yield broken rules on the job. Names such as partition and account can be checked only by SLURM."""
     cluster = config.cluster
     if cluster.signal_seconds > 65535:
         yield Problem("cluster.signal_seconds", cluster.signal_seconds, "must be at most SLURM's 65535")
@@ -40,8 +40,10 @@ def cluster_problems(config: Config) -> Iterator[Problem]:
 
 
 def time_rule(time: str, signal_seconds: int) -> str | None:
-    """The rule that a time limit breaks, if any. What SLURM takes for something else than most people is
-    refused with the notations that nobody mistakes."""
+    """Return the rule that a time limit breaks, or None.
+
+    Times that SLURM reads differently from most people are refused; the rule shows clear notations for them.
+    """
     if time.lower() in UNLIMITED:
         return None
     seconds = slurm_seconds(time)
@@ -49,13 +51,13 @@ def time_rule(time: str, signal_seconds: int) -> str | None:
         return "must be MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS, in quotes"
     if time.isdigit() and int(time) > LONG:
         return (
-            f"is minutes to SLURM, {clock(seconds)}: write '{clock(seconds)}' if that is meant, "
-            f"'{clock(int(time))}' for so many seconds"
+            f"SLURM reads this as minutes: write '{clock(seconds)}' for {time} minutes, "
+            f"or '{clock(int(time))}' for {time} seconds"
         )
     if re.fullmatch(r"\d+:\d+", time):
         return (
-            f"is minutes and seconds to SLURM: write '{clock(seconds * 60)}' for hours and minutes, "
-            f"'{clock(seconds)}' if it is meant so"
+            f"SLURM reads this as minutes and seconds: write '{clock(seconds * 60)}' for hours and minutes, "
+            f"or '{clock(seconds)}' for minutes and seconds"
         )
     if seconds <= signal_seconds:
         return f"must be longer than cluster.signal_seconds={signal_seconds}; it is {clock(seconds)}"
@@ -63,16 +65,16 @@ def time_rule(time: str, signal_seconds: int) -> str | None:
 
 
 def clock(seconds: int) -> str:
-    """HH:MM:SS, or D-HH:MM:SS from a day on: a time limit that has one reading."""
+    """Return a time limit as HH:MM:SS, or as D-HH:MM:SS if it is a day or longer."""
     days, rest = divmod(seconds, 86400)
     text = f"{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
     return f"{days}-{text}" if days else text
 
 
 def slurm_seconds(text: str) -> int | None:
-    """Seconds of a time limit as SLURM writes it, or None if it is none.
+    """Return the seconds of a time limit in one of SLURM's notations; None if it is in none of them.
 
-    M, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
+    The notations are M, M:S, H:M:S, D-H, D-H:M and D-H:M:S.
     """
     if not (match := _TIME.fullmatch(text)):
         return None

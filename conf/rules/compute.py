@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, Precision, Recompute
 
-FLOAT8_MULTIPLE = 16  # of both sizes of a matrix, by the hardware's products
+FLOAT8_MULTIPLE = 16  # the hardware's float8 products need both sizes of a matrix to be multiples of this
 
 
 def compute_problems(config: Config) -> Iterator[Problem]:
-    """Offloading and float8 that do not go with other settings."""
+    """Yield problems of offloading and float8 together with other settings."""
     compute, model = config.compute, config.model
     if compute.offload and compute.recompute is not Recompute.full:
-        yield Problem("compute.offload", True, "needs compute.recompute=full: it moves what that keeps")
+        rule = "needs compute.recompute=full, because it offloads the block inputs that are kept there"
+        yield Problem("compute.offload", True, rule)
     if not compute.float8:
         return
     if importlib.util.find_spec("torchao") is None:

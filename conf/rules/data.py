@@ -21,7 +21,7 @@ from lhtrain.data.tokenizers.named import (
 
 
 def all_data_problems(config: Config) -> Iterator[Problem]:
-    """Rules on `data`, and whether the model has an embedding for each of the tokenizer's tokens."""
+    """Yield broken rules on `data`, and on model.vocab_size, which must cover the tokenizer's tokens."""
     yield from data_problems(config.data)
     name = config.data.tokenizer
     if tokenizer_problem(name):
@@ -38,9 +38,9 @@ def all_data_problems(config: Config) -> Iterator[Problem]:
 
 
 def _end_of_text(data: DataConfig) -> Iterator[Problem]:
-    """Whether the tokenizer has the end-of-text token that is asked for, or one of a known name."""
+    """Check that the tokenizer has the end-of-text token data.eos, or one with a known name."""
     if data.source not in PREPARABLE:
-        return  # the folder knows
+        return  # the prepared folder has it
     if problem := eos_problem(data.tokenizer, data.eos):
         yield Problem("data.eos", data.eos, problem)
     elif data.tokenizer.lower().endswith(".json"):
@@ -51,7 +51,7 @@ def _end_of_text(data: DataConfig) -> Iterator[Problem]:
 
 
 def data_problems(data: DataConfig) -> Iterator[Problem]:
-    """Rules on `data` alone: all that `lhtrain data prepare` needs."""
+    """Yield broken rules on the group `data` alone, which are all that `lhtrain data prepare` needs."""
     if data.source not in SOURCES:
         yield Problem("data.source", data.source, f"must be one of {', '.join(SOURCES)}")
     else:
@@ -76,7 +76,7 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
 
 
 def _data_texts(data: DataConfig) -> Iterator[Problem]:
-    """Types and spelling of the texts of `data`."""
+    """Check the types and the spelling of the texts in `data`."""
     paths = data.path if isinstance(data.path, list) else [data.path]
     for path in paths:
         if path is None and not isinstance(data.path, list):
@@ -84,23 +84,23 @@ def _data_texts(data: DataConfig) -> Iterator[Problem]:
         if not isinstance(path, str):
             yield Problem("data.path", data.path, "must be a path, or a list of paths: [A,B]")
         elif path == "" and not isinstance(data.path, list):
-            continue  # named by its source's rule
+            continue  # reported by the rule of its source
         elif problem := path_problem(path):
             yield Problem("data.path", data.path, problem)
     for key in ("out", "cache_dir"):
         path = getattr(data, key)
         if path is not None and (problem := path_problem(path)):
-            yield Problem(f"data.{key}", path, f"{problem}; null takes the default")
+            yield Problem(f"data.{key}", path, f"{problem}; null is the default")
     for key in ("name", "subset", "revision"):
         if getattr(data, key) == "" and (key != "name" or data.source != "hf"):
-            yield Problem(f"data.{key}", "", "must not be empty; null leaves it out")
+            yield Problem(f"data.{key}", "", "must not be empty; set it to null for none")
     for key in ("split", "column"):
         if not getattr(data, key):
             yield Problem(f"data.{key}", "", "must not be empty")
 
 
 def _without_effect(data: DataConfig) -> Iterator[Problem]:
-    """Keys that are set although nothing reads them for this source."""
+    """Yield a problem for each key that is set but not used by this source."""
     rows, hub, unset = ("files", "hf"), ("hf",), DataConfig()
     readers: dict[str, tuple[str, ...]] = {
         "path": ("text", "code", "files", "prepared"),
@@ -112,16 +112,17 @@ def _without_effect(data: DataConfig) -> Iterator[Problem]:
     for key, sources in readers.items():
         value = getattr(data, key)
         if data.source not in sources and value != getattr(unset, key):
-            rule = f"does not go with data={data.source}, only {', '.join(sources)}"
+            rule = f"is not used by data={data.source}, only by {', '.join(sources)}"
             yield Problem(f"data.{key}", value, rule)
 
 
 def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
-    """data.tokenizer beside folders that were prepared with another: their tokens would mean other texts.
-    Faults of the folders are reported by other rules."""
+    """Yield a problem if data.tokenizer is not the tokenizer that the folders were prepared with.
 
+    Faults of the folders are reported by other rules.
+    """
     if data.tokenizer.startswith(PREPARED):
-        return  # the folder's own, which `conf/data` sets
+        return  # the folder's own tokenizer, which the presets in conf/data set
     folders = {"data.path": data.path}
     if data.source == "mix":
         parts = data.mix.items() if isinstance(data.mix, dict) else ()
@@ -135,8 +136,8 @@ def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
             yield Problem(key, path, str(error))
             continue
         if there is not None:
-            rule = f"the data in {path} were prepared with {there}, which fixes it; leave the key out"
-            yield Problem("data.tokenizer", data.tokenizer, f"{rule}, or prepare them again")
+            rule = f"the data in {path} were prepared with {there}; do not set this key"
+            yield Problem("data.tokenizer", data.tokenizer, f"{rule}, or prepare the data again")
             return
 
 
@@ -158,7 +159,7 @@ def _mix(mix: Any) -> Iterator[Problem]:
             yield Problem(f"data.mix.{name}.weight", weight, "must be a number greater than 0 and finite")
         else:
             weights[name] = weight
-    from lhtrain.data.order.mix import SMALLEST_SHARE  # brings numpy
+    from lhtrain.data.order.mix import SMALLEST_SHARE  # imports numpy
 
     for name, weight in weights.items():
         if weight / sum(weights.values()) < SMALLEST_SHARE:

@@ -1,4 +1,4 @@
-"""Whether this machine has what a configuration asks for: the files that it reads, and GPUs."""
+"""Checks whether this machine has the files, packages and devices that a configuration needs."""
 
 import glob
 import importlib.util
@@ -11,7 +11,7 @@ from lhtrain.conf.typed.paths import exists
 
 
 def here_problems(config: Config) -> Iterator[Problem]:
-    """Every file that is missing or unreadable, and every device or package that is not there."""
+    """Yield a problem for each file that is missing or unreadable, and each missing device or package."""
     yield from data_here(config.data)
     if config.init_from and not os.path.isdir(config.init_from):
         kind = "is a file" if os.path.exists(config.init_from) else "no such folder"
@@ -24,7 +24,7 @@ def _missing(key: str, path: str, rule: str) -> Problem:
 
 
 def data_here(data: DataConfig) -> Iterator[Problem]:
-    """Paths of `data` that do not exist or cannot be read."""
+    """Yield a problem for each path in `data` that does not exist or cannot be read."""
     if data.source in ("text", "code", "files"):
         for path in data.path if isinstance(data.path, list) else [data.path]:
             if isinstance(path, str) and path and (rule := _unreadable(path)):
@@ -40,7 +40,7 @@ def _unreadable(path: str) -> str | None:
     if not exists(path):
         if glob.has_magic(path) and next(glob.iglob(path, recursive=True), None):
             return None
-        return "must exist, or be a pattern of names that do (*, ?, [ ], **)"
+        return "must exist, or be a pattern that matches existing files (*, ?, [ ], **)"
     if os.path.islink(path) and not os.path.exists(path):
         return f"is a link to {os.readlink(path)!r}, which must exist"
     access = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
@@ -48,16 +48,17 @@ def _unreadable(path: str) -> str | None:
 
 
 def _kernels(config: Config) -> Iterator[Problem]:
-    """Rules on what the kernels need."""
+    """Check the packages, devices and sizes that the kernels need."""
     if config.lighthouse.backend == "triton":
         if importlib.util.find_spec("triton") is None:
-            yield Problem("lighthouse.backend", "triton", "needs the package: pip install triton; or auto")
+            rule = "needs the package: pip install triton; or use auto"
+            yield Problem("lighthouse.backend", "triton", rule)
         elif not _on_gpu(config) and os.environ.get("TRITON_INTERPRET") != "1":
-            rule = "needs an NVIDIA GPU, and the run is on a CPU: auto takes what works there"
+            rule = "needs an NVIDIA GPU, but the run is on a CPU; use auto"
             yield Problem("lighthouse.backend", "triton", rule)
     head_dim, parallel = config.model.head_dim, config.parallel
     if parallel.cp > 1 and head_dim % 8 and _is_ring(config) and _on_gpu(config):
-        rule = "must be a multiple of 8 where keys travel in a ring on GPUs (parallel.cp_attention)"
+        rule = "must be a multiple of 8 for ring attention on GPUs (parallel.cp_attention)"
         yield Problem("model.head_dim", head_dim, rule)
 
 
@@ -70,6 +71,6 @@ def _is_ring(config: Config) -> bool:
 def _on_gpu(config: Config) -> bool:
     if config.run.device is not Device.auto:
         return config.run.device is Device.cuda
-    import torch  # seconds: only where a rule depends on it
+    import torch  # takes seconds, so it is imported only if a rule depends on it
 
     return torch.cuda.is_available()

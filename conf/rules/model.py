@@ -7,7 +7,7 @@ from lhtrain.conf.schema import Config
 
 
 def model_problems(config: Config) -> Iterator[Problem]:
-    """Sizes that do not fit together, and layers that do not exist."""
+    """Yield problems of sizes that do not fit together, and of layers that do not exist."""
     model = config.model
     if not model.name.strip():
         yield Problem("model.name", model.name, "must not be empty")
@@ -15,17 +15,18 @@ def model_problems(config: Config) -> Iterator[Problem]:
         rule = f"must be a multiple of model.n_kv_heads={model.n_kv_heads}"
         yield Problem("model.n_heads", model.n_heads, rule)
     if model.n_heads > 0 and model.head_dim == model.dim // model.n_heads and model.dim % model.n_heads:
-        rule = f"must be a multiple of model.n_heads={model.n_heads}, or model.head_dim be set"
+        rule = f"must be a multiple of model.n_heads={model.n_heads}, or set model.head_dim"
         yield Problem("model.dim", model.dim, rule)
     elif model.head_dim % 2:
-        yield Problem("model.head_dim", model.head_dim, "must be even: rotary embedding turns pairs")
+        rule = "must be even, because the rotary embedding rotates pairs"
+        yield Problem("model.head_dim", model.head_dim, rule)
     for layer in model.dense_layers:
         if not -model.n_layers <= layer < model.n_layers:
-            rule = f"{layer} is no layer: model.n_layers={model.n_layers}"
+            rule = f"there is no layer {layer}: model.n_layers={model.n_layers}"
             yield Problem("model.dense_layers", model.dense_layers, rule)
     lighthouse = [name for name, stage in config.stages.items() if stage.attention == "lighthouse"]
     dense = {layer % model.n_layers for layer in model.dense_layers} if model.n_layers >= 1 else set()
     if lighthouse and len(dense) == model.n_layers:
-        rule = f"names every layer, so that none is left for stage {lighthouse[0]} to attend "
-        rule += "with Lighthouse Attention; name fewer, such as [0], or use stage=dense"
+        rule = f"names every layer, so stage {lighthouse[0]} has no layer with Lighthouse Attention; "
+        rule += "name fewer, such as [0], or use stage=dense"
         yield Problem("model.dense_layers", model.dense_layers, rule)

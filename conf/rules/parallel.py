@@ -1,4 +1,4 @@
-"""Which values fit together when several ranks share a run."""
+"""Rules on the settings of a run with several ranks."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +10,9 @@ from lhtrain.kernels.pyramid import Pyramid
 
 
 def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
-    """dp_replicate, dp_shard and cp, with -1 replaced by a number.
+    """Return dp_replicate, dp_shard and cp, with -1 replaced by a number.
 
-    Raises ValueError: sizes whose product is not the number of ranks.
+    Raises ValueError: the product of the sizes is not the number of ranks.
     """
     known = config.dp_replicate * config.cp
     shard = n_ranks // known if config.dp_shard == -1 else config.dp_shard
@@ -23,10 +23,13 @@ def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
 
 
 def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
-    """Rules on `parallel`, and on sizes they divide. Without `n_ranks`, dp_shard=-1 counts as one rank."""
+    """Yield broken rules on `parallel` and on the sizes that its keys must divide.
+
+    Without `n_ranks`, dp_shard=-1 counts as one rank.
+    """
     parallel = config.parallel
     if min(parallel.dp_replicate, parallel.cp) < 1:
-        return  # named already
+        return  # reported already
     if parallel.dp_shard < 1 and parallel.dp_shard != -1:
         yield Problem(
             "parallel.dp_shard", parallel.dp_shard, "must be at least 1, or -1 for all that are left"
@@ -42,7 +45,7 @@ def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
     heads = {"n_heads": config.model.n_heads, "n_kv_heads": config.model.n_kv_heads}
     if parallel.cp_attention.value == "ulysses" and any(count % cp for count in heads.values()):
         rule = f"parallel.cp={cp} must divide {' and '.join(f'model.{k}={v}' for k, v in heads.items())}"
-        yield Problem("parallel.cp_attention", "ulysses", f"{rule}; ring takes any")
+        yield Problem("parallel.cp_attention", "ulysses", f"{rule}; ring allows any number of heads")
     for name, stage in config.stages.items():
         if stage.seq_len >= 1 and cp > 1:
             yield from _stage(f"stages.{name}", stage, cp)
@@ -62,8 +65,8 @@ def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
                 k for k in range(pyramid.tile, pyramid.seq_len, pyramid.tile) if _chunks_fit(pyramid, k, cp)
             ]
             near = sorted(sorted(fitting, key=lambda k: abs(k - pyramid.budget))[:2])
-            advice = f"nearest: {' or '.join(map(str, near))}" if near else "no budget does; fewer ranks may"
-            rule = f"each of the 2 * parallel.cp = {2 * cp} chunks of a sequence must have whole tiles of it"
+            advice = f"nearest: {' or '.join(map(str, near))}" if near else "no budget does; use a smaller cp"
+            rule = f"must give each of the 2 * parallel.cp = {2 * cp} chunks of a sequence whole tiles"
             yield Problem(f"{key}.budget", stage.budget, f"{rule}; {advice}")
 
 

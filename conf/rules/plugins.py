@@ -1,4 +1,4 @@
-"""Plugins: the modules to import, and the options of the objects that they add."""
+"""Rules on plugins: the modules to import, and the options for the objects that they add."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,18 +9,18 @@ from lhtrain.registry import ATTENTIONS, OPTIMIZERS, SCORERS, TRACKERS, Registry
 
 
 def load(modules: Iterable[str]) -> Iterator[Problem]:
-    """Import the modules of `plugins`; a problem for each one that cannot be imported."""
+    """Import the modules of `plugins`; yield a problem for each one that cannot be imported."""
     for module in modules:
         try:
             load_plugins([module])
-        except (Exception, SystemExit) as error:  # whatever a module of the user's raises
+        except (Exception, SystemExit) as error:  # a module of the user may raise anything
             why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            rule = f"cannot be imported ({why}); it is looked for on PYTHONPATH and in the current folder"
+            rule = f"cannot be imported ({why}); it is searched on PYTHONPATH and in the current folder"
             yield Problem("plugins", module, rule)
 
 
 def option_problems(config: Config) -> Iterator[Problem]:
-    """Options that are refused by the object they are for. The objects of lhtrain have no options."""
+    """Yield a problem for each option that its object refuses. The objects of lhtrain have no options."""
     yield from _refused("optim", config.optim.options, {OPTIMIZERS: config.optim.kind})
     yield from _refused("logger", config.logger.options, {TRACKERS: config.logger.kind})
     for name, stage in config.stages.items():
@@ -29,9 +29,15 @@ def option_problems(config: Config) -> Iterator[Problem]:
 
 
 def _refused(group: str, options: dict[str, Any], readers: dict[Registry, str]) -> Iterator[Problem]:
-    """Of the options of `group`, those that its readers, a name of each registry, refuse.
+    """Yield a problem for each option of `group` that is refused.
 
-    A plugin's object may define `problems(options)`, which yields (name, value, rule) for each wrong one.
+    An object of a plugin may define `problems(options)`, which yields (name, value, rule) for each wrong
+    option.
+
+    Args:
+        group: key that has the options.
+        options: the options.
+        readers: the names of the objects that get the options, by registry.
     """
     known = {registry: name for registry, name in readers.items() if name in registry}
     plugins = [registry[name] for registry, name in known.items() if not registry.is_ours(name)]

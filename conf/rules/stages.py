@@ -1,4 +1,4 @@
-"""Rules on the stages, and how they share the steps of the run."""
+"""Rules on the stages, and the number of steps of each stage."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,9 @@ from lhtrain.kernels.pyramid import Pyramid
 
 
 def stage_problems(config: Config) -> Iterator[Problem]:
-    """Rules on each stage, and on all of them together."""
+    """Yield broken rules on each stage and on all stages together."""
     if not config.stages:
-        yield Problem("stages", "{}", "must hold at least one stage")
+        yield Problem("stages", "{}", "must contain at least one stage")
         return
     for name, stage in config.stages.items():
         if not str(name).strip() or not str(name).isprintable():
@@ -21,12 +21,12 @@ def stage_problems(config: Config) -> Iterator[Problem]:
     longest = max(stage.seq_len for stage in config.stages.values())
     for name, stage in config.stages.items():
         if stage.seq_len >= 1 and longest % stage.seq_len:
-            rule = f"must divide the longest stage's {longest}"
+            rule = f"must divide the seq_len of the longest stage, {longest}"
             yield Problem(f"stages.{name}.seq_len", stage.seq_len, rule)
 
 
 def _pyramid(key: str, stage: StageConfig) -> Iterator[Problem]:
-    """Rules on the pyramid of a Lighthouse stage."""
+    """Yield broken rules on the pyramid of a Lighthouse stage."""
     if stage.seq_len >= 1 and stage.attention == "lighthouse":
         for field, value, rule in pyramid_of(stage).problems():
             yield Problem(f"{key}.{field}", value, rule)
@@ -39,7 +39,10 @@ def pyramid_of(stage: StageConfig) -> Pyramid:
 
 
 def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:
-    """Steps of every stage, and the rules they break: together they must make run.steps, each at least 1."""
+    """Return the steps of every stage, and the broken rules.
+
+    The steps of the stages must add up to run.steps, and each stage must have at least one.
+    """
     total = config.run.steps
     stages = config.stages
     counts: dict[str, int] = {}
@@ -52,20 +55,20 @@ def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:
     covered, listed = sum(counts.values()), " + ".join(f"{name} {count}" for name, count in counts.items())
     problems = []
     if len(open_ended) > 1:
-        rule = "only one stage may leave both steps and fraction null, to take the rest of the run"
+        rule = "only one stage may leave both steps and fraction null; it gets the remaining steps"
         problems.append(Problem("stages", ", ".join(open_ended), rule))
     elif open_ended and covered >= total:
-        rule = f"must exceed the steps of the other stages ({listed}), so that {open_ended[0]} gets some"
+        rule = f"must be more than the steps of the other stages ({listed}), since {open_ended[0]} needs some"
         problems.append(Problem("run.steps", total, rule))
     elif not open_ended and covered != total:
-        # Rounded fractions may miss the total by a step or two; the last of them makes it up. Steps that were
-        # given as a number are never changed.
+        # Rounding the fractions may miss the total by a step or two, which are added to the last of these
+        # stages. Steps that were given as a number are never changed.
         fractional = [name for name, stage in stages.items() if stage.steps is None]
         whole = abs(sum(stages[name].fraction or 0.0 for name in fractional) - 1) < 1e-6
         if len(fractional) == len(stages) and whole and counts[fractional[-1]] + total - covered >= 1:
             counts[fractional[-1]] += total - covered
         else:
-            rule = f"must equal the steps of its stages ({listed} = {covered})"
+            rule = f"must equal the sum of its stages' steps ({listed} = {covered})"
             name = (fractional or list(stages))[-1]
             problems.append(Problem("run.steps", total, f"{rule}; {_remedy(name, stages[name], covered)}"))
     for name in open_ended:
@@ -74,7 +77,7 @@ def stage_steps(config: Config) -> tuple[list[int], list[Problem]]:
 
 
 def _remedy(name: str, stage: StageConfig, covered: int) -> str:
-    """What to set where the stages' steps do not make the run's; `stage` may take the rest."""
+    """Return advice on settings with which the steps of the stages add up to run.steps."""
     given = [key for key in ("steps", "fraction") if getattr(stage, key) is not None]
     settings = " ".join(f"stages.{name}.{key}=null" for key in given)
-    return f"set run.steps={covered}, or {settings}, which gives {name} the rest of the run"
+    return f"set run.steps={covered}, or {settings}, which gives {name} the remaining steps"

@@ -1,4 +1,4 @@
-"""Which names Weights & Biases takes; it would refuse others only after everything else is built."""
+"""Rules on names at Weights & Biases, which itself would refuse them only after everything else is built."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config
 
-TAG, NAME = 64, 128  # characters, at most
+TAG, NAME = 64, 128  # most characters of a tag and of a name
 RESERVED = "/\\#?%:"
 
 
 def logger_problems(config: Config) -> Iterator[Problem]:
-    """Every rule that `logger` breaks; none where another tracker logs, or none."""
+    """Yield the broken rules on `logger` if it is wandb."""
     logger = config.logger
     if logger.kind != "wandb":
         return
@@ -24,7 +24,7 @@ def logger_problems(config: Config) -> Iterator[Problem]:
     for key in ("project", "entity"):
         name = getattr(logger, key) or ""
         if any(letter in RESERVED for letter in name):
-            yield Problem(f"logger.{key}", name, f"must hold none of {' '.join(RESERVED)}")
+            yield Problem(f"logger.{key}", name, f"must not contain any of {' '.join(RESERVED)}")
     for tag in logger.tags:
         if rule := _broken_rule(tag, TAG):
             yield Problem("logger.tags", repr(tag), f"each {rule}")
@@ -33,9 +33,9 @@ def logger_problems(config: Config) -> Iterator[Problem]:
 def _broken_rule(text: str, most: int) -> str | None:
     rule = f"must have 1 to {most} characters"
     if not text.strip():
-        return f"{rule} that are not blank"
+        return f"{rule}, not only spaces"
     if len(text) > most:
-        return f"{rule}, has {len(text)}"
+        return f"{rule}, but has {len(text)}"
     if not text.isprintable():
         return "must be printable, on one line"
     return None

@@ -1,4 +1,4 @@
-"""Whether a value has its key's type, and the rule in words where it does not."""
+"""Checks whether a value has the type of its key, and describes the type if not."""
 
 import re
 from enum import Enum
@@ -10,14 +10,14 @@ from omegaconf.errors import OmegaConfBaseException
 from lhtrain.conf.keys import is_container, owner_of, type_of
 
 PRIMITIVES = (int, float, str)
-LITERALLY = "${NAME} stands for the value of another key; \\${ for the characters ${ themselves"
+LITERALLY = "${NAME} is replaced by the value of another key; write \\${ for the characters ${"
 
 
 def misfit(key: str, value: Any) -> str | None:
-    """The rule that `value`, not resolved yet, breaks as the value of the existing `key`; None if it fits."""
+    """Return the rule that the unresolved `value` of the existing `key` breaks; None if it fits."""
     found = owner_of(key)
     if found is None or (isinstance(value, str) and "${" in value):
-        return None  # a name in a dictionary; or an interpolation, whose value is checked later
+        return None  # a name in a dictionary, or an interpolation, whose value is checked later
     owner, name = found
     node = OmegaConf.structured(owner)
     try:
@@ -28,14 +28,14 @@ def misfit(key: str, value: Any) -> str | None:
 
 
 def rule_of(key: str, value: Any) -> str:
-    """What a value of `key` must be."""
+    """Return the rule for the type of `key`, given a `value` that breaks it."""
     kind = type_of(key)
     if kind is str and "${" in str(value):
         return LITERALLY
     if value is None:
         return f"{_must_be(kind)}, not null"
     if kind is int and _is_whole(value):
-        return f"must be of type int, in digits: {int(float(value))}"
+        return f"must be of type int, written in digits: {int(float(value))}"
     return _must_be(kind)
 
 
@@ -53,7 +53,7 @@ def _must_be(kind: Any) -> str:
     if get_origin(kind) is dict and not is_container(kind):
         return "must be a mapping {NAME: VALUE}"
     if is_container(kind):
-        return "must hold keys of its own"
+        return "must contain keys"
     return "must be text, or a list of texts"
 
 

@@ -1,4 +1,4 @@
-"""All rules on a configuration. Types and key names are checked when it is composed."""
+"""All rules on the values of a configuration. Types and names of keys are checked when it is composed."""
 
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.rules.batch import batch_problems, count_problems
@@ -21,6 +21,6 @@ RULES = (
 
 
 def validate(config: Config, n_ranks: int | None = None) -> list[Problem]:
-    """Every rule that `config` breaks; an empty list means that it can run, on `n_ranks` where given."""
+    """Return every broken rule; [] means that `config` can run. n_ranks: the number of ranks, if known."""
     problems = [problem for rule in RULES for problem in rule(config)]
     return [*problems, *parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]

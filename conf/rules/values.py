@@ -1,4 +1,4 @@
-"""Each value by itself: the bounds and names that schema.py has beside the keys."""
+"""Checks each value against the bounds and names beside its key in schema.py."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ from lhtrain.conf.schema import Config, DataConfig
 
 
 def value_problems(config: Config | DataConfig, prefix: str = "") -> Iterator[Problem]:
-    """Values outside of their bounds, and names that do not exist. prefix: of the keys of a part."""
+    """Yield a problem for each value outside its bounds and each unknown name. prefix: for all keys."""
     for key, value, limit in limited(config, prefix):
         origin = copied_from(key)
         if origin and value == select(config, origin):
-            continue  # reported as the origin's
+            continue  # reported for the key that it is copied from
         if rule := limit.broken_rule(value):
             yield Problem(key, value, rule)

@@ -1,1 +1,1 @@
-"""Settings as they are typed, on the command line and in files of a user: text that keeps its spelling."""
+"""Settings as typed, on the command line and in the user's files: text values keep their spelling."""

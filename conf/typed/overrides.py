@@ -1,7 +1,7 @@
-"""One setting of the command line, KEY=VALUE, with its text as it was typed.
+"""Settings of the command line, KEY=VALUE, whose text values keep their spelling.
 
 Hydra reads 2024_11_05 as 20241105, 3.10 as 3.1 and 007 as 7, and refuses `~`, `=` and letters outside ASCII.
-So the values of keys that hold text are put into quotes before Hydra sees them; all others stay as they are.
+Therefore the values of text keys are quoted before Hydra parses them. Other values are not changed.
 """
 
 import re
@@ -21,7 +21,7 @@ _ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as it was typed, and as Hydra is to read it."""
+    """A setting as typed, and as an override for Hydra."""
 
     typed: str
     prefix: str  # "", +, ++ or ~
@@ -31,15 +31,15 @@ class Setting:
 
     @classmethod
     def of(cls, typed: str, sweep: bool = False) -> "Setting":
-        """sweep: whether commas separate values; else they are part of a text that is no list."""
+        """Parse one setting. sweep: whether commas separate values; otherwise they are part of a text."""
         match = _SETTING.fullmatch(typed)
-        if match is None:  # a removal, ~KEY
+        if match is None:  # ~KEY, which removes a key
             return cls(typed, typed[:1], typed[1:], "", typed)
         prefix, key, value = match["prefix"], match["key"], match["value"]
         if (new := current(key)) != key:
             hint(key, new)
             return cls.of(f"{prefix}{new}={value}", sweep)
-        if not prefix and is_option(key):  # no schema has it: Hydra changes it only by force
+        if not prefix and is_option(key):  # the schema does not have it, so Hydra needs ++ to set it
             return cls(typed, "++", key, value, f"++{typed}")
         if prefix == "~" or not holds_text(key):
             return cls(typed, prefix, key, value, typed)
@@ -47,17 +47,17 @@ class Setting:
 
 
 def spelled(overrides: list[str], sweep: bool = False) -> list[str]:
-    """The overrides as Hydra is to read them. Applied twice it changes nothing more."""
+    """Return the overrides for Hydra. Applying this twice changes nothing more."""
     return [Setting.of(typed, sweep).override for typed in overrides]
 
 
 def _spelled(key: str, value: str, sweep: bool) -> str:
-    """`value` of the text key `key`, quoted for Hydra where that is needed."""
+    """Return the `value` of the text key `key`, quoted for Hydra if needed."""
     if is_path(key) and value not in ("", "null") and exists(expanded(value)):
         return override(literal(value))
     try:
         elements = _Reader(value).elements()
-    except ValueError:  # brackets or quotes without their partners: no list and no dictionary
+    except ValueError:  # unpaired brackets or quotes, so this is not a list or a dictionary
         elements = []
     if is_one_text(key) or key == "data.path":
         containers = ("[", "{") if is_one_text(key) else ("{",)
@@ -68,7 +68,7 @@ def _spelled(key: str, value: str, sweep: bool) -> str:
 
 
 class _Reader:
-    """Reads a value into its elements, each as Hydra is to read it.
+    """Parses a value into its elements, each quoted for Hydra if needed.
 
     The notation is Hydra's: [a,b], {key: value}, 'text', "text", a backslash before a special character,
     ${interpolation}, FUNCTION(…), and commas between the values of a sweep. Any other character is text.
@@ -78,7 +78,7 @@ class _Reader:
         self.text, self.at = text, 0
 
     def elements(self) -> list[str]:
-        """Raises ValueError: brackets that do not pair, or text after them."""
+        """Return the elements. Raises ValueError: brackets are not paired, or followed by text."""
         out = self._separated(self._element, "")
         if self.at < len(self.text):
             raise ValueError(self.text)
@@ -118,7 +118,7 @@ class _Reader:
         return opening + ",".join(inner) + closing
 
     def _pair(self, ends: str) -> str:
-        """KEY: VALUE; Hydra has no quotes for a key."""
+        """Parse KEY: VALUE. Hydra does not allow quotes around a key."""
         colon = re.compile(r"\s*([^:,{}\[\]]+?)\s*:").match(self.text, self.at)
         if colon is None:
             raise ValueError("no key")
@@ -140,7 +140,7 @@ class _Reader:
         return call
 
     def _plain(self, ends: str) -> str:
-        """Text up to one of `ends` that is neither escaped nor inside ${…}."""
+        """Parse text up to one of `ends`, unless that is escaped or inside ${…}."""
         begin, depth = self.at, 0
         while self.at < len(self.text):
             if self.text.startswith("${", self.at):

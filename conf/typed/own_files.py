@@ -1,7 +1,7 @@
-"""YAML files as Hydra gets them: every value as it was typed, and mistakes by file and line.
+"""Reads YAML files for Hydra so that values keep their spelling and mistakes are reported by file and line.
 
-YAML's own rules turn 24:00:00 into 86400, 010 into 8 and `off` into false. Here a value without quotes is
-text until the schema gives it a type: `010` is a number for a key that holds numbers, text for any other.
+Plain YAML turns 24:00:00 into 86400, 010 into 8 and `off` into false. Here, a value without quotes is text
+until the schema gives it a type: `010` is the number 10 for a key that holds numbers, and text for others.
 """
 
 import os
@@ -34,7 +34,7 @@ OURS = ("lhtrain.conf", "hydra.conf")  # packages whose files need no check
 PACKAGES = {
     "stage": "stages",
     "experiment": "_global_",
-}  # of groups whose keys do not belong under their name
+}  # group -> package, for groups whose keys are not below the group's name
 
 _PACKAGE = re.compile(r"#\s*@\s*package\s*:?\s+(\S+)\s*")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
@@ -44,7 +44,7 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.?[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values are text, but for null."""
+    """Reads plain values as text, except null."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [("tag:yaml.org,2002:null", _NULL), ("tag:yaml.org,2002:merge", re.compile(r"^<<$"))]
@@ -52,13 +52,13 @@ class _Loader(yaml.SafeLoader):
     }
 
 
-# The user's files that Hydra has read. It makes and copies its sources itself: they cannot be asked.
+# The user's files that Hydra has read. Hydra makes and copies its sources itself, so they cannot keep this.
 _documents: ContextVar[list["Document"] | None] = ContextVar("documents", default=None)
 
 
 @contextmanager
 def recorded() -> Iterator[None]:
-    """Remember the files that are read in this context, for `documents`."""
+    """Record the user's files that are read in this context, for `documents`."""
     token = _documents.set([])
     try:
         yield
@@ -67,7 +67,7 @@ def recorded() -> Iterator[None]:
 
 
 def documents() -> list["Document"]:
-    """The user's files that were read, in their order; one may be there several times."""
+    """Return the user's files that were read, in order; a file may occur several times."""
     return _documents.get() or []
 
 
@@ -80,34 +80,34 @@ def _record(document: "Document") -> None:
 class Document:
     """A file of settings: its content, and the line of each key."""
 
-    place: str  # the file, as it is named in messages
-    config_path: str  # as Hydra names it: GROUP/NAME
-    group: str  # "" for one outside of all groups
-    header: str | None = None  # the package that its first line names
+    place: str  # path of the file in messages
+    config_path: str  # Hydra's name of the file: GROUP/NAME
+    group: str  # "" for a file that belongs to no group
+    header: str | None = None  # package in its line '# @package'
     content: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)  # of keys with their package, from 1
+    lines: dict[str, int] = field(default_factory=dict)  # key with its package -> line number, from 1
 
     @property
     def package(self) -> str:
-        """What the keys are below; "" at the top."""
+        """The key below which the file's keys are; "" for the top level."""
         package = "_group_" if self.header is None else self.header.removeprefix("_global_").lstrip(".")
         return package.replace("_group_", self.group.replace("/", "."))
 
     def typed(self) -> dict[str, Any]:
-        """The content of a whole configuration, each value with its key's type where it has that."""
+        """Return the content of a complete configuration, with values of the types of their keys."""
         return {name: _with_types(name, value) for name, value in self.content.items()}
 
     def at(self, key: str) -> str:
-        """FILE:LINE of `key`, or of the nearest key above it that the file has."""
+        """Return FILE:LINE of `key`, or of the nearest parent key that the file contains."""
         while key and key not in self.lines:
             key = key.rpartition(".")[0]
         return f"{self.place}:{self.lines[key]}" if key else self.place
 
 
 def read(data: bytes, place: str, config_path: str) -> Document:
-    """The document of a file's content; config_path: as Hydra names it, GROUP/NAME.
+    """Parse the content of a file. config_path: Hydra's name of the file, GROUP/NAME.
 
-    Raises ConfigError: not text, not YAML, a key twice, no mapping.
+    Raises ConfigError: it is not text, not YAML or not a mapping, or has a key twice.
     """
     document = Document(place, config_path, os.path.dirname(config_path), _header(data, place))
     try:
@@ -116,7 +116,7 @@ def read(data: bytes, place: str, config_path: str) -> Document:
         if node is None:
             return document
         if not isinstance(node, yaml.MappingNode):
-            raise _wrong(place, node.start_mark, "must hold KEY: VALUE lines")
+            raise _wrong(place, node.start_mark, "must contain KEY: VALUE lines")
         prefix = f"{document.package}." if document.package else ""
         document.lines = dict(_lines(node, prefix, place))
         document.content = current_tree(loader.construct_document(node), document.package, place)
@@ -125,7 +125,7 @@ def read(data: bytes, place: str, config_path: str) -> Document:
         raise ConfigError([Problem("", None, f"must be UTF-8 text ({error.reason})", place)]) from error
     except yaml.MarkedYAMLError as error:
         raise _wrong(place, error.problem_mark or error.context_mark, _rule(error)) from error
-    except yaml.YAMLError as error:  # a character that no YAML may hold
+    except yaml.YAMLError as error:  # a character that YAML does not allow
         raise ConfigError(
             [Problem("", None, f"is not YAML: {' '.join(str(error).split())}", place)]
         ) from error
@@ -136,13 +136,13 @@ def read(data: bytes, place: str, config_path: str) -> Document:
 
 
 def problems_of(document: Document) -> Iterator[Problem]:
-    """Keys that do not exist, and values of a wrong type. Rules between values are `validate`'s part."""
+    """Yield problems for keys that do not exist and values of a wrong type. `validate` checks other rules."""
     if document.package.startswith("hydra"):
         return
     if document.package and type_of(document.package) is None:
         yield Problem("", None, _no_package(document), f"{document.place}:1")
         return
-    # `defaults` is Hydra's list of other files, `hydra` its own settings.
+    # Hydra itself checks `defaults`, the list of other files, and `hydra`, its own settings.
     hidden = {"defaults"} if document.package else {"defaults", "hydra"}
     tree: Any = {name: value for name, value in document.content.items() if name not in hidden}
     for name in reversed(document.package.split(".") if document.package else []):
@@ -160,10 +160,10 @@ def _misfits(tree: dict[str, Any], prefix: str, document: Document, known: list[
         elif isinstance(value, dict) and is_container(kind):
             yield from _misfits(value, f"{key}.", document, known)
         elif value is None and is_container(kind):
-            yield Problem(key, None, "holds nothing: are the lines below it indented?", place)
+            yield Problem(key, None, "is empty: are the lines below it indented?", place)
         elif is_container(kind):
             first = fields(kind)[0].name if is_dataclass(kind) else "NAME"
-            yield Problem(key, value, f"must hold keys of its own, such as {key}.{first}", place)
+            yield Problem(key, value, f"must contain keys, such as {key}.{first}", place)
         elif rule := misfit(key, value):
             yield Problem(key, value, rule, place)
 
@@ -171,13 +171,13 @@ def _misfits(tree: dict[str, Any], prefix: str, document: Document, known: list[
 def _no_package(document: Document) -> str:
     package = PACKAGES.get(document.group, "_global_")
     return (
-        f"the first line must be '# @package {package}': without it the file's keys are those of "
+        f"the first line must be '# @package {package}'; without it, the keys of the file belong to "
         f"{document.package!r}, which does not exist"
     )
 
 
 def _header(data: bytes, place: str) -> str | None:
-    """The package that a comment before the first key names: # @package NAME."""
+    """Return the package in a comment '# @package NAME' before the first key; None if there is none."""
     for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             return None
@@ -192,7 +192,7 @@ def _header(data: bytes, place: str) -> str | None:
 def _lines(
     node: yaml.MappingNode, prefix: str, place: str, above: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, int]]:
-    """Each key with its line."""
+    """Yield each key with its line."""
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -204,10 +204,10 @@ def _lines(
         if name in seen:
             key = f"{prefix}{name}"
             raise ConfigError(
-                [Problem("", None, f"{key}: is on line {seen[name]} too; remove one", f"{place}:{line}")]
+                [Problem("", None, f"{key}: is also on line {seen[name]}; remove one", f"{place}:{line}")]
             )
         seen[name] = line
-        key_node.tag = "tag:yaml.org,2002:str"  # so that a key `null` or `on` is a name as well
+        key_node.tag = "tag:yaml.org,2002:str"  # so that a key `null` or `on` is a name
         if is_option(f"{prefix}{name}"):
             _give_scalar_types(value_node)
         yield f"{prefix}{name}", line
@@ -215,7 +215,7 @@ def _lines(
 
 
 def _give_scalar_types(node: yaml.Node) -> None:
-    """Read numbers, true and false below `node` as such: no schema has the type of a plugin's option."""
+    """Read numbers, true and false below `node` by their form, since plugin options are not in the schema."""
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:
             _give_scalar_types(child)
@@ -231,7 +231,7 @@ def _lines_below(
     node: yaml.Node, prefix: str, place: str, above: tuple[int, ...]
 ) -> Iterator[tuple[str, int]]:
     if id(node) in above:
-        raise _wrong(place, node.start_mark, "must not hold itself")
+        raise _wrong(place, node.start_mark, "must not contain itself")
     if isinstance(node, yaml.MappingNode):
         yield from _lines(node, prefix, place, above)
     elif isinstance(node, yaml.SequenceNode):
@@ -241,7 +241,7 @@ def _lines_below(
 
 def _with_types(key: str, value: Any) -> Any:
     if is_option(key):
-        return value  # as the file has it
+        return value  # already read by its form
     kind = type_of(key)
     if isinstance(value, dict):
         return {name: _with_types(f"{key}.{name}", child) for name, child in value.items()}
@@ -250,13 +250,13 @@ def _with_types(key: str, value: Any) -> Any:
     if isinstance(value, list):
         inner = get_args(kind)[0] if get_args(kind) else str
         return [_as_kind(child, inner) for child in value]
-    if key.endswith(("batch_tokens", "grad_accum")):  # which may also be auto
+    if key.endswith(("batch_tokens", "grad_accum")):  # these may also be auto
         return number(value)
     return _as_kind(value, kind)
 
 
 def number(value: Any) -> Any:
-    """The number that a text is, where it is one; anything else as it is."""
+    """Return the number that a text spells; any other value unchanged."""
     if isinstance(value, str):
         for kind in (int, float):
             with suppress(ValueError):
@@ -276,8 +276,10 @@ def _as_kind(value: Any, kind: Any) -> Any:
 
 
 def _give_types(document: Document) -> None:
-    """Below `hydra` there are keys without a type in any schema, of launchers: numbers and true and false are
-    read there where nothing of the text is lost. What a sweep varies stays text."""
+    """Convert values below `hydra` to numbers, true and false, if the conversion loses nothing of the text.
+
+    Some keys there, such as those of launchers, have no type in any schema. The values of a sweep stay text.
+    """
     if document.package == "hydra" or document.package.startswith("hydra."):
         document.content = _typed(document.content)
     elif isinstance(document.content.get("hydra"), dict):
@@ -311,10 +313,10 @@ def _typed(value: Any) -> Any:
 def _rule(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "is not YAML"
     if "'\\t'" in problem:
-        return "a tab: YAML is indented with spaces"
+        return "contains a tab; indent YAML with spaces"
     if "could not determine a constructor for the tag" in problem:
-        return f"{problem}: only plain YAML is read"
-    return f"{problem}: check the indentation, brackets and quotes here and in the line before"
+        return f"{problem}; only plain YAML without tags is allowed"
+    return f"{problem}; check the indentation, brackets and quotes here and in the line before"
 
 
 def _wrong(place: str, mark: yaml.Mark | None, rule: str) -> ConfigError:
@@ -330,16 +332,16 @@ def _result(source: Any, document: Document) -> ConfigResult:
     )
 
 
-# Of the names that Hydra's own classes have: it registers those too, and keeps the first of a name.
+# These have the names of Hydra's own classes: Hydra registers its own too, and keeps the first of each name.
 class FileConfigSource(HydraFiles):
-    """A folder of the user's files, of --config-dir or hydra.searchpath."""
+    """A folder of the user's files, from --config-dir or hydra.searchpath."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
         try:
             data = path.read_bytes()
         except OSError as error:
-            rule = f"must be a file that can be read ({error.strerror})"
+            rule = f"must be a readable file ({error.strerror})"
             raise ConfigError([Problem("", None, rule, str(path))]) from error
         document = read(data, _shown(path), config_path)
         _record(document)
@@ -349,10 +351,10 @@ class FileConfigSource(HydraFiles):
 
 
 class ImportlibResourcesConfigSource(HydraPackage):
-    """A folder of a Python package; files of other packages than this program's are the user's."""
+    """A folder in a Python package; files in packages other than lhtrain are the user's."""
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Without the folders of Python code beside the groups: they are no groups."""
+        """List groups and files, without the folders that contain Python code."""
         here = resources.files(self.path).joinpath(config_path)
         names = super().list(config_path, results_filter)
         return [name for name in names if not here.joinpath(name, "__init__.py").is_file()]
@@ -371,7 +373,7 @@ class ImportlibResourcesConfigSource(HydraPackage):
 
 
 def _shown(path: Path) -> str:
-    """Relative where the file is below the current folder."""
+    """Return the path for messages: relative if the file is below the current folder."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except (ValueError, OSError):
@@ -379,6 +381,6 @@ def _shown(path: Path) -> str:
 
 
 def register() -> None:
-    """Read YAML in this way from now on, whatever asks Hydra for it."""
+    """Make Hydra read all YAML files by the classes of this module."""
     types = SourcesRegistry.instance().types
     types["file"], types["pkg"] = FileConfigSource, ImportlibResourcesConfigSource

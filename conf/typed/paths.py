@@ -1,39 +1,39 @@
-"""Paths as they are typed: with `~`, and with characters that mean something elsewhere."""
+"""Paths as typed, which may contain `~` and special characters."""
 
 import os
 
-LONGEST_NAME = 255  # bytes of a name in a folder, on the file systems of Linux
+LONGEST_NAME = 255  # most bytes of a file name on Linux file systems
 
 
 def exists(path: str) -> bool:
-    """Whether something of this very name is there, be it a dangling link."""
+    """Return whether the path exists; a broken symbolic link counts too."""
     try:
         return os.path.lexists(path)
-    except ValueError:  # the character NUL
+    except ValueError:  # the path contains the character NUL
         return False
 
 
 def expanded(path: str) -> str:
-    """`path` with `~` or `~USER` expanded, unless a file of that name exists or the home is unknown."""
+    """Expand `~` or `~USER`, unless a file of that name exists or the home folder is unknown."""
     if not path.startswith("~") or exists(path):
         return path
     return os.path.expanduser(path)
 
 
 def path_problem(path: str) -> str | None:
-    """The rule that `path` breaks as a name, whether or not there is anything."""
+    """Return the rule that the text of `path` breaks, or None; the path need not exist."""
     if not path.strip():
         return "must not be empty; . is the current folder"
     if "\0" in path:
-        return "must not hold the character NUL"
+        return "must not contain the character NUL"
     if path.startswith("~") and not exists(path):
-        return "no home folder is known for it: write the path in full"
+        return "its home folder is unknown; write the full path"
     try:
         names = [os.fsencode(name) for name in path.split("/")]
     except UnicodeEncodeError:
         return "must be text that this system can encode"
     if longest := next((name for name in names if len(name) > LONGEST_NAME), None):
-        return f"a name in it has {len(longest)} bytes: must be at most {LONGEST_NAME}"
+        return f"each name in it must have at most {LONGEST_NAME} bytes, but one has {len(longest)}"
     if sum(len(name) + 1 for name in names) > 4096:
         return "must be at most 4,095 bytes long"
     return None

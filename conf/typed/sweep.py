@@ -1,4 +1,4 @@
-"""The runs that a command line asks for: one, or with -m every combination of the values."""
+"""The runs of a command line: one, or with -m every combination of the values."""
 
 import itertools
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.typed.overrides import spelled
 from lhtrain.conf.typed.paths import expanded
 
-BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # others choose values by themselves
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # other sweepers choose values themselves
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """overrides: as Hydra is to get them; jobs: those of each run; dirs: each run's directory, if known."""
+    """The runs of a sweep."""
 
-    overrides: list[str]
-    jobs: list[list[str]]
-    dirs: list[Path]
+    overrides: list[str]  # for Hydra
+    jobs: list[list[str]]  # overrides of each run
+    dirs: list[Path]  # directory of each run; empty if not known
 
 
 def sweep_of(overrides: list[str]) -> Sweep:
-    """The runs of `lhtrain -m OVERRIDES`, hydra.sweeper.params among them.
+    """Return the runs of `lhtrain -m OVERRIDES`, including those from hydra.sweeper.params.
 
-    Raises ConfigError: overrides that cannot be read, or whose values cannot be listed.
+    Raises ConfigError: overrides cannot be parsed, or their values cannot be listed.
     """
     overrides = spelled(overrides, sweep=True)
     with hydra():
@@ -41,7 +41,7 @@ def sweep_of(overrides: list[str]) -> Sweep:
         try:
             own = compose("config", overrides=single, return_hydra_config=True).hydra
         except MISFITS:
-            # Some of them are problems: each run would have them.
+            # Some overrides are invalid, in every run of the sweep; this raises all problems.
             checked(single)
             raise
         if own.sweeper.get("_target_") != BASIC:
@@ -66,7 +66,7 @@ def sweep_of(overrides: list[str]) -> Sweep:
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
-    """Raises ConfigError: the overrides that cannot be parsed, each with its text."""
+    """Parse the overrides. Raises ConfigError, which names each override that cannot be parsed."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed, problems = [], []
     for text in overrides:
@@ -81,7 +81,7 @@ def _parsed(overrides: list[str]) -> list[Override]:
 
 
 def _values(override: Override) -> list[str]:
-    """KEY=VALUE for each value of one that is swept."""
+    """Return KEY=VALUE for each value of an override of a sweep."""
     key = override.get_key_element()
     try:
         values = list(override.sweep_string_iterator())
@@ -89,13 +89,13 @@ def _values(override: Override) -> list[str]:
         rule = f"its values cannot be listed ({' '.join(str(error).split())})"
         raise ConfigError([Problem(key, override.get_value_string(), rule)]) from error
     if not values:
-        rule = "matches nothing that is there, so that there would be no run"
+        rule = "matches nothing, so the sweep would have no runs"
         raise ConfigError([Problem(key, override.get_value_string(), rule)])
     return [f"{key}={value}" for value in values]
 
 
 def _dirs(own: DictConfig, n_jobs: int) -> list[Path]:
-    """The directory of each run, where its name is the run's number alone."""
+    """Return the directory of each run if its name is the number of the run; otherwise []."""
     raw: Any = OmegaConf.to_container(own.sweep, resolve=False)
     if raw["subdir"] != "${hydra.job.num}":
         return []

@@ -59,7 +59,7 @@ def test_a_sweep_whose_folder_contains_runs_is_refused(started, tmp_path, capsys
         (["-m", "--cfg", "job"], "leave one of them out"),
         (["--resolve"], "need --cfg job"),
         (["--frobnicate"], "--frobnicate: no such option of lhtrain train"),
-        (["-m", "stage=glob(x*)"], "stage=glob(x*): matches nothing that is there"),
+        (["-m", "stage=glob(x*)"], "stage=glob(x*): matches nothing"),
         (["run.dir="], "run.dir=: must not be empty"),
         (["foo"], "'foo': must be a setting, KEY=VALUE"),
         (["run.dir=r", "resume=[auto"], "resume=[auto"),

@@ -1,4 +1,4 @@
-"""Bounds beside their keys: each value is compared with them, and help shows them."""
+"""Bounds of keys: every value is checked against them, and help shows them."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_values_inside_and_outside(limit, inside, outside):
     assert [value for value in outside if not limit.broken_rule(value)] == []
 
 
-def test_a_name_may_come_from_a_registry_later():
+def test_names_can_be_added_to_a_registry_later():
     registry = Registry("thing", {"ours": "json:dumps"})
     limit = one_of("none", registry)
     assert limit.broken_rule("csv") == "must be one of none, ours"
@@ -39,14 +39,14 @@ def test_a_name_may_come_from_a_registry_later():
 
 
 def test_every_number_is_bounded():
-    """A number without bounds is one that nobody thought about; lists of numbers have rules of their own."""
+    """A number without bounds has probably been forgotten. Lists of numbers have their own rules."""
     numbers = [key for key in all_keys() if type_of(key) in (int, float)]
     assert len(numbers) > 50
     # Those of a stage are copies of lighthouse.*, held to the rules of the pyramid.
     assert [key for key in numbers if limit_of(key) is None and not key.startswith("stages.")] == []
 
 
-def test_a_stage_that_inherits_a_wrong_value_is_not_named_too():
+def test_a_wrong_value_is_not_reported_again_for_the_stages_that_copy_it():
     with pytest.raises(ConfigError) as caught:
         check_overrides(["model.seq_len=0", "lighthouse.scorer=other"])
     keys = {problem.key for problem in caught.value.problems}

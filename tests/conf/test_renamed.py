@@ -1,4 +1,4 @@
-"""A key that has another name now: the old one works, with a hint, wherever it may be written."""
+"""Renamed keys: the old name works, with a hint, on the command line, in files and in saved runs."""
 
 import pytest
 from hydra import compose
@@ -28,7 +28,7 @@ def planted(monkeypatch):
     renamed.hint.cache_clear()
 
 
-def test_the_command_line_takes_the_old_name_and_says_so_once(capsys):
+def test_the_command_line_accepts_the_old_name_with_one_hint(capsys):
     config = check_overrides(["optim.learning_rate=1e-4", "safety.max_skips=7", "stages.recovery.length=512"])
     assert (config.optim.lr, config.guard.max_skips, config.stages["recovery"].seq_len) == (1e-4, 7, 512)
     check_overrides(["optim.learning_rate=1e-4"])
@@ -44,7 +44,7 @@ def test_a_wrong_value_is_reported_under_the_new_name():
         check_overrides(["optim.learning_rate=-1"])
 
 
-def test_a_file_takes_the_old_name(tmp_path, capsys):
+def test_a_file_may_have_the_old_name(tmp_path, capsys):
     (tmp_path / "optim").mkdir()
     file = tmp_path / "optim" / "mine.yaml"
     file.write_text("learning_rate: 1e-4\neps: 1e-9\n")
@@ -60,14 +60,14 @@ def search_folder(folder):
     return search_path(str(folder))
 
 
-def test_a_key_that_left_the_group_of_a_file_is_named(tmp_path):
+def test_a_key_that_was_moved_to_another_group_is_reported(tmp_path):
     (tmp_path / "optim").mkdir()
     (tmp_path / "optim" / "mine.yaml").write_text("length: 5\n")
     with pytest.raises(ConfigError, match=r"optim.length=5: no such key; it is now run.steps"):
         check_overrides([search_folder(tmp_path), "optim=mine"])
 
 
-def test_a_run_of_before_is_the_same_run(tmp_path):
+def test_a_saved_run_with_old_names_does_not_differ(tmp_path):
     now = as_container(check_overrides([]))
     before = as_container(check_overrides([]))
     before["optim"]["learning_rate"] = before["optim"].pop("lr")
@@ -75,18 +75,18 @@ def test_a_run_of_before_is_the_same_run(tmp_path):
     assert differing(before, now) == []
     text = "stages: {b: {length: 512, attention: dense}, a: {attention: dense}}\nsafety: {max_skips: 7}\n"
     content = read(text.encode(), "config.yaml", "").typed()
-    assert list(content["stages"]) == ["b", "a"]  # the order of the stages is theirs
+    assert list(content["stages"]) == ["b", "a"]  # the order of the stages is kept
     assert (content["stages"]["b"]["seq_len"], content["guard"]) == (512, {"max_skips": 7})
 
 
-def test_resume_takes_the_old_name(tmp_path):
+def test_resume_accepts_the_old_name(tmp_path):
     from omegaconf import OmegaConf
 
     OmegaConf.save(OmegaConf.create(as_container(check_overrides([]))), RunDir(tmp_path).config)
     assert load(tmp_path, ["optim.learning_rate=1e-4"]).optim.lr == 1e-4
 
 
-def test_where_both_names_are_the_new_one_counts():
+def test_if_both_names_are_present_the_new_one_is_used():
     for tree in ({"learning_rate": 1, "lr": 2}, {"lr": 2, "learning_rate": 1}):
         assert renamed.current_tree({"optim": tree}) == {"optim": {"lr": 2}}
 

@@ -75,7 +75,7 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
         (
             ["data", "prepare", "data=text", "data.path=.", "data.column=body", "data.split=test"],
             2,
-            "data.column=body: does not go with data=text, only files, hf",
+            "data.column=body: is not used by data=text, only by files, hf",
         ),
         (["data", "prepare", "data=text", "data.path=/no/such"], 1, "data.path='/no/such': must exist"),
         (

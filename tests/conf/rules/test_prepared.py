@@ -1,4 +1,4 @@
-"""Settings beside prepared data, which bring their tokenizer; the key of the end-of-text token."""
+"""Settings together with prepared data, which have their own tokenizer; the end-of-text token."""
 
 import json
 
@@ -32,18 +32,18 @@ def tokenizer_file(path, end):
     [
         (
             ["data.tokenizer=gpt2"],
-            r"data\.tokenizer=gpt2: the data in .*web were prepared with bytes, which fixes it",
+            r"data\.tokenizer=gpt2: the data in .*web were prepared with bytes; do not set this key",
         ),
         (["data.tokenizer={file}"], r"data\.tokenizer=.*: the data in .* were prepared with bytes"),
         (["data.tokenizer=/no/such.json"], r"data\.tokenizer=/no/such.json: must be an existing file"),
-        (["data.bos=true"], r"data\.bos=True: does not go with data="),
-        (["data.eos=x"], r"data\.eos=x: does not go with data="),
-        (["data.column=body"], r"data\.column=body: does not go with data="),
-        (["data.max_tokens=9"], r"data\.max_tokens=9: does not go with data="),
+        (["data.bos=true"], r"data\.bos=True: is not used by data="),
+        (["data.eos=x"], r"data\.eos=x: is not used by data="),
+        (["data.column=body"], r"data\.column=body: is not used by data="),
+        (["data.max_tokens=9"], r"data\.max_tokens=9: is not used by data="),
     ],
 )
 @pytest.mark.parametrize("kind", ["prepared", "mix"])
-def test_what_the_folder_fixed_cannot_be_set(folder, tmp_path, kind, settings, message):
+def test_settings_of_prepared_data_cannot_be_changed(folder, tmp_path, kind, settings, message):
     file = tokenizer_file(tmp_path / "tokenizer.json", "</s>")
     where = f"data.path={folder}" if kind == "prepared" else f"data.mix={{web: {{path: {folder}}}}}"
     with pytest.raises(ConfigError, match=message):
@@ -51,11 +51,11 @@ def test_what_the_folder_fixed_cannot_be_set(folder, tmp_path, kind, settings, m
 
 
 @pytest.mark.parametrize("settings", [[], ["data.tokenizer=bytes"]])
-def test_the_folders_own_tokenizer_can_be_named(folder, settings):
+def test_the_tokenizer_of_the_folder_may_be_given(folder, settings):
     check_overrides(["data=prepared", f"data.path={folder}", *settings])
 
 
-def test_a_folder_of_a_file_with_an_end_of_text_of_its_own(tmp_path):
+def test_a_folder_prepared_with_an_unusual_end_of_text_token(tmp_path):
     file = tokenizer_file(tmp_path / "tokenizer.json", "<fin>")
     (tmp_path / "a.txt").write_text("some words\n" * 9)
     recipe = Recipe(source="text", path=str(tmp_path / "a.txt"), tokenizer=str(file), eos="<fin>")
@@ -81,7 +81,7 @@ def test_a_folder_of_a_file_with_an_end_of_text_of_its_own(tmp_path):
         (["data.eos=4000"], r"data\.eos=4000: .*must be the text or the id of a token"),
     ],
 )
-def test_the_end_of_text_is_asked_for(tmp_path, settings, message):
+def test_an_unknown_end_of_text_token_must_be_given(tmp_path, settings, message):
     file = tokenizer_file(tmp_path / "tokenizer.json", "<fin>")
     with pytest.raises(ConfigError, match=message):
         check_overrides([f"data.tokenizer={file}", *settings])
@@ -89,15 +89,15 @@ def test_the_end_of_text_is_asked_for(tmp_path, settings, message):
     check_overrides([f"data.tokenizer={file}", "data.eos=256"])
 
 
-def test_the_end_of_text_of_other_tokenizers_is_theirs():
+def test_the_end_of_text_token_of_other_tokenizers_cannot_be_set():
     with pytest.raises(
         ConfigError, match=r"data\.eos=x: applies only to a tokenizer\.json; data\.tokenizer=bytes"
     ):
         check_overrides(["data.eos=x"])
 
 
-def test_a_weight_with_too_small_a_share(tmp_path):
-    """It would have no turn of its own, or one that is not its share."""
+def test_a_weight_with_too_small_a_share_is_refused(tmp_path):
+    """Its source would be read never, or more often than its share."""
     mix = f"{{web: {{path: {tmp_path}, weight: 1}}, code: {{path: {tmp_path}, weight: 1e-7}}}}"
     with pytest.raises(ConfigError, match=r"data\.mix\.code\.weight=1e-07: must be at least 1 / 262,144"):
         check_overrides(["data=mix", f"data.mix={mix}"])
@@ -107,13 +107,13 @@ def test_a_weight_with_too_small_a_share(tmp_path):
     "mix", ["{a: 5}", "{a: [1]}", "{a: null}", "{a: {path: null}}", "{a: {path: [x]}}", "5"]
 )
 @pytest.mark.parametrize("more", [[], ["data.tokenizer=gpt2"]])
-def test_a_mixture_of_another_shape_is_a_problem_of_the_mixture(mix, more):
+def test_a_mixture_of_a_wrong_form_is_refused(mix, more):
     with pytest.raises(ConfigError, match=r"data\.mix.*: (must be|needs at least)"):
         check_overrides(["data=mix", f"data.mix={mix}", *more])
 
 
 @pytest.mark.parametrize("kind", ["prepared", "mix"])
-def test_a_folder_that_is_not_there_is_no_matter_of_the_tokenizer(tmp_path, kind):
+def test_a_missing_folder_is_not_reported_for_the_tokenizer(tmp_path, kind):
     where = f"data.path={tmp_path}" if kind == "prepared" else f"data.mix={{a: {{path: {tmp_path}}}}}"
     with pytest.raises(ConfigError, match=r"meta\.json") as error:
         check_overrides([f"data={kind}", where, "data.tokenizer=bytes"])

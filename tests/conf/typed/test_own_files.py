@@ -1,4 +1,4 @@
-"""A mistake in a file of one's own: the file, the line and the key; nothing else is blamed."""
+"""Mistakes in a user's file are reported with the file, the line and the key."""
 
 import pytest
 
@@ -29,22 +29,22 @@ def problems(folder, group, content, *more, choice=None):
         (
             "experiment",
             f"{GLOBAL}run:\n  steps: 1e1\n",
-            "3: run.steps=1e1: must be of type int, in digits: 10",
+            "3: run.steps=1e1: must be of type int, written in digits: 10",
         ),
         (
             "experiment",
             f"{GLOBAL}run:\n  stepps: 3\n",
             "3: run.stepps=3: no such key; did you mean run.steps?",
         ),
-        ("experiment", f"{GLOBAL}run:\n\tsteps: 3\n", "3: a tab: YAML is indented with spaces"),
-        ("experiment", f"{GLOBAL}run:\n  steps: 3\n  steps: 4\n", "4: run.steps: is on line 3 too"),
+        ("experiment", f"{GLOBAL}run:\n\tsteps: 3\n", "3: contains a tab"),
+        ("experiment", f"{GLOBAL}run:\n  steps: 3\n  steps: 4\n", "4: run.steps: is also on line 3"),
         ("experiment", f"{GLOBAL}run:\n  steps: 3\n name: x\n", "4: expected <block end>"),
         ("experiment", f"{GLOBAL}run: [\n", "3: expected the node content"),
         ("experiment", f"{GLOBAL}run: 'abc\n", "3: found unexpected end of stream"),
-        ("experiment", f"{GLOBAL}- a\n", "2: must hold KEY: VALUE lines"),
-        ("experiment", f"{GLOBAL}run: null\n", "2: run=null: holds nothing"),
-        ("experiment", f"{GLOBAL}run: {{name: !!python/name:os.system }}\n", "only plain YAML is read"),
-        ("experiment", f"{GLOBAL}a: &x\n  b: *x\n", "2: must not hold itself"),
+        ("experiment", f"{GLOBAL}- a\n", "2: must contain KEY: VALUE lines"),
+        ("experiment", f"{GLOBAL}run: null\n", "2: run=null: is empty"),
+        ("experiment", f"{GLOBAL}run: {{name: !!python/name:os.system }}\n", "only plain YAML"),
+        ("experiment", f"{GLOBAL}a: &x\n  b: *x\n", "2: must not contain itself"),
         ("experiment", f"{GLOBAL}run: {{name: *nope}}\n", "2: found undefined alias 'nope'"),
         ("experiment", f"{GLOBAL}{'[' * 3000}", "must not be nested so deeply"),
         ("experiment", f"{GLOBAL}run: {{name: a}}\n---\nrun: {{name: b}}\n", "3: but found another document"),
@@ -69,46 +69,45 @@ def problems(folder, group, content, *more, choice=None):
             f"{STAGES}short:\n  attention: dens\n",
             "3: stages.short.attention=dens: must be one of dense",
         ),
-        ("stage", f"{STAGES}attention: dense\n", "2: stages.attention=dense: must hold keys of its own"),
+        ("stage", f"{STAGES}attention: dense\n", "2: stages.attention=dense: must contain keys, such as"),
         ("cluster", "time: 1h\n", "1: cluster.time=1h: must be MINUTES, HOURS:MINUTES:SECONDS"),
         ("cluster", "cluster:\n  time: 10\n", "1: cluster.cluster={'time': '10'}: no such key"),
         ("logger", "kind: none\nmode: off\n", "2: logger.mode=off: must be one of offline"),
     ],
 )
-def test_the_mistake_is_named_where_it_is(tmp_path, monkeypatch, group, content, expected):
+def test_a_mistake_is_reported_with_its_file_and_line(tmp_path, monkeypatch, group, content, expected):
     monkeypatch.chdir(tmp_path)
     (found,) = problems(tmp_path, group, content)
     assert found.startswith(f"{group}/mine.yaml") and expected in found
 
 
-def test_all_mistakes_of_a_file_are_named_with_those_of_the_command_line(tmp_path, monkeypatch):
+def test_all_mistakes_of_files_and_the_command_line_are_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = f"{GLOBAL}run:\n  steps: 1e1\n  dirr: x\nmodel: {{n_layer: 3}}\n"
     assert problems(tmp_path, "experiment", content, "optim.lr=fast") == [
-        "experiment/mine.yaml:3: run.steps=1e1: must be of type int, in digits: 10",
+        "experiment/mine.yaml:3: run.steps=1e1: must be of type int, written in digits: 10",
         "experiment/mine.yaml:4: run.dirr=x: no such key; did you mean run.dir?",
         "experiment/mine.yaml:5: model.n_layer=3: no such key; did you mean model.n_layers?",
         "optim.lr=fast: must be of type float",
     ]
 
 
-def test_a_value_that_the_command_line_replaces_is_not_blamed_on_the_file(tmp_path):
+def test_a_value_of_the_command_line_is_not_reported_with_a_file(tmp_path):
     found = problems(tmp_path, "experiment", f"{GLOBAL}run:\n  steps: 3\n", "run.steps=-1")
     assert found == ["run.steps=-1: must be at least 1"]
 
 
-def test_lines_that_are_not_indented(tmp_path, monkeypatch):
+def test_lines_without_indentation_are_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert problems(tmp_path, "experiment", f"{GLOBAL}run:\nsteps: 3\n") == [
-        "experiment/mine.yaml:2: run=null: holds nothing: are the lines below it indented?",
-        "experiment/mine.yaml:3: steps=3: no such key; did you mean stages?",
-    ]
+    empty, unknown = problems(tmp_path, "experiment", f"{GLOBAL}run:\nsteps: 3\n")
+    assert empty.startswith("experiment/mine.yaml:2: run=null: ") and "indented" in empty
+    assert unknown.startswith("experiment/mine.yaml:3: steps=3: no such key")
 
 
-def test_a_file_with_the_name_of_a_preset_is_not_passed_over(tmp_path):
+def test_a_file_with_the_name_of_a_preset_is_refused(tmp_path):
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "gpu8.yaml").write_text("nodes: 3\n")
-    with pytest.raises(ConfigError, match="would not be read: a preset has this name; rename the file"):
+    with pytest.raises(ConfigError, match="would not be read: a preset has this name"):
         check_overrides([search_path(str(tmp_path)), "cluster=gpu8"])
 
 
@@ -121,7 +120,7 @@ def test_a_header_may_follow_other_comments(tmp_path, header):
     assert check_overrides([search_path(str(tmp_path)), "experiment=mine"]).run.steps == 3
 
 
-def test_a_group_of_ones_own(tmp_path):
+def test_a_user_may_have_a_group_of_their_own(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "short.yaml").write_text("# @package run\nsteps: 3\n")
     assert check_overrides([search_path(str(tmp_path)), "+mine=short"]).run.steps == 3

@@ -1,4 +1,4 @@
-"""Text keeps what was typed, on the command line and in files of one's own."""
+"""Text values keep their spelling, on the command line and in the user's files."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ from lhtrain.conf.typed.overrides import spelled
 from lhtrain.conf.typed.sweep import sweep_of
 from lhtrain.quote import setting
 
-# What YAML or Hydra reads as something else: numbers of several bases, dates, booleans, lists, comments.
+# Texts that YAML or Hydra would read as numbers of several bases, dates or booleans.
 TEXTS = [
     *(
         "2024_11_05",
@@ -53,7 +53,7 @@ def test_the_command_line_keeps_text(folder, text):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_file_of_ones_own_keeps_text(folder, text):
+def test_a_file_of_the_user_keeps_text(folder, text):
     content = f"# @package _global_\nrun:\n  name: {text}\n  dir: r/{text}\nlogger:\n  tags: [{text}, b]\n"
     search = own(folder, "experiment", content + f"cluster:\n  account: {text}\n")
     config = check_overrides([search, "experiment=mine"])
@@ -61,7 +61,7 @@ def test_a_file_of_ones_own_keeps_text(folder, text):
     assert config.logger.tags == [text, "b"]
 
 
-def test_times_are_slurms(folder):
+def test_cluster_settings_in_a_file_keep_text(folder):
     search = own(folder, "cluster", "time: 24:00:00\nmemory: 0\naccount: 0123\npython: ~/venv/bin/python\n")
     cluster = check_overrides([search, "cluster=mine"]).cluster
     assert (cluster.time, cluster.memory, cluster.account) == ("24:00:00", "0", "0123")
@@ -85,10 +85,10 @@ def test_numbers_and_switches_of_files_have_their_types(folder):
 
 
 @pytest.mark.parametrize("where", ["", "weight: 2", "weight: 2e0"])
-def test_paths_of_a_mixture(folder, where):
+def test_paths_of_a_mixture_keep_text(folder, where):
     part = f"path: 2024_11_05, {where}" if where else "path: 2024_11_05"
     text = f"data.mix={{a: {{{part}}}, b: {{path: ~/b}}}}"
-    with pytest.raises(ConfigError) as error:  # the folders are not there, under these names
+    with pytest.raises(ConfigError) as error:  # because these folders do not exist
         check_overrides(["data=mix", text], here=True)
     said = str(error.value)
     assert "data.mix.a.path='2024_11_05'" in said and os.path.expanduser("'~/b'"[1:-1]) in said
@@ -118,7 +118,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_path_that_exists_is_that_path_and_a_suggested_command_names_it(folder, name):
+def test_an_existing_path_is_not_parsed(folder, name):
     (folder / name).mkdir()
     (word,) = shlex.split(setting("data.path", name))
     for text in (word, f"data.path={name}"):
@@ -128,7 +128,7 @@ def test_a_path_that_exists_is_that_path_and_a_suggested_command_names_it(folder
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_setting_that_is_spelled_twice_is_the_same(name):
+def test_quoting_a_setting_twice_changes_nothing(name):
     once = spelled([f"data.path={name}", f"run.name={name}"])
     assert spelled(once) == once
 
@@ -152,10 +152,10 @@ def test_home_is_expanded_in_every_path(folder):
     got = (config.run.dir, config.init_from, config.data.cache_dir, config.data.out, *config.data.path)
     assert got == tuple(f"{home}/{name}" for name in "rckoa")
     (folder / "~").mkdir()
-    assert check_overrides(["run.dir=~"]).run.dir == "~", "a folder of that very name"
+    assert check_overrides(["run.dir=~"]).run.dir == "~", "a folder with this name exists"
 
 
-def test_what_a_sweep_varies_is_text_too(folder):
+def test_values_of_a_sweep_keep_text(folder):
     search = own(
         folder,
         "experiment",
@@ -169,7 +169,7 @@ def test_what_a_sweep_varies_is_text_too(folder):
     assert {config.optim.lr for config in configs} == {1e-3, 2e-3} and len(configs) == 8
 
 
-def test_a_launchers_own_settings_keep_text_and_types(folder):
+def test_settings_of_hydra_keep_text_and_types(folder):
     from hydra import compose
 
     from lhtrain.conf.compose import hydra
@@ -186,7 +186,7 @@ def test_a_launchers_own_settings_keep_text_and_types(folder):
     assert dict(own_settings.job.env_set) == {"A": "24:00:00", "B": "010"}
 
 
-def test_a_run_that_is_resumed_keeps_text_that_was_typed_into_its_config(tmp_path):
+def test_a_resumed_run_keeps_text_in_its_config(tmp_path):
     from lhtrain.runs.changes import as_container
     from lhtrain.runs.own_config import load
 
@@ -204,7 +204,7 @@ def test_a_run_that_is_resumed_keeps_text_that_was_typed_into_its_config(tmp_pat
 
 
 @pytest.mark.parametrize("text", ["optim.betas=[0.9", "optim.lr=1e-3,2e-3", "optim.lr="])
-def test_a_resumed_run_refuses_a_value_in_words(tmp_path, text):
+def test_a_resumed_run_refuses_an_invalid_value_with_its_key(tmp_path, text):
     from lhtrain.runs.changes import as_container
     from lhtrain.runs.own_config import load
 

@@ -18,61 +18,53 @@ def problems(folder, group, content, *more, choice=None):
     return [str(problem) for problem in caught.value.problems]
 
 
+# Content of a file below the line '# @package _global_' -> the line with the mistake, and the rule.
+EXPERIMENTS = {
+    "compute:\n  compile: offf\n": "3: compute.compile=offf: must be one of auto",
+    "run:\n  steps: 1e1\n": "3: run.steps=1e1: must be of type int, written in digits: 10",
+    "run:\n  stepps: 3\n": "3: run.stepps=3: no such key; did you mean run.steps?",
+    "run:\n\tsteps: 3\n": "3: contains a tab",
+    "run:\n  steps: 3\n  steps: 4\n": "4: run.steps: is also on line 3",
+    "run:\n  steps: 3\n name: x\n": "4: expected <block end>",
+    "run: [\n": "3: expected the node content",
+    "run: 'abc\n": "3: found unexpected end of stream",
+    "- a\n": "2: must contain KEY: VALUE lines",
+    "run: null\n": "2: run=null: is empty",
+    "run: {name: !!python/name:os.system }\n": "only plain YAML",
+    "a: &x\n  b: *x\n": "2: must not contain itself",
+    "run: {name: *nope}\n": "2: found undefined alias 'nope'",
+    "[" * 3000: "must not be nested so deeply",
+    "run: {name: a}\n---\nrun: {name: b}\n": "3: but found another document",
+    "run:\n  steps: -1\n": "3: run.steps=-1: must be at least 1",
+    "run: {name: '${no}'}\n": "2: run.name=${no}: Interpolation key 'no' not found",
+    "run:\n  steps: [1, 2]\n": "3: run.steps=['1', '2']: must be of type int",
+    "logger: {tags: a}\n": "2: logger.tags=a: must be a list [A,B]",
+    "defaults:\n  - override /model: nope\n": "2: Could not find 'model/nope'",
+    "defaults: 5\n": "2: Invalid defaults list",
+    "hydra:\n  foo: 1\n": "2: Key 'foo' not in 'HydraConf'",
+    "run: {name: 'a\0b'}\n": "mine.yaml: is not YAML",
+}
+WITHOUT_HEADER = [
+    ("experiment", "run:\n  steps: 3\n", "1: the first line must be '# @package _global_'"),
+    ("experiment", "# @package\nrun: {steps: 3}\n", "1: '# @package' must be '# @package NAME'"),
+    ("experiment", b"\xff\xfe", "mine.yaml: must be UTF-8 text"),
+    ("stage", "short:\n  attention: dense\n", "1: the first line must be '# @package stages'"),
+    ("cluster", "time: 1h\n", "1: cluster.time=1h: must be MINUTES, HOURS:MINUTES:SECONDS"),
+    ("cluster", "cluster:\n  time: 10\n", "1: cluster.cluster={'time': '10'}: no such key"),
+    ("logger", "kind: none\nmode: off\n", "2: logger.mode=off: must be one of offline"),
+]
+STAGE_FILES = {
+    "short:\n  attention: dens\n": "3: stages.short.attention=dens: must be one of dense",
+    "attention: dense\n": "2: stages.attention=dense: must contain keys, such as",
+}
+
+
 @pytest.mark.parametrize(
     ("group", "content", "expected"),
     [
-        (
-            "experiment",
-            f"{GLOBAL}compute:\n  compile: offf\n",
-            "3: compute.compile=offf: must be one of auto",
-        ),
-        (
-            "experiment",
-            f"{GLOBAL}run:\n  steps: 1e1\n",
-            "3: run.steps=1e1: must be of type int, written in digits: 10",
-        ),
-        (
-            "experiment",
-            f"{GLOBAL}run:\n  stepps: 3\n",
-            "3: run.stepps=3: no such key; did you mean run.steps?",
-        ),
-        ("experiment", f"{GLOBAL}run:\n\tsteps: 3\n", "3: contains a tab"),
-        ("experiment", f"{GLOBAL}run:\n  steps: 3\n  steps: 4\n", "4: run.steps: is also on line 3"),
-        ("experiment", f"{GLOBAL}run:\n  steps: 3\n name: x\n", "4: expected <block end>"),
-        ("experiment", f"{GLOBAL}run: [\n", "3: expected the node content"),
-        ("experiment", f"{GLOBAL}run: 'abc\n", "3: found unexpected end of stream"),
-        ("experiment", f"{GLOBAL}- a\n", "2: must contain KEY: VALUE lines"),
-        ("experiment", f"{GLOBAL}run: null\n", "2: run=null: is empty"),
-        ("experiment", f"{GLOBAL}run: {{name: !!python/name:os.system }}\n", "only plain YAML"),
-        ("experiment", f"{GLOBAL}a: &x\n  b: *x\n", "2: must not contain itself"),
-        ("experiment", f"{GLOBAL}run: {{name: *nope}}\n", "2: found undefined alias 'nope'"),
-        ("experiment", f"{GLOBAL}{'[' * 3000}", "must not be nested so deeply"),
-        ("experiment", f"{GLOBAL}run: {{name: a}}\n---\nrun: {{name: b}}\n", "3: but found another document"),
-        ("experiment", f"{GLOBAL}run:\n  steps: -1\n", "3: run.steps=-1: must be at least 1"),
-        (
-            "experiment",
-            f"{GLOBAL}run: {{name: '${{no}}'}}\n",
-            "2: run.name=${no}: Interpolation key 'no' not found",
-        ),
-        ("experiment", f"{GLOBAL}run:\n  steps: [1, 2]\n", "3: run.steps=['1', '2']: must be of type int"),
-        ("experiment", f"{GLOBAL}logger: {{tags: a}}\n", "2: logger.tags=a: must be a list [A,B]"),
-        ("experiment", f"{GLOBAL}defaults:\n  - override /model: nope\n", "2: Could not find 'model/nope'"),
-        ("experiment", f"{GLOBAL}defaults: 5\n", "2: Invalid defaults list"),
-        ("experiment", f"{GLOBAL}hydra:\n  foo: 1\n", "2: Key 'foo' not in 'HydraConf'"),
-        ("experiment", "run:\n  steps: 3\n", "1: the first line must be '# @package _global_'"),
-        ("experiment", "# @package\nrun: {steps: 3}\n", "1: '# @package' must be '# @package NAME'"),
-        ("experiment", b"\xff\xfe", "mine.yaml: must be UTF-8 text"),
-        ("experiment", f"{GLOBAL}run: {{name: 'a\0b'}}\n", "mine.yaml: is not YAML"),
-        ("stage", "short:\n  attention: dense\n", "1: the first line must be '# @package stages'"),
-        (
-            "stage",
-            f"{STAGES}short:\n  attention: dens\n",
-            "3: stages.short.attention=dens: must be one of dense",
-        ),
-        ("stage", f"{STAGES}attention: dense\n", "2: stages.attention=dense: must contain keys, such as"),
-        ("cluster", "time: 1h\n", "1: cluster.time=1h: must be MINUTES, HOURS:MINUTES:SECONDS"),
-        ("cluster", "cluster:\n  time: 10\n", "1: cluster.cluster={'time': '10'}: no such key"),
-        ("logger", "kind: none\nmode: off\n", "2: logger.mode=off: must be one of offline"),
+        *(("experiment", GLOBAL + content, expected) for content, expected in EXPERIMENTS.items()),
+        *(("stage", STAGES + content, expected) for content, expected in STAGE_FILES.items()),
+        *WITHOUT_HEADER,
     ],
 )
 def test_a_mistake_is_reported_with_its_file_and_line(tmp_path, monkeypatch, group, content, expected):

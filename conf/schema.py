@@ -153,7 +153,9 @@ class LighthouseConfig:
     # number of entries per level that are expanded (k), a multiple of lighthouse.tile; null: seq_len / 64,
     # rounded up to a multiple of 128
     budget: Annotated[int | None, at_most(2**31 - 1)] = None
-    # how entries are ranked for selection; norm: by their l2 norm
+    # how entries are ranked for selection; norm: by their l2 norm; dilated: by the norm of attention to every
+    # fourth token; gla: by the norm of gated linear attention; position: by a fixed pseudo-random number for
+    # each position and head; recent: the last entries of a tile first
     scorer: Annotated[str, one_of(SCORERS)] = "norm"
     # number of tokens up to each position, itself included, that it attends to exactly, besides the selected
     # rows; 0: selected rows only, as published

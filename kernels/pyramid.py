@@ -8,6 +8,7 @@ Source: Long Context Pre-Training with Lighthouse Attention, arXiv:2605.06554.
 from dataclasses import dataclass
 
 TILE = 128  # entries that the published layer expands in a tile, 64 by qk, then 64 by kq
+DILATION = 4  # the scorer dilated attends among every so many tokens
 
 STRICT_TILE = 16  # of strictly causal layers, whose exact part is as long as a tile
 

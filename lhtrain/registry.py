@@ -73,7 +73,16 @@ ATTENTIONS = Registry(
         "lighthouse": "lhtrain.attention.lighthouse:LighthouseAttention",
     },
 )
-SCORERS = Registry("scorer", {"norm": "lhtrain.kernels.scores.norm:Norm"})
+SCORERS = Registry(
+    "scorer",
+    {
+        "norm": "lhtrain.kernels.scores.norm:Norm",
+        "dilated": "lhtrain.kernels.scores.dilated:Dilated",
+        "gla": "lhtrain.kernels.scores.gla:Gla",
+        "position": "lhtrain.kernels.scores.positional:Position",
+        "recent": "lhtrain.kernels.scores.positional:Recent",
+    },
+)
 OPTIMIZERS = Registry("optimizer", {"adamw": "lhtrain.model.optimizer:AdamW"})
 TRACKERS = Registry("tracker", {"wandb": "lhtrain.report.trackers:WandbTracker"})
 BACKENDS = ("auto", "reference", "triton")  # of the Lighthouse layer's pooling and selection

@@ -40,6 +40,8 @@ BATCHES = ("run.batch_tokens", "stages.NAME.batch_tokens", "run.grad_accum", "st
 HEADS = ("model.n_heads", "model.n_kv_heads")
 MESH = ("parallel.dp_replicate", "parallel.dp_shard", "parallel.cp")
 
+SCORERS = ("lighthouse.scorer", "stages.NAME.scorer")
+
 RELATIONS = (
     Relation(
         HEADS,
@@ -50,6 +52,12 @@ RELATIONS = (
         ("model.dim", "model.n_heads", "model.head_dim"),
         "model.dim must be a multiple of model.n_heads, unless model.head_dim is set",
         ("model.n_heads=3",),
+    ),
+    Relation(
+        (*SCORERS, *LENGTHS, "parallel.cp"),
+        "with the scorer dilated, 4 must divide the tokens of a sequence, or of each of its 2 * parallel.cp "
+        "chunks if parallel.cp > 1",
+        ("lighthouse.scorer=dilated", "model.seq_len=258", "lighthouse.levels=2", "lighthouse.pooling=2"),
     ),
     Relation(
         ("model.dense_layers", "model.n_layers"),

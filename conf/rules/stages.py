@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, StageConfig
-from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.pyramid import DILATION, Pyramid
 
 
 def stage_problems(config: Config) -> Iterator[Problem]:
@@ -16,6 +16,7 @@ def stage_problems(config: Config) -> Iterator[Problem]:
         if not str(name).strip() or not str(name).isprintable():
             yield Problem("stages", repr(name), "the name of a stage must be printable and not empty")
         yield from _pyramid(f"stages.{name}", stage)
+        yield from _dilated(f"stages.{name}", stage, config.parallel.cp)
     if config.run.steps >= 1:
         yield from stage_steps(config)[1]
     longest = max(stage.seq_len for stage in config.stages.values())
@@ -30,6 +31,15 @@ def _pyramid(key: str, stage: StageConfig) -> Iterator[Problem]:
     if stage.seq_len >= 1 and stage.attention == "lighthouse":
         for field, value, rule in pyramid_of(stage).problems():
             yield Problem(f"{key}.{field}", value, rule)
+
+
+def _dilated(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
+    """The rule of the scorer dilated."""
+    unit = DILATION * (2 * cp if cp > 1 else 1)
+    if stage.attention == "lighthouse" and stage.scorer == "dilated" and stage.seq_len % unit:
+        chunks = f", for the {2 * cp} chunks of parallel.cp={cp}" if cp > 1 else ""
+        rule = f"the scorer dilated needs a multiple of {unit}{chunks}"
+        yield Problem(f"{key}.seq_len", stage.seq_len, rule)
 
 
 def pyramid_of(stage: StageConfig) -> Pyramid:

@@ -1,9 +1,11 @@
 """The paper's scorer without parameters: the l2 norms of queries and keys."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from lhtrain.kernels.scores import Tokens
 from lhtrain.kernels.scores.naive import norm_scores
 
 
@@ -11,6 +13,8 @@ from lhtrain.kernels.scores.naive import norm_scores
 class Norm:
     """qk = ‖q‖, kq = ‖k‖. `ops.gather_rows` computes the same for all levels in one kernel, `kernel.py`."""
 
-    def scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """q (B, N, H, D), k (B, N, G, D) -> qk, kq (B, G, N) float32; a group has its heads' largest norm."""
-        return norm_scores(q, k)
+    token_local: ClassVar[bool] = True
+
+    def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """qk, kq (B, G, T) float32."""
+        return norm_scores(tokens.q, tokens.k)

@@ -14,6 +14,7 @@ from lhtrain.attention.strict import merge
 from lhtrain.attention.where import Attend, Where
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.ranges.naive import attend_ranges
+from lhtrain.kernels.scores import Tokens, is_token_local
 from lhtrain.kernels.windows.naive import gather_pooled
 
 
@@ -65,7 +66,7 @@ class StrictCache:
             raise ValueError(f"strictly_causal=False: {rule}")
         self.pyramid = self.layer.pyramid(self.seq_len)
         self.scorer = self.layer.scorer_in(None)
-        if not getattr(self.scorer, "token_local", type(self.scorer).__name__ == "Norm"):
+        if not is_token_local(self.scorer):
             name = type(self.scorer).__name__
             raise ValueError(f"scorer={name}: decoding needs a scorer whose scores depend on one token alone")
 
@@ -97,7 +98,8 @@ class StrictCache:
         tokens, whole = self.pyramid.tile_tokens, self.pyramid
         tile = Pyramid(tokens, whole.levels, whole.pooling, whole.tile, whole.tile)
         k, v = self.k[:, -tokens:], self.v[:, -tokens:]
-        scores = level_scores(self.scorer, self.q, k, tile)
+        positions = torch.arange(self.n_seen - tokens, self.n_seen, device=k.device)
+        scores = level_scores(self.scorer, Tokens(self.q, k, v, positions), tile)
         indices = self.layer.selection.reference(*scores, tile, 0)
         self.rows.append((gather_pooled(k, indices, tile), gather_pooled(v, indices, tile)))
 

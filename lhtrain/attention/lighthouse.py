@@ -7,6 +7,7 @@ Source: arXiv:2605.06554. Norm scores have no parameters, so the same weights se
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ from lhtrain.attention.strict import strictly_causal as strict_attention
 from lhtrain.attention.where import Where
 from lhtrain.attention.windowed import attend_rows, merge_window
 from lhtrain.kernels.pyramid import TILE, Pyramid
-from lhtrain.kernels.scores import Scorer
+from lhtrain.kernels.scores import Scorer, Tokens
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.scores.norm import Norm
 from lhtrain.kernels.selection import Selection
@@ -50,6 +51,8 @@ def lighthouse_attention(
     tile: int | None = None,
     backend: str = "auto",
     dense: str = "auto",
+    positions: Tensor | None = None,
+    x: Tensor | None = None,
 ) -> Tensor:
     """Causal attention over the S pyramid entries worth their full resolution.
 
@@ -58,8 +61,7 @@ def lighthouse_attention(
             With Hkv < H the selection is made per K/V head, a group's `qk` score being the maximum
             over its query heads.
         levels, pooling, budget: L, p and k; `Pyramid.problems` has the rules.
-        scorer: a name of `registry.SCORERS`, or the scorer itself. "norm": the l2 norms of q and k. No
-            gradient flows through scores.
+        scorer: a scorer, or the name of one without parameters in `registry.SCORERS`.
         selection: the rule by which scores pick pyramid entries.
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
         window: W, the last tokens, itself included, that each position attends to exactly; their result is
@@ -71,6 +73,7 @@ def lighthouse_attention(
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
         dense: the kernel of the attention call on the S rows; see `dense_attention`.
+        positions, x: for scorers: (N,) int64, 0 ... N - 1 unless given; the layer's input (B, N, C).
 
     Returns:
         (B, N, H, D), q's dtype.
@@ -80,20 +83,36 @@ def lighthouse_attention(
     """
     pyramid = Pyramid.of(q.shape[1], levels, pooling, budget, tile, strictly_causal).check()
     _check_backend(backend)
-    if window < 0:
-        raise ValueError(f"window={window}: must be at least 0")
+    _check_window(window)
+    tokens = _tokens(q, k, v, positions, x, dense)
     if strictly_causal:
-        rows_k, rows_v, kernels = gather_keys(q, k, v, pyramid, backend, scorer_of(scorer), selection)
+        rows_k, rows_v, kernels = gather_keys(k, v, tokens, pyramid, backend, scorer_of(scorer), selection)
         return strict_attention(q, k, v, rows_k, rows_v, pyramid, window, kernels)
     if window >= q.shape[1]:
         return dense_attention(q, k, v, dense)
     n_covered = len(q) if cover_prefix else 0
-    selected = gather(q, k, v, pyramid, n_covered, backend, scorer_of(scorer), selection)
+    selected = gather(q, k, v, tokens, pyramid, n_covered, backend, scorer_of(scorer), selection)
     if window:
-        kernels = selected.row_of_entry is not None
-        rows, rows_lse = attend_rows(selected.q, selected.k, selected.v, kernels)
-        return merge_window(q, k, v, rows, rows_lse, selected.places(pyramid), pyramid, window, kernels)
+        return _with_window(q, k, v, selected, pyramid, window)
     return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
+
+
+def _tokens(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None, x: Tensor | None, dense: str
+) -> Tokens:
+    """A whole sequence, to score."""
+    if positions is None:
+        positions = torch.arange(q.shape[1], device=q.device)
+    return Tokens(q, k, v, positions, x, partial(dense_attention, backend=dense))
+
+
+def _with_window(
+    q: Tensor, k: Tensor, v: Tensor, selected: "Selected", pyramid: Pyramid, window: int
+) -> Tensor:
+    """Attention to the selected rows, merged with exact attention to the last `window` tokens."""
+    kernels = selected.row_of_entry is not None
+    rows, rows_lse = attend_rows(selected.q, selected.k, selected.v, kernels)
+    return merge_window(q, k, v, rows, rows_lse, selected.places(pyramid), pyramid, window, kernels)
 
 
 class Selected(NamedTuple):
@@ -117,6 +136,7 @@ def gather(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    tokens: Tokens,
     pyramid: Pyramid,
     n_covered: int,
     backend: str,
@@ -125,12 +145,13 @@ def gather(
 ) -> Selected:
     """Score, select, and gather with pooling.
 
-    n_covered: batch elements, from the first on, whose prefix gets an output whatever its scores. The other
-    arguments are those of `lighthouse_attention`.
+    tokens: what is scored. q, k, v may be P chunks of its sequences, (P B, N, H, D), all batch elements of
+    the first chunk first; tokens.q is (B, P N, H, D). n_covered: batch elements, from the first on, whose
+    prefix gets an output whatever its scores. The other arguments are those of `lighthouse_attention`.
     """
     _check_heads(q, k)
     if not _runs_kernels(q, pyramid.pooling, backend):
-        indices = selection.reference(*level_scores(scorer, q, k, pyramid), pyramid, n_covered)
+        indices = selection.reference(*level_scores(scorer, tokens, pyramid), pyramid, n_covered)
         rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
         return Selected(rows_q, rows_k, rows_v, indices, None)
     from lhtrain.kernels import ops
@@ -140,19 +161,28 @@ def gather(
         type(scorer) is Norm and type(selection) is TopK and pyramid.tile == TILE
     ):  # all three steps are one operator
         return Selected(*ops.gather_rows(q, k, v, *sizes, n_covered))
-    indices, row_of_entry = selection.kernel(*level_scores(scorer, q, k, pyramid), pyramid, n_covered)
+    indices, row_of_entry = selection.kernel(*level_scores(scorer, tokens, pyramid), pyramid, n_covered)
     n_rows = selection.n_rows(pyramid)
     rows_q, rows_k, rows_v = ops.gather_selected(q, k, v, row_of_entry, n_rows, *sizes, pyramid.tile)
     return Selected(rows_q, rows_k, rows_v, indices, row_of_entry)
 
 
 def gather_keys(
-    q: Tensor, k: Tensor, v: Tensor, pyramid: Pyramid, backend: str, scorer: Scorer, selection: Selection
+    k: Tensor,
+    v: Tensor,
+    tokens: Tokens,
+    pyramid: Pyramid,
+    backend: str,
+    scorer: Scorer,
+    selection: Selection,
 ) -> tuple[Tensor, Tensor, bool]:
-    """Score, select, and gather keys and values alone: rows k, v (B, S, G, D), and whether kernels ran."""
-    _check_heads(q, k)
-    scores = level_scores(scorer, q, k, pyramid)
-    if not _runs_kernels(q, pyramid.pooling, backend):
+    """Score, select, and gather keys and values alone: rows k, v (B, S, G, D), and whether kernels ran.
+
+    The arguments are those of `gather`.
+    """
+    _check_heads(tokens.q, k)
+    scores = level_scores(scorer, tokens, pyramid)
+    if not _runs_kernels(k, pyramid.pooling, backend):
         indices = selection.reference(*scores, pyramid, 0)
         return gather_pooled(k, indices, pyramid), gather_pooled(v, indices, pyramid), False
     from lhtrain.kernels import ops
@@ -168,10 +198,14 @@ def _check_heads(q: Tensor, k: Tensor) -> None:
         raise ValueError(f"n_heads={q.shape[2]}: must be a multiple of n_kv_heads={k.shape[2]}")
 
 
-def level_scores(scorer: Scorer, q: Tensor, k: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-    """qk, kq (B, G, E - N) float32 of levels 1 and up, without a gradient."""
+def level_scores(scorer: Scorer, tokens: Tokens, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+    """qk, kq (P B, G, E - N) float32 of levels 1 and up, without a gradient; pyramid: of one of P chunks."""
     with torch.no_grad():
-        qk, kq = (max_pooled(scores.float(), pyramid) for scores in scorer.scores(q, k))
+        of_chunks = (
+            scores.float().unflatten(-1, (len(tokens.chunks), -1)).movedim(2, 0).flatten(0, 1)
+            for scores in scorer.scores(tokens)
+        )
+        qk, kq = (max_pooled(scores, pyramid) for scores in of_chunks)
     return qk, kq
 
 
@@ -209,6 +243,11 @@ def scorer_of(scorer: str | Scorer) -> Scorer:
 def _check_backend(backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend}: must be one of {', '.join(BACKENDS)}")
+
+
+def _check_window(window: int) -> None:
+    if window < 0:
+        raise ValueError(f"window={window}: must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -279,4 +318,6 @@ class LighthouseAttention:
             tile=self.tile,
             backend=self.backend,
             dense=self.dense,
+            positions=None if where is None else where.positions,
+            x=None if where is None else where.x,
         )

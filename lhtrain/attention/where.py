@@ -15,10 +15,13 @@ Rotation = tuple[Tensor, Tensor]  # cosine and sine of the rotary embedding, eac
 
 
 class Where(NamedTuple):
-    """rotation: of the T positions that this rank has. scorer: the layer's own, if it has parameters."""
+    """rotation: of the T positions that this rank has, positions (T,) int64. The layer adds its scorer, where
+    that has parameters, and its input x (B, T, C)."""
 
     rotation: Rotation
     scorer: Scorer | None = None
+    positions: Tensor | None = None
+    x: Tensor | None = None
 
 
 # q (B, T, H, D), k, v (B, T, Hkv, D), rotated already -> (B, T, H, D)

@@ -30,11 +30,12 @@ class Read(NamedTuple):
     offsets: tuple[int, ...]
 
 
-def load(path: Path, tensors: dict[str, Tensor], leave_out: Sequence[str] = ()) -> None:
+def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = ()) -> None:
     """Fill `tensors` from the checkpoint `path`, however many ranks wrote it. Every byte that is used is
     verified. A collective, where there are several ranks.
 
-    leave_out: parts of names; the checkpoint may hold tensors with such names that `tensors` does not have.
+    optional: parts of names; tensors with such names may be in the checkpoint alone, or in `tensors` alone,
+    where they keep their values.
 
     Raises:
         RunError: its tensors do not match, each named with both shapes; a file is damaged or cannot be read.
@@ -43,21 +44,22 @@ def load(path: Path, tensors: dict[str, Tensor], leave_out: Sequence[str] = ()) 
 
     def fill() -> None:
         try:
-            patiently(lambda: _load(path, tensors, leave_out), path)
+            patiently(lambda: _load(path, tensors, optional), path)
         except Invalid as found:
             raise RunError(f"checkpoint {path}: {found}") from found
 
     on_all(fill, is_distributed=several_ranks())
 
 
-def _load(path: Path, tensors: dict[str, Tensor], leave_out: Sequence[str]) -> None:
+def _load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str]) -> None:
     described = opened(path)
-    wanted = {
-        name: saved
-        for name, saved in described.tensors.items()
-        if name in tensors or not any(part in name for part in leave_out)
-    }
-    _compare(path, wanted, tensors)
+
+    def needed(name: str) -> bool:
+        return not any(part in name for part in optional)
+
+    tensors = {name: tensor for name, tensor in tensors.items() if name in described.tensors or needed(name)}
+    saved = {name: saved for name, saved in described.tensors.items() if name in tensors or needed(name)}
+    _compare(path, saved, tensors)
     reads = sorted(_reads(described, tensors), key=lambda read: (read.chunk.file, read.chunk.begin))
     in_parallel(partial(_fill_all, path, described), reads)
 

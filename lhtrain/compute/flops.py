@@ -3,10 +3,12 @@
 Counted are the products a step cannot do without: every weight once a token, and the causal half of the
 attention matrix over the rows attention really sees, in a Lighthouse stage S and not N; a windowed layer adds
 each token's exact window, a strictly causal one the tokens of its tile too. The backward pass counts twice
-the forward. Recomputation and anything that is not a matrix product count nothing.
+the forward; scores, which have none, count once. Recomputation and anything that is not a matrix product
+count nothing.
 """
 
 from lhtrain.conf.schema import ModelConfig
+from lhtrain.kernels.pyramid import DILATION
 from lhtrain.stage import Stage
 
 
@@ -19,7 +21,8 @@ def step_flops(model: ModelConfig, stage: Stage) -> int:
             attention += stage.n_sequences * _attention(model, stage.seq_len)
         else:
             attention += stage.n_sequences * _lighthouse(model, stage)
-    return 3 * (weights + attention)
+    layers = model.n_layers - len(set(model.dense_layers))
+    return 3 * (weights + attention) + stage.n_sequences * layers * _scores(model, stage)
 
 
 def _weights(model: ModelConfig) -> int:
@@ -39,6 +42,18 @@ def _lighthouse(model: ModelConfig, stage: Stage) -> int:
         # Position j has min(j + 1, window) keys.
         near = 4 * model.n_heads * model.head_dim * (window * (window + 1) // 2 + (n - window) * window)
     return near + _attention(model, stage.n_attended)
+
+
+def _scores(model: ModelConfig, stage: Stage) -> int:
+    """Forward of one layer's scorer on one sequence; those of plugins are not known."""
+    n, dim = stage.seq_len, model.head_dim
+    if stage.pyramid is None or stage.n_attended == n:
+        return 0
+    if stage.scorer == "dilated":  # two attentions over n / 4 rows of 4 times the heads
+        return 2 * DILATION * _attention(model, n // DILATION)
+    if stage.scorer == "gla":  # twice a state of dim^2 written and read by each token, and the gates
+        return n * (2 * 4 * model.n_heads * dim * dim + 2 * model.dim * model.n_kv_heads)
+    return 0
 
 
 def _strict_pairs(stage: Stage) -> int:

@@ -6,7 +6,7 @@ and the backward pass has not used yet, and the work in flight. Activations are 
 compute.precision=float32. What a compiled block keeps, and what its backward takes, was read off measured
 peaks (scripts/bench/results, train.csv and multi_gpu.csv); a test holds the estimate to all of them. They are
 of bfloat16: the figures for float32 follow from the same tensors and were not measured. Float8 products may
-keep less.
+keep less. A scorer's work is not counted: it is less than that of the loss or of a block's backward pass.
 N tokens of a micro-batch, C model dim, F SwiGLU dim, V vocabulary, S rows that attention sees.
 """
 

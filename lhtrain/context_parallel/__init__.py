@@ -64,7 +64,7 @@ def over_ranks(
         kind = type(attend.selection).__name__
         raise ValueError(f"cp={size}: needs a selection that stays within its tiles, which {kind} does not")
     if attend.strictly_causal:
-        return ContextStrict(attend, group, rank, size)
+        return ContextStrict(attend, dense, group, rank, size)
     return ContextLighthouse(attend, dense, group, rank, size, exact)
 
 

@@ -20,6 +20,7 @@ from lhtrain.attention.lighthouse import LighthouseAttention, Selected, gather, 
 from lhtrain.attention.where import Where
 from lhtrain.context_parallel.halo import from_chunk_before
 from lhtrain.context_parallel.layout import chunk_pyramid
+from lhtrain.context_parallel.tokens import rank_tokens
 from lhtrain.kernels.pyramid import Pyramid
 
 
@@ -43,8 +44,10 @@ class ContextLighthouse:
         n_covered = 0
         if layer.cover_prefix:
             n_covered = 2 * batch if not self.exact else batch if self.rank == 0 else 0
+        tokens = rank_tokens(q, k, v, where, self.rows, self.group, self.rank, self.size)
         q, k, v = (x.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1) for x in (q, k, v))  # (2 B, c, H, D)
-        selected = gather(q, k, v, pyramid, n_covered, layer.backend, layer.scorer_in(where), layer.selection)
+        scorer = layer.scorer_in(where)
+        selected = gather(q, k, v, tokens, pyramid, n_covered, layer.backend, scorer, layer.selection)
         rows = self.rows(*(_one_after_the_other(x) for x in (selected.q, selected.k, selected.v)))
         rows = rows.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1)  # (2 B, S / 2 W, H, D)
         out = scatter(rows, selected, pyramid)

@@ -18,16 +18,19 @@ from lhtrain.attention.where import Where
 from lhtrain.context_parallel.collectives import all_gather
 from lhtrain.context_parallel.halo import from_chunk_before, with_tokens_before
 from lhtrain.context_parallel.layout import chunk_pyramid, whole
+from lhtrain.context_parallel.tokens import Attend, rank_tokens
 
 
 @dataclass(frozen=True)
 class ContextStrict:
     """The boundary's callable: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
 
-    layer: the settings of the whole sequence. Raises ValueError: a window longer than a chunk.
+    layer: the settings of the whole sequence. attend: full attention over all ranks, for scorers.
+    Raises ValueError: a window longer than a chunk.
     """
 
     layer: LighthouseAttention
+    attend: Attend
     group: str
     rank: int
     size: int
@@ -35,13 +38,14 @@ class ContextStrict:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         layer, ranks = self.layer, (self.group, self.rank, self.size)
         pyramid = layer.pyramid(q.shape[1] * self.size)
+        tokens = rank_tokens(q, k, v, where, self.attend, *ranks)
         chunks = [x.unflatten(1, (2, -1)).movedim(1, 0) for x in (q, k, v)]  # (2, B, c, H, D)
         q, k, v = chunks
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in chunks)
         rows_k, rows_v, kernels = gather_keys(
-            flat_q,
             flat_k,
             flat_v,
+            tokens,
             chunk_pyramid(pyramid, self.size),
             layer.backend,
             layer.scorer_in(where),

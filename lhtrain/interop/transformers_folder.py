@@ -134,7 +134,7 @@ def _weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
     tensors = {f"model.{name}": torch.empty(shape) for name, shape in shapes.items()}
-    checkpoint.load(path, tensors, leave_out=[OWN_SCORER])
+    checkpoint.load(path, tensors, optional=[OWN_SCORER])
     return {llama_name(name.removeprefix("model.")): tensor for name, tensor in tensors.items()}
 
 

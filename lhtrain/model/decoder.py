@@ -68,8 +68,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, where: Where) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
         q, k = rotate(q, where.rotation), rotate(k, where.rotation)
-        if self.scorer is not None:
-            where = where._replace(scorer=self.scorer)
+        where = where._replace(scorer=self.scorer, x=x)  # for scorers of Lighthouse layers
         return self.wo(self.attend(q, k, v, where).flatten(2))
 
 
@@ -145,7 +144,8 @@ class GPT(nn.Module):
         x = self.embedding(tokens).to(self.dtype)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        where = Where(rotation(positions, self.config.head_dim, self.config.rope_theta))
+        by = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        where = Where(by, positions=positions)
         for block in self.blocks:
             x = block(x, where)
         return self.norm(x)

@@ -12,6 +12,7 @@ from lhtrain.data import Corpus
 from lhtrain.distributed.torchrun import STARTED_OVER, note_left
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
+from lhtrain.model.decoder import OWN_SCORER
 from lhtrain.progress import Progress
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.checks import check_changes, differences, held, is_accepted, lost_run
@@ -85,7 +86,7 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     for record in progress.stages:  # older versions did not save the attention settings of a stage
         if record.settings is None and record.name in state["config"]["stages"]:
             record.settings = saved_attention_settings(state["config"]["stages"][record.name])
-    checkpoint.load(path, tensors)
+    checkpoint.load(path, tensors, optional=[OWN_SCORER])
     return progress
 
 
@@ -109,7 +110,7 @@ def start_from(
             f"init_from={path}: its weights have another layout of heads (saved -> now): "
             f"{', '.join(changed)}; use the saved values"
         )
-    checkpoint.load(path, tensors)
+    checkpoint.load(path, tensors, optional=[OWN_SCORER])
     note = f"weights and optimizer of {path}, step {step}"
     if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"

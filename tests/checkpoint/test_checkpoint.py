@@ -331,6 +331,20 @@ def test_another_models_checkpoint_names_the_tensors(tmp_path):
         checkpoint.load(path, smaller)
 
 
+def test_optional_tensors_may_be_on_one_side_alone(tmp_path):
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    (path,) = saved(tmp_path, tensors={"model.w": ones, "model.a.extra.w": ones})
+    with pytest.raises(RunError, match=r"extra\.w: there, and not in this model"):
+        checkpoint.load(path, {"model.w": zeros.clone()})
+    tensors = {"model.w": zeros.clone(), "model.b.extra.w": zeros.clone()}
+    with pytest.raises(RunError, match=r"b\.extra\.w: absent there"):
+        checkpoint.load(path, tensors)
+    checkpoint.load(path, tensors, optional=[".extra."])
+    assert tensors["model.w"].tolist() == [1, 1] and tensors["model.b.extra.w"].tolist() == [0, 0]
+    with pytest.raises(RunError, match=r"w: \(2,\) there, \(3,\) in this model"):
+        checkpoint.load(path, {"model.w": ones, "model.a.extra.w": torch.zeros(3)}, optional=[".extra."])
+
+
 def test_whole_numbers_are_not_loaded_as_fractions(tmp_path):
     (path,) = saved(tmp_path, tensors={"model.w": torch.arange(3)})
     with pytest.raises(RunError, match=r"w: torch.int64 there, torch.float32 in this model"):

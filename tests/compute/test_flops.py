@@ -7,11 +7,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lhtrain.attention import dense_attention
 from lhtrain.attention.strict import exact_ranges, far_ranges
 from lhtrain.compute.device import peak_flops
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.scores import Tokens
+from lhtrain.kernels.scores.dilated import Dilated
+from lhtrain.kernels.scores.gla import Gla
 from lhtrain.model.decoder import GPT
 from lhtrain.registry import ATTENTIONS
 from lhtrain.stage import Stage
@@ -47,6 +51,30 @@ def test_a_window_adds_the_keys_that_each_position_has_in_it(window):
     near = 3 * layers * 4 * MODEL.n_heads * MODEL.head_dim * pairs
     assert step_flops(MODEL, windowed) == step_flops(MODEL, published) + near
     assert windowed.n_attended == published.n_attended
+
+
+def counted(scorer):
+    """Forward FLOPs of a scorer on one sequence of 512 tokens, by PyTorch's counter."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 512, MODEL.n_heads, MODEL.head_dim) for _ in range(3))
+    tokens = Tokens(q, k, v, torch.arange(512), torch.randn(1, 512, MODEL.dim), dense_attention)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        scorer.scores(tokens)
+    return counter.get_total_flops()
+
+
+def test_a_scorer_adds_its_forward_pass():
+    norm, layers = step_flops(MODEL, stage("lighthouse")), MODEL.n_layers - len(MODEL.dense_layers)
+    for_scores = {
+        name: step_flops(MODEL, replace(stage("lighthouse"), scorer=name)) - norm
+        for name in ("dilated", "gla", "position", "recent")
+    }
+    # The counter takes whole matrices for their causal halves.
+    assert for_scores["dilated"] == 2 * layers * counted(Dilated()) // 2
+    # Chunks multiply more than a recurrence does; this counts what a recurrence needs.
+    per_token = 2 * 4 * MODEL.n_heads * MODEL.head_dim**2 + 2 * MODEL.dim * MODEL.n_kv_heads
+    assert for_scores["gla"] == 2 * layers * 512 * per_token <= 2 * layers * counted(Gla(MODEL))
+    assert for_scores["position"] == for_scores["recent"] == 0
 
 
 def test_a_window_over_the_whole_sequence_is_full_attention():

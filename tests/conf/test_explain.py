@@ -39,7 +39,7 @@ def test_every_key_has_a_meaning_and_a_default(config, key):
         ("run.seed", ["type whole number", "default 0"]),
         ("run.dir", ["type text", "default runs/${now:"]),
         ("data.path", ["type text, or a list of texts, or null", "set by data=code: a value is needed"]),
-        ("lighthouse.scorer", ["choices norm, or a name that a plugin adds"]),
+        ("lighthouse.scorer", ["choices norm, dilated, gla, position, recent, or a name that a plugin adds"]),
         ("compute.recompute", ["choices", "full keep only the input"]),
         ("stages.lighthouse.budget", ["see lighthouse.budget: number of entries", "default 128, computed"]),
         ("stages.short.seq_len", ["default the value of model.seq_len", "set by stage=curriculum: ${div:"]),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lhtrain.attention import LighthouseAttention, lighthouse_attention
 from lhtrain.kernels import ops
 from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.scores import Tokens
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.scores.norm import Norm
 from lhtrain.kernels.selection import naive
@@ -24,7 +25,8 @@ PYRAMID = Pyramid(1024, 2, 4, 128)  # of 256 entries 128 are expanded
 class FirstChannel:
     """The first channel of q, summed over a group, and of k: signed, unlike norms."""
 
-    def scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        q, k = tokens.q, tokens.k
         qk = q[..., 0].unflatten(-1, (k.shape[2], -1)).sum(-1)
         return qk.transpose(1, 2), k[..., 0].transpose(1, 2)
 
@@ -36,7 +38,8 @@ class Gate(nn.Module):
         super().__init__()
         self.gate = nn.Linear(8, 1)
 
-    def scores(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        q, k = tokens.q, tokens.k
         qk = self.gate(q).squeeze(-1).unflatten(-1, (k.shape[2], -1)).amax(-1)
         return qk.transpose(1, 2), self.gate(k).squeeze(-1).transpose(1, 2)
 
@@ -112,7 +115,7 @@ def test_the_fused_operator_is_the_steps_one_by_one(tensors, poison):
     q, k, v = tensors
     sizes = cases.options(PYRAMID).values()
     fused = ops.gather_rows(q, k, v, *sizes, 1)
-    qk, kq = (max_pooled(scores, PYRAMID) for scores in Norm().scores(q, k))
+    qk, kq = (max_pooled(scores, PYRAMID) for scores in Norm().scores(Tokens(q, k, v, torch.arange(1024))))
     indices, row_of_entry = TopK().kernel(qk, kq, PYRAMID, 1)
     steps = *ops.gather_selected(q, k, v, row_of_entry, TopK().n_rows(PYRAMID), *sizes), indices, row_of_entry
     for a, b in zip(fused, steps, strict=True):

@@ -1,0 +1,123 @@
+"""The paper's scorer with parameters: the norms of gated linear attention.
+
+For each head a state S (D, D) decays by a gate of the token, and takes in the token's key and value:
+
+    S_t = exp(g_t) S_{t-1} + k_t v_t^T,   o_t = q_t S_t / sqrt(D),   g_t = log(sigmoid(w x_t)) / 16
+
+Computed a chunk of tokens at a time: products inside a chunk, and a scan over the states of the chunks.
+Source: arXiv:2605.06554 (the scorer); Mamba-2, arXiv:2405.21060, section 6 (the chunks).
+B batch, T tokens, H query heads, G key/value heads, D head dim, C model dim.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lhtrain.kernels.scores import Tokens, norms_of
+
+CHUNK = 256  # tokens whose products with each other are computed
+SEGMENT = 2**17  # tokens at once, so that a long sequence needs no more memory than this
+TEMPERATURE = 16.0
+
+
+class Gla(nn.Module):
+    """qk = ‖linear attention of (q, k, v)‖, kq = ‖linear attention of (k, q, v)‖.
+
+    No gradient flows through scores, so the gates keep their initial values; a checkpoint holds them. Layers
+    keep them while they attend fully, and an exported model has none.
+    """
+
+    token_local: ClassVar[bool] = False
+
+    def __init__(self, model: Any) -> None:
+        """model: a configuration with `dim` and `n_kv_heads`."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(model.n_kv_heads, model.dim), requires_grad=False)
+
+    def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """qk, kq (B, G, T) float32."""
+        q, k, v = tokens.q, tokens.k, tokens.v
+        if tokens.x is None:
+            raise ValueError("scorer=gla: its gates need the layer's input x")
+        n_heads, n_groups = q.shape[2], k.shape[2]
+        weight = self.weight.to(tokens.x.dtype).float()  # as where weights are sharded and gathered in it
+        gates = F.logsigmoid(F.linear(tokens.x.float(), weight)) / TEMPERATURE  # (B, T, G)
+        k, v, gates = (x.repeat_interleave(n_heads // n_groups, 2) for x in (k, v, gates))
+        # Each chunk of the sequence by itself: (B, T, H, ...) -> (P, B, H, T / P, ...).
+        parts = [x.unflatten(1, (len(tokens.chunks), -1)).movedim(1, 0).movedim(3, 2) for x in (q, k, v)]
+        log_gates = gates.unflatten(1, (len(tokens.chunks), -1)).movedim(1, 0).movedim(3, 2)
+        q, k, v = parts
+        found = (_attend(*role, log_gates, tokens) for role in ((q, k, v), (k, q, v)))
+        qk, kq = (norms_of(out.movedim(2, 3).movedim(0, 1).flatten(1, 2), n_groups) for out in found)
+        return qk, kq
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, log_gates: Tensor, tokens: Tokens) -> Tensor:
+    """Gated linear attention of these tokens to those of the whole sequence: (P, B, H, T / P, D)."""
+    state = None
+    if len(tokens.chunks) > 1:
+        finals = tokens.all_chunks(final_state(k, v, log_gates))
+        decays = tokens.all_chunks(log_gates.sum(-1))
+        state = states_before(finals, decays, torch.zeros_like(finals[0]))
+        state = torch.stack([state[chunk] for chunk in tokens.chunks])
+    outs = []
+    segments = (x.split(SEGMENT, 3) for x in (q, k, v, log_gates))
+    for q_part, k_part, v_part, gates in zip(*segments, strict=True):
+        out, state = linear_attention(q_part, k_part, v_part, gates, state)
+        outs.append(out)
+    return torch.cat(outs, 3)
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_gates: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gated linear attention, causal.
+
+    Args:
+        q, k, v: (..., T, D), of one float dtype, in which the products are computed.
+        log_gates: (..., T) float32, not positive.
+        state: (..., D, D) float32, the state before the first token; None: zero.
+
+    Returns:
+        (..., T, D) in q's dtype, and the state (..., D, D) float32 after the last token.
+    """
+    n, chunk = q.shape[-2], min(CHUNK, q.shape[-2])
+    missing = -n % chunk  # tokens of zeros at the end change nothing before them, nor the state
+    q, k, v = (F.pad(x, (0, 0, 0, missing)).unflatten(-2, (-1, chunk)) for x in (q, k, v))
+    decay = F.pad(log_gates, (0, missing)).unflatten(-1, (-1, chunk)).cumsum(-1)  # since the chunk began
+    whole = decay[..., -1]
+    later = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).triu(1)
+    between = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).masked_fill(later, -torch.inf).exp()
+    inside = ((q @ k.transpose(-1, -2)) * between.to(q.dtype)) @ v
+    taken = (k * (whole.unsqueeze(-1) - decay).exp().unsqueeze(-1).to(k.dtype)).transpose(-1, -2) @ v
+    taken, whole = taken.float().movedim(-3, 0), whole.movedim(-1, 0)
+    before = states_before(taken, whole, torch.zeros_like(taken[0]) if state is None else state)
+    last = before[-1] * whole[-1].exp()[..., None, None] + taken[-1]
+    from_before = (q * decay.exp().unsqueeze(-1).to(q.dtype)) @ before.movedim(0, -3).to(q.dtype)
+    out = (inside + from_before) * q.shape[-1] ** -0.5
+    return out.flatten(-3, -2)[..., :n, :], last
+
+
+def final_state(k: Tensor, v: Tensor, log_gates: Tensor) -> Tensor:
+    """The state after the last token, from zero before the first: k, v (..., T, D) -> (..., D, D) float32."""
+    after = log_gates.flip(-1).cumsum(-1).flip(-1) - log_gates  # the decay from each token to the last
+    return (k.float() * after.exp().unsqueeze(-1)).transpose(-1, -2) @ v.float()
+
+
+def states_before(taken: Tensor, log_decays: Tensor, first: Tensor) -> Tensor:
+    """The state before each of n chunks: S_0 = first, S_{c+1} = exp(decay_c) S_c + taken_c.
+
+    taken: (n, ..., D, D) float32, log_decays (n, ...), first (..., D, D) -> (n, ..., D, D). Each of log2(n)
+    rounds adds the sums of twice as many chunks.
+    """
+    states = torch.cat([first.unsqueeze(0), taken[:-1]])
+    decays = torch.cat([torch.zeros_like(log_decays[:1]), log_decays[:-1]])
+    reach = 1
+    while reach < len(states):
+        further = states[:-reach] * decays[reach:].exp()[..., None, None]
+        states = torch.cat([states[:reach], states[reach:] + further])
+        decays = torch.cat([decays[:reach], decays[reach:] + decays[:-reach]])
+        reach *= 2
+    return states

@@ -144,6 +144,9 @@ def recovery(switch: dict[str, Any]) -> str:
 
 
 def steps_until(switch: dict[str, Any]) -> str:
-    """Return "after M to N steps": between the last validation above the old level and the first below it."""
+    """Return "after M to N steps": step N has the first validation that is not above the old level.
+
+    Step M - 1 has the last validation that is above it.
+    """
     first, last = switch["steps_still_above"] + 1, switch["steps_to_recover"]
     return f"after {first:,} to {counted(last, 'step')}" if first < last else f"after {counted(last, 'step')}"

@@ -130,7 +130,7 @@ def _compared(group: str, key: str) -> bool:
 
 
 def _defaults(kind: type) -> dict[str, Any]:
-    """Return the defaults of a group by key, without keys that have none or copy another key."""
+    """Return the defaults of a group by key, except defaults that are missing or follow from other keys."""
     out = {}
     for field in fields(kind):
         default = field.default_factory() if field.default_factory is not MISSING else field.default

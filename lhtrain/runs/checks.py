@@ -1,6 +1,7 @@
 """Checks whether a run may continue from the files of its directory. Changes no files and reads no tensors.
 
-If there is no checkpoint to open, this does not import PyTorch; `lhtrain extend` and `slurm submit` use it.
+`lhtrain extend` and `slurm submit` run these checks. PyTorch is imported only if there is a checkpoint to
+open.
 """
 
 import shlex

@@ -21,9 +21,8 @@ from lhtrain.conf.nearest import nearest
 from lhtrain.conf.presets import Preset, presets, presets_named, setters
 from lhtrain.conf.renamed import current
 from lhtrain.conf.rules.relations import relations_of
+from lhtrain.conf.rules.types import NAMES, PLURALS
 
-NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 OF_ANY = {"data.path": "text, or a list of texts", "data.mix": "mapping"}
 LABEL, LINE = 9, 110  # width of the labels, and of a line
 

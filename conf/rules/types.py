@@ -9,7 +9,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lhtrain.conf.keys import is_container, owner_of, type_of
 
-PRIMITIVES = (int, float, str)
+NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 LITERALLY = "${NAME} is replaced by the value of another key; write \\${ for the characters ${"
 
 
@@ -35,7 +36,7 @@ def rule_of(key: str, value: Any) -> str:
     if value is None:
         return f"{_must_be(kind)}, not null"
     if kind is int and _is_whole(value):
-        return f"must be of type int, written in digits: {int(float(value))}"
+        return f"must be a whole number, written in digits: {int(float(value))}"
     return _must_be(kind)
 
 
@@ -44,10 +45,10 @@ def _must_be(kind: Any) -> str:
         return f"must be one of {', '.join(member.name for member in kind)}"
     if kind is bool:
         return "must be true or false"
-    if kind in PRIMITIVES:
-        return f"must be of type {kind.__name__}"
+    if kind in NAMES:
+        return f"must be {NAMES[kind] if kind is str else f'a {NAMES[kind]}'}"
     if get_origin(kind) is list:
-        return f"must be a list [A,B] whose elements are of type {get_args(kind)[0].__name__}"
+        return f"must be a list [A,B] of {PLURALS[get_args(kind)[0]]}"
     if get_origin(kind) is tuple:
         return f"must be a list of {len(get_args(kind))} numbers"
     if get_origin(kind) is dict and not is_container(kind):

@@ -46,7 +46,7 @@ def test_one_error_lists_every_problem():
             f"model=gpt_9b: must be one of {', '.join(sorted(MODELS))}",
             f"stage=2: must be one of {', '.join(sorted(STAGES))}",
             "model.n_layer=12: no such key; did you mean model.n_layers?",
-            "optim.lr=fast: must be of type float",
+            "optim.lr=fast: must be a number",
             "foo=1: no such key",
             "run.device=tpu: must be one of auto, cpu, cuda",
             "stages.lighthouse.budget=100: must be a positive multiple of 128",
@@ -74,7 +74,7 @@ def test_own_files_are_checked_like_the_others(tmp_path):
     assert list(check_overrides([own, "stage=mine"]).stages) == ["all"]
     assert problems("stage=mine", "model.n_layer=3", own, "optim.lr=fast") == [
         "model.n_layer=3: no such key; did you mean model.n_layers?",
-        "optim.lr=fast: must be of type float",
+        "optim.lr=fast: must be a number",
     ]
 
 
@@ -232,7 +232,7 @@ def test_time_limits_of_slurm_are_converted_to_seconds(text, seconds):
         ("p=k/+d;", "p=k/+d;: no such key"),
         ("optim.lrr=3;", "no such key; did you mean optim.lr?"),
         ("stage=;", "stage=;: must be one of curriculum, dense"),
-        ("optim.lr=3;", "optim.lr=3;: must be of type float"),
+        ("optim.lr=3;", "optim.lr=3;: must be a number"),
     ],
 )
 def test_a_setting_that_hydra_cannot_parse_is_reported_by_its_key(typed, rule):

@@ -71,8 +71,8 @@ def test_settings_that_make_a_run_small(reader):
 @pytest.mark.slow
 def test_output_that_a_page_shows(follow):
     shown = "$ lhtrain optim.lr=fast\nlhtrain: 1 problem in the configuration; nothing was started.\n"
-    follow(f"```console\n{shown}  optim.lr=fast: must be of type float\n```\n")
-    follow(f"```console\n{shown}…\n```\n".replace("\n…", "\n…\n  optim.lr=fast: must be of type float"))
+    follow(f"```console\n{shown}  optim.lr=fast: must be a number\n```\n")
+    follow(f"```console\n{shown}…\n```\n".replace("\n…", "\n…\n  optim.lr=fast: must be a number"))
     with pytest.raises(AssertionError, match="prints"):
         follow(f"```console\n{shown}  optim.lr=fast: must be an int\n```\n")
 

@@ -21,7 +21,7 @@ def problems(folder, group, content, *more, choice=None):
 # Content of a file below the line '# @package _global_' -> the line with the mistake, and the rule.
 EXPERIMENTS = {
     "compute:\n  compile: offf\n": "3: compute.compile=offf: must be one of auto",
-    "run:\n  steps: 1e1\n": "3: run.steps=1e1: must be of type int, written in digits: 10",
+    "run:\n  steps: 1e1\n": "3: run.steps=1e1: must be a whole number, written in digits: 10",
     "run:\n  stepps: 3\n": "3: run.stepps=3: no such key; did you mean run.steps?",
     "run:\n\tsteps: 3\n": "3: contains a tab",
     "run:\n  steps: 3\n  steps: 4\n": "4: run.steps: is also on line 3",
@@ -37,7 +37,7 @@ EXPERIMENTS = {
     "run: {name: a}\n---\nrun: {name: b}\n": "3: but found another document",
     "run:\n  steps: -1\n": "3: run.steps=-1: must be at least 1",
     "run: {name: '${no}'}\n": "2: run.name=${no}: Interpolation key 'no' not found",
-    "run:\n  steps: [1, 2]\n": "3: run.steps=['1', '2']: must be of type int",
+    "run:\n  steps: [1, 2]\n": "3: run.steps=['1', '2']: must be a whole number",
     "logger: {tags: a}\n": "2: logger.tags=a: must be a list [A,B]",
     "defaults:\n  - override /model: nope\n": "2: Could not find 'model/nope'",
     "defaults: 5\n": "2: Invalid defaults list",
@@ -77,10 +77,10 @@ def test_all_mistakes_of_files_and_the_command_line_are_reported(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     content = f"{GLOBAL}run:\n  steps: 1e1\n  dirr: x\nmodel: {{n_layer: 3}}\n"
     assert problems(tmp_path, "experiment", content, "optim.lr=fast") == [
-        "experiment/mine.yaml:3: run.steps=1e1: must be of type int, written in digits: 10",
+        "experiment/mine.yaml:3: run.steps=1e1: must be a whole number, written in digits: 10",
         "experiment/mine.yaml:4: run.dirr=x: no such key; did you mean run.dir?",
         "experiment/mine.yaml:5: model.n_layer=3: no such key; did you mean model.n_layers?",
-        "optim.lr=fast: must be of type float",
+        "optim.lr=fast: must be a number",
     ]
 
 

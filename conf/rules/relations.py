@@ -1,4 +1,4 @@
-"""Rules between keys in words, for `lhtrain help KEY` and docs/settings.md.
+"""Descriptions of the rules between keys, for `lhtrain help KEY` and docs/settings.md.
 
 The functions of the other files here check them. tests/conf/rules/test_relations.py composes each `broken_by`
 and expects an error on one of the keys.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Relation:
-    """One rule. keys: those that it is about; NAME is any stage. broken_by: settings that break it."""
+    """One rule. keys: the keys that it is about, with NAME for any stage. broken_by: settings that break it."""
 
     keys: tuple[str, ...]
     rule: str

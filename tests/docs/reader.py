@@ -32,7 +32,7 @@ REPLACED = re.compile(
 )
 SMALL = [
     *("model.dim=32", "model.seq_len=4096", "model.n_layers=2", "model.n_heads=2", "model.ffn_dim=64"),
-    *("run.steps=4", "run.device=cpu", "eval.tokens=4096", "eval.every=2"),
+    *("run.steps=8", "run.device=cpu", "eval.tokens=4096", "eval.every=2"),
 ]
 TEXT = ["data=text", "data.path=books/"]
 NEWEST = re.compile(r"([\w./-]+/checkpoints)/step_\d{8}")
@@ -50,8 +50,8 @@ class Reader:
             (folder / "books" / f"{number}.txt").write_text("".join(lines[number::10]))
         for name in "ab":
             (folder / "repos" / name).mkdir(parents=True)
-            (folder / "repos" / name / "main.py").write_text(f"print({name!r})\n" * 200)
-        rows = [{"text": "".join(lines[i : i + 20]), "score": i % 5} for i in range(0, 6000, 20)]
+            (folder / "repos" / name / "main.py").write_text(f"print({name!r})\n" * 2000)
+        rows = [{"text": "".join(lines[i : i + 20]), "score": i // 20 % 5} for i in range(0, 6000, 20)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "dump.jsonl").write_text(text)
         (folder / "dump.jsonl.gz").write_bytes(gzip.compress(text.encode()))

@@ -36,8 +36,6 @@ def test_relative_links_and_anchors_lead_somewhere(page):
 @of_each(GUIDES)
 def test_every_block_names_its_language(page):
     unnamed = [block.number for block in page.blocks if not block.language]
-    if page.name == "README.md":
-        return  # until it names them
     assert not unnamed, f"{page.name}: name the language of the blocks at lines {unnamed}"
 
 

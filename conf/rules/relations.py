@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Relation:
-    """One rule. keys: the keys that it is about, with NAME for any stage. broken_by: settings that break it."""
+    """One rule. keys: those that it is about, with NAME for any stage. broken_by: settings that break it."""
 
     keys: tuple[str, ...]
     rule: str

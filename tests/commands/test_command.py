@@ -1,6 +1,7 @@
 """Parsing of arguments; help, dispatch and completion for all commands of the table."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from lhtrain.commands import completion
 from lhtrain.commands.table import COMMANDS, find, members
 from lhtrain.errors import UsageError
 
+ROOT = Path(__file__).parents[2]
 VISIBLE = [name for name, command in COMMANDS.items() if not command.hidden]
 
 
@@ -69,6 +71,12 @@ def test_every_command_has_help_with_examples(name, capsys):
         assert not re.search(r"=\[|=\{|/\*", outside_quotes), f"zsh refuses this without quotes: {line}"
     main(["help", *name.split()])
     assert capsys.readouterr().out.startswith(text)  # a group or key of the same name follows
+
+
+def test_the_pages_that_help_names_exist():
+    for command in COMMANDS.values():
+        for page in command.docs:
+            assert (ROOT / "docs" / f"{page}.md").is_file(), f"{command.name}: docs/{page}.md"
 
 
 def test_the_overview_lists_every_command(capsys):

@@ -93,6 +93,23 @@ def _(qk, kq, seq_len, levels, pooling, budget, n_covered, tile=TILE):
     return tuple(kq.new_empty(*kq.shape[:2], size, dtype=torch.int32) for size in sizes)
 
 
+@torch.library.custom_op("lhtrain::select_by_norm", mutates_args=())
+def select_by_norm(
+    q: Tensor, k: Tensor, levels: int, pooling: int, budget: int, n_covered: int, tile: int = TILE
+) -> tuple[Tensor, Tensor]:
+    """Select by norm scores: q (B, N, H, D), k (B, N, G, D) -> the results of `select_rows`."""
+    check_tokens(q, k, k, pooling)
+    pyramid = Pyramid(q.shape[1], levels, pooling, budget, tile).check()
+    return selection.select_rows(*score(q, k, pyramid), pyramid, n_covered)
+
+
+@select_by_norm.register_fake
+def _(q, k, levels, pooling, budget, n_covered, tile=TILE):
+    pyramid = Pyramid(q.shape[1], levels, pooling, budget)
+    sizes = pyramid.n_selected, pyramid.n_entries
+    return tuple(k.new_empty(k.shape[0], k.shape[2], size, dtype=torch.int32) for size in sizes)
+
+
 @torch.library.custom_op("lhtrain::gather_selected", mutates_args=())
 def gather_selected(
     q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, n_rows: int, levels: int, pooling: int,

@@ -90,6 +90,7 @@ def merge_backward_kernel(
 ):  # fmt: skip
     """BLOCK_E entries of LEVEL of one head, from entry -1 on where HAS_BEFORE; n_finer: of finer levels."""
     SIZE: tl.constexpr = P**LEVEL
+    UNROLL: tl.constexpr = SIZE if SIZE < 4 else 4
     i_p = tl.program_id(0)
     i_h = i_p % H
     i_block = (i_p // H) % n_blocks
@@ -112,7 +113,7 @@ def merge_backward_kernel(
     m_d = (o_d < D)[None, :]
     b_grad_row = tl.zeros([BLOCK_E, BLOCK_D], tl.float32)
     b_delta = tl.zeros([BLOCK_E], tl.float32)
-    for i in range(SIZE):
+    for i in tl.range(SIZE, loop_unroll_factor=UNROLL):
         o_t = o_e * SIZE + (SIZE - 1) + i
         m_t = kept & (o_t >= 0) & (o_t < seq_len)
         p_finer = p_places

@@ -155,7 +155,7 @@ def tokens_from_rows_kernel(
     p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places,
     seq_len, n_blocks, n_rows, n_entries,
     H: tl.constexpr, G: tl.constexpr, N_SLOTS: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr,
-    SHIFTED: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    SHIFTED: tl.constexpr, ADD: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_T tokens of one head slot, contiguous (B, N, H or G, D) outputs; with SHIFTED q's slots only."""
     i_p = tl.program_id(0)
@@ -185,6 +185,8 @@ def tokens_from_rows_kernel(
         p_places += size
         size = size // P
     p_out = p_x + o_t.to(tl.int64)[:, None] * s_n + o_d[None, :]
+    if ADD:
+        b_x += tl.load(p_out, mask=m_t[:, None] & m_d, other=0.0).to(tl.float32)
     tl.store(p_out, b_x.to(p_q.dtype.element_ty), mask=m_t[:, None] & m_d)
 
 
@@ -224,11 +226,15 @@ def _rows_from_tokens(
 
 
 def _tokens_from_rows(
-    rows: tuple[Tensor, ...], row_of_entry: Tensor, pyramid: Pyramid, shifted: bool
+    rows: tuple[Tensor, ...],
+    row_of_entry: Tensor,
+    pyramid: Pyramid,
+    shifted: bool,
+    add_to: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, ...]:
     rows = tuple(x.contiguous() for x in rows)
     batch, n_rows, n_heads, dim = rows[0].shape
-    tokens = tuple(x.new_empty(batch, pyramid.seq_len, x.shape[2], dim) for x in rows)
+    tokens = add_to or tuple(x.new_empty(batch, pyramid.seq_len, x.shape[2], dim) for x in rows)
     three = tokens if len(tokens) == 3 else tokens * 3
     three_rows = rows if len(rows) == 3 else rows * 3
     n_blocks = -(-pyramid.seq_len // TOKENS_LAUNCH["BLOCK_T"])
@@ -236,7 +242,7 @@ def _tokens_from_rows(
     tokens_from_rows_kernel[(batch * n_blocks * n_slots,)](
         *three, *three_rows, row_of_entry, pyramid.seq_len, n_blocks, n_rows, pyramid.n_entries,
         H=n_heads, G=row_of_entry.shape[1], N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=pyramid.levels,
-        SHIFTED=shifted, D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
+        SHIFTED=shifted, ADD=add_to is not None, D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
     )  # fmt: skip
     return tokens
 
@@ -258,10 +264,19 @@ def gather(
 
 
 def gather_backward(
-    rows_q: Tensor, rows_k: Tensor, rows_v: Tensor, row_of_entry: Tensor, pyramid: Pyramid
+    rows_q: Tensor,
+    rows_k: Tensor,
+    rows_v: Tensor,
+    row_of_entry: Tensor,
+    pyramid: Pyramid,
+    add_to: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients (B, S, H or G, D) of the rows -> of the tokens, (B, N, H or G, D)."""
-    grad_q, grad_k, grad_v = _tokens_from_rows((rows_q, rows_k, rows_v), row_of_entry, pyramid, False)
+    """Gradients (B, S, H or G, D) of the rows -> of the tokens, (B, N, H or G, D).
+
+    add_to: three contiguous tensors of the tokens' gradients, to which these are added in place.
+    """
+    rows = rows_q, rows_k, rows_v
+    grad_q, grad_k, grad_v = _tokens_from_rows(rows, row_of_entry, pyramid, False, add_to)
     return grad_q, grad_k, grad_v
 
 

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from lhtrain.attention.dense import check_dense_backend, dense_attention
 from lhtrain.attention.strict import strictly_causal as strict_attention
 from lhtrain.attention.where import Where
-from lhtrain.attention.windowed import attend_rows, merge_window
+from lhtrain.attention.windowed import windowed_attention
 from lhtrain.kernels.pyramid import TILE, Pyramid
 from lhtrain.kernels.scores import Scorer, Tokens
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.scores.norm import Norm
 from lhtrain.kernels.selection import Selection
-from lhtrain.kernels.selection.naive import inverse
 from lhtrain.kernels.selection.topk import TopK
 from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from lhtrain.registry import BACKENDS, SCORERS
@@ -86,14 +85,15 @@ def lighthouse_attention(
     _check_window(window)
     tokens = _tokens(q, k, v, positions, x, dense)
     if strictly_causal:
-        rows_k, rows_v, kernels = gather_keys(k, v, tokens, pyramid, backend, scorer_of(scorer), selection)
+        rows_k, rows_v, kernels = gather_keys(q, k, v, tokens, pyramid, backend, scorer_of(scorer), selection)
         return strict_attention(q, k, v, rows_k, rows_v, pyramid, window, kernels)
     if window >= q.shape[1]:
         return dense_attention(q, k, v, dense)
-    n_covered = len(q) if cover_prefix else 0
-    selected = gather(q, k, v, tokens, pyramid, n_covered, backend, scorer_of(scorer), selection)
+    n_covered, scorer = len(q) if cover_prefix else 0, scorer_of(scorer)
     if window:
-        return _with_window(q, k, v, selected, pyramid, window)
+        indices, row_of_entry = choose(q, k, tokens, pyramid, n_covered, backend, scorer, selection)
+        return windowed_attention(q, k, v, indices, row_of_entry, pyramid, window)
+    selected = gather(q, k, v, tokens, pyramid, n_covered, backend, scorer, selection)
     return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
 
 
@@ -106,15 +106,6 @@ def _tokens(
     return Tokens(q, k, v, positions, x, partial(dense_attention, backend=dense))
 
 
-def _with_window(
-    q: Tensor, k: Tensor, v: Tensor, selected: "Selected", pyramid: Pyramid, window: int
-) -> Tensor:
-    """Attention to the selected rows, merged with exact attention to the last `window` tokens."""
-    kernels = selected.row_of_entry is not None
-    rows, rows_lse = attend_rows(selected.q, selected.k, selected.v, kernels)
-    return merge_window(q, k, v, rows, rows_lse, selected.places(pyramid), pyramid, window, kernels)
-
-
 class Selected(NamedTuple):
     """The rows that the layer attends to. q (B, S, H, D), k, v (B, S, G, D); indices (B, G, S) are entry
     numbers in attention order; row_of_entry (B, G, E) is their inverse, None where the reference ran."""
@@ -124,12 +115,6 @@ class Selected(NamedTuple):
     v: Tensor
     indices: Tensor
     row_of_entry: Tensor | None
-
-    def places(self, pyramid: Pyramid) -> Tensor:
-        """row_of_entry, whatever ran."""
-        if self.row_of_entry is not None:
-            return self.row_of_entry
-        return inverse(self.indices, pyramid)
 
 
 def gather(
@@ -149,25 +134,52 @@ def gather(
     the first chunk first; tokens.q is (B, P N, H, D). n_covered: batch elements, from the first on, whose
     prefix gets an output whatever its scores. The other arguments are those of `lighthouse_attention`.
     """
-    _check_heads(q, k)
-    if not _runs_kernels(q, pyramid.pooling, backend):
-        indices = selection.reference(*level_scores(scorer, tokens, pyramid), pyramid, n_covered)
+    sizes = pyramid.levels, pyramid.pooling, pyramid.budget
+    published = type(scorer) is Norm and type(selection) is TopK and pyramid.tile == TILE
+    if published and _runs_kernels(q, pyramid.pooling, backend):  # all three steps are one operator
+        _check_heads(q, k)
+        from lhtrain.kernels import ops
+
+        return Selected(*ops.gather_rows(q, k, v, *sizes, n_covered))
+    indices, row_of_entry = choose(q, k, tokens, pyramid, n_covered, backend, scorer, selection)
+    if row_of_entry is None:
         rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
         return Selected(rows_q, rows_k, rows_v, indices, None)
     from lhtrain.kernels import ops
 
-    sizes = pyramid.levels, pyramid.pooling, pyramid.budget
-    if (
-        type(scorer) is Norm and type(selection) is TopK and pyramid.tile == TILE
-    ):  # all three steps are one operator
-        return Selected(*ops.gather_rows(q, k, v, *sizes, n_covered))
-    indices, row_of_entry = selection.kernel(*level_scores(scorer, tokens, pyramid), pyramid, n_covered)
     n_rows = selection.n_rows(pyramid)
     rows_q, rows_k, rows_v = ops.gather_selected(q, k, v, row_of_entry, n_rows, *sizes, pyramid.tile)
     return Selected(rows_q, rows_k, rows_v, indices, row_of_entry)
 
 
+def choose(
+    q: Tensor,
+    k: Tensor,
+    tokens: Tokens,
+    pyramid: Pyramid,
+    n_covered: int,
+    backend: str,
+    scorer: Scorer,
+    selection: Selection,
+) -> tuple[Tensor, Tensor | None]:
+    """Score and select: indices (B, G, S) in attention order, and row_of_entry (B, G, E) where kernels run.
+
+    The arguments are those of `gather`.
+    """
+    _check_heads(q, k)
+    if not _runs_kernels(q, pyramid.pooling, backend):
+        return selection.reference(*level_scores(scorer, tokens, pyramid), pyramid, n_covered), None
+    if type(scorer) is Norm and type(selection) is TopK:  # one pass over q and k, in a kernel
+        from lhtrain.kernels import ops
+
+        sizes = pyramid.levels, pyramid.pooling, pyramid.budget
+        indices, row_of_entry = ops.select_by_norm(q, k, *sizes, n_covered, pyramid.tile)
+        return indices, row_of_entry
+    return selection.kernel(*level_scores(scorer, tokens, pyramid), pyramid, n_covered)
+
+
 def gather_keys(
+    q: Tensor,
     k: Tensor,
     v: Tensor,
     tokens: Tokens,
@@ -180,14 +192,11 @@ def gather_keys(
 
     The arguments are those of `gather`.
     """
-    _check_heads(tokens.q, k)
-    scores = level_scores(scorer, tokens, pyramid)
-    if not _runs_kernels(k, pyramid.pooling, backend):
-        indices = selection.reference(*scores, pyramid, 0)
+    indices, row_of_entry = choose(q, k, tokens, pyramid, 0, backend, scorer, selection)
+    if row_of_entry is None:
         return gather_pooled(k, indices, pyramid), gather_pooled(v, indices, pyramid), False
     from lhtrain.kernels import ops
 
-    _, row_of_entry = selection.kernel(*scores, pyramid, 0)
     sizes = selection.n_rows(pyramid), pyramid.levels, pyramid.pooling, pyramid.budget, pyramid.tile
     _, rows_k, rows_v = ops.gather_selected(k, k, v, row_of_entry, *sizes)
     return rows_k, rows_v, True

@@ -18,10 +18,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse, backward_of, kernel_for
-from lhtrain.attention.window_kernels import WINDOW_KERNELS, naive_window, window_kernel_for
+from lhtrain.attention.dense_kernels import DENSE_KERNELS, Gradients, attend_with_lse, backward_of, kernel_for
+from lhtrain.attention.window_kernels import WINDOW_KERNELS, naive_window, window_bounds, window_kernel_for
 from lhtrain.kernels.merge import naive
 from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.selection.naive import inverse
+from lhtrain.kernels.windows.naive import gather_pooled
+
+
+def windowed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    row_of_entry: Tensor | None,
+    pyramid: Pyramid,
+    window: int,
+) -> Tensor:
+    """The layer after its selection, on one rank: q (B, N, H, D), k, v (B, N, G, D) -> (B, N, H, D).
+
+    indices (B, G, S): the selected entries. row_of_entry (B, G, E): their inverse, where GPU kernels serve.
+    """
+    if row_of_entry is not None:
+        kernels = window_kernel_for(q), _rows_kernel_for(q, indices.shape[-1])
+        sizes = indices.shape[-1], window, pyramid.levels, pyramid.pooling
+        return windowed(q, k, v, row_of_entry, *sizes, *kernels)[0]
+    rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
+    rows, rows_lse = attend_rows(rows_q, rows_k, rows_v, kernels=False)
+    return merge_window(q, k, v, rows, rows_lse, inverse(indices, pyramid), pyramid, window, kernels=False)
 
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, kernels: bool) -> tuple[Tensor, Tensor]:
@@ -29,13 +53,7 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, kernels: bool) -> tuple[Tensor,
     (B, H, S) float32. kernels: whether GPU kernels serve, as operators that a compiler does not look into."""
     if not kernels:
         return attend_with_lse(q, k, v)
-    if q.dtype == torch.float32:  # which no stock kernel with a logsumexp takes on a GPU
-        from lhtrain.kernels import ops
-
-        hi = torch.arange(1, q.shape[1] + 1, device=q.device, dtype=torch.int32)
-        out, lse = ops.attend_ranges(q, k, v, torch.zeros_like(hi), hi)
-    else:
-        out, lse = dense_with_lse(q, k, v, kernel_for(q).name)
+    out, lse = dense_with_lse(q, k, v, _rows_kernel_for(q, q.shape[1]))
     return out, lse
 
 
@@ -70,11 +88,103 @@ def merge_window(
     ]
 
 
-@torch.library.custom_op("lhtrain::dense_with_lse", mutates_args=())
-def dense_with_lse(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
-    """Causal attention by a kernel of DENSE_KERNELS: out (B, T, H, D), lse (B, H, T) float32."""
+def _rows_kernel_for(q: Tensor, n_rows: int) -> str:
+    """The kernel that attends to so many rows of q (B, N, H, D): a name of DENSE_KERNELS, or "ranges" for
+    float32, which no stock kernel with a logsumexp takes on a GPU."""
+    return "ranges" if q.dtype == torch.float32 else kernel_for(q[:, :n_rows]).name
+
+
+@torch.library.custom_op("lhtrain::windowed", mutates_args=())
+def windowed(
+    q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, n_rows: int, window: int, levels: int,
+    pooling: int, near_kernel: str, rows_kernel: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The layer after its selection, on one rank: gather, attend to the rows, attend to the window, merge.
+
+    One operator, so that the backward pass adds the rows' part to the window's gradients of q, k and v where
+    they lie. q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32, n_rows = S. Returns out (B, N,
+    H, D) and its lse (B, H, N); and for the backward pass the rows of q, k and v and their out and lse.
+    """
+    from lhtrain.kernels.merge.kernel import merge
+    from lhtrain.kernels.windows.kernel import gather
+
+    pyramid = Pyramid(q.shape[1], levels, pooling, 0)
+    rows = gather(q, k, v, row_of_entry, pyramid, n_rows)
+    rows_out, rows_lse = _rows_forward(*rows, rows_kernel)
+    near, lse = WINDOW_KERNELS[near_kernel].forward(q, k, v, window)
+    out, lse = merge(near.contiguous(), lse.contiguous(), rows_out, rows_lse, row_of_entry, pyramid)
+    return out, lse, *rows, rows_out, rows_lse
+
+
+@windowed.register_fake
+def _(q, k, v, row_of_entry, n_rows, window, levels, pooling, near_kernel, rows_kernel):
+    batch, n, n_heads, dim = q.shape
+    rows = [x.new_empty(batch, n_rows, x.shape[2], dim) for x in (q, k, v, q)]
+    lses = [q.new_empty(batch, n_heads, size, dtype=torch.float32) for size in (n, n_rows)]
+    return q.new_empty(q.shape), lses[0], *rows, lses[1]
+
+
+@torch.library.custom_op("lhtrain::windowed_backward", mutates_args=())
+def windowed_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, out: Tensor, lse: Tensor,
+    rows_q: Tensor, rows_k: Tensor, rows_v: Tensor, rows_out: Tensor, rows_lse: Tensor,
+    window: int, levels: int, pooling: int, near_kernel: str, rows_kernel: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v. The near part takes the merged output and logsumexp."""
+    from lhtrain.kernels.merge.kernel import merge_backward
+    from lhtrain.kernels.windows.kernel import gather_backward
+
+    grad, pyramid = grad.contiguous(), Pyramid(q.shape[1], levels, pooling, 0)
+    grads_out = merge_backward(grad, out, lse, rows_out, rows_lse, row_of_entry, pyramid)
+    grads_rows = _rows_backward(*grads_out, rows_q, rows_k, rows_v, rows_out, rows_lse, rows_kernel)
+    grads = WINDOW_KERNELS[near_kernel].backward(grad, q, k, v, out, lse, window)
+    grads = tuple(x.contiguous() for x in grads)  # type: ignore[assignment]  # three
+    return gather_backward(*grads_rows, row_of_entry, pyramid, add_to=grads)
+
+
+@windowed_backward.register_fake
+def _(grad, q, k, v, *others):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _windowed_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    *tensors, _, ctx.window, ctx.levels, ctx.pooling, ctx.near_kernel, ctx.rows_kernel = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _windowed_autograd(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+    sizes = ctx.window, ctx.levels, ctx.pooling, ctx.near_kernel, ctx.rows_kernel
+    return *windowed_backward(grad, *ctx.saved_tensors, *sizes), *(None,) * 7
+
+
+windowed.register_autograd(_windowed_autograd, setup_context=_windowed_context)
+
+
+def _rows_forward(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    """Causal attention over rows by a kernel of DENSE_KERNELS, or by that of `kernels/ranges`."""
+    if kernel == "ranges":
+        return WINDOW_KERNELS[kernel].forward(q, k, v, q.shape[1])
     out, lse = DENSE_KERNELS[kernel].forward(q, k, v, True)
     return out.contiguous(), lse.contiguous()
+
+
+def _rows_backward(
+    grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernel: str
+) -> Gradients:
+    """Gradients of q, k and v from those of both results."""
+    if kernel == "ranges":
+        from lhtrain.kernels.ranges.kernel import backward
+
+        bounds = window_bounds(q.shape[1], q.shape[1], q.shape[1], q.device)
+        return backward(grad, grad_lse, q, k, v, *bounds, out, lse)
+    tensors = grad.contiguous(), grad_lse.contiguous(), q, k, v, out, lse
+    return backward_of(DENSE_KERNELS[kernel], *tensors, True)
+
+
+@torch.library.custom_op("lhtrain::dense_with_lse", mutates_args=())
+def dense_with_lse(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    """Causal attention over rows as `windowed` does it: out (B, T, H, D), lse (B, H, T) float32."""
+    return _rows_forward(q, k, v, kernel)
 
 
 @dense_with_lse.register_fake
@@ -88,8 +198,7 @@ def dense_with_lse_backward(
     grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of both results -> of q, k, v."""
-    tensors = grad.contiguous(), grad_lse.contiguous(), q, k, v, out, lse
-    grads = backward_of(DENSE_KERNELS[kernel], *tensors, True)
+    grads = _rows_backward(grad, grad_lse, q, k, v, out, lse, kernel)
     return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three
 
 

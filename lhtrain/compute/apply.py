@@ -87,5 +87,12 @@ def _selective(block: Block, x: Tensor, where: Where) -> Tensor:
 
 def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     name = str(op).replace(".", "::", 1)
-    keep = name.startswith(KEPT) and not name.startswith(CHEAP)
+    keep = (name.startswith(KEPT) and not name.startswith(CHEAP)) or _is_rotated(name, args, kwargs)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _is_rotated(name: str, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether the result is the rotated queries or keys: the one tensor of four dimensions that a block casts
+    to half precision. Attention keeps them instead of the products that they are made from."""
+    half = kwargs.get("dtype") in (torch.bfloat16, torch.float16)
+    return name.startswith("aten::_to_copy") and half and args[0].dim() == 4

@@ -43,6 +43,7 @@ class ContextStrict:
         q, k, v = chunks
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in chunks)
         rows_k, rows_v, kernels = gather_keys(
+            flat_q,
             flat_k,
             flat_v,
             tokens,

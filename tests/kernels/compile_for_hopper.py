@@ -66,8 +66,8 @@ def main(levels: int, pooling: int, group: int, dim: int) -> None:
     compile_kernel(rows_from_tokens_kernel, all_slots | rows | {"SHIFTED": False})
     compile_kernel(rows_from_tokens_kernel, q_slots | rows | {"SHIFTED": True})
     tokens = size | {"BLOCK_T": TOKENS_LAUNCH["BLOCK_T"]}
-    compile_kernel(tokens_from_rows_kernel, all_slots | tokens | {"SHIFTED": False})
-    compile_kernel(tokens_from_rows_kernel, q_slots | tokens | {"SHIFTED": True})
+    compile_kernel(tokens_from_rows_kernel, all_slots | tokens | {"SHIFTED": False, "ADD": True})
+    compile_kernel(tokens_from_rows_kernel, q_slots | tokens | {"SHIFTED": True, "ADD": False})
     compile_kernel(
         long_rows_kernel,
         {"H": 8, "G": 8, "SHIFTED": True, "BLOCK_T": 64, "D": dim, "BLOCK_D": size["BLOCK_D"]},

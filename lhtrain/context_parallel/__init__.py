@@ -4,35 +4,14 @@ PyTorch's own context parallelism is not used: it is experimental, changed its i
 that are supported here, and its ring has no path for CPUs, on which these are tested.
 """
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from lhtrain.attention.dense import DenseAttention
 from lhtrain.attention.lighthouse import LighthouseAttention
-from lhtrain.attention.where import Where
+from lhtrain.context_parallel.dense import ContextDense
 from lhtrain.context_parallel.layout import positions
 from lhtrain.context_parallel.lighthouse import ContextLighthouse
-from lhtrain.context_parallel.ring import ring_attention
 from lhtrain.context_parallel.strict import ContextStrict
-from lhtrain.context_parallel.ulysses import ulysses_attention
 
 METHODS = ("auto", "ring", "ulysses")
-
-
-@dataclass(frozen=True)
-class ContextDense:
-    """The boundary's callable for full attention: q (B, T, H, D), k, v (B, T, Hkv, D) -> (B, T, H, D)."""
-
-    method: str
-    group: str
-    size: int
-    backend: str = "auto"
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        if self.method == "ring":
-            return ring_attention(q, k, v, self.group)
-        return ulysses_attention(q, k, v, self.group, self.size, self.backend)
 
 
 def pick_method(method: str, n_heads: int, n_kv_heads: int, size: int) -> str:

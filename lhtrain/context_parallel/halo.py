@@ -27,9 +27,12 @@ def with_tokens_before(x: Tensor, n: int, group: str, rank: int, size: int) -> T
     """
     if n == 0:
         return x
-    if n > x.shape[2]:
-        rule = (
-            f"must be at most the {x.shape[2]} tokens of a chunk, of which a sequence has 2 * cp = {2 * size}"
-        )
-        raise ValueError(f"window={n}: {rule}")
+    check_window(n, x.shape[2], size)
     return torch.cat([from_chunk_before(x[:, :, -n:], group, rank, size), x], 2)
+
+
+def check_window(window: int, chunk: int, size: int) -> None:
+    """Raise ValueError where a window of tokens is longer than a chunk: it would need more than one chunk."""
+    if window > chunk:
+        rule = f"must be at most the {chunk} tokens of a chunk, of which a sequence has 2 * cp = {2 * size}"
+        raise ValueError(f"window={window}: {rule}")

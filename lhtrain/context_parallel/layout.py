@@ -39,6 +39,16 @@ def shared_out(x: Tensor, size: int) -> Tensor:
     return torch.stack([heads, tails.flip(0)], 2).flatten(2, 3)
 
 
+def as_chunks(x: Tensor) -> Tensor:
+    """The two chunks that a rank has, as batch elements: (B, 2 c, ...) -> (2 B, c, ...)."""
+    return x.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1)
+
+
+def as_sequence(x: Tensor) -> Tensor:
+    """The inverse of `as_chunks`: (2 B, c, ...) -> (B, 2 c, ...)."""
+    return x.unflatten(0, (2, -1)).movedim(0, 1).flatten(1, 2)
+
+
 def chunk_pyramid(whole: Pyramid, size: int) -> Pyramid:
     """The pyramid of one of the 2 W chunks of a sequence. Raises ValueError as `Pyramid.check` does."""
     return replace(whole, seq_len=whole.seq_len // (2 * size), budget=whole.budget // (2 * size)).check()

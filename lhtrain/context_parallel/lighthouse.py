@@ -10,7 +10,6 @@ B batch, T = 2 c tokens of a rank, c tokens of a chunk, H query heads, G key/val
 Source: arXiv:2605.06554, context parallelism, which does without `exact`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +17,11 @@ from torch import Tensor
 
 from lhtrain.attention.lighthouse import LighthouseAttention, Selected, gather, scatter
 from lhtrain.attention.where import Where
+from lhtrain.context_parallel.dense import ContextDense
 from lhtrain.context_parallel.halo import from_chunk_before
-from lhtrain.context_parallel.layout import chunk_pyramid
+from lhtrain.context_parallel.layout import as_chunks, as_sequence, chunk_pyramid
 from lhtrain.context_parallel.tokens import rank_tokens
+from lhtrain.context_parallel.windowed import windowed
 from lhtrain.kernels.pyramid import Pyramid
 
 
@@ -29,10 +30,11 @@ class ContextLighthouse:
     """The boundary's callable: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
 
     layer: the settings of the whole sequence. rows: how the ranks attend to their rows together.
+    Raises ValueError: a window longer than a chunk and shorter than the sequence.
     """
 
     layer: LighthouseAttention
-    rows: Callable[[Tensor, Tensor, Tensor], Tensor]
+    rows: ContextDense
     group: str
     rank: int
     size: int
@@ -40,20 +42,26 @@ class ContextLighthouse:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         layer, batch = self.layer, q.shape[0]
+        if layer.window >= q.shape[1] * self.size:
+            return self.rows(q, k, v)
         pyramid = chunk_pyramid(layer.pyramid(q.shape[1] * self.size), self.size)
         n_covered = 0
         if layer.cover_prefix:
             n_covered = 2 * batch if not self.exact else batch if self.rank == 0 else 0
         tokens = rank_tokens(q, k, v, where, self.rows, self.group, self.rank, self.size)
-        q, k, v = (x.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1) for x in (q, k, v))  # (2 B, c, H, D)
+        q, k, v = (as_chunks(x) for x in (q, k, v))  # (2 B, c, H, D)
         scorer = layer.scorer_in(where)
         selected = gather(q, k, v, tokens, pyramid, n_covered, layer.backend, scorer, layer.selection)
-        rows = self.rows(*(_one_after_the_other(x) for x in (selected.q, selected.k, selected.v)))
-        rows = rows.unflatten(1, (2, -1)).movedim(1, 0).flatten(0, 1)  # (2 B, S / 2 W, H, D)
+        if layer.window:
+            ranks = self.group, self.rank, self.size
+            attend = self.rows.with_lse
+            return as_sequence(windowed(q, k, v, selected, pyramid, layer.window, attend, self.exact, ranks))
+        rows_q, rows_k, rows_v = (as_sequence(x) for x in (selected.q, selected.k, selected.v))
+        rows = as_chunks(self.rows(rows_q, rows_k, rows_v))
         out = scatter(rows, selected, pyramid)
         if self.exact:
             out = self._with_spill(out, last_rows(rows, selected, pyramid), pyramid)
-        return _one_after_the_other(out)
+        return as_sequence(out)
 
     def _with_spill(self, out: Tensor, last: Tensor, pyramid: Pyramid) -> Tensor:
         """Add what the chunk before reaches into each chunk: out (2 B, c, H, D), last (2 B, L - 1, H, D)."""
@@ -78,8 +86,3 @@ def last_rows(rows: Tensor, selected: Selected, pyramid: Pyramid) -> Tensor:
     found = torch.stack([last == entry for entry in entries], -1)  # (B, G, rows, levels)
     tail = rows[:, -n:].unflatten(2, (last.shape[1], -1))  # (B, rows, G, R, D)
     return torch.einsum("bgsl,bsgrd->blgrd", found.to(rows.dtype), tail).flatten(2, 3)
-
-
-def _one_after_the_other(x: Tensor) -> Tensor:
-    """The two chunks of a rank: (2 B, c, H, D) -> (B, 2 c, H, D)."""
-    return x.unflatten(0, (2, -1)).movedim(0, 1).flatten(1, 2)

@@ -5,6 +5,7 @@ import torch
 
 from lhtrain.attention import LighthouseAttention, dense_attention, lighthouse_attention
 from lhtrain.attention.window_kernels import WINDOW_KERNELS, naive_window
+from lhtrain.attention.windowed import merge_window
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.selection.naive import select_rows
@@ -208,3 +209,34 @@ def test_the_memory_of_a_layer_grows_with_its_tokens_alone(dtype):
     options = {"levels": 3, "pooling": 4, "budget": 1024, "window": 512}
     lighthouse_attention(q, k, v, **options).sum().backward()
     assert torch.cuda.max_memory_allocated() - before < 24 * q.numel() * q.element_size()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begins", [True, False], ids=["first chunk", "after a chunk"])
+def test_the_operator_takes_a_chunk_with_what_precedes_it(begins):
+    """Forward and backward, with the kernels and without: earlier keys and rows of earlier entries."""
+    pyramid, window, heads, groups = Pyramid(64, 3, 2, 8, 4), 10, 4, 2
+    generator = torch.Generator().manual_seed(0)
+    qk, kq = (torch.randn(1, groups, pyramid.n_entries - 64, generator=generator) for _ in range(2))
+    _, places = select_rows(qk, kq, pyramid, 0)
+    n_rows, earlier = pyramid.n_selected, 0 if begins else window - 1
+    before = None if begins else torch.tensor([[[n_rows, -1], [-1, n_rows + 1]]], dtype=torch.int32)
+    n_rows += 0 if begins else 2
+    shapes = [
+        (1, 64, heads, 16),
+        *[(1, 64 + earlier, groups, 16)] * 2,
+        (1, n_rows, heads, 16),
+        (1, heads, n_rows),
+    ]
+    tensors = [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
+    before = None if before is None else before.to(DEVICE)
+
+    def run(kernels):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        own = places.int().to(DEVICE)
+        out = merge_window(*leaves, own, pyramid, window, kernels, before)
+        (out * torch.arange(out.numel(), device=DEVICE).view_as(out).cos()).sum().backward()
+        return [out.detach(), *(x.grad for x in leaves)]
+
+    for one, other in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)

@@ -14,7 +14,7 @@ from tests.distributed.ranks import DEVICE, on_ranks
 HEADS, DIM, BATCH, SEQ_LEN = 4, 8, 2, 4096
 CASES = [
     (layer, method, n_kv)
-    for layer in ("dense", "lighthouse", "uncovered", "strictly causal")
+    for layer in ("dense", "lighthouse", "uncovered", "windowed", "strictly causal")
     for method, n_kv in (("ring", 1), ("ulysses", 4))
 ]
 
@@ -25,6 +25,8 @@ def layer_of(kind, size):
         return DenseAttention()
     if kind == "strictly causal":
         return LighthouseAttention(3, 2, 128, strictly_causal=True, window=200)
+    if kind == "windowed":
+        return LighthouseAttention(3, 2, 128, tile=16, window=200)
     return LighthouseAttention(levels=3, pooling=2, budget=256 * size, cover_prefix=kind == "lighthouse")
 
 

@@ -28,12 +28,14 @@ def layer(kind, size):
         return DenseAttention()
     if kind == "lighthouse":  # a chunk is one tile: the least budget that there is
         return LighthouseAttention(levels=2, pooling=2, budget=256 * size)
+    if kind == "windowed":
+        return LighthouseAttention(3, 2, 64, tile=8, window=100)
     return LighthouseAttention(3, 2, 64, tile=8, strictly_causal=True, window=100)
 
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("method", "n_kv"), METHODS)
-@pytest.mark.parametrize("kind", ["dense", "lighthouse", "strictly causal"])
+@pytest.mark.parametrize("kind", ["dense", "lighthouse", "windowed", "strictly causal"])
 def test_the_result_is_that_of_one_rank(kind, method, n_kv, size, monkeypatch):
     torch.manual_seed(0)
     tensors = [torch.randn(BATCH, SEQ_LEN, n, DIM) for n in (HEADS, n_kv, n_kv, HEADS)]
@@ -50,8 +52,9 @@ def test_the_result_is_that_of_one_rank(kind, method, n_kv, size, monkeypatch):
             torch.testing.assert_close(mine, whole[:, here], rtol=1e-4, atol=1e-5)
 
 
-def test_a_window_longer_than_a_chunk_is_refused(monkeypatch):
-    plain = LighthouseAttention(3, 2, 64, tile=8, strictly_causal=True, window=600)
+@pytest.mark.parametrize("strictly_causal", [False, True])
+def test_a_window_longer_than_a_chunk_is_refused(strictly_causal, monkeypatch):
+    plain = LighthouseAttention(3, 2, 64, tile=8, strictly_causal=strictly_causal, window=600)
     tokens = torch.randn(1, SEQ_LEN // 2, HEADS, DIM)
     with pytest.raises(ValueError, match="window=600: must be at most the 512 tokens of a chunk"):
         ThreadRanks(2, monkeypatch).run(
@@ -157,3 +160,69 @@ def test_the_kernels_of_a_gpu_give_the_logsumexp_and_its_gradient(
         for mine, whole in zip(got, want, strict=True):
             whole = whole[:, here] if whole.ndim == 4 else whole[..., here]
             assert (mine.float() - whole).norm() <= 2e-2 * whole.norm()
+
+
+def over_two_ranks(plain, tensors, monkeypatch, exact=True, method="ring"):
+    """For each of two ranks: its positions, and its output and gradients of q, k and v."""
+
+    def on(rank):
+        here = positions(tensors[0].shape[1], rank, 2)
+        attend = over_ranks(plain, method, exact, "group", rank, 2)
+        return here, result(attend, [x[:, here] for x in tensors])
+
+    return ThreadRanks(2, monkeypatch).run(on)
+
+
+@pytest.mark.parametrize("method", ["ring", "ulysses"])
+@pytest.mark.parametrize("levels", [2, 4])
+@pytest.mark.parametrize("window", [1, 2, 37, 64, 256, 1000])
+def test_every_window_is_that_of_one_rank(window, levels, method, monkeypatch):
+    """From one token to a chunk of 64, and the whole sequence."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(BATCH, 256, n, DIM) for n in (HEADS, 2, 2, HEADS)]
+    plain = LighthouseAttention(levels, 2, 8, tile=2, window=window)
+    want = result(plain, tensors)
+    for here, got in over_two_ranks(plain, tensors, monkeypatch, method=method):
+        for mine, whole in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, whole[:, here], rtol=1e-4, atol=1e-5)
+
+
+def test_local_selection_leaves_out_what_reaches_into_a_windowed_chunk(monkeypatch):
+    torch.manual_seed(0)
+    tensors = [torch.randn(BATCH, 256, HEADS, DIM) for _ in range(4)]
+    plain = LighthouseAttention(3, 2, 8, tile=2, window=37, cover_prefix=False)
+    want = result(plain, tensors)[0]
+    differing = set()
+    for here, got in over_two_ranks(plain, tensors, monkeypatch, exact=False):
+        differs = (got[0] - want[:, here]).abs().amax((0, 2, 3)) > 1e-4
+        differing |= set(here[differs].tolist())
+    # The coarsest entries have windows of 4 tokens: they reach the first 3 positions of the next chunk.
+    assert differing and differing <= {start + i for start in (64, 128, 192) for i in range(3)}
+
+
+@pytest.mark.slow
+def test_a_windowed_layer_over_ranks_compiles_into_one_graph(monkeypatch):
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, 64, 2, 16) for _ in range(4)]
+    plain = LighthouseAttention(3, 2, 4, tile=2, window=20, backend="triton")
+    attend = over_ranks(plain, "ring", True, "group", 0, 1)
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    (got,) = ThreadRanks(1, monkeypatch).run(lambda rank: result(compiled, tensors))
+    for mine, whole in zip(got, result(plain, tensors), strict=True):
+        torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("method", "n_kv"), [("ring", 2), ("ulysses", 4)])
+def test_a_windowed_layer_over_ranks_on_a_gpu(method, n_kv, dim, dtype, monkeypatch):
+    """Two ranks that share one GPU, with its kernels, against one rank with the same kernels."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, 8192, n, dim, device="cuda").to(dtype) for n in (8, n_kv, n_kv, 8)]
+    plain = LighthouseAttention(3, 4, 512, window=512)
+    want = result(plain, tensors)
+    for here, got in over_two_ranks(plain, tensors, monkeypatch, method=method):
+        for mine, whole in zip(got, want, strict=True):
+            whole = whole[:, here.cuda()].float()
+            assert (mine.float() - whole).norm() <= (1e-4 if dtype == torch.float32 else 2e-2) * whole.norm()

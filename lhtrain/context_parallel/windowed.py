@@ -20,6 +20,7 @@ from lhtrain.attention.windowed import merge_window
 from lhtrain.context_parallel.halo import check_window, from_chunk_before, with_tokens_before
 from lhtrain.context_parallel.layout import as_chunks, as_sequence
 from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.selection.naive import inverse
 
 AttendWithLse = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
@@ -52,7 +53,9 @@ def windowed(
     rows_q, rows_k, rows_v = (as_sequence(x) for x in (selected.q, selected.k, selected.v))
     rows, lse = attend(rows_q, rows_k, rows_v, kernels)
     rows, lse = as_chunks(rows), as_chunks(lse.transpose(1, 2))  # (2 B, s, H, D), (2 B, s, H)
-    places = selected.places(pyramid)
+    places = selected.row_of_entry
+    if places is None:
+        places = inverse(selected.indices, pyramid)
     before: list[Tensor] | list[None] = [None, None]
     if exact:
         ahead = rows_before(rows, lse, places, pyramid, ranks)

@@ -101,7 +101,8 @@ def backward_of(
     by_query = grad_lse.transpose(1, 2).unsqueeze(-1) * scale  # (B, T, H, 1) float32
     keys, part_lse = kernel.forward(q, k, k, causal)
     keys = keys * (part_lse - lse).exp().transpose(1, 2).unsqueeze(-1)  # a part has its share of the weights
-    of_keys = kernel.backward((by_query * q).to(q.dtype), q, k, k, keys, lse, causal)[2]
+    # The gradient of the values does not depend on the output, which is `out` for its dtype alone.
+    of_keys = kernel.backward((by_query * q).to(q.dtype), q, k, k, out, lse, causal)[2]
     return (grad_q + by_query * keys).to(q.dtype), grad_k + of_keys, grad_v
 
 

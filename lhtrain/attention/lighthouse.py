@@ -63,16 +63,16 @@ def lighthouse_attention(
         scorer: a scorer, or the name of one without parameters in `registry.SCORERS`.
         selection: the rule by which scores pick pyramid entries.
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
-        window: W, the last tokens, itself included, that each position attends to exactly; their result is
-            merged with the rows' (`windowed.py`). 0: the published layer. At least N: full attention.
-        strictly_causal: no output depends on later tokens, not even by the choice of rows (`strict.py`).
-            `window` then counts the tokens before the tile of a position.
+        window: W, the last tokens that each position attends to exactly (`windowed.py`), itself included.
+            0: the published layer. At least N: full attention.
+        strictly_causal: not even the choice of rows depends on later tokens (`strict.py`). `window` then
+            counts the tokens before the tile of a position.
         tile: entries expanded in a tile, half by `qk` and half by `kq`, which divides the budget. None: 128,
             as published, or 16 where strictly causal.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
         dense: the kernel of the attention call on the S rows; see `dense_attention`.
-        positions, x: for scorers: (N,) int64, 0 ... N - 1 unless given; the layer's input (B, N, C).
+        positions, x: for scorers, (N,) int64, unless given 0 ... N - 1; the layer's input (B, N, C).
 
     Returns:
         (B, N, H, D), q's dtype.
@@ -81,8 +81,7 @@ def lighthouse_attention(
         ValueError: sizes that do not fit together, an unknown scorer or backend, or one that cannot run here.
     """
     pyramid = Pyramid.of(q.shape[1], levels, pooling, budget, tile, strictly_causal).check()
-    _check_backend(backend)
-    _check_window(window)
+    _check(backend, window)
     tokens = _tokens(q, k, v, positions, x, dense)
     if strictly_causal:
         rows_k, rows_v, kernels = gather_keys(q, k, v, tokens, pyramid, backend, scorer_of(scorer), selection)
@@ -249,12 +248,10 @@ def scorer_of(scorer: str | Scorer) -> Scorer:
     return SCORERS[scorer]()
 
 
-def _check_backend(backend: str) -> None:
+def _check(backend: str, window: int = 0) -> None:
+    """Raise ValueError for an unknown backend or a window that cannot be."""
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend}: must be one of {', '.join(BACKENDS)}")
-
-
-def _check_window(window: int) -> None:
     if window < 0:
         raise ValueError(f"window={window}: must be at least 0")
 
@@ -278,7 +275,7 @@ class LighthouseAttention:
     def __post_init__(self) -> None:
         if self.scorer is not None:
             object.__setattr__(self, "scorer", scorer_of(self.scorer))
-        _check_backend(self.backend)
+        _check(self.backend, self.window)
         check_dense_backend(self.dense)
 
     @classmethod

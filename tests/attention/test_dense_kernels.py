@@ -166,3 +166,18 @@ def test_two_parts_of_the_keys_have_the_gradients_of_the_whole(kernel, dtype, di
     got = [sum(x.float() for x in of_q), *(torch.cat(pair, 1) for pair in of_keys)]
     for one, leaf in zip(got, exact, strict=True):
         assert (one.float() - leaf.grad).norm() <= (2e-2 if on_gpu else 2e-5) * leaf.grad.norm()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_both_gradients_in_half_precision(kernel):
+    device = "cpu" if kernel == "cpu" else "cuda"
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(1, 96, n, 64, device=device) for n in (4, 2, 2, 4))
+    grad_lse, results = torch.randn(1, 4, 96, device=device), []
+    for name, dtype in ((kernel, torch.bfloat16), ("naive", torch.float32)):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        pair = attend_with_lse(*leaves, kernel=DENSE_KERNELS[name])
+        torch.autograd.backward(pair, [grad.to(dtype), grad_lse])
+        results.append([*(x.detach().float() for x in pair), *(x.grad.float() for x in leaves)])
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() <= 2e-2 * want.norm()

@@ -26,13 +26,13 @@ from lhtrain.process.threads import within
 
 STALLED = 75  # the exit status: EX_TEMPFAIL, "try again"
 BEAT = 5.0  # seconds between two checks
-LAST_WORDS = 10.0  # most seconds for each part of the report, before the process ends
+REPORT_LIMIT = 10.0  # most seconds for each part of the report, before the process ends
 MARGIN = 120.0  # seconds that a collective waits longer than the watchdog, which needs time for its report
 SILENT = 4  # number of beats without a new file after which a rank counts as stopped
 
 
 @dataclass(frozen=True)
-class Doing:
+class Activity:
     """The phase that a rank is in."""
 
     rank: int
@@ -67,7 +67,7 @@ class Watchdog:
         self.limits = asdict(config)
         self.folder, self.rank, self.beat, self.attempt = folder, rank, beat, attempt
         self.step = 0  # current step of the run, for the report
-        self._doing = self._now("start")
+        self._activity = self._now("start")
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._writer = threading.Thread(target=self._write, name="watchdog's files", daemon=True)
@@ -85,29 +85,29 @@ class Watchdog:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Apply the limit `name` to the block; afterwards the previous phase starts again from 0 seconds."""
-        before, self._doing = self._doing, self._now(name)
+        before, self._activity = self._activity, self._now(name)
         try:
             yield
         finally:
-            self._doing = self._now(before.phase)
+            self._activity = self._now(before.phase)
 
-    def _now(self, phase: str) -> Doing:
-        return Doing(self.rank, self.step, phase, time.time(), self.attempt)
+    def _now(self, phase: str) -> Activity:
+        return Activity(self.rank, self.step, phase, time.time(), self.attempt)
 
     def _watch(self) -> None:
-        seen, lived, last = self._doing, 0.0, time.monotonic()
+        seen, lived, last = self._activity, 0.0, time.monotonic()
         while not self._over.wait(self.beat):
             now = time.monotonic()
             # A longer gap does not count: the process was stopped, or the machine was suspended.
             passed, last = min(now - last, 2 * self.beat), now
-            doing = self._doing
-            if doing is not seen:
-                seen, lived = doing, 0.0
+            activity = self._activity
+            if activity is not seen:
+                seen, lived = activity, 0.0
                 continue
             lived += passed
-            limit = self.limits[doing.phase]
+            limit = self.limits[activity.phase]
             if limit is not None and lived > limit:
-                self._end(doing, lived)
+                self._end(activity, lived)
 
     def _write(self) -> None:
         """Write the phase of this rank to its file at every beat. Runs on a thread of its own."""
@@ -115,33 +115,33 @@ class Watchdog:
         if self.rank == 0 and self.attempt:
             _tidy(ranks, self.attempt)
         while True:
-            doing = self._doing
+            activity = self._activity
             try:  # a full disk must not stop the watchdog
                 ranks.mkdir(parents=True, exist_ok=True)
-                write_atomic(ranks / f"{self.rank}.json", json.dumps(asdict(doing)), durable=False)
+                write_atomic(ranks / f"{self.rank}.json", json.dumps(asdict(activity)), durable=False)
             except OSError:
                 pass
             if self._over.wait(self.beat):
                 return
 
-    def _end(self, doing: Doing, lived: float) -> None:
+    def _end(self, activity: Activity, lived: float) -> None:
         """Report the phase and the stack traces, then end the process, even if nothing can be written."""
         try:
-            others = within(LAST_WORDS, lambda: furthest_behind(self.folder, doing, self.beat))
+            others = within(REPORT_LIMIT, lambda: furthest_behind(self.folder, activity, self.beat))
             waits = others or "the state of the other ranks could not be read"
-            stacks = self.folder / "stalls" / f"rank_{doing.rank}.txt"
-            written = within(LAST_WORDS, lambda: _dump(stacks))
+            stacks = self.folder / "stalls" / f"rank_{activity.rank}.txt"
+            written = within(REPORT_LIMIT, lambda: _dump(stacks))
             where = f"Stack traces: {stacks.parent}"
             if not written:
                 where = "Stack traces follow, since no file could be written"
-            at = f"phase {doing.phase} of step {doing.step}"
+            at = f"phase {activity.phase} of step {activity.step}"
             message = (
-                f"lhtrain: rank {doing.rank} spent {lived:.0f} s in {at}, "
-                f"more than watchdog.{doing.phase}={self.limits[doing.phase]:g}; {waits}. {where}"
+                f"lhtrain: rank {activity.rank} spent {lived:.0f} s in {at}, "
+                f"more than watchdog.{activity.phase}={self.limits[activity.phase]:g}; {waits}. {where}"
             )
-            within(LAST_WORDS, lambda: print(message, file=sys.stderr, flush=True))
+            within(REPORT_LIMIT, lambda: print(message, file=sys.stderr, flush=True))
             if not written:
-                within(LAST_WORDS, lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True))
+                within(REPORT_LIMIT, lambda: faulthandler.dump_traceback(sys.stderr, all_threads=True))
         finally:
             os._exit(STALLED)
 
@@ -164,7 +164,7 @@ def _dump(path: Path) -> bool:
     return True
 
 
-def furthest_behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:
+def furthest_behind(folder: Path, activity: Activity, beat: float = BEAT) -> str:
     """Return a phrase that names the rank that is furthest behind, from the files of this attempt's ranks.
 
     A rank that no longer writes its file has stopped or ended, and all others wait for it, whatever its last
@@ -172,20 +172,20 @@ def furthest_behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:
 
     Args:
         folder: run.dir.
-        doing: phase of this rank.
+        activity: phase of this rank.
         beat: seconds between two writes of a file.
     """
-    found: dict[Path, Doing] = {}
+    found: dict[Path, Activity] = {}
     for path in (folder / "ranks").glob("*.json"):
         try:
-            other = Doing(**json.loads(read_regular(path)))
+            other = Activity(**json.loads(read_regular(path)))
         except (OSError, ValueError, TypeError):
             continue  # the file is being written
-        if other.attempt == doing.attempt and other.rank != doing.rank:
+        if other.attempt == activity.attempt and other.rank != activity.rank:
             found[path] = other
     try:  # times by the file system's clock, because the clocks of two machines may differ
         written = {path: path.stat().st_mtime for path in found}
-        mine = (folder / "ranks" / f"{doing.rank}.json").stat().st_mtime
+        mine = (folder / "ranks" / f"{activity.rank}.json").stat().st_mtime
     except OSError:
         written, mine = {}, 0.0
     newest = max([mine, *written.values()])
@@ -196,7 +196,7 @@ def furthest_behind(folder: Path, doing: Doing, beat: float = BEAT) -> str:
         who = f"rank {stopped.rank}, process {stopped.pid} on {stopped.host}"
         last = f"was in phase {stopped.phase} of step {stopped.step}"
         return f"it waits for {who}, which has written nothing for {silent[path]:.0f} s and {last}"
-    first = min([doing, *found.values()], key=lambda other: (other.step, other.since))
-    if first.rank == doing.rank:
+    first = min([activity, *found.values()], key=lambda other: (other.step, other.since))
+    if first.rank == activity.rank:
         return "no rank is further behind"
     return f"it waits for rank {first.rank}, which is in phase {first.phase} of step {first.step}"

@@ -20,11 +20,13 @@ from lhtrain.process.stop import early, remember
 from lhtrain.process.threads import within
 
 FROM_SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
-OF_SUBMITIT = signal.SIGUSR2  # in the jobs of a sweep; submitit's handler requeues at once, so we save first
+SUBMITIT_SIGNAL = (
+    signal.SIGUSR2
+)  # in the jobs of a sweep; submitit's handler requeues at once, so we save first
 # Seconds in which a second Ctrl-C counts as the same key press: the terminal sends the signal to the launcher
 # and to the ranks, and the launcher passes it on. The second number is for a run without a launcher.
 SAME_PRESS, SAME_PRESS_ALONE = 1.0, 0.25
-AT_ONCE = 128 + signal.SIGINT  # exit status after a second Ctrl-C
+INTERRUPTED = 128 + signal.SIGINT  # exit status after a second Ctrl-C
 
 
 def stopping() -> tuple[signal.Signals, ...]:
@@ -48,7 +50,7 @@ def watch() -> None:
     owner = os.getpid()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if _is_of_child(owner, number):
+        if _end_if_forked(owner, number):
             return
         remember(signal.Signals(number))
 
@@ -71,8 +73,8 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         signals: tuple[signal.Signals, ...] = (signal.SIGINT, *stopping())
-        if signal.getsignal(OF_SUBMITIT) is not signal.SIG_DFL:
-            signals = (*signals, OF_SUBMITIT)
+        if signal.getsignal(SUBMITIT_SIGNAL) is not signal.SIG_DFL:
+            signals = (*signals, SUBMITIT_SIGNAL)
         if (first := early()) is not None:
             self.requested, self._first = first, (first, 0.0)
         # Python runs signal handlers in the main thread, between two Python instructions, and so not while
@@ -90,11 +92,11 @@ class StopSignal:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_pipe)
         os.close(self._pipe)  # this ends the thread
-        if self.requested is OF_SUBMITIT:
+        if self.requested is SUBMITIT_SIGNAL:
             signal.raise_signal(self.requested)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if _is_of_child(self._owner, number):
+        if _end_if_forked(self._owner, number):
             return
         if self.requested is None:
             self.requested = signal.Signals(number)
@@ -103,11 +105,11 @@ class StopSignal:
         """Exit at a second Ctrl-C. Runs on a thread."""
         while numbers := os.read(self._arrivals, 64):
             for number in numbers:
-                if self.leaves(number, time.monotonic()):
-                    self._leave()
+                if self.exits_at_once(number, time.monotonic()):
+                    self._exit_at_once()
         os.close(self._arrivals)
 
-    def leaves(self, number: int, now: float) -> bool:
+    def exits_at_once(self, number: int, now: float) -> bool:
         """Return whether the signal `number`, received at `now` (seconds), asks to exit at once."""
         if self._first is None:
             self._first = number, now
@@ -120,7 +122,7 @@ class StopSignal:
         again = number == signal.SIGTERM and first == signal.SIGINT and under_torchrun()
         return number == signal.SIGINT or again
 
-    def _leave(self) -> None:
+    def _exit_at_once(self) -> None:
         """End the process without waiting for threads that write or for other ranks."""
         try:
             saved = within(2.0, self.saved) or "see run.dir for its checkpoints"
@@ -129,10 +131,10 @@ class StopSignal:
             within(2.0, lambda: print(message, file=sys.stderr, flush=True))
             within(2.0, sys.stdout.flush)
         finally:
-            os._exit(AT_ONCE)
+            os._exit(INTERRUPTED)
 
 
-def _is_of_child(owner: int, number: int) -> bool:
+def _end_if_forked(owner: int, number: int) -> bool:
     """Return False in the process `owner`; end a forked worker, which inherits the handler, by the signal."""
     if os.getpid() == owner:
         return False

@@ -11,7 +11,7 @@ from lhtrain.errors import LOST_CONTACT, reason
 from lhtrain.health.nonfinite import Skip
 from lhtrain.progress import Progress
 from lhtrain.provenance import resume_command
-from lhtrain.report import summary, words
+from lhtrain.report import lines, summary
 from lhtrain.report.events import Events
 from lhtrain.report.metrics import MetricsFile, Row
 from lhtrain.report.plot import Plot
@@ -19,7 +19,7 @@ from lhtrain.report.remaining import Remaining
 from lhtrain.report.stage_switch import SwitchWatch, last_validation
 from lhtrain.report.summary import End, Summary, SummaryFile
 from lhtrain.report.terminal import Terminal
-from lhtrain.report.trackers import Harmless
+from lhtrain.report.trackers import SafeTracker
 from lhtrain.text import finite, one_line
 
 
@@ -73,7 +73,7 @@ class Reporter(Events):
         self.remaining = Remaining(config)
         self.terminal = Terminal(config.run.steps, progress.step, progress.seconds, self._seconds_left)
         self.metrics = MetricsFile(run_dir.metrics, self.say)
-        self.tracker = Harmless(config.logger, config.run.name, run_dir.path, settings, self.say)
+        self.tracker = SafeTracker(config.logger, config.run.name, run_dir.path, settings, self.say)
         self.plot = Plot(run_dir.plot, config.run.name)
         self.summary = SummaryFile(run_dir.summary, config.run.name, peak_flops, about)
         self._failed: set[str] = set()
@@ -90,7 +90,7 @@ class Reporter(Events):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self.terminal.__exit__()
         if error is not None and not self._has_ended:
-            self._attempt("the end of the run was not fully recorded", lambda: self._died(error))
+            self._attempt("the end of the run was not fully recorded", lambda: self._end_by_error(error))
         self.metrics.close()
 
     def say(self, text: str) -> None:
@@ -119,12 +119,12 @@ class Reporter(Events):
     def validation(self) -> None:
         before = last_validation(self.metrics.rows)
         row = self._row("validation", val_loss=self.progress.stages[-1].val_loss)
-        self.say(words.validated(row, before))
+        self.say(lines.validated(row, before))
         if entry := self.watch.recovered:
             steps, above = entry["steps_to_recover"], entry["steps_still_above"]
             level = entry["val_loss_before"]
             self._row("recovered", steps=steps, steps_still_above=above, val_loss_before=level)
-            self.say(words.recovered(entry))
+            self.say(lines.recovered(entry))
         self._write_summary()
         self._attempt("loss.png was not drawn", lambda: self.plot.renew(self.metrics.rows))
 
@@ -139,14 +139,14 @@ class Reporter(Events):
         row["val_loss_after"] = val_loss
         # The row belongs to the first step of the new stage, so that a resume from the old stage's last
         # checkpoint drops this row and writes it again.
-        self.say(words.switched(self._row("switch", step=self.progress.step + 1, **row)))
+        self.say(lines.switched(self._row("switch", step=self.progress.step + 1, **row)))
 
     def skipped(self, skip: Skip) -> None:
-        self.say(words.skipped(self._row("skipped", step=skip.step, position=skip.position, end=skip.end)))
+        self.say(lines.skipped(self._row("skipped", step=skip.step, position=skip.position, end=skip.end)))
 
     def spike(self, loss: float, deviations: float) -> None:
         self._row("spike", loss=loss, deviations=deviations)
-        self.say(words.spike(self.progress.step, loss, deviations))
+        self.say(lines.spike(self.progress.step, loss, deviations))
 
     def behind(self, text: str) -> None:
         self.say(f"slow      step {self.progress.step}: {text}")
@@ -155,7 +155,7 @@ class Reporter(Events):
         self.progress = progress
         self.metrics.open(keep_until=progress.step)
         self._watch()
-        self.say(words.rewound(self._row("rewound", left=left, position=progress.position, end=skipped_to)))
+        self.say(lines.rewound(self._row("rewound", left=left, position=progress.position, end=skipped_to)))
 
     def flush(self) -> None:
         self.metrics.sync()
@@ -176,7 +176,7 @@ class Reporter(Events):
             self._attempt(unknown, lambda: self._say_how_to_continue(stopped))
         return result
 
-    def _died(self, error: BaseException) -> None:
+    def _end_by_error(self, error: BaseException) -> None:
         """Write the same files as at a normal end, and the reason, when an error ends the run."""
         if isinstance(error, KeyboardInterrupt):  # the second Ctrl-C, which must end the run at once
             self._write_summary(End("signal", SIGINT.name, SIGINT))

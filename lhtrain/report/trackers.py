@@ -12,7 +12,7 @@ from lhtrain.registry import TRACKERS
 from lhtrain.report.metrics import KINDS, Row
 from lhtrain.text import one_line
 
-MOST = 128  # most characters in the name of a run at Weights & Biases
+MAX_NAME = 128  # most characters in the name of a run at Weights & Biases
 
 
 class Tracker:
@@ -59,7 +59,7 @@ class WandbTracker(Tracker):
             entity=config.entity,
             group=config.group,
             tags=config.tags,
-            name=one_line(name, MOST),
+            name=one_line(name, MAX_NAME),
             mode=config.mode.value,
             dir=run_dir,
             config=settings,
@@ -99,7 +99,7 @@ class WandbTracker(Tracker):
         return "" if config.mode is LoggerMode.offline else "logger.mode=offline needs no account"
 
 
-class Harmless:
+class SafeTracker:
     """Passes rows to the tracker `logger.kind`, if it is not "none", until the tracker fails.
 
     The failure is reported once and training continues; metrics.jsonl has all rows anyway.

@@ -81,17 +81,17 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
         for key in sorted(before.keys() | after.keys()):
             if group == "stages" and key not in before and key.split(".")[0] in (saved.get(group) or {}):
                 continue  # the setting is newer than the run
-            old, new = (_without_place(values.get(key)) for values in (before, after))
+            old, new = (_without_path(values.get(key)) for values in (before, after))
             if old != new and _compared(group, key):
                 out.append(Change(f"{group}.{key}", old, new))
     # If only the order of the stages differs, no key differs.
     orders = [list(config.get("stages") or {}) for config in (saved, now)]
     if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
         out.append(Change("stages", ", ".join(orders[0]), ", ".join(orders[1])))
-    return out + _computed_otherwise(saved, now)
+    return out + _compute_changes(saved, now)
 
 
-def _computed_otherwise(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
+def _compute_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """Return changed keys that change results by more than rounding only together with other keys."""
     out = []
     precisions = [config.get("compute", {}).get("precision", "auto") for config in (saved, now)]
@@ -139,7 +139,7 @@ def _defaults(kind: type) -> dict[str, Any]:
     return out
 
 
-def _without_place(value: Any) -> Any:
+def _without_path(value: Any) -> Any:
     """Return prepared:FOLDER without FOLDER and a tokenizer.json without its path.
 
     Their contents are part of the data fingerprint.

@@ -88,7 +88,7 @@ def check_start(run_dir: RunDir, config: Config) -> None:
         return
     if config.resume is Resume.never:
         if holds_run(run_dir.path):
-            raise RunError(held(run_dir))
+            raise RunError(already_a_run(run_dir))
         return
     done = checkpoint.complete(run_dir.checkpoints)
     if not done:
@@ -106,7 +106,7 @@ def check_start(run_dir: RunDir, config: Config) -> None:
         return
 
 
-def held(run_dir: RunDir) -> str:
+def already_a_run(run_dir: RunDir) -> str:
     """Return the message for a run directory that already contains a run."""
     return (
         f"run.dir={run_dir.path}: already contains a run; "

@@ -56,7 +56,7 @@ def launch(config: Config) -> World:
         raise
 
 
-def _says(path: Path, text: str) -> bool:
+def _contains(path: Path, text: str) -> bool:
     try:
         return path.read_text() == text
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def same_folder(run_dir: Path, world: World) -> None:
     if not world.is_distributed:
         return
     ends = time.monotonic() + (0 if world.is_on_main_machine else SEEN)
-    while not (found := _says(proof, world.attempt)) and time.monotonic() < ends:
+    while not (found := _contains(proof, world.attempt)) and time.monotonic() < ends:
         time.sleep(POLL)
     world.agree({f"run.dir={run_dir} is the folder of rank 0 (all machines must share it)": found})
 

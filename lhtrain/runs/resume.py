@@ -15,7 +15,7 @@ from lhtrain.errors import RunError
 from lhtrain.model.decoder import OWN_SCORER
 from lhtrain.progress import Progress
 from lhtrain.runs.changes import as_container
-from lhtrain.runs.checks import check_changes, differences, held, is_accepted, lost_run
+from lhtrain.runs.checks import already_a_run, check_changes, differences, is_accepted, lost_run
 from lhtrain.runs.history import History
 from lhtrain.runs.run_dir import RunDir, holds_run
 from lhtrain.runs.start import Start
@@ -36,7 +36,7 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
         return Start("restarted")
     if resume is Resume.never:
         if world.on_main(lambda: holds_run(run_dir.path)):
-            raise RunError(held(run_dir))
+            raise RunError(already_a_run(run_dir))
         return Start("new run")
     notes = world.on_main(lambda: checkpoint.tidy(run_dir.checkpoints))
     path, damaged = checkpoint.newest_sound(run_dir.checkpoints, world)

@@ -15,7 +15,7 @@ import pytest
 
 from lhtrain.conf.schema import ParallelConfig, WatchdogConfig
 from lhtrain.health import hang
-from lhtrain.health.hang import STALLED, Doing, Watchdog, collective_limit, furthest_behind
+from lhtrain.health.hang import STALLED, Activity, Watchdog, collective_limit, furthest_behind
 
 # In these tests, the thread that finds a hang ends by SystemExit, which pytest would report as a failure.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -48,8 +48,8 @@ def test_a_hang_in_each_phase_is_found(tmp_path, ended, capfd, phase):
     with Watchdog(limits, tmp_path, rank=3, beat=0.01) as watchdog, watchdog.phase(phase):
         wait_for(event)
     assert statuses == [STALLED]
-    said = capfd.readouterr().err
-    assert f"rank 3 spent 0 s in phase {phase} of step 0, more than watchdog.{phase}=0.01" in said
+    printed = capfd.readouterr().err
+    assert f"rank 3 spent 0 s in phase {phase} of step 0, more than watchdog.{phase}=0.01" in printed
     assert "in wait_for" in (tmp_path / "stalls" / "rank_3.txt").read_text()
 
 
@@ -125,7 +125,7 @@ def hung_disk(monkeypatch):
 
     for name in ("write_atomic", "read_regular", "_dump"):
         monkeypatch.setattr(hang, name, wait)
-    monkeypatch.setattr(hang, "LAST_WORDS", 0.05)
+    monkeypatch.setattr(hang, "REPORT_LIMIT", 0.05)
     yield
     release.set()
 
@@ -137,20 +137,20 @@ def test_the_watchdog_ends_the_process_even_if_the_disk_hangs(tmp_path, ended, c
     with Watchdog(WatchdogConfig(start=0.01), tmp_path, rank=0, beat=0.01):
         wait_for(event)
     assert statuses == [STALLED]
-    said = capfd.readouterr().err
-    assert "spent 0 s in phase start" in said and "other ranks could not be read" in said
-    assert "no file could be written" in said and "in wait_for" in said
+    printed = capfd.readouterr().err
+    assert "spent 0 s in phase start" in printed and "other ranks could not be read" in printed
+    assert "no file could be written" in printed and "in wait_for" in printed
 
 
-ME = Doing(rank=0, step=7, phase="step", since=100.0, attempt="now")
+ME = Activity(rank=0, step=7, phase="step", since=100.0, attempt="now")
 
 
 def leave(folder, *others, silent=0.0):
     (folder / "ranks").mkdir()
-    for doing in (ME, *others):
-        path = folder / "ranks" / f"{doing.rank}.json"
-        path.write_text(json.dumps(asdict(doing)))
-        if doing is not ME:
+    for activity in (ME, *others):
+        path = folder / "ranks" / f"{activity.rank}.json"
+        path.write_text(json.dumps(asdict(activity)))
+        if activity is not ME:
             os.utime(path, (time.time() - silent,) * 2)
 
 

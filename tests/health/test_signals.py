@@ -36,7 +36,7 @@ INT, TERM, USR1, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIG
 
 
 @pytest.mark.parametrize(
-    ("environment", "arrivals", "leaves"),
+    ("environment", "arrivals", "exits"),
     [
         ({}, [(INT, 0.0), (INT, 0.5)], True),
         ({}, [(INT, 0.0), (INT, 0.1)], False),  # a wrapper passes on the signal that the terminal sent it
@@ -49,14 +49,14 @@ INT, TERM, USR1, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIG
         ({"RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, [(INT, 0.0), (TERM, 0.5)], False),
     ],
 )
-def test_which_signals_exit_at_once(monkeypatch, environment, arrivals, leaves):
+def test_which_signals_exit_at_once(monkeypatch, environment, arrivals, exits):
     """torchrun passes on a second Ctrl-C as TERM; it also sends TERM to all ranks when one has failed."""
     for name in ("RANK", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     found = StopSignal()
-    assert [found.leaves(number, now) for number, now in arrivals][-1] is leaves
+    assert [found.exits_at_once(number, now) for number, now in arrivals][-1] is exits
 
 
 def test_hup_stops_unless_it_is_ignored(monkeypatch):
@@ -125,9 +125,9 @@ import os, signal, time
 from lhtrain.health import signals
 signals.watch()
 with signals.StopSignal() as found:
-    ready, told = os.pipe()
+    ready, write_end = os.pipe()
     if not (child := os.fork()):
-        os.write(told, b".")
+        os.write(write_end, b".")
         while True:
             time.sleep(0.1)
     os.read(ready, 1)

@@ -34,21 +34,21 @@ def test_rows_are_written_at_once_and_an_incomplete_line_is_dropped(tmp_path):
 
 
 def test_rows_are_buffered_while_the_disk_is_full(tmp_path, monkeypatch):
-    told = []
-    file = MetricsFile(tmp_path / "metrics.jsonl", told.append)
+    printed = []
+    file = MetricsFile(tmp_path / "metrics.jsonl", printed.append)
     file.open(0)
     disk = Disk(file._file, room=40)
     monkeypatch.setattr(file, "_file", disk)
     for step in range(1, 5):
         file.take({"kind": "train", "step": step})
     assert [row["step"] for row in read(file.path)] == [1] and len(file.rows) == 4
-    assert len(told) == 1 and "No space left on device" in told[0]
+    assert len(printed) == 1 and "No space left on device" in printed[0]
     disk.room = 1000
     file.take({"kind": "train", "step": 5})
     assert [row["step"] for row in read(file.path)] == [1, 2, 3, 4, 5]
     disk.room = 0
     file.take({"kind": "train", "step": 6})
-    assert len(told) == 2
+    assert len(printed) == 2
     file.open(keep_until=6)
     assert [row["step"] for row in read(file.path)] == [1, 2, 3, 4, 5, 6]
 
@@ -75,15 +75,15 @@ def test_a_missing_file_has_no_rows(tmp_path):
 
 
 def test_damaged_lines_in_the_middle_are_dropped_and_reported(tmp_path):
-    path, told = tmp_path / "metrics.jsonl", []
+    path, printed = tmp_path / "metrics.jsonl", []
     good = [b'{"kind": "train", "step": %d}' % step for step in (1, 2, 3)]
     bad = [b"\xff\x00", b"[1, 2]", b'{"step": "3", "kind": "train"}', b'{"kind": "train"}', b"[" * 10**5]
     path.write_bytes(b"\n".join([good[0], *bad, *good[1:], b'{"kind": "tr']))
-    file = MetricsFile(path, told.append)
+    file = MetricsFile(path, printed.append)
     file.open(keep_until=9)
     file.close()
     assert [row["step"] for row in read(path)] == [1, 2, 3]
-    assert len(told) == 1 and "lines 2, 3, 4, 5, 6 are not JSON rows" in told[0]
+    assert len(printed) == 1 and "lines 2, 3, 4, 5, 6 are not JSON rows" in printed[0]
     assert b"\xff\x00" in (tmp_path / "metrics.0001.jsonl").read_bytes()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lhtrain.conf.schema import LoggerConfig, LoggerMode
 from lhtrain.registry import TRACKERS, load_plugins
-from lhtrain.report.trackers import Harmless
+from lhtrain.report.trackers import SafeTracker
 
 ONLINE = LoggerConfig(kind="wandb", mode=LoggerMode.online)
 ROW = {"kind": "train", "step": 1, "stage": "[/a]", "loss": 2.0, "mfu": None}
@@ -47,10 +47,10 @@ class Service:
 def opened(tmp_path, monkeypatch):
     def start(service, config=ONLINE, name="name"):
         monkeypatch.setitem(sys.modules, "wandb", service)
-        said = []
-        tracker = Harmless(config, name, tmp_path, {}, said.append)
+        printed = []
+        tracker = SafeTracker(config, name, tmp_path, {}, printed.append)
         tracker.start()
-        return tracker, said
+        return tracker, printed
 
     return start
 
@@ -89,11 +89,11 @@ ERRORS = [Service.Error("No key."), OSError(28, "No space left"), ValueError(), 
 @pytest.mark.parametrize("where", ["init", "define_metric", "log", "finish"])
 def test_a_failure_is_reported_once_and_training_continues(opened, where, error):
     service = Service(where, error)
-    tracker, said = opened(service)
+    tracker, printed = opened(service)
     for _ in range(3):
         tracker.take(ROW)
     tracker.finish({"stages": [STAGE]})
-    (line,) = said
+    (line,) = printed
     assert line.startswith("warning   logger=wandb ") and "\n" not in line and " : " not in line
     assert ("ValueError" in line) == isinstance(error, ValueError)
     assert line.endswith("; logger.mode=offline needs no account")
@@ -103,16 +103,16 @@ def test_a_failure_is_reported_once_and_training_continues(opened, where, error)
 
 def test_an_unreadable_id_file_is_reported(opened, tmp_path):
     (tmp_path / "wandb_id.txt").write_bytes(b"\xff\xfe")
-    tracker, said = opened(Service())
+    tracker, printed = opened(Service())
     tracker.take(ROW)
-    assert len(said) == 1
+    assert len(printed) == 1
 
 
 def test_without_a_tracker_nothing_is_printed(opened):
-    tracker, said = opened(Service("init"), LoggerConfig())
+    tracker, printed = opened(Service("init"), LoggerConfig())
     tracker.take(ROW)
     tracker.finish(None)
-    assert not said
+    assert not printed
 
 
 PLUGIN = """
@@ -148,14 +148,14 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_a_plugin_tracker_gets_rows_until_it_fails(plugin, opened, tmp_path):
-    tracker, said = opened(None, plugin)
+    tracker, printed = opened(None, plugin)
     kept = tmp_path / "mine.txt"
     assert kept.read_text() == "name x {}"
     tracker.take(ROW)
-    assert kept.read_text() == "1" and not said
+    assert kept.read_text() == "1" and not printed
     tracker.take(ROW | {"step": 2})
     tracker.take(ROW | {"step": 3})
     tracker.finish(None)
     assert kept.read_text() == "abandoned"
-    (line,) = said
+    (line,) = printed
     assert line.startswith("warning   logger=mine failed: no network; training continues")

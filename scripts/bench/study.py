@@ -15,12 +15,15 @@ import datetime
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from lhtrain.attention import LighthouseAttention
 from lhtrain.attention.where import Attend
+from lhtrain.attention.windowed import merge_window
 from lhtrain.build import Data, Engine, add_scorers, build_data, build_engine
 from lhtrain.checkpoint.tensors import tensors_of
 from lhtrain.compute.device import pick_device
@@ -30,6 +33,7 @@ from lhtrain.conf.schema import Config
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World, close, find_ranks
 from lhtrain.evaluate import validation_loss, warm_up
+from lhtrain.kernels import ops
 from lhtrain.registry import ATTENTIONS
 from lhtrain.stage import Stage
 from lhtrain.step import update
@@ -60,8 +64,48 @@ BRANCHES: dict[str, dict] = {  # settings of the Lighthouse stage that differ fr
     "window_512_recent": {"window": 512, "scorer": "recent"},
     "strict_512": {"window": 512, "strictly_causal": True},
     "strict_512_position": {"window": 512, "strictly_causal": True, "scorer": "position"},
+    "window_512_alone": {"window": 512, "variant": "alone"},
+    "window_512_masked": {"window": 512, "variant": "masked"},
+    "window_512_sized": {"window": 512, "variant": "sized"},
+    "window_512_masked_sized": {"window": 512, "variant": "masked sized"},
 }
 TILE = 16  # of strictly causal branches
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Windowed Lighthouse with another far part, in plain PyTorch and with norm scores; needs a GPU.
+
+    kind: words of "alone" (no far part: the window is all), "masked" (a row sees only rows whose window ends
+    before its own local window begins), "sized" (a pooled key counts as often as it has tokens).
+    """
+
+    layer: LighthouseAttention
+    kind: str
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: object = None) -> Tensor:
+        pyramid, window = self.layer.pyramid(q.shape[1]), self.layer.window
+        sizes = pyramid.levels, pyramid.pooling, pyramid.budget
+        indices, row_of_entry = ops.select_by_norm(q, k, *sizes, len(q))
+        rows_q, rows_k, rows_v = ops.gather_selected(q, k, v, row_of_entry, pyramid.n_selected, *sizes)
+        level = sum((indices >= pyramid.offset(n)).long() for n in range(1, pyramid.levels))
+        offsets = torch.tensor([pyramid.offset(n) for n in range(pyramid.levels)], device=q.device)
+        size = pyramid.pooling**level
+        last = (indices - offsets[level] + 1) * size - 1  # (B, H, S)
+        scores = torch.einsum("bshd,bthd->bhst", rows_q, rows_k).float() * q.shape[-1] ** -0.5
+        if "sized" in self.kind:
+            scores = scores + size.float().log().unsqueeze(-2)
+        reach = window if "masked" in self.kind else 0
+        seen = last.unsqueeze(-2) <= last.unsqueeze(-1) - reach
+        if not reach:
+            seen = torch.ones_like(seen[:1, :1]).tril()
+        if "alone" in self.kind:
+            seen = torch.zeros_like(seen)
+        empty = ~seen.any(-1, keepdim=True)
+        scores = scores.masked_fill(~(seen | empty), -torch.inf)
+        lse = scores.logsumexp(-1).masked_fill(empty.squeeze(-1), -torch.inf)
+        out = torch.einsum("bhst,bthd->bshd", scores.softmax(-1).to(v.dtype), rows_v)
+        return merge_window(q, k, v, out, lse, row_of_entry, pyramid, window, kernels=True)
 
 
 def main() -> int:
@@ -126,7 +170,7 @@ class Study:
 
     def stage(self, name: str) -> Stage:
         """The branch's stage at the full length."""
-        settings = dict(BRANCHES[name])
+        settings = {key: value for key, value in BRANCHES[name].items() if key != "variant"}
         published = self.engine.stages["lighthouse"]
         if settings.get("attention") == "dense":
             return replace(self.engine.stages["recovery"], name=name)
@@ -139,9 +183,9 @@ class Study:
         if stage.pyramid is not None:
             add_scorers(self.engine.model, {stage.name: stage})
             self.engine.model.to(self.world.device)
-        return self.engine.mesh.attention(
-            ATTENTIONS[stage.attention].of(stage, self.config.lighthouse.backend)
-        )
+        attend = ATTENTIONS[stage.attention].of(stage, self.config.lighthouse.backend)
+        variant = BRANCHES[stage.name].get("variant")
+        return Variant(attend, variant) if variant else self.engine.mesh.attention(attend)
 
     def train(self, stage: Stage, steps: int, scale: Callable[[int], float]) -> float:
         """Train so many steps; returns the seconds. scale: of the learning rate, by step."""

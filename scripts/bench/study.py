@@ -43,11 +43,10 @@ MODEL = [
     "model.n_layers=12",
     "model.n_heads=4",
     "model.ffn_dim=1376",
-    "model.vocab_size=256",
 ]
-MODEL += ["model.seq_len=32768", "'model.dense_layers=[]'", "optim.lr=1e-3", "run.batch_tokens=32768"]
+MODEL += ["model.seq_len=32768", "model.dense_layers=[]", "optim.lr=1e-3", "run.batch_tokens=32768"]
 TINY = ["model.dim=32", "model.n_layers=2", "model.n_heads=2", "model.ffn_dim=64", "model.seq_len=4096"]
-TINY += ["run.batch_tokens=4096", "run.device=cpu", "'model.dense_layers=[]'", "optim.lr=1e-3"]
+TINY += ["run.batch_tokens=4096", "run.device=cpu", "model.dense_layers=[]", "optim.lr=1e-3"]
 EVAL_TOKENS = 262_144
 COLUMNS = ["branch", "seed", "seq_len", "short_steps", "long_steps", "recovery_steps", "own_loss"]
 COLUMNS += ["full_loss_before", "full_loss_after", "long_seconds", "recovery_seconds", "gpu", "torch", "date"]
@@ -120,7 +119,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     overrides = [*(TINY if arguments.tiny else MODEL), "stage=curriculum", f"run.seed={arguments.seed}"]
-    config = check_overrides([*(text.strip("'") for text in overrides), *arguments.overrides], n_ranks=1)
+    config = check_overrides([*overrides, *arguments.overrides], n_ranks=1)
     world = World.start(pick_device(config.run.device), config.parallel.timeout)
     config = filled(config, find_ranks().size, None)
     Study(config, world, [int(n) for n in arguments.steps.split(",")], arguments).run()

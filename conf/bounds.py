@@ -17,7 +17,7 @@ class OneOf:
 
     @property
     def is_open(self) -> bool:
-        """Whether a plugin may add names."""
+        """Whether plugins can add names."""
         return any(isinstance(option, Registry) for option in self.options)
 
     def names(self) -> list[str]:

@@ -34,16 +34,16 @@ def _pyramid(key: str, stage: StageConfig) -> Iterator[Problem]:
 
 
 def _dilated(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
-    """The rule of the scorer dilated."""
+    """Yield a problem if the scorer `dilated` cannot divide the stage's seq_len."""
     unit = DILATION * (2 * cp if cp > 1 else 1)
     if stage.attention == "lighthouse" and stage.scorer == "dilated" and stage.seq_len % unit:
-        chunks = f", for the {2 * cp} chunks of parallel.cp={cp}" if cp > 1 else ""
-        rule = f"the scorer dilated needs a multiple of {unit}{chunks}"
+        chunks = f" with the {2 * cp} chunks of parallel.cp={cp}" if cp > 1 else ""
+        rule = f"must be a multiple of {unit} for the scorer dilated{chunks}"
         yield Problem(f"{key}.seq_len", stage.seq_len, rule)
 
 
 def pyramid_of(stage: StageConfig) -> Pyramid:
-    """The pyramid of a Lighthouse stage; its sizes may not fit together."""
+    """Return the pyramid of a Lighthouse stage; its sizes may break rules."""
     sizes = stage.seq_len, stage.levels, stage.pooling, stage.budget
     return Pyramid.of(*sizes, stage.tile, stage.strictly_causal)
 

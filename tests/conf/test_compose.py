@@ -134,11 +134,11 @@ def test_the_error_has_the_number_of_problems_and_that_nothing_was_started():
         (["lighthouse.backend=cuda9"], "lighthouse.backend=cuda9: must be one of"),
         (
             ["lighthouse.scorer=dilated", "model.seq_len=258", "lighthouse.levels=2", "lighthouse.pooling=2"],
-            "seq_len=258: the scorer dilated needs a multiple of 4",
+            "seq_len=258: must be a multiple of 4 for the scorer dilated",
         ),
         (
             ["lighthouse.scorer=dilated", "model.seq_len=4100", "lighthouse.levels=2", "parallel.cp=2"],
-            "seq_len=4100: the scorer dilated needs a multiple of 16, for the 4 chunks of parallel.cp=2",
+            "seq_len=4100: must be a multiple of 16 for the scorer dilated",
         ),
         (["lighthouse.scorer=nrom"], "lighthouse.scorer=nrom: must be one of norm"),
         (["parallel.cp=0"], "parallel.cp=0: must be at least 1"),

@@ -11,7 +11,7 @@ from lhtrain.context_parallel import over_ranks, positions
 from lhtrain.kernels.scores import gla
 from tests.context_parallel.threads import ThreadRanks
 
-HEADS, DIM, BATCH, WIDTH = 4, 8, 2, 16
+HEADS, DIM, BATCH, WIDTH = 4, 8, 1, 16
 
 
 def result(attend, tensors, where):

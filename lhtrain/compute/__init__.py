@@ -1,1 +1,1 @@
-"""How the model is computed: device and precision, recomputation, compilation, float8, cost."""
+"""Device, precision, recomputation, compilation and float8; estimates of memory, FLOPs and cost."""

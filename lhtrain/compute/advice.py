@@ -1,4 +1,4 @@
-"""What to change when a GPU's memory does not hold a run: each choice with its estimated peak."""
+"""Settings that reduce the memory of a run, each with the peak that it is estimated to have."""
 
 from copy import deepcopy
 
@@ -11,11 +11,13 @@ from lhtrain.stage import stages_of
 
 
 def advice(config: Config, capacity: float) -> list[str]:
-    """Lines on the filled `config` and a GPU of `capacity` GB: what it needs by the estimate, what helps."""
+    """Return lines with the estimated peak of each stage and the settings that reduce it.
+
+    config: a filled configuration. capacity: memory of the GPU in GB (10^9 bytes).
+    """
     peaks = _peaks(config)
-    lines = [
-        f"Estimated peak: {_said(peaks)}; the GPU has {capacity:.0f} GB. What helps, from the cheapest on:"
-    ]
+    have = f"the GPU has {capacity:.0f} GB"
+    lines = [f"Estimated peak: {_listed(peaks)}; {have}. Settings that reduce it, cheapest first:"]
     if smaller := _more_micro_batches(config):
         lines.append(_line(_micro_batches(config, smaller), smaller, capacity))
     for recompute, offload in CHOICES:
@@ -28,22 +30,24 @@ def advice(config: Config, capacity: float) -> list[str]:
             other.compute.recompute_every, setting = 1, f"{setting} compute.recompute_every=1"
         if max(_peaks(other).values()) < max(peaks.values()):
             lines.append(_line(setting, other, capacity))
-    lines.append("  more GPUs (parallel.dp_shard, parallel.cp), shorter sequences, a smaller model")
+    lines.append("  more GPUs (parallel.dp_shard, parallel.cp), shorter sequences or a smaller model")
     return lines
 
 
 def outlook(config: Config, n_ranks: int, memory: int) -> tuple[str, list[str]]:
-    """A line on the memory that a run of the filled `config` needs by the estimate, and with which settings;
-    and warnings where a GPU of `memory` bytes does not have it."""
+    """Return a line with the estimated memory and the settings that decide it, and `advice` if needed.
+
+    config: a filled configuration. memory: bytes of the GPU. The second value is empty if the run fits.
+    """
     config = deepcopy(config)
     config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
     peaks = _peaks(config)
-    line = f"{_said(peaks)} of {memory / 1e9:.1f} GB, estimated, with {how(config)}"
+    line = f"estimated peak {_listed(peaks)}, of {memory / 1e9:.1f} GB per GPU, with {how(config)}"
     return line, advice(config, memory / 1e9) if max(peaks.values()) * 1e9 >= memory else []
 
 
 def _more_micro_batches(config: Config) -> Config | None:
-    """The configuration with every stage's next larger number of micro-batches; None if no stage has one."""
+    """Return `config` with the next larger number of micro-batches per stage; None if no stage has one."""
     dp, other = data_ranks(config, None), deepcopy(config)
     for stage in other.stages.values():
         stage.grad_accum = next((n for n in counts(stage, dp) if n > stage.grad_accum), stage.grad_accum)
@@ -51,7 +55,10 @@ def _more_micro_batches(config: Config) -> Config | None:
 
 
 def _micro_batches(config: Config, other: Config) -> str:
-    """The settings that make `other` of `config`: the run's where the stages that have it agree."""
+    """Return the settings of grad_accum that turn `config` into `other`.
+
+    run.grad_accum is used if all stages that have its value change to the same number.
+    """
     changed = {
         name: new.grad_accum
         for name, new in other.stages.items()
@@ -59,23 +66,23 @@ def _micro_batches(config: Config, other: Config) -> str:
     }
     of_run = [name for name, stage in config.stages.items() if stage.grad_accum == config.run.grad_accum]
     new_of_run = {other.stages[name].grad_accum for name in of_run}
-    said = []
+    settings = []
     if len(new_of_run) == 1 and changed.keys() >= set(of_run):
-        said.append(f"run.grad_accum={new_of_run.pop()}")
+        settings.append(f"run.grad_accum={new_of_run.pop()}")
         changed = {name: count for name, count in changed.items() if name not in of_run}
-    return " ".join([*said, *(f"stages.{name}.grad_accum={count}" for name, count in changed.items())])
+    return " ".join([*settings, *(f"stages.{name}.grad_accum={count}" for name, count in changed.items())])
 
 
 def _peaks(config: Config) -> dict[str, float]:
-    """GB of each stage."""
+    """Return the estimated peak of each stage in GB."""
     return {name: estimate(config, stage).total / 1e9 for name, stage in stages_of(config).items()}
 
 
-def _said(peaks: dict[str, float]) -> str:
+def _listed(peaks: dict[str, float]) -> str:
     return ", ".join(f"{name} {peak:.1f} GB" for name, peak in peaks.items())
 
 
 def _line(setting: str, config: Config, capacity: float) -> str:
     peaks = _peaks(config)
     fits = "fits" if max(peaks.values()) < capacity else "does not fit"
-    return f"  {setting:<46} {_said(peaks)}: {fits}"
+    return f"  {setting:<46} {_listed(peaks)}: {fits}"

@@ -1,7 +1,7 @@
-"""How a block of the decoder is called: plainly, recomputed in the backward pass, offloaded, compiled.
+"""Wraps the call of each decoder block: recomputation in the backward pass, offloading, compilation.
 
-Nothing here changes what is computed. The compiler goes around a block and its selective recomputation;
-recomputing whole blocks, and offloading, go around the compiler: they are about what is kept between blocks.
+The results do not change. The compiler wraps a block together with its selective recomputation. Full
+recomputation and offloading wrap the compiled block, because they handle tensors between blocks.
 """
 
 import os
@@ -28,7 +28,7 @@ CHEAP = ("lhtrain::scatter_rows",)
 
 
 def apply(model: GPT, compute: ComputeConfig, device: torch.device) -> None:
-    """Have `model` recompute, offload and compile its blocks and its loss as `compute` says."""
+    """Set up recomputation, offloading and compilation of the blocks, and compilation of the loss."""
     run = block_runner(compute, device)
     for block in model.blocks:
         assert isinstance(block, Block)
@@ -39,7 +39,7 @@ def apply(model: GPT, compute: ComputeConfig, device: torch.device) -> None:
 
 
 def block_runner(compute: ComputeConfig, device: torch.device) -> RunBlock:
-    """What `Block.run` becomes under `compute`."""
+    """Return the function to assign to `Block.run`."""
     run: RunBlock = run_plainly
     if compute.recompute is Recompute.selective:
         run = _selective
@@ -57,11 +57,11 @@ def compiles(compute: ComputeConfig, device: torch.device) -> bool:
 
 
 def compiled(run: RunBlock) -> RunBlock:
-    """One graph for all blocks that attend alike; its code is kept in the user's cache from run to run."""
-    with suppress(DataError):  # without a home directory the compilers have caches of their own
+    """Compile `run`: blocks with the same attention share a graph. Its code is cached for later runs."""
+    with suppress(DataError):  # without a home directory the compilers use their own caches
         for name, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
             os.environ.setdefault(name, str(cache_root(None) / "compile" / folder))
-    # A graph for each attention, sequence length and gradient mode may well be more than the default limit.
+    # One graph per attention, sequence length and gradient mode can exceed the default limit.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(run, fullgraph=True, dynamic=False)
 

@@ -1,12 +1,12 @@
-"""What a run will cost, before it starts: passes over the data, disk, days. Pure functions."""
+"""Estimates the cost of a run before it starts: epochs of the data, disk space, time. Pure functions."""
 
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import Config
 from lhtrain.registry import OPTIMIZERS
 from lhtrain.stage import stages_of
 
-ASSUMED_MFU = 0.5  # of the data sheet's FLOP/s; 0.40 to 0.55 was measured, see scripts/bench/results
-MANY_EPOCHS = 4  # beyond which repeated text teaches little more (arXiv:2305.16264)
+ASSUMED_MFU = 0.5  # fraction of the data sheet's FLOP/s; measured: 0.40 to 0.55, see scripts/bench/results
+MANY_EPOCHS = 4  # more repetitions of the same text improve a model little (arXiv:2305.16264)
 
 
 def cost(
@@ -17,9 +17,15 @@ def cost(
     n_ranks: int = 1,
     done: int = 0,
 ) -> list[str]:
-    """Lines on what is left of a run of the filled `config` after `done` steps.
+    """Return lines with the tokens, checkpoints and, if `peak` is known, the time of the steps still to do.
 
-    tokens_per_epoch: of the training data. peak: FLOP/s of a GPU by its data sheet; None if it is unknown.
+    Args:
+        config: a filled configuration.
+        n_parameters: weights of the model.
+        tokens_per_epoch: tokens of the training data.
+        peak: FLOP/s of one GPU from its data sheet; None if unknown.
+        n_ranks: number of GPUs.
+        done: steps already done.
     """
     stages, steps = stages_of(config), _steps_left(config, done)
     tokens = sum(count * stages[name].batch_tokens for name, count in steps.items())
@@ -29,19 +35,20 @@ def cost(
     lines.append(_checkpoints(config, n_parameters, steps, done))
     if peak is not None:
         time = _duration(flops / (peak * n_ranks * ASSUMED_MFU))
-        lines.append(f"about {time}: an estimate, at {ASSUMED_MFU:.0%} of the FLOP/s of {n_ranks} such GPUs")
+        gpus = "this GPU" if n_ranks == 1 else f"{n_ranks} of these GPUs"
+        lines.append(f"about {time}, estimated at {ASSUMED_MFU:.0%} of the peak FLOP/s of {gpus}")
     return lines
 
 
 def repeats(config: Config, tokens_per_epoch: int) -> str | None:
-    """A warning where the whole run reads its data more often than helps."""
+    """Return a warning if the whole run reads its data more than MANY_EPOCHS times, else None."""
     tokens = sum((stage.steps or 0) * stage.batch_tokens for stage in config.stages.values())
     epochs = tokens / max(tokens_per_epoch, 1)
     if epochs <= MANY_EPOCHS:
         return None
     return (
-        f"the run reads its data {_number(epochs)} times, {tokens_per_epoch:,} tokens each time: "
-        f"beyond {MANY_EPOCHS} times a model learns little more; use more data or fewer steps"
+        f"the run reads its data {_number(epochs)} times ({tokens_per_epoch:,} tokens each time); "
+        f"a model learns little from more than {MANY_EPOCHS} times; use more data or fewer steps"
     )
 
 
@@ -55,7 +62,7 @@ def _steps_left(config: Config, done: int) -> dict[str, int]:
 
 
 def _checkpoints(config: Config, n_parameters: int, steps: dict[str, int], done: int) -> str:
-    """How many checkpoints will be saved, and the disk that those kept take."""
+    """Return a line with the number of checkpoints to save and the disk space of those that are kept."""
     last = done + sum(steps.values())
     at, end = set(range(0, last + 1, config.checkpoint.every)), 0
     for stage in config.stages.values():
@@ -66,7 +73,7 @@ def _checkpoints(config: Config, n_parameters: int, steps: dict[str, int], done:
     kept = min(count, config.checkpoint.keep)
     if count == 1:
         return f"1 checkpoint of {_bytes(size)}"
-    return f"{count:,} checkpoints of {_bytes(size)}; {kept} kept: {_bytes(kept * size)} on disk"
+    return f"{count:,} checkpoints of {_bytes(size)} each; {kept} are kept, {_bytes(kept * size)} on disk"
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Which device and precision a run computes on, and how to describe the machine."""
+"""The device and precision of a run, and a description of the machine."""
 
 import os
 import sys
@@ -13,8 +13,8 @@ from lhtrain.provenance import versions as installed_versions
 
 LEAST_BFLOAT16 = (8, 0)  # Ampere and later
 
-# Dense bfloat16 TFLOP/s of the data sheets.
-# By the first key that the GPU's name contains: boards of less power come before their family.
+# Dense bfloat16 TFLOP/s from the data sheets. The first key that is part of the GPU's name counts, so boards
+# with less power come before the rest of their family.
 PEAK_TFLOPS = {
     "GB200": 2500.0,
     "B200": 2250.0,
@@ -30,18 +30,18 @@ PEAK_TFLOPS = {
 
 
 def pick_device(wanted: Device) -> torch.device:
-    """The device of the run. Raises RunError if cuda is asked for and absent."""
+    """Return the device of the run. Raises RunError if `wanted` is cuda and there is no GPU."""
     if wanted is Device.cuda and not torch.cuda.is_available():
         raise RunError(
-            "run.device=cuda: PyTorch sees no CUDA device here; run.device=auto takes what there is"
+            "run.device=cuda: PyTorch sees no CUDA device here; run.device=auto uses the CPU without a GPU"
         )
     return torch.device("cpu" if wanted is Device.cpu or not torch.cuda.is_available() else "cuda")
 
 
 def compute_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
-    """bfloat16 on GPUs, float32 on CPUs (bfloat16 products are many times slower there) unless told.
+    """Return the dtype of activations. auto: bfloat16 on a GPU, float32 on a CPU (bfloat16 is slow there).
 
-    Raises RunError: a GPU that has no bfloat16.
+    Raises RunError if the GPU has no bfloat16.
     """
     if device.type == "cuda" and wanted is not Precision.float32:
         if torch.cuda.get_device_capability(device) >= LEAST_BFLOAT16:
@@ -54,38 +54,40 @@ def compute_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
 
 
 def set_deterministic(on: bool) -> None:
-    """Have PyTorch, its compiler and the attention kernels choose what gives the same bits in every run.
+    """Make PyTorch, its compiler and the attention kernels give the same bits in every run, or undo that.
 
-    Before anything is computed: cuBLAS reads its variable once. Kernels of our own always do.
+    Call it before any computation, because cuBLAS reads its environment variable only once. The kernels of
+    this project are always deterministic.
     """
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch asks for it
-    if on or torch.are_deterministic_algorithms_enabled():  # the call imports torch._dynamo
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by PyTorch
+    if on or torch.are_deterministic_algorithms_enabled():  # else skip the call, which imports torch._dynamo
         torch.use_deterministic_algorithms(on)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # none is read
+    # We never read uninitialized memory, so filling it would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if on or "torch._inductor.config" in sys.modules:
-        from torch._inductor import config  # takes a second, for what most runs do without
+        from torch._inductor import config  # imported only if needed: it takes a second
 
-        config.deterministic = on  # times no kernels that add up in different orders
+        config.deterministic = on  # else autotuning could choose kernels that sum in another order
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """bfloat16 FLOP/s of the device by its data sheet; None for a CPU or an unknown GPU."""
+    """Return the bfloat16 FLOP/s of the device from its data sheet; None for a CPU or an unknown GPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    if " MIG " in name:  # a part of a card, which the data sheet does not describe
+    if " MIG " in name:  # a part of a GPU; the data sheet describes only the whole
         return None
     return next((1e12 * peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that tensors took on the GPU since the last reset; 0 on a CPU."""
+    """Return the peak of bytes that tensors took on the GPU since the last reset; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def gpu_memory(device: torch.device) -> int:
-    """Bytes of memory that the GPU has; 0 on a CPU."""
+    """Return the memory of the GPU in bytes; 0 on a CPU."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
@@ -95,7 +97,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> dict[str, dict[str, Any]]:
-    """Versions and hardware, for summary.json."""
+    """Return versions and hardware, for summary.json."""
     versions: dict[str, Any] = installed_versions()
     hardware: dict[str, Any] = {"device": device.type, "cpu": cpu_name(), "cpu_cores": cpu_cores()}
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Fill in what a configuration leaves open, so that a saved one says everything.
+"""Replaces `auto` and other open values of a configuration by numbers, so that a saved one is complete.
 
-Micro-batches and recomputation change how a step is computed, not what it learns (beyond rounding), so both
-are derived from the hardware. `batch_tokens` decides what is learnt: `auto` gives it once, at a run's start.
+Micro-batches and recomputation change results only by rounding, so they are chosen for the hardware, at every
+start. `batch_tokens` changes what the model learns, so `auto` is replaced only once, when a run is new.
 """
 
 from copy import deepcopy
@@ -13,9 +13,9 @@ from lhtrain.conf.rules.stages import stage_steps
 from lhtrain.conf.schema import Config, Recompute, RunConfig, StageConfig
 from lhtrain.stage import Stage
 
-USABLE = 0.9  # of a GPU's memory: the rest is for CUDA, NCCL, fragmentation and the estimate's error
-CPU_TOKENS = 32_768  # of a micro-batch on a CPU, where one sequence has no more
-# Recomputation and offloading, in the order in which they cost time.
+USABLE = 0.9  # usable fraction of GPU memory; the rest: CUDA, NCCL, fragmentation, error of the estimate
+CPU_TOKENS = 32_768  # most tokens of a micro-batch on a CPU, unless one sequence has more
+# Recomputation and offloading, fastest first.
 CHOICES = (
     (Recompute.none, False),
     (Recompute.selective, False),
@@ -25,16 +25,24 @@ CHOICES = (
 
 
 def compose_config(overrides: list[str], n_ranks: int | None = None, memory: int | None = None) -> Config:
-    """The filled configuration of `overrides`, for commands that do not train. Raises ConfigError.
+    """Compose and fill a configuration, for commands that do not train.
 
-    n_ranks, memory: as `filled` has them.
+    n_ranks, memory: see `filled`. Raises ConfigError.
     """
     return filled(check_overrides(overrides, n_ranks=n_ranks), n_ranks, memory)
 
 
 def filled(config: Config, n_ranks: int | None = None, memory: int | None = None) -> Config:
-    """A copy of a valid `config` with the steps of every stage, dense_layers counted from the front, and
-    numbers where it says auto. n_ranks: of the run; memory: bytes of a GPU, None on CPUs; see `derive`."""
+    """Return a copy of a valid `config` without open values.
+
+    Every stage has a number of steps, dense_layers counts from the first layer, and `auto` is replaced by
+    `derive`.
+
+    Args:
+        config: a valid configuration.
+        n_ranks: number of ranks of the run; None: the number that `parallel` names.
+        memory: bytes of one GPU; None: the run is on CPUs.
+    """
     config = deepcopy(config)
     model = config.model
     model.dense_layers = sorted({layer % model.n_layers for layer in model.dense_layers})
@@ -46,11 +54,10 @@ def filled(config: Config, n_ranks: int | None = None, memory: int | None = None
 
 
 def derive(config: Config, n_ranks: int | None = None, memory: int | None = None) -> None:
-    """Put numbers where the valid `config` says auto.
+    """Replace `auto` in the valid `config`, in place. Arguments as `filled`.
 
-    n_ranks: of the run; None: as many as `parallel` names. memory: bytes of a GPU; None: the run is on CPUs.
-    Of the ways to compute a step that fit the memory by the estimate, takes the first in the order of
-    CHOICES, with as few micro-batches as possible; if none fits, the one that comes nearest to it.
+    Chooses the first of CHOICES that is estimated to fit the memory, with as few micro-batches as possible.
+    If none fits, chooses the one with the lowest estimated peak.
     """
     dp = data_ranks(config, n_ranks)
     longest = max(stage.seq_len for stage in config.stages.values())
@@ -82,7 +89,7 @@ def derive(config: Config, n_ranks: int | None = None, memory: int | None = None
 
 
 def counts(stage: StageConfig, dp: int) -> list[int]:
-    """Numbers of micro-batches that a step of `stage` can be cut into, rising."""
+    """Return the numbers of micro-batches into which a step of `stage` can be divided, in rising order."""
     sequences = stage.batch_tokens // (stage.seq_len * dp)
     return [count for count in range(1, sequences + 1) if sequences % count == 0]
 
@@ -94,7 +101,10 @@ def _on_cpu(stage: StageConfig, dp: int) -> int:
 
 
 def _fewest(config: Config, stage: StageConfig, dp: int, n_ranks: int | None, memory: int) -> tuple[int, int]:
-    """Estimated peak in bytes, and the fewest micro-batches that fit; those of the least peak if none do."""
+    """Return the estimated peak in bytes and the smallest number of micro-batches that fits.
+
+    If none fits, return those with the lowest peak.
+    """
     given = number_or_auto(stage.grad_accum)
     peaks = []
     for count in [given] if given else counts(stage, dp):

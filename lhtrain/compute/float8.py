@@ -1,7 +1,7 @@
-"""The blocks' products in float8 (e4m3, gradients e5m2), through torchao.
+"""Matrix products of the blocks in float8 (e4m3, gradients in e5m2), by torchao.
 
-Weights, activations and gradients are scaled as whole tensors and cast as they are used. Weights stay
-float32, and everything between the products bfloat16.
+Weights, activations and gradients are scaled per tensor and cast to float8 just before each product. The
+weights are stored in float32, and everything between the products is bfloat16.
 """
 
 import torch
@@ -13,10 +13,10 @@ LEAST_CAPABILITY = (8, 9)  # Ada, Hopper and later
 
 
 def use_float8(model: GPT, device: torch.device, emulate: bool = False) -> None:
-    """Have the projections and the SwiGLU of every block multiply in float8; the output head stays as it is.
+    """Replace the linear layers of every block (projections and SwiGLU), so that they multiply in float8.
 
-    emulate: the same rounding with plain products, for devices without float8.
-    Raises RunError: a device that has no float8.
+    The output head does not change. emulate: round as float8 does, but multiply in the higher precision, for
+    devices without float8. Raises RunError if the device has no float8.
     """
     on_gpu = device.type == "cuda"
     if not emulate and not (on_gpu and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY):

@@ -1,10 +1,10 @@
-"""Floating-point operations of a training step, and what a device could do in that time.
+"""Floating-point operations of a training step, for MFU and estimates of time.
 
-Counted are the products a step cannot do without: every weight once a token, and the causal half of the
-attention matrix over the rows attention really sees, in a Lighthouse stage S and not N; a windowed layer adds
-each token's exact window, a strictly causal one the tokens of its tile too. The backward pass counts twice
-the forward; scores, which have none, count once. Recomputation and anything that is not a matrix product
-count nothing.
+Only necessary matrix products count. Every weight counts once per token. Attention counts the causal half of
+its matrix, over the rows that it attends to: S instead of N in a Lighthouse stage. A windowed layer adds the
+exact window of each token, and a strictly causal layer adds the tokens of its tile too. The backward pass
+counts twice the forward pass. A scorer counts once, because it has no backward pass. Recomputation counts
+nothing, and neither does anything that is not a matrix product.
 """
 
 from lhtrain.conf.schema import ModelConfig
@@ -13,7 +13,7 @@ from lhtrain.stage import Stage
 
 
 def step_flops(model: ModelConfig, stage: Stage) -> int:
-    """Forward and backward of one optimizer step of `stage`."""
+    """Return the FLOPs of the forward and backward pass of one optimizer step of `stage`, of all ranks."""
     weights = 2 * stage.batch_tokens * _weights(model)
     attention = 0
     for layer in range(model.n_layers):
@@ -26,38 +26,38 @@ def step_flops(model: ModelConfig, stage: Stage) -> int:
 
 
 def _weights(model: ModelConfig) -> int:
-    """Weights that multiply every token: all matrices but the embedding, which is looked up."""
+    """Return the number of weights that multiply every token: all matrices except the embedding, a lookup."""
     heads = 2 * model.n_heads + 2 * model.n_kv_heads  # queries and output, keys and values
     per_layer = model.dim * heads * model.head_dim + 3 * model.dim * model.ffn_dim
     return model.n_layers * per_layer + model.dim * model.vocab_size
 
 
 def _lighthouse(model: ModelConfig, stage: Stage) -> int:
-    """Forward of one layer of the stage's attention on one sequence."""
+    """Return the FLOPs of the forward pass of one Lighthouse layer on one sequence."""
     n, window = stage.seq_len, stage.window
     if stage.strictly_causal:
         return 4 * model.n_heads * model.head_dim * _strict_pairs(stage)
     near = 0
-    if window < n:  # else n_attended is the whole sequence
+    if window < n:  # otherwise n_attended is the whole sequence
         # Position j has min(j + 1, window) keys.
         near = 4 * model.n_heads * model.head_dim * (window * (window + 1) // 2 + (n - window) * window)
     return near + _attention(model, stage.n_attended)
 
 
 def _scores(model: ModelConfig, stage: Stage) -> int:
-    """Forward of one layer's scorer on one sequence; those of plugins are not known."""
+    """Return the FLOPs of one layer's scorer on one sequence; 0 for scorers of plugins (unknown)."""
     n, dim = stage.seq_len, model.head_dim
     if stage.pyramid is None or stage.n_attended == n:
         return 0
     if stage.scorer == "dilated":  # two attentions over n / 4 rows of 4 times the heads
         return 2 * DILATION * _attention(model, n // DILATION)
-    if stage.scorer == "gla":  # twice a state of dim^2 written and read by each token, and the gates
+    if stage.scorer == "gla":  # two states of dim^2, each written and read once per token, and the gates
         return n * (2 * 4 * model.n_heads * dim * dim + 2 * model.dim * model.n_kv_heads)
     return 0
 
 
 def _strict_pairs(stage: Stage) -> int:
-    """Queries and keys that meet in a strictly causal layer on one sequence (`attention/strict.py`)."""
+    """Return the number of query-key pairs of a strictly causal layer (attention/strict.py), one sequence."""
     pyramid = stage.pyramid
     assert pyramid is not None
     tokens, entries = pyramid.tile_tokens, pyramid.size(pyramid.levels - 1) // pyramid.n_tiles
@@ -68,5 +68,5 @@ def _strict_pairs(stage: Stage) -> int:
 
 
 def _attention(model: ModelConfig, n: int) -> int:
-    """Forward of causal attention over n rows: QK^T and PV, half of each n by n matrix."""
+    """Return the FLOPs of the forward pass of causal attention over n rows: half of QK^T and half of PV."""
     return 2 * model.n_heads * model.head_dim * n * n

@@ -1,13 +1,15 @@
-"""The GPU memory of a configuration, before any GPU is touched.
+"""Estimates the GPU memory of a configuration; needs no GPU.
 
-Goes through a step from the end of its forward pass to the end of its backward pass and takes the moment
-that needs most: the state (weights, gradients that are there by then, optimizer), what the forward pass kept
-and the backward pass has not used yet, and the work in flight. Activations are 2 bytes an element, 4 with
-compute.precision=float32. What a compiled block keeps, and what its backward takes, was read off measured
-peaks (scripts/bench/results, train.csv and multi_gpu.csv); a test holds the estimate to all of them. They are
-of bfloat16: the figures for float32 follow from the same tensors and were not measured. Float8 products may
-keep less. A scorer's work is not counted: it is less than that of the loss or of a block's backward pass.
-N tokens of a micro-batch, C model dim, F SwiGLU dim, V vocabulary, S rows that attention sees.
+The estimate goes through the backward pass of a step, block by block, and returns the moment that needs the
+most memory. Each moment counts the weights, the optimizer state, the gradients computed so far, the saved
+activations that are still needed, and temporary tensors. Activations take 2 bytes per element, or 4 with
+compute.precision=float32.
+
+The tensors that a compiled block saves, and those that its backward pass needs, were derived from measured
+peaks (scripts/bench/results, train.csv and multi_gpu.csv); a test compares the estimate with all of them.
+They were measured in bfloat16. The numbers for float32 follow from the same tensors and were not measured.
+Float8 may save less. A scorer is not counted: it needs less memory than the loss or the backward pass of a
+block.
 """
 
 from dataclasses import dataclass, fields
@@ -27,15 +29,15 @@ from lhtrain.stage import Stage
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one stage at its peak."""
+    """Bytes at the peak of one stage."""
 
     weights: int  # float32
-    gradients: int  # float32, those that are there at the peak
-    optimizer: int  # its state
-    casts: int  # copies of weights in the dtype that is computed in
-    activations: int  # kept from the forward pass
-    block: int  # work of the block whose backward is being computed, where that is the peak
-    loss: int  # a chunk of logits, and the gradients that the loss has computed already, where that is
+    gradients: int  # float32; only those that exist at the peak
+    optimizer: int  # state of the optimizer
+    casts: int  # copies of weights in the dtype of the activations
+    activations: int  # saved by the forward pass
+    block: int  # temporary tensors of a block's backward pass, if the peak is there
+    loss: int  # a chunk of logits and the gradients computed by the loss, if the peak is there
 
     @property
     def total(self) -> int:
@@ -46,17 +48,21 @@ class Memory:
 class Layer:
     """Bytes of one block."""
 
-    kept: int  # from its forward pass to its backward
-    work: int  # what its backward takes besides
+    kept: int  # saved from its forward pass to its backward pass
+    work: int  # temporary tensors of its backward pass
 
 
 def estimate(config: Config, stage: Stage, n_ranks: int | None = None) -> Memory:
-    """Peak memory of `stage`, one of the filled `config`, on each GPU. For compiled blocks.
+    """Return the estimated peak memory of `stage` on each GPU, for compiled blocks.
 
-    n_ranks: of the run; None: as many as `parallel` names, dp_shard=-1 counting as one.
+    Args:
+        config: a filled configuration.
+        stage: one of its stages.
+        n_ranks: number of ranks; None: the number that `parallel` names, where dp_shard=-1 counts as 1.
 
-    Sharded, a rank has its share of weights, gradients and optimizer state, its sequences or slices of them,
-    and whole only the blocks at work: one in use and one on its way, and the gradients of one.
+    With sharding, a rank holds its share of the weights, gradients and optimizer state, and its sequences or
+    slices of them. Only two blocks are whole at a time (one in use, one being gathered), and the gradients of
+    one block.
     """
     model, parallel = config.model, config.parallel
     inner, embeddings = parameters(model)
@@ -69,18 +75,17 @@ def estimate(config: Config, stage: Stage, n_ranks: int | None = None) -> Memory
     table = 4 * model.vocab_size * model.dim // shards  # the gradient of the output head, or of the embedding
 
     kept = sum(layer.kept for layer in layers) + 8 * tokens * model.head_dim  # float32 cosines and sines
-    moments = [
-        (0, kept, 0, _loss(model, tokens, element(config.compute)))
-    ]  # gradients, activations, block, loss
+    # Each moment: bytes of gradients, activations, block, loss.
+    moments = [(0, kept, 0, _loss(model, tokens, element(config.compute)))]
     gradients = table
     for layer in reversed(layers):
         moments.append((gradients, kept, layer.work, 0))
         kept -= layer.kept
         gradients += 4 * inner // model.n_layers // shards
-    # The embedding's, from a float32 gradient of its output; where it is tied, added to the head's.
+    # The gradient of the embedding, from a float32 gradient of its output; if tied, added to the head's.
     moments.append((gradients, kept, 4 * tokens * model.dim + table, 0))
 
-    before = 0  # gradients of the micro-batches before, whole where only the last one reduces them
+    before = 0  # gradients of earlier micro-batches; not sharded if only the last micro-batch reduces them
     if stage.grad_accum > 1:
         before = state if parallel.reduce_always else state * shards
     casts = _casts(config, ranks)
@@ -90,14 +95,16 @@ def estimate(config: Config, stage: Stage, n_ranks: int | None = None) -> Memory
 
 
 def element(compute: ComputeConfig) -> int:
-    """Bytes of an activation on a GPU."""
+    """Return the bytes per element of an activation on a GPU."""
     return 4 if compute.precision is Precision.float32 else 2
 
 
 def _casts(config: Config, ranks: int) -> int:
-    """Bytes of weights in the dtype of the activations. Sharded: the root's, gathered all along, and two
-    blocks', with the whole gradients of one. On one rank: those of blocks that are not recomputed, none in
-    float32."""
+    """Return the bytes of the weights that exist in the dtype of the activations.
+
+    Sharded: the embeddings, which stay gathered, and two blocks, with the full gradients of one block. On one
+    rank: the blocks that are not recomputed; nothing in float32.
+    """
     inner, embeddings = parameters(config.model)
     n_layers, size = config.model.n_layers, element(config.compute)
     if ranks > 1:
@@ -107,12 +114,12 @@ def _casts(config: Config, ranks: int) -> int:
 
 
 def _recomputes(compute: ComputeConfig, number: int) -> bool:
-    """Whether block `number` is computed again as a whole."""
+    """Return whether block `number` is fully recomputed in the backward pass."""
     return compute.recompute is Recompute.full and number % compute.recompute_every == 0
 
 
 def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
-    """Block `number` with n tokens."""
+    """Return the bytes of block `number` for n tokens."""
     model, compute = config.model, config.compute
     seen = n if number in model.dense_layers else stage.n_attended * n // stage.seq_len
     size, heads = element(compute), model.n_heads * model.head_dim
@@ -120,24 +127,24 @@ def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
     scattered = size * n * heads if seen < n and not windowed else 0  # a Lighthouse layer's output
     block_input = size * n * model.dim
     kept = _kept_by_block(model, n, seen, size) + scattered
-    kept += _kept_by_attention(model, n, size) if windowed else 0  # of the window, beside the selected rows
-    # The gradient that comes in, one inside the SwiGLU, attention's float32 sums of the queries' gradients.
+    kept += _kept_by_attention(model, n, size) if windowed else 0  # window, besides the selected rows
+    # The gradient of the output, one inside the SwiGLU, and the float32 gradient of the queries.
     work = size * n * (model.dim + model.ffn_dim) + 4 * (n if windowed else seen) * heads
-    # A window's gradients of queries, keys and values wait for those of the selected rows.
+    # The window's gradients of queries, keys and values are kept until those of the selected rows are added.
     work += size * n * (heads + 2 * model.n_kv_heads * model.head_dim) if windowed else 0
     if _recomputes(compute, number):
         if not compute.offload:
             return Layer(block_input, work + kept - block_input)
-        return Layer(0, work + kept + (block_input if number > 0 else 0))  # the input fetched ahead
+        return Layer(0, work + kept + (block_input if number > 0 else 0))  # the next input is prefetched
     if compute.recompute is Recompute.selective and number % compute.recompute_every == 0:
-        # Norms' and the gated product's results, and what is scattered from the rows.
+        # Recomputed: the outputs of both norms and of the gate, and the scattered output of the layer.
         again = size * n * (2 * model.dim + model.ffn_dim) + scattered
         return Layer(kept - again, work + again)
     return Layer(kept, work)
 
 
 def parameters(model: ModelConfig) -> tuple[int, int]:
-    """Weights of the blocks and of the embeddings."""
+    """Return the number of weights of the blocks (with the last norm) and of the embeddings."""
     heads = 2 * model.n_heads + 2 * model.n_kv_heads
     block = model.dim * heads * model.head_dim + 3 * model.dim * model.ffn_dim + 2 * model.dim
     tables = 1 if model.tie_embeddings else 2
@@ -145,20 +152,26 @@ def parameters(model: ModelConfig) -> tuple[int, int]:
 
 
 def _kept_by_block(model: ModelConfig, n: int, s: int, size: int) -> int:
-    """Bytes that a compiled block keeps of n tokens: its input, both norms' results and the second residual;
-    what attention keeps of the s rows that it saw; the SwiGLU's gate, up and product."""
+    """Return the bytes that a compiled block saves for n tokens, of which attention sees s rows.
+
+    Counts the block's input, the outputs of both norms, the second residual, the tensors of attention, and
+    gate, up and product of the SwiGLU.
+    """
     return size * n * (4 * model.dim + 3 * model.ffn_dim) + _kept_by_attention(model, s, size)
 
 
 def _kept_by_attention(model: ModelConfig, n: int, size: int) -> int:
-    """Bytes of queries, keys, values, outputs and float32 logsumexp of n rows."""
+    """Return the bytes of queries, keys, values, outputs and float32 logsumexp of n rows."""
     return size * n * 2 * (model.n_heads + model.n_kv_heads) * model.head_dim + 4 * n * model.n_heads
 
 
 def _loss(model: ModelConfig, n: int, size: int) -> int:
-    """Bytes where forward and backward pass meet, the most of: a chunk's logits and their gradient, with the
-    weight and its gradient; the weight's gradient scaled; the last norm's backward. Beside each are hidden
-    states or their gradients, and the norm's input, some in float32."""
+    """Return the bytes that the loss needs for n tokens: the highest of three moments.
+
+    These are: a chunk's logits and their gradient, with the weight and its gradient; scaling the weight's
+    gradient; the backward pass of the last norm. Each also counts hidden states or their gradients, and the
+    input of the norm, some of them in float32.
+    """
     chunk = size * min(n, chunk_rows(model.vocab_size)) * model.vocab_size
     table, hidden = model.vocab_size * model.dim, size * n * model.dim
     cast, norm = (2 * table, 7 * hidden) if size == 2 else (0, 4 * hidden)
@@ -166,7 +179,7 @@ def _loss(model: ModelConfig, n: int, size: int) -> int:
 
 
 def how(config: Config) -> str:
-    """The settings of a filled configuration that decide its memory, as they are typed."""
+    """Return the settings of a filled configuration that decide its memory, as KEY=VALUE."""
     compute = config.compute
     settings = [f"compute.recompute={compute.recompute.value}"]
     settings += ["compute.offload=true"] if compute.offload else []

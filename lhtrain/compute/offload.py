@@ -1,4 +1,4 @@
-"""Whole blocks recomputed in the backward pass, with their inputs kept in pinned host memory until then."""
+"""Recomputes whole blocks in the backward pass; their inputs are kept in pinned host memory until then."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from lhtrain.model.decoder import Block, RunBlock
 
 
 class Offloaded:
-    """Recomputes whole blocks; their inputs wait in pinned host memory.
+    """Calls blocks with full recomputation, and keeps their inputs in pinned host memory.
 
-    A block's input is copied out while the block computes, and back while the block after it does its
-    backward: the copies have a stream of their own. Host buffers are kept from step to step, and from stage
-    to stage where a micro-batch has as many tokens, whatever its sequences' length.
+    A separate CUDA stream copies a block's input to the host during the block's forward pass, and back during
+    the backward pass of the next block. Host buffers are reused in every step, and in other stages if a
+    micro-batch has the same number of tokens, whatever the length of the sequences.
     """
 
     def __init__(self, run: RunBlock, device: torch.device):
         self.run = run
         self.on_gpu = device.type == "cuda"
         self.copies = torch.cuda.Stream(device) if self.on_gpu else None
-        self.buffers: dict[tuple[int, int, torch.dtype], Tensor] = {}  # flat, by depth, size and dtype
-        self.waiting: list[Tensor] = []  # in host memory, in the order of the forward pass
-        self.fetched: dict[int, tuple[Tensor, Any]] = {}  # depth -> device tensor, event of its copy
+        self.buffers: dict[tuple[int, int, torch.dtype], Tensor] = {}  # 1-d; keys: depth, size, dtype
+        self.waiting: list[Tensor] = []  # inputs in host memory, in the order of the forward pass
+        self.fetched: dict[int, tuple[Tensor, Any]] = {}  # depth -> tensor on the device, event of its copy
 
     def __call__(self, block: Block, x: Tensor, where: Where) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -32,7 +32,7 @@ class Offloaded:
         return _OffloadedBlock.apply(x, self, block, where)
 
     def put(self, x: Tensor) -> int:
-        """Start the copy of x to the host; returns its depth."""
+        """Start to copy x to the host; return its depth, the number of inputs put before."""
         depth = len(self.waiting)
         key = (depth, x.numel(), x.dtype)
         if key not in self.buffers:
@@ -49,7 +49,7 @@ class Offloaded:
         return depth
 
     def take(self, depth: int, device: torch.device) -> Tensor:
-        """The tensor put at `depth`, back on the device; starts the copy of the one before it."""
+        """Return the tensor of `depth` on the device, and start to copy the one of depth - 1."""
         self._fetch(depth, device)
         x, event = self.fetched.pop(depth)
         if event is not None:
@@ -66,7 +66,7 @@ class Offloaded:
         if self.copies is None:
             self.fetched[depth] = self.waiting[depth].to(device, copy=True), None
             return
-        with torch.cuda.stream(self.copies):  # behind the copies out, which are in the same stream
+        with torch.cuda.stream(self.copies):  # the same stream, so after the copies to the host
             x = self.waiting[depth].to(device, non_blocking=True)
             event = torch.cuda.Event()
             event.record(self.copies)
@@ -85,7 +85,7 @@ class _OffloadedBlock(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         x = ctx.offloaded.take(ctx.depth, ctx.device).requires_grad_()
         with torch.enable_grad():
-            # The edge alone: the block's output is not held through its backward.
+            # Keep only the edge, so that the block's output can be freed before its backward pass.
             edge = get_gradient_edge(ctx.offloaded.run(ctx.block, x, ctx.where))
         torch.autograd.backward(edge, grads[0])  # adds to the parameters' gradients
         return x.grad, None, None, None

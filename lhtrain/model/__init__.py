@@ -1,1 +1,1 @@
-"""The decoder, its loss and its optimizer. Knows nothing of devices or parallelism."""
+"""The decoder, its loss and its optimizer. Nothing here depends on devices or parallelism."""

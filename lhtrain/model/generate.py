@@ -1,4 +1,4 @@
-"""Text from a model, one token at a time, with a cache for each layer."""
+"""Generates text, one token at a time, with a cache for each layer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,18 +13,28 @@ Choose = Callable[[Tensor], Tensor]  # logits (B, V) -> the next tokens (B,) int
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The likeliest token: logits (B, V) -> (B,) int64."""
+    """Return the most likely token: logits (B, V) -> (B,) int64."""
     return logits.argmax(-1)
 
 
 @torch.no_grad()
 def generate(model: GPT, prompt: Tensor, n: int, seq_len: int, choose: Choose = greedy) -> Tensor:
-    """The prompt (B, T) int64, T at least 1, and n tokens after it, (B, T + n).
+    """Return the prompt followed by n generated tokens.
 
-    The layers attend as the model is set to: fully, or strictly causally. seq_len: the length for which
-    strictly causal layers were trained, which sets the length of their tiles.
+    The model must use full attention or strictly causal Lighthouse layers.
 
-    Raises ValueError: layers whose outputs depend on later tokens.
+    Args:
+        model: the model, with the attention that it should use.
+        prompt: (B, T) int64 tokens, T at least 1.
+        n: number of tokens to generate.
+        seq_len: the sequence length of training; it sets the tile length of strictly causal layers.
+        choose: returns the next tokens from the logits of the last position.
+
+    Returns:
+        (B, T + n) int64 tokens.
+
+    Raises:
+        ValueError: the output of a layer depends on later tokens.
     """
     tokens = prompt
     with caches(model, seq_len):
@@ -39,7 +49,7 @@ def generate(model: GPT, prompt: Tensor, n: int, seq_len: int, choose: Choose = 
 
 @contextmanager
 def caches(model: GPT, seq_len: int) -> Iterator[None]:
-    """Give every layer an empty cache that attends in place of its attention."""
+    """A context in which an empty cache replaces the attention of every layer."""
     before = []
     try:
         for block in model.blocks:

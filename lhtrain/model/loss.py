@@ -1,8 +1,8 @@
-"""Output projection and cross-entropy in one, a chunk of positions at a time: the logits never exist whole.
+"""Output projection and cross-entropy, computed together in chunks; full logits are never allocated.
 
-M positions, C model dim, V vocabulary. At M = 98,304 and V = 128,256 the logits alone would take 25 GB in
-bfloat16. The gradient of a chunk's logits needs nothing but that chunk, so it is computed in the forward pass
-and folded at once into the gradients of the hidden states and of the weight; the backward pass only scales.
+Shapes: M positions, C model dim, V vocabulary. With M = 98,304 and V = 128,256 the logits alone would take
+25 GB in bfloat16. The gradient of a chunk's logits depends only on that chunk, so the forward pass computes
+it and adds it to the gradients of the hidden states and of the weight. The backward pass only scales these.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from lhtrain.model.chunks import chunk_rows
 
-IGNORE = -100  # a target that does not count
+IGNORE = -100  # marks a position without a target
 
 ChunkGrad = Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]
 ChunkLoss = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def chunk_loss(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk (m, V), and the float32 logsumexp (m,)."""
+    """Return the summed loss of a chunk of logits (m, V), and their float32 logsumexp (m,)."""
     logits = logits.float()
     counts = targets != IGNORE
-    # By hand: in this form the compiler finds maximum and sum in one pass over the logits.
+    # Not torch.logsumexp: from this form the compiler computes maximum and sum in one pass over the logits.
     most = logits.amax(-1, keepdim=True)
     lse = (most + (logits - most).exp().sum(-1, keepdim=True).log()).squeeze(-1)
     right = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -32,22 +32,26 @@ def chunk_loss(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, 
 
 
 def chunk_grad(logits: Tensor, targets: Tensor, z_loss: float, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk, and the gradient of the mean loss by its logits, (m, V) in their dtype."""
+    """Return the summed loss of a chunk, and the gradient of the mean loss with respect to its logits.
+
+    logits: (m, V). targets: (m,) int64. count: scalar, the number of targets of all chunks. The gradient is
+    (m, V), in the dtype of the logits.
+    """
     loss, lse = chunk_loss(logits, targets, z_loss)
     counts = (targets != IGNORE).unsqueeze(-1)
     grad = (logits.float() - lse.unsqueeze(-1)).exp() * (1 + 2 * z_loss * lse).unsqueeze(-1)
-    # Compared, not scattered: the compiler makes one pass of it, without a float32 chunk in memory.
+    # A comparison instead of a scatter: the compiler fuses it into one pass, without a float32 chunk.
     right = torch.arange(logits.shape[-1], device=logits.device) == targets.unsqueeze(-1)
     return loss, ((grad - right.float()) * counts / count).to(logits.dtype)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, total float32; the product is summed up in float32 whatever the dtype of a and b."""
+    """total += a @ b. total is float32, and the product is summed in float32 for every dtype of a and b."""
     if a.dtype == total.dtype:
         torch.addmm(total, a, b, out=total)
     elif total.is_cuda:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:  # only CUDA has products with another dtype than their factors
+    else:  # only CUDA has products whose dtype differs from that of the factors
         total += a @ b
 
 
@@ -63,13 +67,13 @@ def linear_cross_entropy(
     """Mean cross-entropy, in nats, of the logits hidden @ weight.T.
 
     Args:
-        hidden: (M, C), float; the products are computed in its dtype, the softmax in float32.
+        hidden: (M, C), float; the products use its dtype, the softmax float32.
         weight: (V, C), float32 or hidden's dtype; its gradient is summed over chunks in float32.
         targets: (M,) int64 below V; positions with target -100 do not count.
         z_loss: adds z_loss * mean(logsumexp(logits)^2), which keeps logits from drifting (PaLM, section 5).
-        chunk: positions at a time; None: as many as make at most 2^28 logits.
+        chunk: positions per chunk; None: as many as give at most 2^28 logits.
         of_logits: `chunk_grad`, or a compiled version of it.
-        value_of_logits: `chunk_loss`, or a compiled version: what is called where no gradient is wanted.
+        value_of_logits: `chunk_loss`, or a compiled version of it; used if no gradient is needed.
 
     Returns:
         Scalar float32. Zero, with zero gradients, if no target counts.
@@ -83,14 +87,14 @@ def linear_cross_entropy(
         logits = part @ matrix.T
         loss, _ = value_of_logits(logits, target, z_loss)
         total += loss
-        del logits  # or it would still be there with the next chunk's
+        del logits  # otherwise it would be in memory together with the next chunk's logits
     return total / (targets != IGNORE).sum().clamp(min=1)
 
 
 def plain_linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0
 ) -> Tensor:
-    """The same by the book, all logits at once; what `linear_cross_entropy` is compared with."""
+    """The reference for `linear_cross_entropy`: the same value, with all logits at once."""
     logits = (hidden @ weight.to(hidden.dtype).T).float()
     count = (targets != IGNORE).sum().clamp(min=1)
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
@@ -121,7 +125,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += loss
             torch.mm(grad_logits, matrix, out=grad)
             _add_product(grad_weight, grad_logits.T, part)
-            del grad_logits  # or it would still be there with the next chunk's logits
+            del grad_logits  # otherwise it would be in memory together with the next chunk's logits
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype, ctx.rows = weight.dtype, rows
         return total / count
@@ -130,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         grad_weight = (grad_weight * grads[0]).to(ctx.weight_dtype)
-        # In float32, a chunk at a time: bfloat16 would round a micro-batch's share of the step to two digits.
+        # Scale in float32, by chunks: bfloat16 would round the weight of a micro-batch to two digits.
         wide, scaled = torch.promote_types(grad_hidden.dtype, torch.float32), torch.empty_like(grad_hidden)
         for part, out in zip(grad_hidden.split(ctx.rows), scaled.split(ctx.rows), strict=True):
             out.copy_(part.to(wide) * grads[0])

@@ -1,4 +1,4 @@
-"""What updates the weights. The small interface that the step, checkpoints and the memory estimate use."""
+"""Optimizers, and the interface that the step, checkpoints and the memory estimate use."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from lhtrain.registry import OPTIMIZERS
 
-if TYPE_CHECKING:  # the memory estimate asks for state_bytes, and need not import torch for it
+if TYPE_CHECKING:  # the memory estimate reads state_bytes, and must not import torch for it
     from torch import Tensor, nn
 
     from lhtrain.conf.schema import OptimConfig
 
 
 class Optimizer(Protocol):
-    """An entry of registry.OPTIMIZERS: a class that is called with the model and its OptimConfig.
+    """The interface of the classes in registry.OPTIMIZERS.
 
-    state_bytes: of the state that it keeps for each weight.
+    state_bytes: bytes of state per weight.
     """
 
     state_bytes: ClassVar[int]
@@ -24,22 +24,25 @@ class Optimizer(Protocol):
     def __init__(self, model: nn.Module, config: OptimConfig) -> None: ...
 
     def step(self, lr: float, skip: Tensor) -> None:
-        """Update the weights from their gradients, at learning rate `lr` times each group's own scale.
+        """Update the weights from their gradients, with learning rate `lr` times each group's lr_scale.
 
-        skip: a float scalar on the device; where it is not 0, nothing changes. The host must not wait for it.
+        skip: a float scalar on the device; if it is not 0, nothing changes. The host must not wait for it.
         """
 
     def zero_grad(self) -> None:
-        """Free the gradients."""
+        """Set all gradients to None, which frees them."""
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The tensors kept for `parameter`, by name: what a checkpoint saves, and fills in place. They exist
-        from the start, with the values that the first step would give them."""
+        """Return the state tensors of `parameter` by name.
+
+        A checkpoint saves them, and loads them in place. They exist before the first step, with the values
+        that the optimizer would initialize them with.
+        """
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are updated alike. lr_scale: factor on the step's learning rate."""
+    """Parameters with the same settings. lr_scale: factor on the step's learning rate."""
 
     parameters: list[nn.Parameter]
     weight_decay: float
@@ -47,12 +50,13 @@ class Group:
 
 
 class AdamW:
-    """PyTorch's fused AdamW: on every device only that one honors `found_inf`, so that a step is skipped
-    without the host waiting for the device. Weight decay applies to matrices (the embedding is one), not to
-    norm gains and other vectors.
+    """PyTorch's fused AdamW.
 
-    Calls the function behind torch.optim.AdamW: the class imports torch._dynamo, a sixth of the time in which
-    a run on a CPU starts. A test compares the two bit for bit.
+    Only fused AdamW honors `found_inf`, so skipping a step needs no wait of the host for the device. Weight
+    decay applies to matrices, including the embedding, and not to vectors such as norm gains.
+
+    It calls the function behind torch.optim.AdamW, because the class imports torch._dynamo, which takes a
+    sixth of the start time of a run on a CPU. A test compares the two bit for bit.
     """
 
     state_bytes: ClassVar[int] = 8  # two float32 moments
@@ -111,5 +115,5 @@ class AdamW:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimizer `optim.kind` for `model`."""
+    """Build the optimizer `optim.kind` for `model`."""
     return OPTIMIZERS[config.kind](model, config)

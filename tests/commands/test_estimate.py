@@ -11,10 +11,10 @@ def test_the_command_says_whether_it_fits(capsys):
     assert "530,117,632 parameters" in out and "of 80" in out
     fits = next(line for line in out.splitlines() if "fits" in line)
     assert "yes" in fits and "NO" in fits  # Lighthouse does, full attention does not
-    assert "compute.recompute=full" in out and "What helps" in out
+    assert "compute.recompute=full" in out and "cheapest first" in out
     main(["estimate", "model=lighthouse_530m", "compute.recompute=full", "gpu=94.5"])
     out = capsys.readouterr().out
-    assert "of 94.5" in out and "What helps" not in out
+    assert "of 94.5" in out and "cheapest first" not in out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Recomputation, offloading and compiling change nothing but time and memory."""
+"""Recomputation, offloading and compilation change only time and memory, not the results."""
 
 import itertools
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def losses_and_gradients(compute=None, run_block=run_plainly):
-    """Two accumulated micro-batches and a validation in between: the order of a real run."""
+    """Two accumulated micro-batches with a validation in between, in the order of a real run."""
     model = GPT(CONFIG)
     model.init_weights(0)
     model.attend_with(LighthouseAttention(levels=2, pooling=4, budget=128))
@@ -55,7 +55,7 @@ def test_the_numbers_are_the_plain_ones(kind):
 
 
 def saved_bytes(compute):
-    """Bytes that the forward pass keeps for the backward, parameters left out."""
+    """Bytes that the forward pass saves for the backward pass, without parameters."""
     model = GPT(CONFIG)
     model.init_weights(0)
     for block in model.blocks:
@@ -98,7 +98,7 @@ def test_offloading_reuses_its_buffers_and_leaves_nothing_waiting():
 
 
 def test_a_stage_of_other_sequences_has_the_buffers_of_the_one_before():
-    """As many tokens in sequences half as long; the gradients are each stage's own."""
+    """The second stage has the same number of tokens in sequences half as long; its gradients are right."""
     offloaded, model = Offloaded(run_plainly, CPU), GPT(CONFIG)
     model.init_weights(0)
     tokens = torch.randint(0, 64, (1, 512), generator=torch.Generator().manual_seed(1))
@@ -115,7 +115,7 @@ def test_a_stage_of_other_sequences_has_the_buffers_of_the_one_before():
 
 
 def test_blocks_that_attend_alike_share_a_graph():
-    """Four blocks, one of them dense, with and without gradients: four graphs, none broken."""
+    """Four blocks, one of them dense, with and without gradients: four graphs, without graph breaks."""
     graphs = []
 
     def backend(module, inputs):
@@ -130,7 +130,7 @@ def test_blocks_that_attend_alike_share_a_graph():
 
 
 def test_validation_runs_the_compiled_loss():
-    """Step by step it would take four float32 copies of a chunk of logits."""
+    """Without compilation it would need four float32 copies of a chunk of logits."""
     model, compute = GPT(CONFIG), ComputeConfig(compile=Compile.on, recompute=Recompute.none)
     apply(model, compute, CPU)
     assert model.chunk_loss is not GPT(CONFIG).chunk_loss
@@ -147,7 +147,7 @@ def test_validation_runs_the_compiled_loss():
 @pytest.mark.parametrize("recompute", [Recompute.none, Recompute.selective, Recompute.full])
 @pytest.mark.slow
 def test_compiled_blocks_agree(recompute):
-    """The real compiler, on a CPU."""
+    """This test runs the real compiler, on a CPU."""
     torch._dynamo.reset()
     plain = losses_and_gradients()
     other = losses_and_gradients(ComputeConfig(compile=Compile.on, recompute=recompute))

@@ -1,4 +1,4 @@
-"""What a run sets for the whole process."""
+"""The device, the precision and the deterministic mode of a process."""
 
 import os
 
@@ -27,7 +27,7 @@ def test_deterministic_reaches_pytorch_and_its_compiler_and_is_taken_back(monkey
 
 
 @pytest.mark.parametrize(("capability", "fits"), [((7, 0), False), ((8, 0), True), ((9, 0), True)])
-def test_a_gpu_without_bfloat16_is_told_of_float32(monkeypatch, capability, fits):
+def test_the_error_for_a_gpu_without_bfloat16_suggests_float32(monkeypatch, capability, fits):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")

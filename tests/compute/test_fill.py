@@ -1,4 +1,4 @@
-"""What follows from other values, and how stages share a run."""
+"""Values that are derived from others, and the steps of each stage."""
 
 import pickle
 
@@ -74,14 +74,14 @@ def test_the_curriculum_keeps_the_tokens_of_a_step():
     ],
 )
 def test_steps_that_were_given_are_never_changed(overrides, remedy):
-    """Fractions of all stages make the run; a number of steps in place of one is not rounded away."""
+    """Fractions of all stages add up to the run; if a number of steps replaces one, it is not rounded."""
     with pytest.raises(ConfigError) as error:
         config("run.steps=10", "stages.lighthouse.fraction=0.5", "+stages.recovery.fraction=0.5", *overrides)
     assert remedy in str(error.value)
 
 
 def test_problems_reach_other_ranks():
-    """Ranks pass on errors as pickles."""
+    """Ranks send errors to each other as pickles."""
     error = ConfigError([Problem("steps", "4", "must be more", is_here=True)])
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error) and copy.problems == error.problems and copy.status == 1

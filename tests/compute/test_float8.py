@@ -1,4 +1,4 @@
-"""Float8 products: torchao's rounding stays within float8's own, and what cannot run is named."""
+"""Float8 products: the rounding error is that of float8, and settings that cannot run are reported."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def loss_and_gradients(float8):
-    """As a trainer makes it: on the meta device first, whose parameters get their storage afterwards."""
+    """Build the model as the trainer does: on the meta device, then with memory."""
     with torch.device("meta"):
         model = GPT(CONFIG, torch.bfloat16)
     if float8:
@@ -31,7 +31,7 @@ def loss_and_gradients(float8):
 
 
 def test_gradients_differ_by_the_rounding_of_float8_and_no_more():
-    """e4m3 has 3 bits after the point, e5m2 two: 2 to 12 % in a product's gradient, of random signs."""
+    """e4m3 has 3 mantissa bits, e5m2 has 2: errors of 2 to 12 % in a product's gradient, of random sign."""
     (plain, want), (loss, got) = loss_and_gradients(False), loss_and_gradients(True)
     assert loss == pytest.approx(plain, rel=1e-2)
     assert got.keys() == want.keys()

@@ -1,4 +1,4 @@
-"""Operations of a step, counted a second way: by PyTorch's own counter."""
+"""FLOPs of a step, compared with PyTorch's own counter."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def stage(kind):
 
 @pytest.mark.parametrize("kind", ["dense", "lighthouse"])
 def test_agrees_with_the_counter(kind):
-    """Which sees attention by the book as batched products of whole matrices, twice the causal half."""
+    """PyTorch counts reference attention as products of whole matrices, which is twice the causal half."""
     model = GPT(MODEL)
     model.attend_with(ATTENTIONS[kind].of(stage(kind), "auto"))
     tokens = torch.randint(0, 96, (2, 512))
@@ -46,7 +46,7 @@ def test_agrees_with_the_counter(kind):
 @pytest.mark.parametrize("window", [1, 100, 511])
 def test_a_window_adds_the_keys_that_each_position_has_in_it(window):
     published, windowed = stage("lighthouse"), replace(stage("lighthouse"), window=window)
-    pairs = 2 * sum(min(position + 1, window) for position in range(512))  # of two sequences
+    pairs = 2 * sum(min(position + 1, window) for position in range(512))  # two sequences
     layers = MODEL.n_layers - len(MODEL.dense_layers)
     near = 3 * layers * 4 * MODEL.n_heads * MODEL.head_dim * pairs
     assert step_flops(MODEL, windowed) == step_flops(MODEL, published) + near
@@ -69,9 +69,9 @@ def test_a_scorer_adds_its_forward_pass():
         name: step_flops(MODEL, replace(stage("lighthouse"), scorer=name)) - norm
         for name in ("dilated", "gla", "position", "recent")
     }
-    # The counter takes whole matrices for their causal halves.
+    # The counter counts whole matrices instead of their causal halves.
     assert for_scores["dilated"] == 2 * layers * counted(Dilated()) // 2
-    # Chunks multiply more than a recurrence does; this counts what a recurrence needs.
+    # The chunked form multiplies more than a recurrence; step_flops counts the recurrence.
     per_token = 2 * 4 * MODEL.n_heads * MODEL.head_dim**2 + 2 * MODEL.dim * MODEL.n_kv_heads
     assert for_scores["gla"] == 2 * layers * 512 * per_token <= 2 * layers * counted(Gla(MODEL))
     assert for_scores["position"] == for_scores["recent"] == 0
@@ -94,7 +94,7 @@ def test_a_strictly_causal_layer_counts_the_keys_that_its_queries_see(window):
         step_flops(without, strict) - 3 * 2 * 3 * 2 * 4 * 8 * 512**2
     )  # of two sequences and three layers
     attention = step_flops(replace(MODEL, dense_layers=[]), strict) - weights
-    # A position that closes a tile counts here with that tile, and there with the next one.
+    # The last position of a tile counts with this tile here, and with the next tile in step_flops.
     assert attention == pytest.approx(3 * 3 * 2 * 4 * 4 * 8 * pairs, rel=0.02)
 
 

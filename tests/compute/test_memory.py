@@ -1,4 +1,4 @@
-"""The estimate against peaks measured on a GPU, and the command."""
+"""The memory estimate, compared with peaks measured on GPUs."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ from lhtrain.stage import stages_of
 RESULTS = Path(__file__).parents[2] / "scripts" / "bench" / "results"
 
 
-# The first rows of each file are of code whose selective recomputation kept the output of Lighthouse layers.
+# The first rows of each file were measured when selective recomputation still saved the Lighthouse outputs.
 KEPT_OUTPUTS = {"train.csv": 20, "multi_gpu.csv": 13}
 
 
@@ -28,7 +28,7 @@ def measured():
 
 
 def outputs(config, stage, ranks):
-    """Bytes of the Lighthouse layers' outputs that code before kept and today's computes again."""
+    """Bytes of the Lighthouse layers' outputs, which earlier code saved and which are now recomputed."""
     if config.compute.recompute is not Recompute.selective or stage.pyramid is None:
         return 0
     layers = set(range(0, config.model.n_layers, config.compute.recompute_every)) - {
@@ -70,7 +70,7 @@ def test_what_helps_in_the_order_in_which_it_helps():
 
 
 def test_selective_recomputation_does_not_keep_the_outputs_of_lighthouse_layers():
-    """26 layers of 98,304 positions of 1,024 numbers: 5.2 GB."""
+    """26 layers, 98,304 positions, 1,024 values of 2 bytes: 5.2 GB."""
     config = compose_config(["model=lighthouse_530m", "compute.recompute=selective"])
     assert outputs(config, stages_of(config)["lighthouse"], 1) == pytest.approx(5.2e9, rel=0.01)
     assert outputs(config, stages_of(config)["recovery"], 1) == 0
@@ -98,7 +98,7 @@ def test_lighthouse_keeps_less_than_full_attention():
 
 
 def test_a_window_keeps_its_own_queries_keys_values_and_statistics():
-    """Of 98,304 tokens in 30 layers of 8 heads of 128: three bfloat16 tensors and a float32 logsumexp."""
+    """98,304 tokens, 30 layers, 8 heads of 128: three more bfloat16 tensors and one logsumexp per layer."""
     settings = ["model=lighthouse_530m", "model.dense_layers=[]", "run.grad_accum=1", "stage=lighthouse"]
     settings += ["compute.recompute=none"]
     published, windowed, whole = (
@@ -115,13 +115,13 @@ def test_a_window_keeps_its_own_queries_keys_values_and_statistics():
 def test_micro_batches_take_turns():
     once = peak("run.batch_tokens=393216")
     parts = peak("run.batch_tokens=393216", "run.grad_accum=4")
-    gradients = 4 * 530_117_632  # of the micro-batches before, there all along
+    gradients = 4 * 530_117_632  # of earlier micro-batches, present during the whole backward pass
     assert parts == {name: one + gradients for name, one in peak().items()}
     assert once["recovery"] > 3 * parts["recovery"]
 
 
 def test_a_wider_model_with_fewer_layers():
-    """Whose gradients are not all there at the peak; 48.2 GB on an H100, scripts/bench/NOTES.md."""
+    """Not all of its gradients exist at the peak. Measured on an H100: 48.2 GB (scripts/bench/NOTES.md)."""
     settings = ["model=llama3_8b", "model.n_layers=4", "model.dense_layers=[0]", "stage=lighthouse"]
     config = compose_config(settings)
     assert estimate(config, stages_of(config)["lighthouse"]).total == pytest.approx(48.2e9, rel=0.05)

@@ -1,4 +1,4 @@
-"""What `auto` stands for: micro-batches and recomputation that fit a GPU, a step of a sequence a rank."""
+"""Values for `auto`: micro-batches and recomputation that fit a GPU, and one sequence per rank and step."""
 
 from copy import deepcopy
 
@@ -13,7 +13,7 @@ from lhtrain.stage import Stage, stages_of
 
 GB = 10**9
 MODELS = ["gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "lighthouse_530m", "llama3_8b"]
-# Stage lists of one stage are among these: what fits two stages fits each of them.
+# Presets with only one of these stages are not listed: if two stages fit, each of them fits.
 STAGES = ["two_stage", "curriculum"]
 # Weights, gradients and moments of 8 billion parameters take 128 GB before the first token.
 TOO_LARGE = {("llama3_8b", 1), ("llama3_8b", 2)}
@@ -43,7 +43,7 @@ def test_the_papers_run_learns_the_same_on_any_number_of_gpus(n_ranks):
 
 
 def test_as_few_micro_batches_as_fit():
-    """One more than the found number's half would not fit; a larger GPU takes fewer."""
+    """A smaller number of micro-batches would not fit; a larger GPU needs fewer."""
     settings = ["model=gpt_130m", f"run.batch_tokens={32 * 32768}", "compute.recompute=none"]
     counts = {}
     for size in (40, 80, 160):
@@ -64,7 +64,7 @@ def test_a_stage_of_its_own_number_keeps_it():
     assert config.stages["recovery"].grad_accum == 32 and config.stages["lighthouse"].grad_accum < 16
 
 
-def test_where_nothing_fits_the_least_is_taken():
+def test_if_nothing_fits_the_choice_with_the_lowest_peak_is_used():
     config = compose_config(["model=gpt_1b", "run.batch_tokens=262144"], 1, 8 * GB)
     assert config.compute.recompute is Recompute.full
     least = peaks(config, 1)
@@ -96,9 +96,9 @@ def test_a_cpu_takes_micro_batches_of_so_many_tokens_or_of_a_sequence():
         ([], 8, 32768),
         (["parallel.cp=2", "stage=dense"], 8, 16384),
         (["parallel.dp_replicate=2"], 8, 32768),
-        (["stages.recovery.seq_len=8192"], 2, 16384),  # a sequence of the longest stage
+        (["stages.recovery.seq_len=8192"], 2, 16384),  # one sequence of the longest stage
         (["run.batch_tokens=65536"], 8, 65536),
-        (["run.batch_tokens='65536'"], 8, 65536),  # as a variable of the environment gives it
+        (["run.batch_tokens='65536'"], 8, 65536),  # a text, as from an environment variable
         (["run.batch_tokens=auto"], 4, 16384),
     ],
 )
@@ -138,7 +138,7 @@ def test_filling_twice_changes_nothing():
             ["experiment=paper_98k", "run.grad_accum=16"],
             8,
             "run.batch_tokens=3145728: must be a multiple of seq_len * grad_accum * data-parallel ranks = "
-            "98304 * 16 * 8; run.grad_accum=auto takes a number that fits; nearest: 12582912",
+            "98304 * 16 * 8; run.grad_accum=auto uses a number that fits; nearest: 12582912",
         ),
         (
             ["run.batch_tokens=8192", "stages.recovery.batch_tokens=4096"],
@@ -148,7 +148,9 @@ def test_filling_twice_changes_nothing():
         ),
     ],
 )
-def test_what_does_not_divide_is_named_once_with_what_does(settings, n_ranks, expected):
+def test_a_number_that_does_not_divide_is_reported_once_with_the_nearest_that_does(
+    settings, n_ranks, expected
+):
     with pytest.raises(ConfigError) as error:
         check_overrides(settings, n_ranks=n_ranks)
     assert expected in str(error.value) and str(error.value).startswith("1 problem in")

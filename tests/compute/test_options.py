@@ -1,4 +1,4 @@
-"""All that makes a step fast or small at once, against the plain step: the same loss, the same gradients."""
+"""A step with all options for speed and memory has the same loss and gradients as a plain step."""
 
 from importlib.util import find_spec
 
@@ -12,7 +12,7 @@ from lhtrain.model.decoder import GPT
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-N = 2048 if GPU else 512  # without a GPU the kernels run in Triton's interpreter
+N = 2048 if GPU else 512  # without a GPU the kernels run in Triton's slow interpreter
 SIZES = {"dim": 128, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "head_dim": 32, "ffn_dim": 256}
 CONFIG = ModelConfig(name="t", seq_len=N, vocab_size=N + 64, tie_embeddings=True, dense_layers=[1], **SIZES)
 PLAIN = ComputeConfig(compile=Compile.off)
@@ -24,13 +24,13 @@ ALL = ComputeConfig(
 
 
 def step(compute, backend):
-    """Loss and gradients of two micro-batches, float32."""
+    """Return the loss and the float32 gradients of two micro-batches."""
     torch.backends.cuda.matmul.allow_tf32 = False
     model = GPT(CONFIG).to(DEVICE)
     model.init_weights(0)
     model.attend_with(LighthouseAttention(levels=2, pooling=4, budget=128, backend=backend))
     apply(model, compute, DEVICE)
-    # No token twice: the first layer would score both the same, and rounding choose between them.
+    # All tokens differ: two equal tokens would have equal scores, and rounding would choose between them.
     draw = torch.Generator().manual_seed(1)
     tokens = torch.stack([torch.randperm(N + 1, generator=draw) for _ in range(2)]).to(DEVICE)
     losses = []

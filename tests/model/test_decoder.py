@@ -1,4 +1,4 @@
-"""The decoder against transformers' Llama, its sizes and its initial weights."""
+"""The decoder compared with transformers' Llama; its number of parameters and initial weights."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def as_llama(ours: GPT) -> LlamaForCausalLM:
 def test_logits_and_gradients_equal_llamas(changes):
     model = GPT(tiny(**changes))
     model.init_weights(0)
-    with torch.no_grad():  # away from the initial values, where norms are ones and logits nearly flat
+    with torch.no_grad():  # change the initial values, with which norms are ones and logits almost equal
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     llama = as_llama(model)
@@ -75,7 +75,7 @@ def test_dense_layers_keep_full_attention():
 
 
 def test_lighthouse_and_full_attention_share_the_weights():
-    """A sequence that is selected whole at level 0 would be dense; here the outputs are close, not equal."""
+    """The outputs are close but not equal, because the layer does not select the whole sequence."""
     model = GPT(tiny(seq_len=1024))
     model.init_weights(0)
     tokens = torch.randint(0, 96, (1, 1024))

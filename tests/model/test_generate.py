@@ -1,4 +1,4 @@
-"""Text with caches is the text that the parallel forward pass gives."""
+"""Generation with caches gives the same text as the parallel forward pass."""
 
 import pytest
 import torch

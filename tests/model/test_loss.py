@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one: values, gradients, masks, and that the logits never exist whole."""
+"""The chunked loss compared with the plain one; full logits are never allocated."""
 
 import weakref
 
@@ -34,14 +34,14 @@ def test_equals_the_plain_loss(chunk, masked, z_loss):
     ):
         hidden, weight, targets = inputs(masked=masked, dtype=torch.float32)
         value = loss(hidden, weight, targets)
-        (3 * value).backward()  # a gradient from above that is not one
+        (3 * value).backward()  # the incoming gradient is not 1
         out += [value, hidden.grad, weight.grad]
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_are_those_of_its_own_value():
-    """Finite differences; the softmax is float32, hence the coarse step."""
+    """Finite differences, with a coarse step because the softmax is float32."""
     hidden, weight, targets = inputs(m=6, c=4, v=7, masked=1)
 
     def loss(hidden, weight):
@@ -66,7 +66,7 @@ def test_low_precision_stays_close_to_float32():
 
 
 def test_a_micro_batchs_share_is_not_rounded_to_low_precision():
-    """In the mean over many elements; bfloat16 makes 0.3594 of 0.3603."""
+    """Checked by the mean over many elements; bfloat16 would round 0.3603 to 0.3594."""
     hidden, weight, targets = inputs(m=512, c=32, v=97, dtype=torch.float32)
     hidden = hidden.detach().bfloat16().requires_grad_()
 
@@ -81,7 +81,7 @@ def test_a_micro_batchs_share_is_not_rounded_to_low_precision():
 
 
 def test_no_tensor_has_the_size_of_all_logits():
-    """The largest tensor that the loss makes is a chunk of logits."""
+    """The largest tensor that the loss allocates is a chunk of logits."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     sizes = []
@@ -130,13 +130,13 @@ def test_a_chunk_without_gradients_is_gone_before_the_next():
 
 @pytest.mark.gpu
 def test_validation_takes_no_more_memory_than_training():
-    """Both compiled: a chunk of logits, its gradient where there is one, no float32 copies of it."""
+    """Compiled, both need a chunk of logits and, in training, its gradient, without float32 copies."""
     draw = torch.Generator("cuda").manual_seed(0)
     hidden = torch.randn(8192, 256, device="cuda", dtype=torch.bfloat16, generator=draw)
     weight = torch.randn(128_256, 256, device="cuda", generator=draw).bfloat16()
     targets = torch.randint(0, 128_256, (8192,), device="cuda", generator=draw)
     compiled = torch.compile(chunk_loss, fullgraph=True, dynamic=False)
-    for _ in range(2):  # compiling takes memory of its own
+    for _ in range(2):  # the first pass compiles, which needs more memory
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""Which parameters decay, and that the update is PyTorch's."""
+"""AdamW: weight decay applies to matrices only, and the update equals PyTorch's."""
 
 import torch
 
@@ -27,7 +27,7 @@ def test_matrices_decay_and_vectors_do_not():
 
 
 def test_the_update_is_that_of_torch_bit_for_bit():
-    """With learning rates that change, a step that is skipped, and state that is there before the first."""
+    """Learning rates change, one step is skipped, and the state exists before the first step."""
     ours, theirs = model_of(), model_of()
     optimizer = AdamW(ours, CONFIG)
     for parameter in ours.parameters():

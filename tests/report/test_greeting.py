@@ -30,5 +30,5 @@ def test_memory_is_estimated_before_a_run_on_a_gpu():
     assert greeting.about_memory(config, world, 0) == []
     assert len(greeting.about_memory(config, world, 80 * 10**9)) == 1
     first, *others = greeting.about_memory(config, world, 16 * 10**9)
-    assert first.startswith("memory    ") and " of 16.0 GB, estimated, with compute.recompute=" in first
+    assert first.startswith("memory    ") and " of 16.0 GB per GPU, with compute.recompute=" in first
     assert others and all(line.startswith("warning   ") for line in others)

@@ -32,8 +32,9 @@ REPLACED = re.compile(
 )
 SMALL = [
     *("model.dim=32", "model.seq_len=4096", "model.n_layers=2", "model.n_heads=2", "model.ffn_dim=64"),
-    *("run.steps=8", "run.device=cpu", "eval.tokens=4096", "eval.every=2"),
+    *("run.steps=4", "run.device=cpu", "eval.tokens=4096", "eval.every=4"),
 ]
+LARGE = ("data=stdlib", "data.tokenizer=gpt2")  # the logits of 50,257 tokens take most of a step's time
 TEXT = ["data=text", "data.path=books/"]
 NEWEST = re.compile(r"([\w./-]+/checkpoints)/step_\d{8}")
 SHELL = ("cat", "cp", "head", "ls", "mkdir", "python", "tail")  # run as they are
@@ -50,7 +51,7 @@ class Reader:
             (folder / "books" / f"{number}.txt").write_text("".join(lines[number::10]))
         for name in "ab":
             (folder / "repos" / name).mkdir(parents=True)
-            (folder / "repos" / name / "main.py").write_text(f"print({name!r})\n" * 2000)
+            (folder / "repos" / name / "main.py").write_text(f"print({name!r})\n" * 200)
         rows = [{"text": "".join(lines[i : i + 20]), "score": i // 20 % 5} for i in range(0, 6000, 20)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "dump.jsonl").write_text(text)
@@ -188,12 +189,13 @@ class Reader:
         if command.name != "train":
             return [re.sub(r"^steps=.*", "steps=+2", word) for word in words]
         out = [word for word in words if not REPLACED.fullmatch(word.partition("=")[0])]
-        out = [word for word in out if word != "data=stdlib" and not self._is_large_budget(word)]
+        out = [word for word in out if word not in LARGE and not self._is_large_budget(word)]
         keys = {word.partition("=")[0] for word in out}
         layers = [] if "model.dense_layers" in keys else ["model.dense_layers=[]"]
         own_data = {"data", "experiment"} & keys
         named_run = keys == {"run.dir", "resume"} and (self.folder / self._run_dir(out)).exists()
-        return out if named_run else [*out, *SMALL, *layers, *([] if own_data else TEXT)]
+        steps = ["run.steps=8"] if "stage=extend" in out else []  # its last stage is a tenth
+        return out if named_run else [*out, *SMALL, *steps, *layers, *([] if own_data else TEXT)]
 
     @staticmethod
     def _is_large_budget(word: str) -> bool:

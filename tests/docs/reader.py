@@ -51,7 +51,7 @@ class Reader:
             (folder / "books" / f"{number}.txt").write_text("".join(lines[number::10]))
         for name in "ab":
             (folder / "repos" / name).mkdir(parents=True)
-            (folder / "repos" / name / "main.py").write_text(f"print({name!r})\n" * 200)
+            (folder / "repos" / name / "main.py").write_text(f"print({name!r})\n" * 20000)
         rows = [{"text": "".join(lines[i : i + 20]), "score": i // 20 % 5} for i in range(0, 6000, 20)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "dump.jsonl").write_text(text)

@@ -1,4 +1,4 @@
-"""The program's entry: what must come before the seconds that imports take."""
+"""Entry of the program. It does first what must not wait for the imports, which take seconds."""
 
 import atexit
 import os
@@ -15,27 +15,27 @@ def main() -> None:
     open_closed()
     ensure_home()
     try:
-        from lhtrain.cli import main as run  # after the streams and the home that its imports may use
+        from lhtrain.cli import main as run  # only now: its imports may use the streams and the home folder
 
         run()
     except SystemExit as error:
         _leave(error)
-    except KeyboardInterrupt:  # while the imports took their seconds
+    except KeyboardInterrupt:  # during the imports
         print("lhtrain: interrupted", file=sys.stderr)
         _leave(SystemExit(130))
     _leave(SystemExit(0))
 
 
 def _leave(end: SystemExit) -> NoReturn:
-    """End the process as `end` says, without the interpreter's own teardown.
+    """End the process with the message and status of `end`, without the interpreter's shutdown.
 
-    By then the work is done and written. Threads of PyTorch's libraries that are still running when the
-    interpreter is taken apart now and then abort the process, which would count as a crash of the run.
+    All work is done and written by now. During the interpreter's shutdown, threads of PyTorch's libraries
+    sometimes abort the process, which would look like a crash of the run.
     """
     if isinstance(end.code, str):
         print(end.code, file=sys.stderr)
     status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    atexit._run_exitfuncs()  # what libraries still have to close
+    atexit._run_exitfuncs()  # os._exit skips the exit functions of libraries
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

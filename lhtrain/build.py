@@ -1,4 +1,4 @@
-"""The parts of a run, built in one order. The trainer and the benchmarks use the same functions."""
+"""Builds the parts of a run, in a fixed order. The trainer and the benchmarks use the same functions."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,10 +30,10 @@ from lhtrain.stage import Stage, stages_of
 
 @dataclass
 class Engine:
-    """What computes the steps of a run: the model, sharded and initialized, with its optimizer.
+    """The model of a run, sharded and initialized, its optimizer, and the attention of each stage.
 
-    attention: what each stage's layers attend with, by the stage's name; dense: what those layers attend with
-    that model.dense_layers names. One object each: a compiler takes another object for different code.
+    attention: stage name -> the attention of its layers. dense: the attention of model.dense_layers. Each is
+    one object for the whole run, because the compiler compiles again for another object.
     """
 
     stages: dict[str, Stage]
@@ -45,13 +45,13 @@ class Engine:
     dense: Attend
 
     def enter(self, stage: Stage) -> None:
-        """Have the model attend as `stage` says."""
+        """Set the attention of the model's layers to that of `stage`."""
         self.model.attend_with(self.attention[stage.name], self.dense)
 
 
 @dataclass
 class Data:
-    """What a run reads. notes: warnings about it."""
+    """The data of a run. notes: warnings about them."""
 
     corpus: Corpus
     loader: Loader
@@ -60,29 +60,29 @@ class Data:
 
 
 def build(config: Config, world: World) -> tuple[Data, Engine]:
-    """All parts of a run of a filled configuration, on this rank. Raises as the functions below."""
+    """Build all parts of a run of a filled configuration, on this rank. Raises as the functions below."""
     mesh = Mesh(config.parallel, config.model, config.lighthouse.selection, world)
-    data = build_data(config, mesh)  # first: what is wrong with it shows before the model takes its time
+    data = build_data(config, mesh)  # first, so that errors in the data show before the slow model build
     return data, build_engine(config, mesh)
 
 
 def build_engine(config: Config, mesh: Mesh) -> Engine:
-    """The model of a filled configuration with its initial weights, ready to train.
+    """Build the model of a filled configuration with its initial weights, ready to train.
 
-    Raises RunError: a device that lacks what the configuration needs.
+    Raises RunError if the device does not support the configuration.
     """
     compute, device, stages = config.compute, mesh.world.device, stages_of(config)
     dtype = compute_dtype(compute.precision, device)
 
-    # The model, without memory. Each line works on the modules that the line before left.
+    # The model without memory, then changed step by step; the order matters.
     with torch.device("meta"):
         model = GPT(config.model, dtype)
         add_scorers(model, stages)  # only scorers that have parameters
     if compute.float8:
         use_float8(model, device)  # replaces linear layers
-    apply(model, compute, device)  # sets how blocks are called: recomputed, offloaded, compiled
-    mesh.shard(model)  # FSDP around each block; a rank keeps its part of the weights
-    mesh.initialize(model, config.run.seed)  # memory on the device, and weights that the seed decides
+    apply(model, compute, device)  # recomputes, offloads and compiles blocks
+    mesh.shard(model)  # wraps each block in FSDP; a rank keeps its part of the weights
+    mesh.initialize(model, config.run.seed)  # allocates memory on the device and draws the initial weights
 
     optimizer = build_optimizer(model, config.optim)
     backend = config.lighthouse.backend
@@ -92,10 +92,10 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
 
 
 def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
-    """Give every Lighthouse layer a scorer of its own, where the stages name one that has parameters.
+    """Add a scorer to every Lighthouse layer, if a stage names a scorer that has parameters.
 
-    Such a scorer is a module, made from the model's configuration. The layer keeps it while it attends
-    fully; `lhtrain export` leaves it out.
+    Such a scorer is a module, built from the model's configuration. The layer keeps it in stages with full
+    attention too; `lhtrain export` drops it.
     """
     for name in dict.fromkeys(stage.scorer for stage in stages.values() if stage.pyramid is not None):
         scorer = SCORERS[name]
@@ -107,14 +107,14 @@ def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
 
 
 def build_data(config: Config, mesh: Mesh) -> Data:
-    """The corpus, and the order in which this rank reads it.
+    """Open the corpus, and build the order in which this rank reads it.
 
     Raises:
-        DataError: data that cannot be read.
-        Disagreement: ranks that read different data.
+        DataError: the data cannot be read.
+        Disagreement: ranks have different data.
     """
     world = mesh.world
-    with world.first_of_each_machine():  # which tokenizes, or verifies, for the others
+    with world.first_of_each_machine():  # one rank tokenizes or verifies, and the others wait for it
         corpus = open_corpus(**asdict(config.data))
     world.agree({"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint})
     lengths = {stage.seq_len for stage in config.stages.values()}
@@ -125,7 +125,7 @@ def build_data(config: Config, mesh: Mesh) -> Data:
 
 
 def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data, engine: Engine) -> Events:
-    """What this rank reports to: the first rank's terminal, files and trackers; nothing on others."""
+    """Build the receiver of events: terminal, files and trackers on the first rank, nothing on others."""
     world = engine.mesh.world
     if not world.is_main:
         return Events()

@@ -2,19 +2,19 @@
 
 import errno
 
-LOST_CONTACT = "lost contact with another rank, whose error is the one to look at"
+LOST_CONTACT = "lost contact with another rank; look at the error of that rank"
 
-# Errors of a disk or of its limits that are no bug: full, read-only, forbidden, failing.
+# Errors of the disk or the system's limits, not bugs: full, read-only, forbidden, failing.
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR),
 }
-# Files that others have removed, or have put something else in place of.
+# Errors if another process removed or replaced a file.
 REPLACED_ERRORS = {errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 
 
 class ExplainedError(Exception):
-    """The message alone names what, where, and what to do: the program prints it and exits with `status`."""
+    """An error whose message is complete: the program prints only the message, and exits with `status`."""
 
     status = 1
 
@@ -24,7 +24,7 @@ class RunError(ExplainedError):
 
 
 class UsageError(ExplainedError):
-    """The words of a command line do not fit its command."""
+    """The arguments of a command are wrong."""
 
     status = 2
 
@@ -32,9 +32,9 @@ class UsageError(ExplainedError):
 class Ended(SystemExit):
     """The program ends with `message` and the exit status `code`.
 
-    of_all: whether all ranks end with this message, so that the first one prints it for all.
+    of_all: whether all ranks end with this message, so that only the first one prints it.
 
-    A SystemExit, since Hydra prints a line of its own about every Exception that passes through it.
+    It derives from SystemExit, because Hydra prints an extra line for every Exception.
     """
 
     def __init__(self, message: str, status: int, of_all: bool | None = None):
@@ -43,9 +43,9 @@ class Ended(SystemExit):
 
 
 def reason(error: BaseException) -> str:
-    """The error in words; those of this package and of the system need no type to be understood."""
+    """Return the message of an error, with its type unless the error is from this package or the system."""
     text, kind = str(error), type(error)
-    explains_itself = kind.__module__.split(".")[0] == "lhtrain" or isinstance(error, OSError)
-    if text and explains_itself:
+    needs_no_type = kind.__module__.split(".")[0] == "lhtrain" or isinstance(error, OSError)
+    if text and needs_no_type:
         return text
     return f"{kind.__name__}: {text}" if text else kind.__name__

@@ -1,4 +1,4 @@
-"""The loss on validation data, and the first passes of a run, which compile it."""
+"""The validation loss, and the warm-up passes that compile the model."""
 
 import time
 from collections.abc import Iterable
@@ -13,10 +13,12 @@ from lhtrain.stage import Stage
 
 @torch.no_grad()
 def validation_loss(engine: Engine, order: SequenceOrder, tokens: int, stage: Stage, eos: int) -> float:
-    """Mean loss, in nats, over the first `tokens` of a validation split, over all ranks, with the attention
-    that the model has now. Sequences are as long as those of `stage`."""
+    """Return the mean loss in nats over the first `tokens` of a validation split, over all ranks.
+
+    Sequences have the length of `stage`. The model uses the attention that is set now.
+    """
     mesh, device = engine.mesh, engine.mesh.world.device
-    # Of the losses, and of the targets, which float32 could not count.
+    # Sum of losses and number of targets; float64, because float32 cannot count so many targets exactly.
     sums = torch.zeros(2, device=device, dtype=torch.float64)
     for batch in validation_batches(order, tokens, stage, eos, device, mesh.slice):
         loss = engine.model.loss(batch.tokens, batch.targets, batch.positions)
@@ -26,7 +28,7 @@ def validation_loss(engine: Engine, order: SequenceOrder, tokens: int, stage: St
 
 
 def warm_up(engine: Engine, stages: Iterable[Stage], z_loss: float) -> float:
-    """Compile what `stages` run, on tokens that train nothing; returns the seconds."""
+    """Compile the passes of `stages` by running them without an update; return the seconds that it took."""
     began = time.perf_counter()
     part, device = engine.mesh.slice, engine.mesh.world.device
     for stage in stages:

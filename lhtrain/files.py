@@ -1,7 +1,7 @@
-"""Files in folders that others may write to: links are never followed, and content is whole or absent.
+"""Safe access to files in folders that other users may write to. Never follows links; writes are atomic.
 
-Somebody who can write to a folder can put a link, a pipe or a directory where a file of ours is expected.
-Opening such a name in the ordinary way would empty the link's target, or wait at the pipe for ever.
+A user who can write to a folder can put a link, a pipe or a directory at the name of one of our files. The
+usual `open` would empty the target of the link, or wait at the pipe forever.
 """
 
 import errno
@@ -13,19 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-SUFFIX = ".tmp"  # of files that are being written: ".NAME.UNIQUE.tmp"
+SUFFIX = ".tmp"  # the end of names of files that are being written: ".NAME.UNIQUE.tmp"
 _ALWAYS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: opening a pipe does not wait
 
 
 class NotRegular(OSError):
-    """A link, pipe, directory or device where a regular file is expected. errno is ELOOP for a link, EISDIR
-    for a directory, else EINVAL; strerror says what it is and what to do."""
+    """The path is a link, pipe, directory or device instead of a regular file, or a file with a hard link.
+
+    errno is ELOOP for a link, EISDIR for a directory, EMLINK for a hard link, else EINVAL. strerror says what
+    the path is and what to do.
+    """
 
 
 def open_regular(path: str | os.PathLike, flags: int) -> int:
-    """A file descriptor of the regular file at `path`; a new file gets the permissions that umask leaves.
+    """Open the regular file at `path` and return its descriptor. umask limits a new file's permissions.
 
-    Neither follows a link nor waits at a pipe, and what is there is not changed before it is checked.
+    Does not follow links or wait at pipes, and changes nothing at `path` before it is checked.
     Raises NotRegular; OSError as `os.open`.
     """
     try:
@@ -37,7 +40,7 @@ def open_regular(path: str | os.PathLike, flags: int) -> int:
         if not stat.S_ISREG(found.st_mode):
             raise _not_regular(path, found.st_mode)
         if found.st_nlink > 1 and flags & (os.O_WRONLY | os.O_RDWR):
-            rule = "has a second name elsewhere (a hard link), whose content would change too; remove it"
+            rule = "has another name elsewhere (a hard link), whose content would change too; remove it"
             raise NotRegular(errno.EMLINK, rule, os.fspath(path))
         if flags & os.O_TRUNC:
             os.ftruncate(descriptor, 0)
@@ -48,7 +51,7 @@ def open_regular(path: str | os.PathLike, flags: int) -> int:
 
 
 def read_regular(path: str | os.PathLike, most: int | None = None) -> bytes:
-    """The content of a regular file. Raises NotRegular; OSError, EFBIG for more than `most` bytes."""
+    """Return the content of a regular file. Raises NotRegular; OSError, with EFBIG if above `most` bytes."""
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as stream:
         if most is not None and (size := os.fstat(stream.fileno()).st_size) > most:
             raise OSError(errno.EFBIG, f"has {size} bytes, must have at most {most}", os.fspath(path))
@@ -57,10 +60,10 @@ def read_regular(path: str | os.PathLike, most: int | None = None) -> bytes:
 
 
 def write_atomic(path: Path, content: str | bytes, durable: bool = True) -> None:
-    """Write a whole file in place of what is at `path`: a reader sees the old content or the new.
+    """Replace the file at `path` atomically: a reader sees the old content or the new content.
 
-    A link at `path` is replaced, its target stays. durable: on the disk when this returns, instead of when
-    the operating system likes. Raises OSError with the path as its filename; then nothing has changed.
+    A link at `path` is replaced; its target does not change. durable: wait until the content is on disk.
+    Raises OSError with the path as its filename; then nothing has changed.
     """
     with written_aside(path, durable) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
@@ -68,8 +71,10 @@ def write_atomic(path: Path, content: str | bytes, durable: bool = True) -> None
 
 @contextmanager
 def written_aside(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A stream whose content becomes the file at `path` when the block ends without an exception; see
-    `write_atomic`. A killed process leaves ".NAME.….tmp", which `remove_leftovers` removes."""
+    """A stream whose content becomes the file at `path` if the block ends without an exception.
+
+    See `write_atomic`. A killed process leaves a file ".NAME.UNIQUE.tmp"; `remove_leftovers` removes it.
+    """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{SUFFIX}")
     with _named(path):
         descriptor = open_regular(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -78,7 +83,7 @@ def written_aside(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             if durable:
-                os.fsync(stream.fileno())  # a rename must not reach the disk before what it publishes
+                os.fsync(stream.fileno())  # the content must be on disk before the rename
         try:
             os.replace(aside, path)
         except OSError as error:
@@ -91,19 +96,21 @@ def written_aside(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def open_append(path: Path) -> TextIO:
-    """The regular file at `path`, created if absent, to add text at its end. Raises as `open_regular`."""
+    """Open the regular file at `path` to append text; create it if absent. Raises as `open_regular`."""
     descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
 def open_lock(path: Path) -> TextIO:
-    """The file to lock, created if absent; its content stays until the holder of the lock changes it.
-    Readable and writable, as with mode "r+". Raises as `open_regular`."""
+    """Open the file to lock for reading and writing; create it if absent, and keep its content.
+
+    Raises as `open_regular`.
+    """
     return os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8", errors="replace")
 
 
 def numbered(path: Path) -> Path:
-    """The first free name beside `path` for an earlier state of it: metrics.0001.jsonl, earlier.0001."""
+    """Return the first free name for an older version of `path`: metrics.0001.jsonl, earlier.0001."""
     number = 1
     while os.path.lexists(free := path.with_name(f"{path.stem}.{number:04d}{path.suffix}")):
         number += 1
@@ -111,15 +118,17 @@ def numbered(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of `write_atomic`. Only for who knows that nobody else writes there,
-    from a lock."""
+    """Remove temporary files of `write_atomic` that killed processes left.
+
+    Call it only with a lock on `folder`, so that no other process writes there.
+    """
     for leftover in folder.glob(f".*{SUFFIX}"):
         if leftover.is_symlink() or leftover.is_file():
             leftover.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Force names in `folder` to the disk, where the file system can do that."""
+    """Write the names in `folder` to disk, if the file system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -134,7 +143,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _named(path: str | os.PathLike) -> Iterator[None]:
-    """Errors of reading and writing come without a file name: they get that of `path`."""
+    """Add the name of `path` to errors of reading and writing, which have no file name."""
     try:
         yield
     except OSError as error:

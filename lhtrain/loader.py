@@ -1,4 +1,4 @@
-"""Batches for the trainer: tensors on the device, and the position in the data they come from."""
+"""Batches for the trainer: tensors on the device, and the position in the data after them."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,25 +16,20 @@ WHOLE = RankSlice()
 
 
 class Batch(NamedTuple):
-    """A micro-batch, as one rank has it. tokens and targets (B, T) int64; targets are PADDING, -100, where
-    there is none. positions: (T,), where in their sequences the tokens stand; None: 0 … T - 1.
+    """The part of a micro-batch on one rank."""
 
-    loss_weight: the fraction of the step's targets, over all ranks, that are in this micro-batch; n_targets:
-    their number.
-    """
-
-    tokens: Tensor
-    targets: Tensor
-    positions: Tensor | None
-    loss_weight: float
-    n_targets: int
+    tokens: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64; PADDING (-100) at positions without a target
+    positions: Tensor | None  # (T,) positions of the tokens in their sequences; None: 0 … T - 1
+    loss_weight: float  # n_targets divided by the number of targets of the step, over all ranks
+    n_targets: int  # number of targets in this part
 
 
 class Read(NamedTuple):
-    """What one rank has of a step, in host memory. tokens, targets, positions: as Batch has them, of all its
-    micro-batches. n_targets: of all ranks.
+    """The part of a step on one rank, in host memory.
 
-    Every tensor is contiguous, and pinned for a GPU: only then a copy to the GPU does not make the host wait.
+    tokens, targets and positions are as in Batch, for all micro-batches together. n_targets counts all ranks.
+    Every tensor is contiguous, and pinned for a GPU; otherwise the host would wait for the copy to the GPU.
     """
 
     tokens: Tensor
@@ -46,7 +41,10 @@ class Read(NamedTuple):
     def of(
         cls, rows: Tensor, n_targets: int, eos: int, device: torch.device, part: RankSlice = WHOLE
     ) -> "Read":
-        """The rank's part of its sequences, rows (B, T + 1), with eos for PADDING in the inputs."""
+        """Split rows (B, T + 1) into inputs and targets and return the part of this rank.
+
+        In the inputs, eos replaces PADDING.
+        """
         tokens, targets, positions = rows[:, :-1], rows[:, 1:], None
         if part.cp_size > 1:
             positions = part.positions(tokens.shape[1])
@@ -59,11 +57,16 @@ class Read(NamedTuple):
 
 
 class Loader:
-    """The micro-batches of a training step, read ahead on a thread while the step before computes.
+    """Returns the micro-batches of each training step; a thread reads the next step during the current one.
 
-    order: where the sequences come from. eos: the input where a sequence has no token. part: what this rank
-    has of a step. What is read does not depend on whether it was read ahead: `order` is a pure function of
-    the position.
+    Reading ahead does not change the data, because `order` is a pure function of the position.
+
+    Args:
+        order: gives the sequences of a position.
+        eos: the input token at positions without a token.
+        device: the device of the batches.
+        part: the part of a step that this rank has.
+        ahead: read the next step on a thread.
     """
 
     def __init__(
@@ -79,9 +82,9 @@ class Loader:
         self._ahead: tuple[tuple[int, int, int], Future[Read]] | None = None
 
     def micro_batches(self, position: int, stage: Stage) -> tuple[list[Batch], int]:
-        """The micro-batches of the step that starts at `position`, and the position after it.
+        """Return the micro-batches of the step that starts at `position`, and the position after it.
 
-        A stage of longer sequences than the one before may start further on: see SequenceOrder.align.
+        After a change to longer sequences the step may start at a later position: see SequenceOrder.align.
         """
         position = self.order.align(position, stage.seq_len)
         wanted = (position, stage.n_sequences, stage.seq_len)
@@ -115,10 +118,10 @@ def validation_batches(
     device: torch.device,
     part: RankSlice = WHOLE,
 ) -> Iterator[Batch]:
-    """The first `tokens` of a validation split, one sequence of the longest stage or more, by micro-batch.
+    """Yield the first `tokens` of a validation split as micro-batches, but at least one longest sequence.
 
-    Every data-parallel rank gets as many micro-batches, all of one shape, the only one for which the model is
-    compiled: where sequences are missing there are rows without targets.
+    Every data-parallel rank gets the same number of micro-batches with the same shape, because the model is
+    compiled for this shape only. Rows without targets replace missing sequences.
     """
     longest = order.block_len
     n_sequences = max(min(tokens, order.tokens_per_epoch) // longest, 1) * longest // stage.seq_len
@@ -134,7 +137,7 @@ def validation_batches(
 
 
 def batches(read: Read, count: int, device: torch.device) -> list[Batch]:
-    """`count` micro-batches on `device`. Copies from pinned memory are only begun."""
+    """Divide `read` into `count` micro-batches on `device`. Copies from pinned memory are asynchronous."""
     positions = None if read.positions is None else read.positions.to(device, non_blocking=True)
     out = []
     for tokens, targets in zip(read.tokens.chunk(count), read.targets.chunk(count), strict=True):

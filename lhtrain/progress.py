@@ -1,4 +1,4 @@
-"""How far a run has come, and where each stage's time went. Saved with every checkpoint."""
+"""The progress of a run, and the time that each part of a stage took. Saved with every checkpoint."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from typing import Any
 from lhtrain.text import finite
 
 PARTS = ("data", "compute", "validation", "checkpoint")
-LAST = 20  # logged losses whose mean is shown: a single batch is too noisy
+LAST = 20  # number of logged losses to average, because the loss of a single batch is too noisy
 
 
 @dataclass
@@ -36,48 +36,48 @@ class Losses:
 
 @dataclass
 class StageRecord:
-    """What one stage did so far. Seconds are wall-clock; steps lost to a crash and done again count once.
+    """The record of one stage. Seconds are wall-clock; steps that are repeated after a crash count once.
 
-    settings: what its layers attended with, `schedule.attention_settings`; None in checkpoints of older
-    versions. A stage that a changed plan enters twice has two records.
+    settings: `Stage.attention_settings`; None in checkpoints of older versions. If a plan is changed on
+    resume and enters a stage twice, the stage has two records.
     """
 
     name: str
     steps: int = 0
     tokens: int = 0
     flops: int = 0
-    peak_memory_bytes: int = 0  # of the GPU; 0 on a CPU
+    peak_memory_bytes: int = 0  # on the GPU; 0 on a CPU
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("total", *PARTS), 0.0))
-    times: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))  # that each part was done
+    times: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))  # how often each part ran
     first_loss: float | None = None
-    losses: Losses = field(default_factory=Losses)  # the last that were logged
+    losses: Losses = field(default_factory=Losses)  # the last logged losses
     val_loss: float | None = None
     settings: dict[str, Any] | None = None
 
     @property
     def last_loss(self) -> float | None:
-        """Of the last logged step: a single batch."""
+        """The loss of the last logged step, a single batch."""
         return self.losses.last[-1] if self.losses.last else None
 
     def count_step(self, tokens: int, flops: int, peak_memory: int) -> None:
-        """A step is done. flops: of this rank; peak_memory: bytes, of the GPU."""
+        """Count a finished step. flops: of this rank; peak_memory: of the GPU, in bytes."""
         self.steps += 1
         self.tokens += tokens
         self.flops += flops
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak_memory)
 
     def take_loss(self, loss: float) -> None:
-        """The loss of a logged step."""
+        """Add the loss of a logged step."""
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self.losses.take(loss)
 
     @property
     def busy(self) -> float:
-        """Seconds in which it trained: validation, checkpoints and compiling left out."""
+        """Seconds of training, without validation, checkpoints and compilation."""
         return self.seconds["data"] + self.seconds["compute"]
 
     def as_summary(self, peak_flops: float | None) -> dict[str, Any]:
-        """The stage's entry of summary.json; mfu is null where the device's peak is not known."""
+        """Return the stage's entry of summary.json; mfu is null if the device's peak FLOP/s is unknown."""
         busy = self.busy
         return {
             "name": self.name,
@@ -101,10 +101,10 @@ class StageRecord:
 
 @dataclass
 class Progress:
-    """Steps done, tokens read from the data, and a record for every stage begun."""
+    """Steps done, tokens read from the data, and a record for every stage that has started."""
 
     step: int = 0
-    position: int = 0  # tokens into the data, over all epochs; goes on through stage switches
+    position: int = 0  # tokens read over all epochs; not reset at a stage switch
     stages: list[StageRecord] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,12 +121,12 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock of all stages, as of the last `StageClock.lap`."""
+        """Wall-clock seconds of all stages until the last `StageClock.lap`."""
         return sum(stage.seconds["total"] for stage in self.stages)
 
 
 def _record(saved: dict[str, Any]) -> StageRecord:
-    """A saved stage; checkpoints of earlier versions have its last loss alone."""
+    """Read a saved stage; checkpoints of earlier versions hold only its last loss."""
     saved = dict(saved)
     last = saved.pop("last_loss", None)
     losses = saved.pop("losses", {"last": [] if last is None else [last]})
@@ -134,13 +134,13 @@ def _record(saved: dict[str, Any]) -> StageRecord:
 
 
 class StageClock:
-    """Adds the seconds of the current stage's parts, and its total, to its record; counts the parts."""
+    """Measures the current stage: adds the seconds and counts of its parts, and the total, to its record."""
 
     def __init__(self, record: StageRecord):
         self.record = record
         self._lap = time.perf_counter()
-        self._logged = record.steps, record.busy  # when a step was last logged
-        self._waited = record.seconds["data"]  # when the ranks' speed was last compared
+        self._logged = record.steps, record.busy  # values when a step was last logged
+        self._waited = record.seconds["data"]  # value when the ranks' speed was last compared
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -152,19 +152,21 @@ class StageClock:
             self.record.times[part] += 1
 
     def lap(self) -> None:
-        """Bring the total up to now."""
+        """Add the time since the last call to the total."""
         now = time.perf_counter()
         self.record.seconds["total"] += now - self._lap
         self._lap = now
 
     def step_seconds(self) -> float:
-        """Mean seconds of the steps since the last call. Steps in between may have been waited for in the
-        last of them, so that they share its time."""
+        """Return the mean seconds of the steps since the last call.
+
+        It is a mean because the host may wait for the device only in the last of these steps.
+        """
         steps, busy = self._logged
         self._logged = self.record.steps, self.record.busy
         return (self.record.busy - busy) / (self.record.steps - steps)
 
     def data_seconds(self) -> float:
-        """Seconds spent waiting for data since the last call."""
+        """Return the seconds spent waiting for data since the last call."""
         waited, self._waited = self.record.seconds["data"] - self._waited, self.record.seconds["data"]
         return waited

@@ -1,4 +1,4 @@
-"""Versions, commit and processor of this process, and the command that continues a run."""
+"""Versions, commit and processor, for the records of a run; and the command that resumes it."""
 
 import os
 import platform
@@ -15,23 +15,23 @@ import lhtrain
 from lhtrain.process.threads import within
 
 PACKAGES = ("torch", "triton", "hydra-core", "omegaconf", "numpy", "tiktoken")
-PATIENCE = 10.0  # seconds for git: a file system that hangs must not hang the start of a run
+PATIENCE = 10.0  # seconds to wait for git, so that a file system that hangs does not block a run
 
 
 def code_version() -> dict[str, Any]:
-    """The package's version; from a working copy also the commit, and whether files differ from it."""
+    """Return the versions of lhtrain and torch; in a git checkout also the commit and if files changed."""
     out: dict[str, Any] = {"lhtrain": lhtrain.__version__, "torch": installed("torch")}
     return out | (within(PATIENCE, _commit) or {})
 
 
 def versions() -> dict[str, str | None]:
-    """Of lhtrain, of Python and of the packages that decide numbers; None: not installed."""
+    """Return the versions of lhtrain, Python and the packages that affect results; None: not installed."""
     out: dict[str, str | None] = {"lhtrain": lhtrain.__version__, "python": platform.python_version()}
     return out | {name: installed(name) for name in PACKAGES}
 
 
 def installed(package: str) -> str | None:
-    """The version of an installed package."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -39,7 +39,7 @@ def installed(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor's model, or else its architecture."""
+    """Return the model of the processor, or its architecture if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -48,13 +48,13 @@ def cpu_name() -> str:
 
 
 def cpu_cores() -> int | None:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _commit() -> dict[str, Any]:
     root = Path(lhtrain.__file__).parents[1]
-    # A package installed inside some other repository would name that one's commit.
+    # If the package is installed inside another repository, do not report that repository's commit.
     if _git(root, "ls-files", "--error-unmatch", "lhtrain/__init__.py") is None:
         return {}
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
@@ -62,7 +62,7 @@ def _commit() -> dict[str, Any]:
 
 
 def in_words(version: dict[str, Any]) -> str:
-    """The version on one line."""
+    """Return the result of `code_version` as one line."""
     text = f"lhtrain {version['lhtrain']}"
     if commit := version.get("commit"):
         text += f", commit {commit[:12]}"
@@ -71,7 +71,7 @@ def in_words(version: dict[str, Any]) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    # Without locks: a git that is left behind holds none.
+    # No locks, because a git process that hangs is left running.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
@@ -81,13 +81,13 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def resume_command(run_dir: Path, environment: Mapping[str, str] = os.environ) -> str:
-    """`lhtrain resume DIR`, started as this process was: alone, by torchrun, or by srun."""
-    words = ["resume", _seen_from_here(run_dir)]
+    """Return the command `lhtrain resume DIR`, with torchrun or srun if this process was started by it."""
+    words = ["resume", _relative(run_dir)]
     if environment.get("TORCHELASTIC_RUN_ID"):
         per_node = environment.get("LOCAL_WORLD_SIZE", "1")
         nodes = environment.get("GROUP_WORLD_SIZE", "1")
         launch = ["torchrun", f"--nproc-per-node={per_node}"]
-        if nodes != "1":  # whose rendezvous torchrun does not pass on
+        if nodes != "1":  # "...": torchrun does not tell its ranks the rendezvous options
             launch += [f"--nnodes={nodes}", "..."]
         return f"{shlex.join(launch)} -m lhtrain {shlex.join(words)}"
     command = f"{_program()} {shlex.join(words)}"
@@ -98,11 +98,11 @@ def resume_command(run_dir: Path, environment: Mapping[str, str] = os.environ) -
 def _program() -> str:
     if shutil.which("lhtrain"):
         return "lhtrain"
-    return f"{shlex.quote(_seen_from_here(Path(sys.executable)))} -m lhtrain"
+    return f"{shlex.quote(_relative(Path(sys.executable)))} -m lhtrain"
 
 
-def _seen_from_here(path: Path) -> str:
-    """Relative to the current folder, where it lies in there and cannot be taken for an option."""
+def _relative(path: Path) -> str:
+    """Return `path` relative to the current folder if it is inside; never like an option or KEY=VALUE."""
     absolute = Path(os.path.abspath(path))
     here = Path.cwd()
     if absolute == here or not absolute.is_relative_to(here):

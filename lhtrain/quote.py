@@ -1,16 +1,16 @@
-"""Text written so that Hydra, or Hydra behind a shell, reads it back unchanged."""
+"""Quotes text so that Hydra, or a shell and then Hydra, reads it back unchanged."""
 
 import re
 import shlex
 
-# What Hydra reads as text without quotes, and as nothing else: no number, no null, no list.
+# Text that needs no quotes for Hydra, because it cannot be read as a number, null or a list.
 _PLAIN = re.compile(r"(?!(?i:null|true|false|inf|nan)$)[A-Za-z_/][A-Za-z0-9_./\-]*")
 
 
 def override(text: str) -> str:
-    """`text` as the value of a Hydra override.
+    """Quote `text` as the value of a Hydra override.
 
-    Hydra takes backslashes as they are, unless they stand before a quote.
+    In Hydra's grammar a backslash is special only before a quote.
     """
     if _PLAIN.fullmatch(text):
         return text
@@ -19,16 +19,16 @@ def override(text: str) -> str:
 
 
 def setting(key: str, value: object) -> str:
-    """KEY=VALUE as one word of a shell, for commands that a message suggests."""
+    """Return KEY=VALUE as one shell word, for commands that a message suggests."""
     return word(f"{key}={override(literal(str(value)))}")
 
 
 def literal(text: str) -> str:
-    """`text` such that OmegaConf takes ${ in it for these characters."""
+    """Escape ${ in `text`, so that OmegaConf does not read it as an interpolation."""
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
 def word(text: object) -> str:
-    """`text` as one word of bash or zsh, which expands a leading `=` too."""
+    """Quote `text` as one word of bash or zsh; zsh also expands a leading `=`."""
     text = str(text)
     return f"'{text}'" if text.startswith("=") and shlex.quote(text) == text else shlex.quote(text)

@@ -1,8 +1,8 @@
-"""What a setting may name: attention kinds, scorers, optimizers, trackers, and how to add one.
+"""Registries of attention kinds, scorers, optimizers and trackers, to which plugins can add.
 
-A registry is a table from the name in a configuration to the object that it stands for. Our own entries
-are written as "module:object" and imported when they are used: checking a configuration imports no torch. A
-module of a user's adds to them when it is imported, which `plugins=[my_module]` asks for:
+A registry maps a name in a configuration to an object. Built-in entries are strings "module:object", which
+are imported at their first use, so that checking a configuration does not import torch. A user's module adds
+entries when it is imported, for example with `plugins=[my_module]`:
 
     from lhtrain.registry import SCORERS
 
@@ -20,7 +20,7 @@ Entry = TypeVar("Entry")
 
 
 class Registry:
-    """Names of one kind of thing. `noun` is what messages call it; entries: name -> "module:object"."""
+    """A table of one kind of object. noun: its name in messages. entries: name -> "module:object"."""
 
     def __init__(self, noun: str, entries: dict[str, str]):
         self.noun = noun
@@ -31,15 +31,15 @@ class Registry:
         return name in self._entries
 
     def is_ours(self, name: str) -> bool:
-        """Whether `name` comes with lhtrain, and not from a plugin."""
+        """Return whether `name` is built in, and not from a plugin."""
         return name in self._ours
 
     def names(self) -> list[str]:
-        """All names, ours first, then those that plugins added."""
+        """Return all names, first the built-in ones, then those of plugins."""
         return list(self._entries)
 
     def __getitem__(self, name: str) -> Any:
-        """The object of that name, imported if need be. Raises KeyError."""
+        """Return the object with that name; import it if necessary. Raises KeyError."""
         entry = self._entries[name]
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
@@ -47,15 +47,15 @@ class Registry:
         return entry
 
     def add(self, name: str) -> Callable[[Entry], Entry]:
-        """A decorator that registers what it decorates under `name`.
+        """Return a decorator that registers an object under `name`.
 
-        Raises ValueError: another object has that name. The same module may be imported again.
+        Raises ValueError if another object has that name. Importing the same module again is no error.
         """
 
         def register(entry: Entry) -> Entry:
             there = self._entries.get(name)
             if there is not None and _origin(there) != _origin(entry):
-                raise ValueError(f"{self.noun} {name!r}: {_origin(there)} has that name already")
+                raise ValueError(f"{self.noun} {name!r}: {_origin(there)} already has this name")
             self._entries[name] = entry
             return entry
 
@@ -85,13 +85,13 @@ SCORERS = Registry(
 )
 OPTIMIZERS = Registry("optimizer", {"adamw": "lhtrain.model.optimizer:AdamW"})
 TRACKERS = Registry("tracker", {"wandb": "lhtrain.report.trackers:WandbTracker"})
-BACKENDS = ("auto", "reference", "triton")  # of the Lighthouse layer's pooling and selection
+BACKENDS = ("auto", "reference", "triton")  # for pooling and selection in Lighthouse layers
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Import each module, from the current folder too, so that it can add to the registries.
+    """Import each module, also from the current folder, so that it can add to the registries.
 
-    Raises ImportError, or whatever the module raises.
+    Raises ImportError, or the error that the module raises.
     """
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)

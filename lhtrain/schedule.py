@@ -1,4 +1,4 @@
-"""The run's plan: which stage a step belongs to and its learning rate. Data and pure functions, no state."""
+"""The stage and the learning rate of each step. Data and pure functions, without state."""
 
 import math
 from bisect import bisect_right
@@ -32,7 +32,7 @@ class Schedule:
 
     @cached_property
     def ends(self) -> list[int]:
-        """For every stage the number of steps done when it ends."""
+        """The number of steps done at the end of each stage."""
         return list(accumulate(stage.steps for stage in self.stages.values()))
 
     @property
@@ -44,7 +44,7 @@ class Schedule:
         return list(self.stages)
 
     def lookup(self, step: int) -> StepPlan:
-        """Stage and learning rate of `step`, counted from 0. Raises ValueError outside the run."""
+        """Return the stage and learning rate of `step`, counted from 0. Raises ValueError outside the run."""
         if not 0 <= step < self.steps:
             raise ValueError(f"step={step}: must be at least 0 and below the run's {self.steps} steps")
         stage = bisect_right(self.ends, step)
@@ -53,7 +53,7 @@ class Schedule:
         return StepPlan(stage, step - first, self.optim.lr * scale * lr_factor(step, self.steps, self.optim))
 
     def plan(self, done: int) -> list[str]:
-        """One line for each stage with steps after the first `done`: its steps and its learning rates."""
+        """Return a line for each stage that is not finished after `done` steps, with its learning rates."""
         lines = []
         for name, end in zip(self.names, self.ends, strict=True):
             first = max(end - self.stages[name].steps, done)
@@ -63,9 +63,9 @@ class Schedule:
         return lines
 
     def _course(self, first: int, end: int) -> str:
-        """The learning rates of the steps from `first`, counted from 0, to before `end`, in words.
+        """Describe the learning rates of the steps from `first`, counted from 0, to `end` - 1.
 
-        Between the ends of warm-up and constant part the rate only rises or only falls: a few steps say all.
+        Warm-up, constant part and decay are each monotonic, so the rates at their ends are enough.
         """
         warmup, decay = warmup_steps(self.steps, self.optim), decay_steps(self.steps, self.optim)
         turns = {first, end - 1, warmup - 1, warmup, self.steps - decay}
@@ -85,14 +85,14 @@ class Schedule:
 
 
 def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
-    """Learning rate of `step` over `optim.lr`: linear warm-up, then the schedule's shape.
+    """Return the learning rate of `step` divided by `optim.lr`: linear warm-up, then the schedule's shape.
 
-    The decay ends with the run's last step, not with a stage: a stage switch does not disturb it.
+    The decay ends with the last step of the run, so a stage switch does not affect it.
     """
     warmup, span = warmup_steps(steps, optim), decay_steps(steps, optim)
     if step < warmup:
         return (step + 1) / warmup
-    left = steps - step  # span at the start of the decay, 1 in the last step
+    left = steps - step  # equals span at the start of the decay, and 1 in the last step
     if left >= span:
         return 1.0
     height = left / span
@@ -102,12 +102,12 @@ def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
 
 
 def warmup_steps(steps: int, optim: OptimConfig) -> int:
-    """Steps of the linear warm-up of a run of `steps`."""
+    """Return the number of warm-up steps in a run of `steps` steps."""
     return round(optim.warmup_fraction * steps)
 
 
 def decay_steps(steps: int, optim: OptimConfig) -> int:
-    """Steps at the end of a run of `steps` in which the learning rate falls."""
+    """Return the number of steps at the end of a run of `steps` steps in which the learning rate falls."""
     if optim.schedule is LrSchedule.wsd:
         return round(optim.decay_fraction * steps)
     return steps - warmup_steps(steps, optim)

@@ -1,4 +1,4 @@
-"""A run from its configuration to its end: ranks, directory, lock, watchdog, trainer."""
+"""Runs the training of a configuration: sets up ranks, directory, lock and watchdog, then trains."""
 
 import shutil
 import sys
@@ -22,7 +22,7 @@ from lhtrain.train import Trainer
 
 
 def _remove_empty(run_dir: Path) -> None:
-    """Remove the directory that was made for a run of which nothing came."""
+    """Remove the directory of a new run that failed to start, if it is empty."""
     shutil.rmtree(run_dir / "ranks", ignore_errors=True)
     (run_dir / ".lock").unlink(missing_ok=True)
     if run_dir.is_dir() and not any(run_dir.iterdir()):
@@ -30,7 +30,7 @@ def _remove_empty(run_dir: Path) -> None:
 
 
 def run(composed: DictConfig) -> None:
-    """Hydra's task: train one composed configuration. Exits with 128 + n after signal n."""
+    """Train one composed configuration, as Hydra's task function. Exits with 128 + n after signal n."""
     config = build(composed, find_ranks().size)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if sweep:
@@ -41,14 +41,14 @@ def run(composed: DictConfig) -> None:
 def train_config(config: Config, leave: bool = True) -> None:
     """Train a valid configuration. Exits with 128 + n after signal n.
 
-    leave: leave the other ranks at the end; not where another run of a sweep follows with the same ranks.
+    leave: disconnect from the other ranks at the end. False in a sweep, whose next run uses the same ranks.
     """
     world = launch(config)
-    config.run.dir = world.on_main(lambda: config.run.dir)  # which may hold the time
+    config.run.dir = world.on_main(lambda: config.run.dir)  # may contain the time: use the first rank's
     memory = world.least(gpu_memory(world.device)) or None
     config = filled(with_absolute_paths(config), world.size, memory)
     run_dir = Path(config.run.dir)
-    # A new run finds out at once that the place is taken; one that continues may wait for its predecessor.
+    # A new run fails at once if the directory is locked; a resumed run waits for the previous process.
     lock = RunLock(run_dir, patience=0 if config.resume is Resume.never else PATIENCE)
     is_new = world.on_main(lambda: not run_dir.is_dir() or not any(run_dir.iterdir()))
     starting = False
@@ -62,7 +62,7 @@ def train_config(config: Config, leave: bool = True) -> None:
             result = trainer.run()
     except Exception:
         if starting and world.is_main and is_new:
-            _remove_empty(run_dir)  # not before the watchdog has ended, which writes there
+            _remove_empty(run_dir)  # after the watchdog has ended, because it writes there
         raise
     lock.release()
     if leave:

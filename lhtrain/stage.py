@@ -1,4 +1,4 @@
-"""One stage of a run, as the program uses it: numbers only, nothing left open, nothing that changes."""
+"""One stage of a run, with all values filled in. Immutable."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,22 +12,22 @@ class Stage:
     """A stage of a filled configuration."""
 
     name: str
-    attention: str  # a name of registry.ATTENTIONS, for all layers but model.dense_layers
-    seq_len: int  # tokens of a sequence
-    batch_tokens: int  # tokens of an optimizer step, over all ranks
-    grad_accum: int  # micro-batches of a step
+    attention: str  # a name of registry.ATTENTIONS, for all layers except model.dense_layers
+    seq_len: int  # tokens per sequence
+    batch_tokens: int  # tokens per optimizer step, over all ranks
+    grad_accum: int  # micro-batches per step
     steps: int = 1
     lr_scale: float = 1.0
     pyramid: Pyramid | None = None  # None: the layers attend to every position
     scorer: str = "norm"  # a name of registry.SCORERS
     cover_prefix: bool = True
     window: int = 0  # tokens that a Lighthouse layer attends to exactly; 0: the published layer
-    strictly_causal: bool = False  # no output depends on later tokens, not even by the choice of rows
-    options: dict[str, Any] = field(default_factory=dict)  # of an attention kind that a plugin added
+    strictly_causal: bool = False  # no output depends on later tokens, not even through the selection of rows
+    options: dict[str, Any] = field(default_factory=dict)  # for an attention kind of a plugin
 
     @classmethod
     def of(cls, name: str, config: StageConfig) -> "Stage":
-        """The stage `name` of a filled configuration."""
+        """Build the stage `name` of a filled configuration."""
         pyramid = None
         if config.attention == "lighthouse":
             sizes = config.seq_len, config.levels, config.pooling, config.budget
@@ -50,26 +50,26 @@ class Stage:
 
     @property
     def n_sequences(self) -> int:
-        """Sequences of an optimizer step, over all ranks."""
+        """Sequences per optimizer step, over all ranks."""
         return self.batch_tokens // self.seq_len
 
     @property
     def n_attended(self) -> int:
-        """Rows over which a layer attends: positions, or the selected entries of the pyramid.
+        """Number of rows that a layer attends to: positions, or selected entries of the pyramid.
 
-        The window of a windowed layer is not counted, unless it covers the sequence: that is full attention.
+        A window does not count, unless it covers the whole sequence, which is full attention.
         """
         if self.pyramid is None or self.window >= self.seq_len:
             return self.seq_len
         return self.pyramid.n_selected
 
     def attention_settings(self) -> dict[str, Any]:
-        """The settings of the layers' attention, as plain values: a change of them is a stage switch."""
+        """Return the settings of the attention as plain values. If they change, it is a stage switch."""
         out: dict[str, Any] = {"attention": self.attention, "seq_len": self.seq_len}
         if self.pyramid is not None:
             out |= {key: getattr(self.pyramid, key) for key in ("levels", "pooling", "budget")}
             out |= {"scorer": self.scorer, "cover_prefix": self.cover_prefix}
-            # Checkpoints of earlier versions lack these keys.
+            # Omitted at their defaults, because checkpoints of earlier versions lack these keys.
             out |= {"window": self.window} if self.window else {}
             out |= {"tile": self.pyramid.tile} if self.pyramid.tile != TILE else {}
             out |= {"strictly_causal": True} if self.strictly_causal else {}
@@ -77,7 +77,7 @@ class Stage:
 
 
 def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
-    """`Stage.attention_settings` of a stage in a saved configuration."""
+    """Return `Stage.attention_settings` for a stage in a saved configuration."""
     keys: tuple[str, ...] = ("attention", "seq_len")
     if stage["attention"] == "lighthouse":
         keys += ("levels", "pooling", "budget", "scorer", "cover_prefix")
@@ -92,5 +92,5 @@ def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def stages_of(config: Config) -> dict[str, Stage]:
-    """The stages of a filled configuration by name, in their order."""
+    """Return the stages of a filled configuration by name, in order."""
     return {name: Stage.of(name, stage) for name, stage in config.stages.items()}

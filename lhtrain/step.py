@@ -13,24 +13,22 @@ from lhtrain.model.optimizer import Optimizer
 
 
 class Measured(NamedTuple):
-    """The results of a step, scalars left on the device. loss: mean over the step's targets, of all ranks,
-    with its z-loss. grad_norm: before clipping. skipped: 1.0 where something was not finite, so that nothing
-    was updated."""
+    """The results of a step: float scalars that stay on the device."""
 
-    loss: Tensor
-    grad_norm: Tensor
-    skipped: Tensor
+    loss: Tensor  # mean over the targets of all ranks, with z-loss
+    grad_norm: Tensor  # before clipping
+    skipped: Tensor  # 1.0 if the loss or a gradient was not finite, so that nothing was updated; else 0.0
 
 
 def update(
     model: GPT, optimizer: Optimizer, batches: list[Batch], lr: float, optim: OptimConfig, mesh: Mesh
 ) -> Measured:
-    """Take one step. The host waits for nothing: the device decides whether the update is skipped."""
+    """Do one step. The host does not wait for the device, which decides whether to skip the update."""
     total = torch.zeros((), device=batches[0].tokens.device)
     for number, batch in enumerate(batches, 1):
         mesh.accumulates(model, last=number == len(batches))
         loss = model.loss(batch.tokens, batch.targets, batch.positions, z_loss=optim.z_loss)
-        # Gradients are averaged over the loss ranks, where the step's loss is a sum over them.
+        # The step's loss is a sum over the loss ranks, but gradients are averaged: hence this factor.
         loss = loss * (batch.loss_weight * mesh.n_loss_ranks)
         loss.backward()
         total += loss.detach()

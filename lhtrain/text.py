@@ -1,4 +1,4 @@
-"""Names, paths and numbers as plain text and plain JSON, whatever characters and values they hold."""
+"""Formats names, paths and numbers as safe text and strict JSON, whatever characters and values they hold."""
 
 import json
 import math
@@ -8,12 +8,12 @@ KEPT = "\n\t"
 
 
 def printable(text: object) -> str:
-    """The text with "?" for control characters and others that cannot be printed; line breaks stay."""
+    """Replace characters that cannot be printed, such as control characters, by "?"; keep line breaks."""
     return "".join(c if c.isprintable() or c in KEPT else "?" for c in str(text))
 
 
 def one_line(text: object, most: int = 80) -> str:
-    """A name on one line of at most `most` characters; the middle of a longer one is left out."""
+    """Return a name as one line of at most `most` characters; cut out the middle of a longer one."""
     line = " ".join(printable(text).split(None))
     if len(line) <= most:
         return line
@@ -22,7 +22,7 @@ def one_line(text: object, most: int = 80) -> str:
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """ "-" for None; scientific notation where `form` would print many digits, or zero for a small value."""
+    """Format a number; "-" for None. Scientific notation if `form` would print many digits or only zeros."""
     if value is None:
         return "-"
     huge_or_tiny = math.isfinite(value) and value != 0 and not 1e-4 <= abs(value) < 1e6
@@ -30,7 +30,7 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 
 def with_width(mean: float | None, stderr: float | None) -> str:
-    """ "2.396 ± 0.034": the mean to the digits that its standard error leaves meaningful, at most 4."""
+    """Format a mean and its standard error: "2.396 ± 0.034", with the meaningful decimals, at most 4."""
     if mean is None or stderr is None or not stderr > 0:
         return number(mean)
     decimals = min(max(1 - math.floor(math.log10(stderr)), 0), 4)
@@ -43,7 +43,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """0:57, 1:02:03, 2 d 3:04:05."""
+    """Format seconds as 0:57, 1:02:03 or 2 d 3:04:05."""
     whole = round(max(seconds, 0))
     days, whole = divmod(whole, 86_400)
     hours, whole = divmod(whole, 3600)
@@ -54,7 +54,7 @@ def duration(seconds: float) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The value with None for every number that JSON does not have: NaN and the infinities."""
+    """Replace every NaN and infinity by None, because JSON cannot represent them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -65,10 +65,10 @@ def finite(value: Any) -> Any:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON, which every parser reads: null for what is not finite."""
+    """Return strict JSON, which every parser reads; numbers that are not finite become null."""
     return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def from_json(text: str | bytes) -> Any:
-    """The value; None for NaN and infinities, which earlier versions wrote. Raises ValueError."""
+    """Parse JSON; NaN and infinities, which earlier versions wrote, become None. Raises ValueError."""
     return json.loads(text, parse_constant=lambda _: None)

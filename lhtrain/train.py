@@ -1,7 +1,7 @@
 """The trainer: one loop for every stage.
 
-A step is data -> forward and backward -> clip -> update (step.py). What differs between stages (attention,
-sequence length, learning rate) comes from the schedule; weights, optimizer state and data position stay.
+A step is data -> forward and backward -> clip -> update (step.py). The schedule sets the attention, sequence
+length and learning rate of each stage. Weights, optimizer state and data position continue through switches.
 """
 
 from bisect import bisect_right
@@ -34,14 +34,14 @@ from lhtrain.schedule import Schedule, StepPlan
 from lhtrain.stage import Stage
 from lhtrain.step import Measured, update
 
-ADVICE = "a lower optim.lr or a longer warm-up may help"
+ADVICE = "a lower optim.lr or a longer warm-up (optim.warmup_fraction) may help"
 
 
 class Trainer:
-    """One rank of a run of a filled, valid configuration; everything the run leaves is in `run_dir`.
+    """One rank of a run of a filled configuration. All files of the run are in `run_dir`.
 
     Raises:
-        RunError, DataError: at construction or in `run`, with what to do about it.
+        RunError, DataError: at construction or in `run`, with a remedy in the message.
     """
 
     def __init__(self, config: Config, run_dir: Path, world: World, watchdog: Watchdog):
@@ -66,12 +66,12 @@ class Trainer:
             say=self.report.say,
             before_publish=self.report.flush,  # rows reach the disk before their checkpoint
         )
-        self.has_checkpoint = self.start.path is not None  # whether the history says so
+        self.has_checkpoint = self.start.path is not None  # whether the history records a checkpoint
         self.launcher_checked = False
-        self.entered: int | None = None  # index of the stage that the model is set up for
+        self.entered: int | None = None  # index of the stage for which the model is set up
 
     def run(self) -> dict[str, Any]:
-        """Train to the end of the run, or to a signal; returns the content of summary.json."""
+        """Train to the end of the run or until a signal; return the content of summary.json."""
         about = {"ranks": self.world.size, "data": self.data.corpus.fingerprint}
         recorded = self.world.on_main(
             lambda: record_start(self.start, self.dir, self.config, self.progress.step, about)
@@ -102,7 +102,7 @@ class Trainer:
         return result
 
     def _step(self, plan: StepPlan, stage: Stage) -> None:
-        """One optimizer step: data, update, log."""
+        """Do one optimizer step: read data, update, log."""
         before = self.progress.position
         with self.clock.measure("data"):
             batches, self.progress.position = self.data.loader.micro_batches(before, stage)
@@ -117,7 +117,7 @@ class Trainer:
             first_or_last = self.record.steps == 0 or self.progress.step in self.schedule.ends
             logged = first_or_last or self.progress.step % self.config.run.log_every == 0
             if logged:
-                measured.skipped.item()  # the one place where a step waits for the device
+                measured.skipped.item()  # the only place where a step waits for the device
         self.record.count_step(stage.batch_tokens, self.flops, peak_memory(self.world.device))
         self.clock.lap()
         if logged:
@@ -134,11 +134,11 @@ class Trainer:
             self.report.spike(loss, spike)
 
     def _after_step(self, stage: Stage, signal: int) -> None:
-        """Validate, compare the ranks and save when it is time to."""
+        """Validate, compare the ranks and save a checkpoint, each if it is due."""
         self.saver.poll()
         step, ends = self.progress.step, self.progress.step in self.schedule.ends
         if ends or step % self.config.eval.every == 0:
-            self._look_for_skips()  # waits for the device, so that its steps are not counted as validation
+            self._look_for_skips()  # waits for pending steps, so that they do not count as validation time
             self.record.val_loss = self._validation_loss(stage)
             self.report.validation()
         if step % self.config.parallel.compare_every == 0:
@@ -151,19 +151,19 @@ class Trainer:
             self._save()
 
     def _look_for_skips(self) -> None:
-        """Report the steps that updated nothing. Flags stay on the device and are read only here."""
-        with self.clock.measure("compute"):  # waits for the steps that the device has still to do
+        """Report skipped steps. Flags stay on the device and are read only here: no sync in every step."""
+        with self.clock.measure("compute"):  # waits for the steps that are pending on the device
             skips = self.guard.newly_skipped()
         for skip in skips:
             self.report.skipped(skip)
 
     def _is_sound(self) -> bool:
-        """Did the last step update something? A checkpoint to return to must not hold spoilt weights."""
+        """Return whether the last step was not skipped: checkpoints to rewind to must hold good weights."""
         self._look_for_skips()
         return self.guard.in_a_row == 0
 
     def _enter(self, plan: StepPlan) -> Stage:
-        """Make the stage of `plan` the current one; before its first step, report what the switch costs."""
+        """Make the stage of `plan` the current one; at a switch, report the validation loss after it."""
         name = self.schedule.names[plan.stage]
         stage = self.schedule.stages[name]
         if self.entered == plan.stage:
@@ -172,7 +172,7 @@ class Trainer:
         self.engine.enter(stage)
         self.flops = step_flops(self.config.model, stage) // self.world.size
         reset_peak_memory(self.world.device)
-        # A plan that was changed on resume may continue in any stage: records follow what really runs.
+        # If the plan was changed on resume, any stage may follow; so compare with the last record.
         records, settings = self.progress.stages, stage.attention_settings()
         begins = not records or (records[-1].name, records[-1].settings) != (name, settings)
         if begins:
@@ -185,7 +185,7 @@ class Trainer:
         return stage
 
     def _warm_up(self) -> None:
-        """Compile what the stages still to come run, outside of their clocks."""
+        """Compile the stages that are not finished, before their clocks start."""
         seconds = 0.0
         if compiles(self.config.compute, self.world.device) or self.world.device.type == "cuda":
             first = bisect_right(self.schedule.ends, self.progress.step)
@@ -195,7 +195,7 @@ class Trainer:
         self.report.compiled(seconds)
 
     def _validation_loss(self, stage: Stage) -> float:
-        """Loss on the validation tokens with the attention of `stage`, on the clock of the current stage."""
+        """Return the validation loss with the attention of `stage`; counts in the current stage's clock."""
         data, tokens = self.data, self.config.eval.tokens
         with self.clock.measure("validation"), self.watchdog.phase("validation"):
             loss = validation_loss(self.engine, data.validation, tokens, stage, data.corpus.tokenizer.eos)
@@ -203,7 +203,7 @@ class Trainer:
         return loss
 
     def _rewind(self) -> None:
-        """Too many steps in a row updated nothing: return to the newest checkpoint, past their data."""
+        """After too many skipped steps in a row: load the newest checkpoint, and skip the data since then."""
         n_skips, most = self.guard.in_a_row, self.config.guard.max_rewinds
         self.guard.rewound()
         steps = f"{n_skips} steps in a row, up to step {self.progress.step},"
@@ -248,7 +248,7 @@ class Trainer:
         self._note_first_checkpoint()
 
     def _note_first_checkpoint(self) -> None:
-        """Record that there is one: when all are gone, a start does not take the run for a new one."""
+        """Record that the run has a checkpoint, so that it is not taken for a new run if all are deleted."""
         if self.world.is_main and not self.has_checkpoint and self.saver.saved.count:
             try:
                 History(self.dir.history).add("checkpoint")
@@ -257,7 +257,7 @@ class Trainer:
             self.has_checkpoint = True
 
     def _check_launcher(self) -> None:
-        """Warn once if what started the ranks would kill them before a signal's step and save are done."""
+        """Warn once if, after a signal, the launcher would kill the ranks before they have saved."""
         saved, record = self.saver.saved, self.record
         if self.launcher_checked or not saved.count or not record.steps:
             return
@@ -266,7 +266,7 @@ class Trainer:
             self.report.say(f"warning   {line}")
 
     def _greeting(self, recorded: list[str]) -> list[str]:
-        """The lines printed before the first step; recorded: of `record_start`."""
+        """Return the lines to print before the first step. recorded: the lines of `record_start`."""
         done = self.progress.step
         return [
             f"run       {self.dir.path}: {self.start_note}",

@@ -19,7 +19,7 @@ from lhtrain.cli import fail, main
         ({"RANK": "x", "WORLD_SIZE": "2"}, "lhtrain: rank x: wrong"),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, ""),
         ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "x", "SLURM_NTASKS": "1"}, "lhtrain: rank x: wrong"),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "lhtrain: wrong"),  # a shell within a job
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, "lhtrain: wrong"),  # an interactive shell in a job
     ],
 )
 def test_an_error_is_printed_even_if_there_is_no_first_rank(monkeypatch, capsys, variables, words):

@@ -1,4 +1,4 @@
-"""Writing and reading where somebody planted a link, a pipe or a directory."""
+"""Writing and reading files if another user has put a link, a pipe or a directory at their name."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ OPENERS = {
     ],
 )
 def test_what_is_no_regular_file_is_named(tmp_path, victim, opener, plant, kind):
-    """Opening a pipe in the ordinary way would wait for ever."""
+    """The usual `open` of a pipe would wait forever."""
     path = tmp_path / "file"
     plant(path, victim)
     with pytest.raises(files.NotRegular, match=f"is {kind}, must be a regular file; remove it") as caught:
@@ -64,7 +64,7 @@ def test_writing_replaces_a_link_and_leaves_its_target(tmp_path, victim, link):
 
 
 def test_a_failed_write_changes_nothing(tmp_path, victim):
-    """A disk that is full, here by a limit on the size of files."""
+    """A full disk, simulated by a limit on the size of files."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))

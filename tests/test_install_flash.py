@@ -1,4 +1,4 @@
-"""`make` installs FlashAttention-4 for the GPUs that it runs on, and nothing elsewhere."""
+"""`make` installs FlashAttention-4 only on machines whose GPU supports it."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def install(tmp_path):
-    """The script, where nvidia-smi answers `gpu` (None: there is none) and pip only prints its arguments."""
+    """Run the script with a fake nvidia-smi that prints `gpu` (None: no such program) and a fake pip."""
 
     def install(gpu: str | None, pip_status: int = 0, smi_status: int = 0) -> str:
         tools = tmp_path / "bin"
@@ -59,6 +59,6 @@ def test_one_line_on_other_gpus(install, answer):
 
 
 def test_one_line_where_there_is_no_wheel(install):
-    """pip's status decides; its own error is above the line."""
+    """The exit status of pip decides; pip's own error is printed above the line."""
     pip, line = install("9.0\\n", pip_status=1).splitlines()
     assert pip + "\n" == PIP and "no wheel for this Python and platform" in line

@@ -1,4 +1,4 @@
-"""Batches: the same read ahead or not, shared out by the targets that count."""
+"""Batches: reading ahead does not change them, and ranks divide a step correctly."""
 
 import threading
 
@@ -40,7 +40,7 @@ def run(loader: Loader, plan: list[Stage]) -> tuple[list[torch.Tensor], int]:
 
 
 def test_reading_ahead_changes_nothing(order: SequenceOrder) -> None:
-    """Over more than an epoch, with switches of the sequence length that nobody announced."""
+    """More than an epoch, with changes of the sequence length that the reader cannot foresee."""
     plan = [stage(16)] * 9 + [stage(32)] * 9 + [stage(16, batch_tokens=64)] * 9
     ahead, direct = (run(Loader(order, EOS, CPU, ahead=flag), plan) for flag in (True, False))
     assert ahead[1] == direct[1] > order.tokens_per_epoch
@@ -58,7 +58,7 @@ def test_an_error_of_the_thread_reaches_the_trainer(order: SequenceOrder, monkey
 
     monkeypatch.setattr(order, "read", read_here_alone)
     loader = Loader(order, EOS, CPU)
-    _, position = loader.micro_batches(0, stage(16))  # which has the next step read ahead
+    _, position = loader.micro_batches(0, stage(16))  # starts to read the next step
     with pytest.raises(OSError, match="disk gone"):
         loader.micro_batches(position, stage(16))
     loader.close()
@@ -75,7 +75,7 @@ def test_padding_is_end_of_text_as_input_and_no_target() -> None:
 
 @pytest.mark.parametrize("share", [RankSlice(), RankSlice(0, 1, 1, 2)])
 def test_a_gpu_copies_from_contiguous_pinned_memory(order, monkeypatch, share) -> None:
-    """A copy from anything else makes the host wait for it."""
+    """The host would wait for a copy from any other memory."""
     pinned = []
 
     def pin_memory(tensor):
@@ -94,12 +94,12 @@ def test_a_gpu_copies_from_contiguous_pinned_memory(order, monkeypatch, share) -
 @pytest.mark.gpu
 @pytest.mark.parametrize("share", [RankSlice(), RankSlice(0, 1, 1, 2)])
 def test_the_host_does_not_wait_for_a_copy_to_the_gpu(share) -> None:
-    """While the GPU is busy for a second, the batches are there at once; their content is right."""
+    """While the GPU is busy for a second, the call returns at once, and the batches are right."""
     device = torch.device("cuda")
     rows = torch.arange(8 * 65537).view(8, 65537)
     wanted = batches(Read.of(rows, 1, EOS, CPU, share), 4, CPU)
     read = Read.of(rows, 1, EOS, device, share)
-    batches(read, 4, device)  # memory is there now
+    batches(read, 4, device)  # allocates the memory before the measurement
     torch.cuda.synchronize()
     busy = torch.cuda.Event()
     torch.cuda._sleep(2_000_000_000)
@@ -118,7 +118,7 @@ def test_validation_reads_as_many_tokens_as_told(order: SequenceOrder) -> None:
 @pytest.mark.parametrize("dp_size", [1, 2, 3])
 @pytest.mark.parametrize("tokens", [1, 32, 96, 160, 10**9])
 def test_validation_batches_have_one_shape_on_every_rank(order: SequenceOrder, tokens: int, dp_size) -> None:
-    """Another shape would be compiled anew, on one rank while the others wait for it."""
+    """Another shape would be compiled on one rank while the others wait."""
     plan = stage(16, batch_tokens=16 * 3 * dp_size, grad_accum=1)
     parts = [
         list(validation_batches(order, tokens, plan, EOS, CPU, RankSlice(r, dp_size))) for r in range(dp_size)
@@ -133,7 +133,7 @@ def test_validation_batches_have_one_shape_on_every_rank(order: SequenceOrder, t
 
 @pytest.mark.parametrize(("dp_size", "cp_size"), [(4, 1), (1, 2), (2, 4)])
 def test_ranks_have_the_step_among_them(order: SequenceOrder, dp_size: int, cp_size: int) -> None:
-    """Every token and target once, the shares adding up to the whole; the position is everyone's."""
+    """Every token and target occurs once, the weights add up to 1, and all ranks have the same position."""
     whole, after = Loader(order, EOS, CPU, ahead=False).micro_batches(32, stage(32, grad_accum=1))
     wanted = sorted(zip(whole[0].tokens.flatten().tolist(), whole[0].targets.flatten().tolist(), strict=True))
     found, share = [], 0.0
@@ -151,7 +151,7 @@ def test_ranks_have_the_step_among_them(order: SequenceOrder, dp_size: int, cp_s
 
 
 def test_validation_gives_every_rank_as_many_batches(order: SequenceOrder) -> None:
-    """Three sequences among two ranks: the last has one without targets."""
+    """Three sequences on two ranks: the last batch of the second rank has no targets."""
     parts = [RankSlice(rank, 2) for rank in range(2)]
     plan = stage(32, batch_tokens=64, grad_accum=1)
     found = [list(validation_batches(order, 96, plan, EOS, CPU, part)) for part in parts]

@@ -1,4 +1,4 @@
-"""A stage's record: its losses and their width, and checkpoints of earlier versions."""
+"""The record of a stage: its mean loss and standard error, and checkpoints of earlier versions."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The versions, the commit, and the command that continues a run."""
+"""The versions, the commit, and the command that resumes a run."""
 
 import shlex
 import sys

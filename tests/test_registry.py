@@ -27,9 +27,9 @@ def test_a_name_belongs_to_one_object():
     assert registry.add("mine")(First) is First
     registry.add("mine")(First)  # its module was imported again
     assert registry["mine"] is First
-    with pytest.raises(ValueError, match=r"thing 'mine': .*First has that name"):
+    with pytest.raises(ValueError, match=r"thing 'mine': .*First already has this name"):
         registry.add("mine")(Second)
-    with pytest.raises(ValueError, match=r"thing 'ours': json:dumps has that name"):
+    with pytest.raises(ValueError, match=r"thing 'ours': json:dumps already has this name"):
         registry.add("ours")(Second)
 
 

@@ -1,4 +1,4 @@
-"""The plan of a run: stages and learning rates, without training anything."""
+"""The stages and learning rates of a run, without training."""
 
 from dataclasses import replace
 
@@ -59,7 +59,7 @@ def test_no_step_is_without_a_learning_rate(kind, warmup):
 
 
 def test_settings_of_attention_are_those_of_checkpoints_from_before_windows():
-    """So that resuming one of them is no stage switch; a window is one."""
+    """Resuming such a checkpoint must not count as a stage switch, but adding a window must."""
     saved = {"attention": "lighthouse", "seq_len": 1024, "levels": 2, "pooling": 4, "budget": 128}
     saved |= {"scorer": "norm", "cover_prefix": True}
     stage = Stage("s", "lighthouse", 1024, 1024, 1, pyramid=Pyramid(1024, 2, 4, 128))

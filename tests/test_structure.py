@@ -1,4 +1,4 @@
-"""Who may import whom, and how long a function may be; read from the source, without importing it."""
+"""Rules for imports between modules and for the length of functions, checked in the source code."""
 
 import ast
 import os
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the ground up: a module imports from its own floor and from lower ones.
+# Layers from bottom to top: a module may import from its own layer and from lower ones.
 FLOORS = [
     ["kernels"],
     ["errors", "files", "registry", "process", "provenance", "quote", "text"],
@@ -32,7 +32,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 TRAIN_LINES = 280
 LONGEST = 60  # lines of a function
-LONGEST_KERNEL = 100  # of a Triton program, which is one function on the GPU
+LONGEST_KERNEL = 100  # lines of a Triton kernel, which cannot always be split
 
 
 @cache
@@ -50,7 +50,7 @@ def trees() -> dict[str, ast.Module]:
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """All that a module imports, anywhere in it: in functions and for type checkers too."""
+    """Yield everything that a module imports, including imports in functions and for type checkers."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -60,8 +60,10 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """Module -> the modules of lhtrain that it imports. `from package import name` is the package's own name,
-    unless it is one of its modules."""
+    """Return module -> the modules of lhtrain that it imports.
+
+    `from package import name` counts as the module `package.name` if there is one, else as the package.
+    """
     modules = trees()
     edges: dict[str, set[str]] = {module: set() for module in modules}
     for module, tree in modules.items():
@@ -73,7 +75,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """`lhtrain.conf.rules.validate` -> conf; a room is its own."""
+    """Return the top-level part of a module's name: `lhtrain.conf.rules.validate` -> conf."""
     return module.removeprefix("lhtrain.").partition(".")[0] if module != "lhtrain" else "__init__"
 
 
@@ -89,7 +91,7 @@ def rooms() -> dict[str, set[str]]:
 
 
 def circles(edges: dict[str, set[str]]) -> list[set[str]]:
-    """The sets of more than one node in which each reaches every other."""
+    """Return the sets of two or more nodes that all reach each other."""
     reach = {}
     for start in edges:
         seen, to_visit = set(), [start]

@@ -1,4 +1,4 @@
-"""Names and numbers of every kind, as text and as JSON."""
+"""Formatting of names and numbers as text and as JSON."""
 
 import json
 import math

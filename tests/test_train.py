@@ -1,4 +1,4 @@
-"""What a step took, on a device that computes while the trainer goes on: by a clock that the test sets."""
+"""Times that the trainer reports for a device that works asynchronously, with a clock set by the test."""
 
 import json
 import time
@@ -22,11 +22,11 @@ SETTINGS = [
     *("stages.lighthouse.fraction=0.5", "run.log_every=3", "parallel.compare_every=3"),
     *("eval.tokens=512", "eval.every=7", "checkpoint.every=100"),
 ]
-READING = {"lighthouse": 0.25, "recovery": 1.0}  # seconds that a step's data take
+READING = {"lighthouse": 0.25, "recovery": 1.0}  # seconds to read the data of a step
 
 
 class Device:
-    """A second of work a step, done when somebody waits for it."""
+    """A device with one second of work per step; the clock advances when the host waits for it."""
 
     def __init__(self, monkeypatch):
         self.now, self.waiting = 0.0, 0
@@ -62,7 +62,7 @@ def trainer(tmp_path, monkeypatch):
     return trainer
 
 
-def test_a_logged_step_takes_what_steps_take_and_not_what_it_waited_for(trainer):
+def test_the_time_of_a_logged_step_is_a_mean_and_not_the_time_of_the_wait(trainer):
     trainer.run()
     lines = [json.loads(line) for line in trainer.dir.metrics.read_text().splitlines()]
     rows = [row for row in lines if row["kind"] == "train"]
@@ -85,7 +85,7 @@ def test_no_steps_are_left_to_do_when_validation_begins(trainer, monkeypatch):
 
 
 def test_the_wait_for_data_is_that_of_the_stage(trainer, monkeypatch):
-    """The ranks compare it by step; the first comparison after a switch counts from there."""
+    """Ranks compare the wait per step; after a switch, the first comparison starts at the switch."""
     found = []
     monkeypatch.setattr(trainer.stragglers, "compare", lambda waited: found.append(waited) or [])
     trainer.run()
@@ -93,7 +93,7 @@ def test_the_wait_for_data_is_that_of_the_stage(trainer, monkeypatch):
 
 
 def test_a_switch_is_no_spike(trainer, monkeypatch):
-    """Full attention begins far above Lighthouse's losses: what that costs is said by the switch."""
+    """Full attention starts far above Lighthouse's losses; this is reported as a switch, not as a spike."""
     monkeypatch.setattr(nonfinite, "LEAST", 2)
     losses, update = {"lighthouse": 3.0, "recovery": 30.0}, train.update
 
@@ -109,7 +109,7 @@ def test_a_switch_is_no_spike(trainer, monkeypatch):
     assert switch["loss_before"] == 3.0 and switch["loss_before_stderr"] == 0.0
 
 
-def test_what_another_version_kept_of_the_guard_is_refused_with_the_checkpoints_name(trainer):
+def test_the_error_for_an_invalid_saved_guard_names_the_checkpoint(trainer):
     trainer.run()
     (path,) = checkpoint.complete(trainer.dir.checkpoints)[-1:]
     rewrite(path, lambda tree: tree.update(guard={"losses": []}), "state.json")

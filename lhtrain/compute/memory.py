@@ -123,11 +123,13 @@ def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
     model, compute = config.model, config.compute
     seen = n if number in model.dense_layers else stage.n_attended * n // stage.seq_len
     size, heads = element(compute), model.n_heads * model.head_dim
-    windowed = seen < n and stage.window > 0
+    windowed = seen < n and (stage.window > 0 or stage.strictly_causal)
     scattered = size * n * heads if seen < n and not windowed else 0  # a Lighthouse layer's output
     block_input = size * n * model.dim
     kept = _kept_by_block(model, n, seen, size) + scattered
     kept += _kept_by_attention(model, n, size) if windowed else 0  # window, besides the selected rows
+    # The merged output of strictly causal layers; this figure was not measured.
+    kept += size * n * heads if windowed and stage.strictly_causal else 0
     # The gradient of the output, one inside the SwiGLU, and the float32 gradient of the queries.
     work = size * n * (model.dim + model.ffn_dim) + 4 * (n if windowed else seen) * heads
     # The window's gradients of queries, keys and values are kept until those of the selected rows are added.

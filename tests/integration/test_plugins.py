@@ -40,6 +40,11 @@ def test_a_run_of_plugins_by_configuration_alone(lhtrain):
     lhtrain.kill_after("plugins_killed", 5, *SETTINGS)
     assert lhtrain("plugins_killed", *SETTINGS, "resume=auto").trace == whole.trace
 
+    # A recovery stage alone has no scorers, and takes the other weights.
+    start = f"init_from={whole.path / 'checkpoints/step_00000006'}"
+    recovered = lhtrain("recovered", *SETTINGS, "stage=recovery", "run.steps=1", start)
+    assert recovered.status == 0 and recovered.summary["finished"]
+
     done = lhtrain.bare("export", str(whole.path), str(lhtrain.folder / "exported"))
     assert done.returncode == 0, done.stderr
 

@@ -128,8 +128,6 @@ def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
     block_input = size * n * model.dim
     kept = _kept_by_block(model, n, seen, size) + scattered
     kept += _kept_by_attention(model, n, size) if windowed else 0  # window, besides the selected rows
-    # The merged output of strictly causal layers; this figure was not measured.
-    kept += size * n * heads if windowed and stage.strictly_causal else 0
     # The gradient of the output, one inside the SwiGLU, and the float32 gradient of the queries.
     work = size * n * (model.dim + model.ffn_dim) + 4 * (n if windowed else seen) * heads
     # The window's gradients of queries, keys and values are kept until those of the selected rows are added.

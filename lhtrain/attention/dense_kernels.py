@@ -29,7 +29,8 @@ class DenseKernel:
     runs(q): whether it takes such queries, on their device. forward(q, k, v, causal) -> out (B, T, H, D) in
     q's dtype, and lse, of q (B, T, H, D) and k, v (B, S, Hkv, D). backward(grad, q, k, v, out, lse, causal)
     -> the gradients of q, k and v in their shapes; out and lse may be those of a larger attention of which
-    this one is a part. takes_grad_lse: backward has a further argument, the gradient of lse.
+    this one is a part. takes_grad_lse: backward has a further argument, the gradient of lse; else it has
+    `scale`, a factor of the scores in place of 1/sqrt(D).
     """
 
     name: str
@@ -87,23 +88,29 @@ def backward_of(
 
     out and lse may be those of a larger attention of which this one is a part.
 
-    With weights P = exp(scores - lse), the gradient of lse adds scale * grad_lse * P K to that of q, and
-    scale * P^T (grad_lse * q) to that of k. Where the kernel does not do that, the first is attention to the
-    keys in place of the values, and the second is the gradient of those values. This costs one more forward
-    and one more backward pass.
+    Backward passes use the output only for delta, the sum of grad * out, from which the gradient of lse is
+    to be taken away. A kernel that does not do that gets one dimension more: 1 in grad, -grad_lse in out, 0
+    in queries, keys and values. So delta is right, and nothing else changes.
     """
     if grad_lse is None:
         return kernel.backward(grad, q, k, v, out, lse, causal)
     if kernel.takes_grad_lse:
         return kernel.backward(grad, q, k, v, out, lse, causal, grad_lse)
-    grad_q, grad_k, grad_v = kernel.backward(grad, q, k, v, out, lse, causal)
-    scale = q.shape[-1] ** -0.5
-    by_query = grad_lse.transpose(1, 2).unsqueeze(-1) * scale  # (B, T, H, 1) float32
-    keys, part_lse = kernel.forward(q, k, k, causal)
-    keys = keys * (part_lse - lse).exp().transpose(1, 2).unsqueeze(-1)  # a part has its share of the weights
-    # The gradient of the values does not depend on the output, which is `out` for its dtype alone.
-    of_keys = kernel.backward((by_query * q).to(q.dtype), q, k, k, out, lse, causal)[2]
-    return (grad_q + by_query * keys).to(q.dtype), grad_k + of_keys, grad_v
+    if q.is_cuda and q.shape[-1] >= MOST:  # there is no room for another dimension
+        return _naive_backward(grad, q, k, v, out, lse, causal, grad_lse)
+    tensors = with_grad_lse(grad, grad_lse, q, k, v, out)
+    grads = kernel.backward(*tensors, lse, causal, scale=q.shape[-1] ** -0.5)
+    grad_q, grad_k, grad_v = (x[..., : q.shape[-1]] for x in grads)
+    return grad_q, grad_k, grad_v
+
+
+def with_grad_lse(
+    grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """grad, q, k, v and out with one dimension more, for the gradient of lse (B, H, T); see `backward_of`."""
+    last = -grad_lse.transpose(1, 2).unsqueeze(-1).to(out.dtype)
+    q, k, v = (F.pad(x, (0, 1)) for x in (q, k, v))
+    return F.pad(grad, (0, 1), value=1.0), q, k, v, torch.cat([out, last], -1)
 
 
 def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
@@ -114,11 +121,19 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor,
 
 
 def _cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None = None,
 ) -> Gradients:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     tensors = [x.transpose(1, 2) for x in (grad, q, repeated(k, q), repeated(v, q), out)]
-    grads = backward(*tensors, lse.contiguous(), 0.0, causal, scale=q.shape[-1] ** -0.5)
+    grads = backward(*tensors, lse.contiguous(), 0.0, causal, scale=scale)
     grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
     return grad_q, summed(grad_k, k), summed(grad_v, k)
 
@@ -131,9 +146,17 @@ def _flash_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tenso
 
 
 def _flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None = None,
 ) -> Gradients:
-    lse, dim, scale = lse.contiguous(), q.shape[-1], q.shape[-1] ** -0.5
+    lse, dim = lse.contiguous(), q.shape[-1]
+    scale = dim**-0.5 if scale is None else scale
     tensors = [filled(x, 8).transpose(1, 2) for x in (grad, q, repeated(k, q), repeated(v, q), out)]
     lengths: list[Any] = [None, None, q.shape[1], k.shape[1]]
     seed = torch.zeros(2, dtype=torch.uint64, device=q.device)

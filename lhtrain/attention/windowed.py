@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from lhtrain.attention.dense_kernels import DENSE_KERNELS, Gradients, attend_with_lse, backward_of, kernel_for
-from lhtrain.attention.window_kernels import WINDOW_KERNELS, naive_window, window_bounds, window_kernel_for
+from lhtrain.attention.window_kernels import (
+    WINDOW_KERNELS,
+    cpu_window,
+    naive_window,
+    window_bounds,
+    window_kernel_for,
+)
 from lhtrain.kernels.merge import naive
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.selection.naive import inverse
@@ -78,7 +84,7 @@ def merge_window(
         before: (B, G, L - 1), the rows of the entries that precede the first of each level; `merge.naive`.
     """
     if not kernels:
-        near, near_lse = naive_window(q, k, v, window)
+        near, near_lse = (naive_window if q.is_cuda else cpu_window)(q, k, v, window)
         return naive.merge(near, near_lse, rows, rows_lse, row_of_entry, pyramid, before)[0]
     sizes = pyramid.levels, pyramid.pooling
     if before is None:

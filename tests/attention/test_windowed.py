@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lhtrain.attention import LighthouseAttention, dense_attention, lighthouse_attention
-from lhtrain.attention.window_kernels import WINDOW_KERNELS, naive_window
+from lhtrain.attention.window_kernels import WINDOW_KERNELS, cpu_window, naive_window
 from lhtrain.attention.windowed import merge_window
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
@@ -106,6 +106,26 @@ def test_values_after_a_cut_change_nothing_before_it(cut):
 def test_gradients():
     tensors = [x[:1, :, :1].requires_grad_() for x in draw(dim=2)]
     assert torch.autograd.gradcheck(lambda *x: layer(*x, 10), tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("n", "earlier", "window"), [(300, 0, 40), (300, 39, 40), (130, 0, 129), (50, 20, 30), (513, 7, 1)]
+)
+@pytest.mark.parametrize("groups", [4, 2])
+def test_the_kernel_of_cpus_is_naive(n, earlier, window, groups):
+    """Forward and backward through both results, with keys that begin before the queries do."""
+    torch.manual_seed(0)
+    shapes = [(2, n, 4, 6), *[(2, n + earlier, groups, 6)] * 2]
+    tensors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    grads = torch.randn(2, n, 4, 6, dtype=torch.float64), torch.randn(2, 4, n, dtype=torch.float64)
+    found = []
+    for attend in (cpu_window, naive_window):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        pair = attend(*leaves, window)
+        torch.autograd.backward(pair, grads)
+        found.append([*(x.detach() for x in pair), *(x.grad for x in leaves)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_a_negative_window_is_refused():

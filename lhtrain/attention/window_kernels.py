@@ -151,7 +151,7 @@ def _cpu_backward(
         scaled = {"attn_mask": mask, "scale": q.shape[-1] ** -0.5 if scale is None else scale}
         found.append(backward(*tensors, 0.0, False, **scaled))
     of_queries, of_keys, of_values = zip(*found, strict=True)
-    grad_k, grad_v = (blocks.summed(*parts, n_groups=k.shape[2]) for parts in (of_keys, of_values))
+    grad_k, grad_v = (blocks.summed(x[0], x[1], k.shape[2]) for x in (of_keys, of_values))
     return blocks.joined(*of_queries), grad_k, grad_v
 
 

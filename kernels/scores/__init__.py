@@ -1,4 +1,4 @@
-"""Which tokens deserve their full resolution: scorers, and what they are given."""
+"""The interface of scorers, which decide the tokens that keep their full resolution, and their input."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -16,13 +16,13 @@ class Tokens(NamedTuple):
     B batch, T tokens, H query heads, G key/value heads, D head dim, C model dim, P chunks of T / P tokens.
 
     q: (B, T, H, D); k, v: (B, T, G, D), after the rotary embedding.
-    positions: (T,) int64, the places of the tokens in their sequence.
-    x: (B, T, C), the input of the attention layer; None where there is no layer.
-    attend: causal attention over the whole sequence, (q, k, v) of these tokens -> (B, T, H, D). It also takes
-        (B, T / d, d H, D), the tokens of every d-th position as heads of their own. None where only single
-        tokens can be scored.
-    chunks: the numbers, in the order of the sequence, of the P equal chunks that these tokens are.
-    all_chunks: a tensor (P, ...) of these chunks -> those of all chunks of the sequence, in its order.
+    positions: (T,) int64, the positions of the tokens in their sequence.
+    x: (B, T, C), the input of the attention layer; None without a layer.
+    attend: causal attention over the whole sequence, (q, k, v) of these tokens -> (B, T, H, D). It also
+        accepts (B, T / d, d H, D), with the tokens of every d-th position as separate heads. None if only
+        single tokens can be scored.
+    chunks: these tokens are P equal chunks of the sequence; chunks holds their numbers in the sequence.
+    all_chunks: a tensor (P, ...) of these chunks -> the tensor of all chunks of the sequence, in order.
     """
 
     q: Tensor
@@ -38,23 +38,23 @@ class Tokens(NamedTuple):
 class Scorer(Protocol):
     """Gives every token two scores. A scorer with parameters is an `nn.Module`; register it in SCORERS.
 
-    A class attribute `token_local = True` says that the scores of a token depend on that token and its
-    position alone. Only such scorers work in strictly causal layers that decode.
+    The class attribute `token_local = True` means that the scores of a token depend only on this token and
+    its position. Strictly causal layers can generate text only with such scorers.
     """
 
     def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """-> qk, kq (B, G, T) of level 0, compared in float32; qk is the largest of a group's query heads.
+        """Return qk, kq (B, G, T) of level 0, compared in float32; qk is the maximum over query heads.
 
-        The caller takes no gradient through the scores, and the maximum over windows for coarser levels.
+        The caller computes no gradient of the scores, and takes the maximum over windows for coarser levels.
         """
         ...
 
 
 def is_token_local(scorer: Scorer) -> bool:
-    """Whether the scores of a token depend on that token and its position alone."""
+    """Return whether the scores of a token depend only on this token and its position."""
     return getattr(scorer, "token_local", False)
 
 
 def norms_of(rows: Tensor, n_groups: int) -> Tensor:
-    """Float32 l2 norms of rows (B, T, H, D), the largest of each group's heads: (B, G, T)."""
+    """Return the float32 l2 norms of rows (B, T, H, D), the maximum over each group's heads: (B, G, T)."""
     return rows.float().norm(dim=-1).unflatten(-1, (n_groups, -1)).amax(-1).transpose(1, 2)

@@ -1,10 +1,10 @@
-"""The paper's scorer with parameters: the norms of gated linear attention.
+"""The paper's scorer with parameters: norms of the output of gated linear attention.
 
-For each head a state S (D, D) decays by a gate of the token, and takes in the token's key and value:
+Each head has a state S (D, D). It decays by the token's gate, and adds the token's key and value:
 
     S_t = exp(g_t) S_{t-1} + k_t v_t^T,   o_t = q_t S_t / sqrt(D),   g_t = log(sigmoid(w x_t)) / 16
 
-Computed a chunk of tokens at a time: products inside a chunk, and a scan over the states of the chunks.
+It is computed in chunks of tokens: matrix products inside a chunk, and a scan over the states of the chunks.
 Source: arXiv:2605.06554 (the scorer); Mamba-2, arXiv:2405.21060, section 6 (the chunks).
 B batch, T tokens, H query heads, G key/value heads, D head dim, C model dim.
 """
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from lhtrain.kernels.scores import Tokens, norms_of
 
-CHUNK = 256  # tokens whose products with each other are computed
-SEGMENT = 2**17  # tokens at once, so that a long sequence needs no more memory than this
+CHUNK = 256  # tokens per chunk
+SEGMENT = 2**17  # most tokens at once, which limits the memory for long sequences
 TEMPERATURE = 16.0
 
 
 class Gla(nn.Module):
     """qk = ‖linear attention of (q, k, v)‖, kq = ‖linear attention of (k, q, v)‖.
 
-    No gradient flows through scores, so the gates keep their initial values; a checkpoint holds them. Layers
-    keep them while they attend fully, and an exported model has none.
+    Scores have no gradient, so the gates keep their initial values. Checkpoints hold them, also in stages
+    with full attention; an exported model does not.
     """
 
     token_local: ClassVar[bool] = False
@@ -37,15 +37,15 @@ class Gla(nn.Module):
         self.weight = nn.Parameter(torch.empty(model.n_kv_heads, model.dim), requires_grad=False)
 
     def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """qk, kq (B, G, T) float32."""
+        """Return qk, kq (B, G, T) float32. Raises ValueError if tokens.x is None."""
         q, k, v = tokens.q, tokens.k, tokens.v
         if tokens.x is None:
             raise ValueError("scorer=gla: its gates need the layer's input x")
         n_heads, n_groups = q.shape[2], k.shape[2]
-        weight = self.weight.to(tokens.x.dtype).float()  # as where weights are sharded and gathered in it
+        weight = self.weight.to(tokens.x.dtype).float()  # round as sharded weights, gathered in x's dtype
         gates = F.logsigmoid(F.linear(tokens.x.float(), weight)) / TEMPERATURE  # (B, T, G)
         k, v, gates = (x.repeat_interleave(n_heads // n_groups, 2) for x in (k, v, gates))
-        # Each chunk of the sequence by itself: (B, T, H, ...) -> (P, B, H, T / P, ...).
+        # Separate the chunks of the sequence: (B, T, H, ...) -> (P, B, H, T / P, ...).
         parts = [x.unflatten(1, (len(tokens.chunks), -1)).movedim(1, 0).movedim(3, 2) for x in (q, k, v)]
         log_gates = gates.unflatten(1, (len(tokens.chunks), -1)).movedim(1, 0).movedim(3, 2)
         q, k, v = parts
@@ -55,7 +55,7 @@ class Gla(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, log_gates: Tensor, tokens: Tokens) -> Tensor:
-    """Gated linear attention of these tokens to those of the whole sequence: (P, B, H, T / P, D)."""
+    """Return gated linear attention of these tokens to the whole sequence: (P, B, H, T / P, D)."""
     state = None
     if len(tokens.chunks) > 1:
         finals = tokens.all_chunks(final_state(k, v, log_gates))
@@ -73,20 +73,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, log_gates: Tensor, tokens: Tokens) 
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, log_gates: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Gated linear attention, causal.
+    """Causal gated linear attention.
 
     Args:
-        q, k, v: (..., T, D), of one float dtype, in which the products are computed.
-        log_gates: (..., T) float32, not positive.
+        q, k, v: (..., T, D), all of one float dtype, which the products use.
+        log_gates: (..., T) float32, at most 0.
         state: (..., D, D) float32, the state before the first token; None: zero.
 
     Returns:
         (..., T, D) in q's dtype, and the state (..., D, D) float32 after the last token.
     """
     n, chunk = q.shape[-2], min(CHUNK, q.shape[-2])
-    missing = -n % chunk  # tokens of zeros at the end change nothing before them, nor the state
+    missing = -n % chunk  # pad with zeros at the end; this changes neither the outputs nor the state
     q, k, v = (F.pad(x, (0, 0, 0, missing)).unflatten(-2, (-1, chunk)) for x in (q, k, v))
-    decay = F.pad(log_gates, (0, missing)).unflatten(-1, (-1, chunk)).cumsum(-1)  # since the chunk began
+    decay = F.pad(log_gates, (0, missing)).unflatten(-1, (-1, chunk)).cumsum(-1)  # from the chunk's start
     whole = decay[..., -1]
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).triu(1)
     between = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).masked_fill(later, -torch.inf).exp()
@@ -101,16 +101,16 @@ def linear_attention(
 
 
 def final_state(k: Tensor, v: Tensor, log_gates: Tensor) -> Tensor:
-    """The state after the last token, from zero before the first: k, v (..., T, D) -> (..., D, D) float32."""
+    """Return the state after the last token, starting from zero: k, v (..., T, D) -> (..., D, D) float32."""
     after = log_gates.flip(-1).cumsum(-1).flip(-1) - log_gates  # the decay from each token to the last
     return (k.float() * after.exp().unsqueeze(-1)).transpose(-1, -2) @ v.float()
 
 
 def states_before(taken: Tensor, log_decays: Tensor, first: Tensor) -> Tensor:
-    """The state before each of n chunks: S_0 = first, S_{c+1} = exp(decay_c) S_c + taken_c.
+    """Return the state before each of n chunks: S_0 = first, S_{c+1} = exp(decay_c) S_c + taken_c.
 
-    taken: (n, ..., D, D) float32, log_decays (n, ...), first (..., D, D) -> (n, ..., D, D). Each of log2(n)
-    rounds adds the sums of twice as many chunks.
+    taken: (n, ..., D, D) float32, log_decays (n, ...), first (..., D, D) -> (n, ..., D, D). A parallel scan:
+    each of the log2(n) rounds doubles the number of chunks that a state sums up.
     """
     states = torch.cat([first.unsqueeze(0), taken[:-1]])
     decays = torch.cat([torch.zeros_like(log_decays[:1]), log_decays[:-1]])

@@ -1,6 +1,6 @@
-"""One pass over the tokens of q and k: norm scores of levels 1 and up.
+"""Norm scores of levels 1 and up, in one pass over the tokens of q and k.
 
-A program owns BLOCK_T tokens of one head slot; slots are the H query heads, then the G key heads.
+A program handles BLOCK_T tokens of one head slot. The slots are the H query heads, then the G key heads.
 """
 
 import torch
@@ -26,7 +26,7 @@ def score_kernel(
 ):  # fmt: skip
     BLOCK_1: tl.constexpr = BLOCK_T // P
     i_p = tl.program_id(0)
-    i_slot = (i_p % (H + G)).to(tl.int64)  # times a stride, which is N D where heads come before tokens
+    i_slot = (i_p % (H + G)).to(tl.int64)  # int64: it is multiplied by a stride of up to N D
     i_block = (i_p // (H + G)) % n_blocks
     i_b = (i_p // ((H + G) * n_blocks)).to(tl.int64)
     if i_slot < H:
@@ -45,7 +45,7 @@ def score_kernel(
         # [BLOCK_1, BLOCK_D]: one token of every level-1 window
         b_x = tl.load(p_x + i * s_n, mask=m_x, other=0.0).to(tl.float32)
         best = tl.maximum(best, tl.sum(b_x * b_x, 1))
-    best = tl.sqrt_rn(best)  # monotone, so it could wait until the maximum was known
+    best = tl.sqrt_rn(best)  # after the maximum, because the square root is monotonic
     tl.store(p_score + o_1, best, mask=o_1 < size)
     for level in tl.static_range(2, LEVELS):
         p_score += size
@@ -62,9 +62,9 @@ def _max_of_groups(x, P: tl.constexpr, GROUPS: tl.constexpr):
 
 
 def score(q: Tensor, k: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-    """Norm scores of levels 1 and up, level by level. Level 0's are never compared, so they are not written.
+    """Return the norm scores of levels 1 and up. Those of level 0 are never compared, so they are not stored.
 
-    q (B, N, H, D); k (B, N, G, D) -> qk (B, H, E - N), kq (B, G, E - N) float32: level l begins at
+    q (B, N, H, D); k (B, N, G, D) -> qk (B, H, E - N), kq (B, G, E - N) float32. Level l starts at
     `pyramid.offset(l) - N`.
     """
     batch, seq_len, n_heads, dim = q.shape
@@ -78,7 +78,7 @@ def score(q: Tensor, k: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
         q, k, qk, kq, seq_len, n_blocks, n_above, *q.stride()[:3], *k.stride()[:3],
         H=n_heads, G=n_kv_heads, P=pyramid.pooling, LEVELS=levels, D=dim, BLOCK_D=power_of_two(dim), **LAUNCH,
     )  # fmt: skip
-    for level in range(levels, pyramid.levels):  # long windows: few entries, so plain PyTorch does
+    for level in range(levels, pyramid.levels):  # long windows have few entries, so plain PyTorch is enough
         finer, first = pyramid.offset(level - 1) - seq_len, pyramid.offset(level) - seq_len
         for scores in (qk, kq):
             groups = scores[..., finer:first].unflatten(-1, (pyramid.size(level), pyramid.pooling))

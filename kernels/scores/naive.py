@@ -1,4 +1,4 @@
-"""Norm scores and their maxima over windows in plain PyTorch: the reference of `kernel.py`."""
+"""Norm scores and their maxima over windows in plain PyTorch: the reference for `kernel.py`."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from lhtrain.kernels.pyramid import Pyramid
 
 
 def norm_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Float32 l2 norms of q (B, N, H, D) and k (B, N, G, D) as qk, kq (B, G, N).
+    """Return the float32 l2 norms of q (B, N, H, D) and k (B, N, G, D) as qk, kq (B, G, N).
 
     The qk of a key/value head is the maximum over its H / G query heads.
     """
@@ -20,7 +20,7 @@ def norm_scores(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 def max_pooled(scores: Tensor, pyramid: Pyramid) -> Tensor:
     """Scores of level 0 (B, H, N) -> of levels 1 and up (B, H, E - N): the maximum over each window.
 
-    Level l begins at `pyramid.offset(l) - N`. Level 0 is left out, since its scores are never compared.
+    Level l starts at `pyramid.offset(l) - N`. Level 0 is omitted, because its scores are never compared.
     """
     levels = [scores]
     for level in range(1, pyramid.levels):

@@ -11,10 +11,10 @@ from lhtrain.kernels.scores.naive import norm_scores
 
 @dataclass(frozen=True)
 class Norm:
-    """qk = ‖q‖, kq = ‖k‖. `ops.gather_rows` computes the same for all levels in one kernel, `kernel.py`."""
+    """qk = ‖q‖, kq = ‖k‖. `ops.gather_rows` computes the same for all levels in one kernel (kernel.py)."""
 
     token_local: ClassVar[bool] = True
 
     def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """qk, kq (B, G, T) float32."""
+        """Return qk, kq (B, G, T) float32."""
         return norm_scores(tokens.q, tokens.k)

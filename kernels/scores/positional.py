@@ -1,4 +1,4 @@
-"""Scorers that look at positions alone: they know nothing of the text, and so nothing of its future."""
+"""Scorers that use only positions. They do not depend on the text, so they cannot leak later tokens."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from lhtrain.kernels.scores import Tokens
 
-HEADS = 1024  # more than any model has, so that no two pairs of position and head share a number below 2^22
+HEADS = 1024  # more than any model has, so each pair of a position below 2^22 and a head has its own number
 
 
 @dataclass(frozen=True)
 class Position:
     """A fixed pseudo-random choice: each pair of position and key/value head has one score in [0, 1).
 
-    The same on every device and rank, and in every layer and run.
+    The scores are the same on every device and rank, and in every layer and run.
     """
 
     token_local: ClassVar[bool] = True
 
     def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """qk, kq (B, G, T) float32, equal to each other."""
+        """Return qk, kq (B, G, T) float32, equal to each other."""
         heads = torch.arange(tokens.k.shape[2], device=tokens.q.device)
         hashed = hash32(tokens.positions * HEADS + heads[:, None])
         scores = ((hashed >> 8).float() / 2**24).expand(len(tokens.q), -1, -1)  # 24 bits: exact in float32
@@ -35,7 +35,7 @@ class Recent:
     token_local: ClassVar[bool] = True
 
     def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """qk, kq (B, G, T) float32, equal to each other."""
+        """Return qk, kq (B, G, T) float32, equal to each other."""
         scores = tokens.positions.float().expand(len(tokens.q), tokens.k.shape[2], -1)
         return scores, scores
 

@@ -1,4 +1,4 @@
-"""The tile-wise cascade and the row of every selected entry, one program a tile and key/value head; no sort.
+"""Selects entries and computes their rows, without a sort. One program per tile and key/value head.
 
 README.md derives the threshold search and the rows.
 """
@@ -16,14 +16,14 @@ LAUNCH = {"num_warps": 4}
 
 @triton.jit
 def _ordered(score):
-    """float32 -> uint32 whose order is that of the scores; −0 equals 0, NaN is above infinity."""
+    """Map float32 scores to uint32 numbers with the same order; −0 equals 0, NaN is above infinity."""
     bits = (score + 0.0).to(tl.uint32, bitcast=True)
     return tl.where((bits >> 31) != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
 def _candidates(p_parents, is_coarsest, first, o_c, m_c, P: tl.constexpr):
-    """Entry of each candidate: the tile's own at the coarsest level, else the children of those expanded."""
+    """Return the entry of each candidate: the tile's at the coarsest level, else a child of its parent."""
     parent = tl.load(p_parents + o_c // P, mask=m_c & (is_coarsest == 0), other=0)
     return tl.where(is_coarsest != 0, first + o_c, parent * P + o_c % P)
 
@@ -33,7 +33,7 @@ def _write_keys(
     p_keys, p_scores, head_stride, p_parents, is_coarsest, first, n_candidates,
     covered, HEADS: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Scores of the candidates as ordered integers; the maximum over a group's HEADS."""
+    """Write the scores of the candidates as ordered integers; the maximum over a group's HEADS."""
     for start in range(0, n_candidates, BLOCK):
         o_c = start + tl.arange(0, BLOCK)
         m_c = o_c < n_candidates
@@ -41,14 +41,14 @@ def _write_keys(
         key = _ordered(tl.load(p_scores + entry, mask=m_c, other=0.0))
         for i in tl.static_range(1, HEADS):
             key = tl.maximum(key, _ordered(tl.load(p_scores + i * head_stride + entry, mask=m_c, other=0.0)))
-        # where covered, entry 0 goes first whatever its score
+        # if covered, entry 0 comes first whatever its score
         key = tl.where((entry == 0) & covered, 0xFFFFFFFF, key).to(tl.uint32)
         tl.store(p_keys + o_c, key.to(tl.int32, bitcast=True), mask=m_c)
 
 
 @triton.jit
 def _free_keys(p_keys, p_taken, o_c, n_candidates, SECOND: tl.constexpr):
-    """Which of the candidates `o_c` can still be picked, and their keys; zero for those that cannot."""
+    """Return which of the candidates `o_c` are not taken yet, and their keys; 0 for those that are taken."""
     free = o_c < n_candidates
     if SECOND:
         free = free & (tl.load(p_taken + o_c, mask=free, other=1) == 0)
@@ -57,15 +57,15 @@ def _free_keys(p_keys, p_taken, o_c, n_candidates, SECOND: tl.constexpr):
 
 @triton.jit
 def _count(key, steps):
-    """How many keys are at or above each step; [BLOCK, 16], so that most of the sum stays within a thread."""
+    """Count the keys at or above each step. [BLOCK, 16]: most of the sum stays within a thread."""
     return tl.sum((key[:, None] >= steps[None, :]).to(tl.int32), 0)
 
 
 @triton.jit
 def _pick(p_keys, p_taken, n_candidates, HALF: tl.constexpr, SECOND: tl.constexpr, BLOCK: tl.constexpr):
-    """Mark the HALF free candidates with the highest keys as taken; of equal keys, the lower candidate.
+    """Mark the HALF free candidates with the highest keys as taken; of equal keys, the lower candidates.
 
-    The HALF-th highest key is found four bits at a time, counting the keys at or above 16 thresholds. The
+    Finds the HALF-th highest key, four bits per round, by counting the keys at or above 16 thresholds. The
     first block of candidates, usually the only one, stays in registers.
     """
     o_first = tl.arange(0, BLOCK)
@@ -86,7 +86,7 @@ def _pick(p_keys, p_taken, n_candidates, HALF: tl.constexpr, SECOND: tl.constexp
     for start in range(BLOCK, n_candidates, BLOCK):
         free, key = _free_keys(p_keys, p_taken, start + o_first, n_candidates, SECOND)
         above += tl.sum(((key > threshold) & free).to(tl.int32), 0)
-    ties = HALF - above  # of the free candidates at the threshold, so many are taken
+    ties = HALF - above  # number of free candidates at the threshold to take
     for start in range(0, n_candidates, BLOCK):
         o_c = start + o_first
         free, key = _free_keys(p_keys, p_taken, o_c, n_candidates, SECOND)
@@ -94,7 +94,7 @@ def _pick(p_keys, p_taken, n_candidates, HALF: tl.constexpr, SECOND: tl.constexp
         taken = ((key > threshold) & free) | ((tie != 0) & (tl.cumsum(tie, 0) <= ties))
         ties -= tl.sum(tie, 0)
         if SECOND:
-            tl.debug_barrier()  # all threads have read `free` before any of them changes it
+            tl.debug_barrier()  # all threads must read `free` before one of them changes it
             tl.store(p_taken + o_c, 1, mask=taken)
         else:
             tl.store(p_taken + o_c, taken.to(tl.int32), mask=o_c < n_candidates)
@@ -119,13 +119,13 @@ def select_kernel(
     n_most = tl.maximum(tile_size, EXPANDED * P)
     p_keys = p_scratch + tl.program_id(0).to(tl.int64) * scratch_size
     p_taken = p_keys + n_most
-    # Then, per level from 1 up: how many are expanded among the first candidates (M), the expanded entries
-    # (EXPANDED), and how many entries of their own and coarser levels precede each of them (EXPANDED).
+    # Then for each level from 1 up: the number of expanded ones among the first candidates (M), the expanded
+    # entries (EXPANDED), and the number of entries of this and coarser levels before each of them (EXPANDED).
     p_levels = p_taken + n_most
     level_size = n_most + 2 * EXPANDED
     first = i_tile * tile_size
 
-    # -1 wherever nothing is kept; a tile covers one range of every level.
+    # Write -1 for all entries first; a tile covers one range of every level.
     size, offset, mine = seq_len, 0, tile_size
     for _ in tl.static_range(1, LEVELS):
         mine = mine * P
@@ -146,7 +146,7 @@ def select_kernel(
         p_inside = p_levels + (level - 1) * level_size
         p_expanded = p_inside + n_most
         p_before = p_expanded + EXPANDED
-        # The coarsest level has no parents: any address will do, its loads are masked.
+        # The coarsest level has no parents. Its loads are masked, so the address does not matter.
         p_parents = tl.where(is_coarsest != 0, p_keys, p_expanded + level_size)
 
         _write_keys(p_keys, p_qk + offset, n_above, p_parents, is_coarsest, first, n_candidates,
@@ -175,7 +175,7 @@ def select_kernel(
         size = size * P
         offset -= size
 
-    # Place the kept entries of every level.
+    # Compute the rows of the selected entries of every level.
     base = i_tile * (tile_size + (LEVELS - 1) * P * EXPANDED)
     size, offset = seq_len, 0
     for level in range(LEVELS):
@@ -189,7 +189,7 @@ def select_kernel(
             place = (
                 base + o_c + tl.load(p_parents + EXPANDED + o_c // P, mask=m_c & (is_coarsest == 0), other=0)
             )
-            under = o_c + 1  # finer entries up to the end of this one's own, level by level
+            under = o_c + 1  # number of finer entries up to the end of this entry's window, level by level
             for finer in range(level):
                 p_inside = p_levels + (level - 1 - finer) * level_size
                 under = P * tl.load(p_inside + under - 1, mask=m_c & (under > 0), other=0)
@@ -201,12 +201,16 @@ def select_kernel(
 
 
 def select_rows(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
-    """The selected entries in attention order, and the row of every entry among them.
+    """Return the selected entries in attention order, and the row of every entry.
 
-    qk (B, H, E - N), kq (B, G, E - N) float32, G dividing H: scores of levels 1 and up, in the layout of
-    `scores.kernel.score`; a group's qk is the maximum over its H / G heads.
-    n_covered: batch elements, from the first on, in which entry 0 of every level is always expanded.
-    Returns indices (B, G, S) and row_of_entry (B, G, E), int32; -1 where the entry is not selected.
+    Args:
+        qk, kq: (B, H, E - N) and (B, G, E - N) float32, G divides H: scores of levels 1 and up, in the layout
+            of `scores.kernel.score`. A group's qk is the maximum over its H / G heads.
+        pyramid: the sizes.
+        n_covered: number of batch elements, from the first, in which entry 0 of every level is expanded.
+
+    Returns:
+        indices (B, G, S) and row_of_entry (B, G, E), int32; -1 for entries that are not selected.
     """
     batch, n_groups, _ = kq.shape
     indices = torch.empty(batch, n_groups, pyramid.n_selected, device=kq.device, dtype=torch.int32)

@@ -1,7 +1,7 @@
-"""Which pyramid entries attention sees, and in which order: the reference of `kernel.py`, in plain PyTorch.
+"""Selects the pyramid entries that attention sees, in plain PyTorch: the reference for `kernel.py`.
 
-B batch, H heads, G key/value heads, N sequence length, L levels, T tiles (k / 128), C candidates of a tile,
-E pyramid entries, S selected rows.
+Shapes: B batch, H heads, G key/value heads, N sequence length, L levels, T tiles (k / 128), C candidates of
+a tile, E pyramid entries, S selected rows.
 Source: arXiv:2605.06554, selection. The rule for equal scores and `cover_prefix` are not in the paper.
 """
 
@@ -15,21 +15,21 @@ from lhtrain.kernels.scores.naive import max_pooled
 def select(
     qk: Tensor, kq: Tensor, *, levels: int, pooling: int, budget: int, cover_prefix: bool = False
 ) -> Tensor:
-    """The entries that a Lighthouse layer keeps, in attention order.
+    """Return the entries that a Lighthouse layer selects, in attention order.
 
     Args:
-        qk, kq: (B, H, N) scores of level 0, compared in float32; coarser levels take the window's maximum.
+        qk, kq: (B, H, N) scores of level 0, compared in float32; coarser levels use the window's maximum.
         levels, pooling, budget: L, p and k; `Pyramid.problems` has the rules.
-        cover_prefix: always expand entry 0 of every level, so that the first p^(L-1) - 1 positions, which the
-            published layer may leave without an output, get one. S does not change: the entry takes one of
-            the 64 places that the `qk` score fills.
+        cover_prefix: always expand entry 0 of every level. The published layer may give the first
+            p^(L-1) - 1 positions no output; with this option they always have one. S does not change: the
+            entry takes one of the 64 places of the `qk` score.
 
     Returns:
         (B, H, S) int64 entry numbers, level by level with level 0 first, ordered by (last position of the
         window, level). Equal scores: the lower entry comes first. S = N / p^(L-1) + (L-1) p k.
 
     Raises:
-        ValueError: the sizes do not fit together.
+        ValueError: the sizes break a rule of `Pyramid.problems`.
     """
     pyramid = Pyramid(qk.shape[-1], levels, pooling, budget).check()
     with torch.no_grad():
@@ -54,16 +54,16 @@ def select_rows(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tup
 
 
 def inverse(indices: Tensor, pyramid: Pyramid) -> Tensor:
-    """The row of every entry, row_of_entry (B, G, E) int64, -1 for none, of indices (B, G, S)."""
+    """Return the row of every entry, row_of_entry (B, G, E) int64, -1 for none, from indices (B, G, S)."""
     row_of_entry = torch.full((*indices.shape[:2], pyramid.n_entries), -1, device=indices.device)
     order = torch.arange(indices.shape[-1], device=indices.device).expand_as(indices)
     return row_of_entry.scatter(-1, indices.long(), order)
 
 
 def kept_entries(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> list[Tensor]:
-    """Kept entries by level, finest first: (B, H, n_l) int64 indices in the level, ascending in a tile.
+    """Return the selected entries by level, finest first: (B, H, n_l) int64 indices, ascending in a tile.
 
-    qk, kq: (B, H, E - N), as `scores.naive.max_pooled` lays them out.
+    qk, kq: (B, H, E - N), in the layout of `scores.naive.max_pooled`.
     """
     entries = torch.arange(pyramid.size(pyramid.levels - 1), device=qk.device).expand(*qk.shape[:2], -1)
     candidates = entries.unflatten(-1, (pyramid.n_tiles, -1))  # (B, H, T, C)
@@ -79,26 +79,25 @@ def kept_entries(qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> li
 
 
 def choose_expanded(qk: Tensor, kq: Tensor, candidates: Tensor, n_expanded: int, n_covered: int) -> Tensor:
-    """One half by the highest `qk`, the other, of those left, by `kq`: (B, H, T, n_expanded), ascending.
+    """Return the entries to expand, half by the highest `qk`, then half by the highest `kq` of the others.
 
-    qk, kq: (B, H, n) scores of this level; candidates: (B, H, T, C) entries of it, ascending in each tile,
-    which makes a stable sort's tie rule "lower entry first".
+    qk, kq: (B, H, n) scores of this level. candidates: (B, H, T, C) entries of this level, ascending in each
+    tile, so that with a stable sort the lower of two equal entries comes first. Returns
+    (B, H, T, n_expanded) entries, ascending.
     """
     by_qk = qk.gather(-1, candidates.flatten(-2)).view_as(candidates)
     by_kq = kq.gather(-1, candidates.flatten(-2)).view_as(candidates)
     order = by_qk.argsort(dim=-1, descending=True, stable=True)
-    if n_covered:  # there entry 0, where it is a candidate, goes first whatever its score
+    if n_covered:  # entry 0, if it is a candidate, comes first whatever its score
         not_first = (candidates.gather(-1, order) != 0).int()
         not_first[n_covered:] = 1
         order = order.gather(-1, not_first.argsort(dim=-1, stable=True))
     taken = torch.zeros_like(candidates, dtype=torch.int8).scatter_(-1, order[..., : n_expanded // 2], 1)
-    # Order the rest by kq; sorting a second time by `taken` needs no score below every real one.
+    # Order the rest by kq. A second sort by `taken` moves taken entries to the end, without changing scores.
     order = by_kq.argsort(dim=-1, descending=True, stable=True)
     order = order.gather(-1, taken.gather(-1, order).argsort(dim=-1, stable=True))
     taken.scatter_(-1, order[..., : n_expanded // 2], 1)
-    chosen = taken.argsort(dim=-1, descending=True, stable=True)[
-        ..., :n_expanded
-    ]  # places of the ones, ascending
+    chosen = taken.argsort(dim=-1, descending=True, stable=True)[..., :n_expanded]  # where taken, ascending
     return candidates.gather(-1, chosen)
 
 

@@ -1,4 +1,4 @@
-"""The paper's selection: in each tile the entries with the highest scores, level by level."""
+"""The paper's selection: the entries with the highest scores in each tile, level by level."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +11,10 @@ from lhtrain.kernels.selection import naive
 
 @dataclass(frozen=True)
 class TopK:
-    """Of every tile and level, expand the 64 entries with the highest qk, then the 64 with the highest kq."""
+    """In every tile and level, expands the 64 entries with the highest qk, then the 64 with the highest kq.
+
+    These are the numbers for `Pyramid.tile` = 128; in general, each score expands tile / 2 entries.
+    """
 
     tile_local: ClassVar[bool] = True
 
@@ -22,7 +25,7 @@ class TopK:
         return naive.select_indices(qk, kq, pyramid, n_covered)
 
     def kernel(self, qk: Tensor, kq: Tensor, pyramid: Pyramid, n_covered: int) -> tuple[Tensor, Tensor]:
-        from lhtrain.kernels import ops  # needs triton, which the reference does without
+        from lhtrain.kernels import ops  # imported here, because it needs triton and the reference does not
 
         sizes = pyramid.seq_len, pyramid.levels, pyramid.pooling, pyramid.budget
         indices, row_of_entry = ops.select_rows(qk, kq, *sizes, n_covered, pyramid.tile)

@@ -1,1 +1,1 @@
-"""Between tokens and kept rows: gather with pooling, scatter-back, and the backward of either."""
+"""From tokens to selected rows and back: gather with pooling, scatter-back, and both backward passes."""

@@ -1,13 +1,15 @@
-"""Two adjoint walks between tokens and kept rows; the layer's gather, scatter-back and both backward passes.
+"""Kernels between tokens and selected rows: gather, scatter-back and both backward passes.
 
-`rows_from_tokens`: row of entry (l, i) = scale_l times the sum of its window of p^l tokens.
-`tokens_from_rows`: token = sum over levels of scale_l times the row of the window that holds it, if kept.
-SHIFTED says which window: [i p^l, (i + 1) p^l) with scale p^-l for pooling, or the same p^l - 1 later,
-clipped to N, with scale 1 for scatter-back. Each output element is written by one program, once, so nothing
-is zeroed first and nothing is added atomically. Sums are float32.
+There are two operations, and each is the adjoint of the other.
+`rows_from_tokens`: the row of entry (l, i) = scale_l times the sum of its window of p^l tokens.
+`tokens_from_rows`: a token = the sum over levels of scale_l times the row of its window, if selected.
 
-x (B, N, H, D) with free strides but the last; rows (B, S, H, D) contiguous; row_of_entry (B, G, E) int32, -1
-for no row, which the kernels call p_places.
+SHIFTED chooses the window. For pooling (gather) it is [i p^l, (i + 1) p^l), with scale p^-l. For scatter-back
+it starts p^l - 1 later and is clipped to N, with scale 1. One program writes each output element once, so
+outputs need no zeros first and no atomic additions. Sums are float32.
+
+Shapes: x (B, N, H, D), contiguous in the last dimension only; rows (B, S, H, D) contiguous; row_of_entry
+(B, G, E) int32, -1 for no row (p_places in the kernels).
 """
 
 import triton
@@ -29,7 +31,7 @@ def _pool_level(
     SIZE: tl.constexpr, SHIFTED: tl.constexpr,
     BLOCK_E: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Rows of one level: BLOCK_E entries of SIZE tokens each."""
+    """Write the rows of BLOCK_E entries of one level, with SIZE tokens each."""
     o_e = i_block * BLOCK_E + tl.arange(0, BLOCK_E)
     o_d = tl.arange(0, BLOCK_D)
     m_d = (o_d < D)[None, :]
@@ -59,7 +61,7 @@ def _pool_level_in_chunks(
     SIZE: tl.constexpr, SHIFTED: tl.constexpr,
     BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """At most CHUNK rows at a time, which bounds the registers."""
+    """Call `_pool_level` for at most CHUNK rows at a time, which limits the registers."""
     if BLOCK_E <= CHUNK:
         _pool_level(p_x, s_n, p_rows, s_row, p_places, i_block, n_entries, seq_len,
                     SIZE, SHIFTED, BLOCK_E, D, BLOCK_D)  # fmt: skip
@@ -75,7 +77,7 @@ def _slot(
     i_slot, i_b, p_q, p_k, p_v, q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
     p_rows_q, p_rows_k, p_rows_v, n_rows, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Tokens, rows, strides and group of a slot: H query heads, then G key, then G value heads."""
+    """Return tokens, rows, strides and group of a slot: H query heads, G key heads, then G value heads."""
     if i_slot < H:
         i_h = i_slot
         p_x, s_n, p_rows, n_heads = p_q + i_b * q_b + i_h * q_h, q_n, p_rows_q, H
@@ -100,9 +102,9 @@ def rows_from_tokens_kernel(
     SHIFTED: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_T tokens of one head slot; with SHIFTED the only slots are q's."""
+    """BLOCK_T tokens of one head slot; with SHIFTED only the query heads have slots."""
     i_p = tl.program_id(0)
-    i_slot = (i_p % N_SLOTS).to(tl.int64)  # times a stride, which is N D where heads come before tokens
+    i_slot = (i_p % N_SLOTS).to(tl.int64)  # int64: it is multiplied by a stride of up to N D
     i_block = (i_p // N_SLOTS) % n_blocks
     i_b = (i_p // (N_SLOTS * n_blocks)).to(tl.int64)
     p_x, s_n, p_rows, s_row, i_g = _slot(
@@ -126,7 +128,7 @@ def long_rows_kernel(
     H: tl.constexpr, G: tl.constexpr, SHIFTED: tl.constexpr,
     BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One entry of a level whose windows are too long to unroll; p_places points at that level."""
+    """One entry of a level with windows too long to unroll; p_places points to this level."""
     i_p = tl.program_id(0)
     i_h = (i_p % H).to(tl.int64)
     i_e = (i_p // H) % n_level
@@ -157,7 +159,7 @@ def tokens_from_rows_kernel(
     H: tl.constexpr, G: tl.constexpr, N_SLOTS: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr,
     SHIFTED: tl.constexpr, ADD: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_T tokens of one head slot, contiguous (B, N, H or G, D) outputs; with SHIFTED q's slots only."""
+    """BLOCK_T tokens of one head slot, contiguous (B, N, H or G, D) outputs; SHIFTED: only query heads."""
     i_p = tl.program_id(0)
     i_slot = i_p % N_SLOTS
     i_block = (i_p // N_SLOTS) % n_blocks
@@ -179,7 +181,7 @@ def tokens_from_rows_kernel(
         o_e = (o_t - shift) // P**level
         place = tl.load(p_places + o_e, mask=m_t & (o_t >= shift), other=-1)
         p_row = p_rows + place.to(tl.int64)[:, None] * s_row + o_d[None, :]
-        # [BLOCK_T, BLOCK_D]: neighbouring tokens read the same row, from the L1 cache
+        # [BLOCK_T, BLOCK_D]: neighbouring tokens read the same row, which the L1 cache holds
         b_row = tl.load(p_row, mask=(place >= 0)[:, None] & m_d, other=0.0).to(tl.float32)
         b_x += b_row if SHIFTED else b_row / P**level
         p_places += size
@@ -255,7 +257,9 @@ def gather(
     pyramid: Pyramid,
     n_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Selected rows of the pyramids of window means: q (B, N, H, D), k, v (B, N, G, D) -> (B, S, H or G, D).
+    """Gather the selected rows of the pyramids of window means.
+
+    q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32 -> rows (B, S, H or G, D).
 
     n_rows: S; None: `pyramid.n_selected`.
     """
@@ -271,9 +275,9 @@ def gather_backward(
     pyramid: Pyramid,
     add_to: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients (B, S, H or G, D) of the rows -> of the tokens, (B, N, H or G, D).
+    """From gradients of rows (B, S, H or G, D), return gradients of tokens (B, N, H or G, D).
 
-    add_to: three contiguous tensors of the tokens' gradients, to which these are added in place.
+    add_to: three contiguous tensors, to which the gradients of the tokens are added in place.
     """
     rows = rows_q, rows_k, rows_v
     grad_q, grad_k, grad_v = _tokens_from_rows(rows, row_of_entry, pyramid, False, add_to)
@@ -281,12 +285,12 @@ def gather_backward(
 
 
 def scatter(rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid) -> Tensor:
-    """Each row added to the p^l positions from the last of its window: (B, S, H, D) -> (B, N, H, D)."""
+    """Add each row to p^l positions, starting at its window's last: (B, S, H, D) -> (B, N, H, D)."""
     return _tokens_from_rows((rows,), row_of_entry, pyramid, True)[0]
 
 
 def scatter_backward(
     grad: Tensor, row_of_entry: Tensor, pyramid: Pyramid, n_rows: int | None = None
 ) -> Tensor:
-    """Gradient (B, N, H, D) of the positions -> of the rows, (B, S, H, D). n_rows: as in `gather`."""
+    """From the gradient of positions (B, N, H, D), return the rows' (B, S, H, D). n_rows: see `gather`."""
     return _rows_from_tokens((grad,), row_of_entry, pyramid, n_rows, True)[0]

@@ -1,8 +1,8 @@
-"""Gather and scatter-back in plain PyTorch, the reference of `kernel.py`.
+"""Gather and scatter-back in plain PyTorch, the reference for `kernel.py`.
 
-The whole pyramid is written out, and autograd gives both backward passes.
-B batch, N sequence length, H query heads, G key/value heads, R = H / G query heads a group, D head dim,
-E pyramid entries, S selected rows.
+It stores the whole pyramid; autograd computes both backward passes.
+Shapes: B batch, N sequence length, H query heads, G key/value heads, R = H / G query heads per group, D head
+dim, E pyramid entries, S selected rows.
 """
 
 import torch
@@ -17,7 +17,7 @@ def gather(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, pyramid: Pyramid) -
 
 
 def gather_pooled(x: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
-    """The rows `indices` (B, G, S) of x's pyramid of window means: (B, N, H, D) -> (B, S, H, D)."""
+    """Return the rows `indices` (B, G, S) of x's pyramid of window means: (B, N, H, D) -> (B, S, H, D)."""
     levels = [x]
     for level in range(1, pyramid.levels):
         levels.append(levels[-1].unflatten(1, (pyramid.size(level), pyramid.pooling)).mean(2))
@@ -27,7 +27,7 @@ def gather_pooled(x: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
 
 
 def scatter_back(rows: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
-    """Add each row to the p^l positions from the last one its window covers: (B, S, H, D) -> (B, N, H, D).
+    """Add each row to p^l positions, starting at its window's last: (B, S, H, D) -> (B, N, H, D).
 
     The output of entry (l, i) goes to positions i p^l + p^l - 1 ... i p^l + 2 p^l - 2, clipped to N.
     """

@@ -1,6 +1,6 @@
-"""Full causal attention: the fastest stock kernel that is installed, behind the boundary's layout.
+"""Full causal attention with the fastest installed kernel.
 
-B batch, T tokens, H query heads, Hkv key/value heads, D head dim.
+Shapes: B batch, T tokens, H query heads, Hkv key/value heads, D head dim.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lhtrain.attention.where import Where
 if TYPE_CHECKING:
     from lhtrain.stage import Stage
 
-# What sdpa_kernel tries, in this order. "auto" may fall back, a name that was asked for may not.
+# The kernels that sdpa_kernel tries, in order. Only "auto" has fallbacks.
 SDPA = {
     "math": [SDPBackend.MATH],
     "flash": [SDPBackend.FLASH_ATTENTION],
@@ -37,14 +37,14 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> T
 
     Args:
         q: (B, T, H, D); k, v: (B, T, Hkv, D) with Hkv dividing H, any float dtype.
-        backend: "math", "flash" or "cudnn" of PyTorch's scaled_dot_product_attention; "fa2", "fa3" or "fa4",
-            the FlashAttention packages; or "auto", the fastest of those installed for this shape.
+        backend: "math", "flash" or "cudnn": a kernel of PyTorch's scaled_dot_product_attention; "fa2", "fa3"
+            or "fa4": a FlashAttention package; "auto": the fastest installed one for this shape.
 
     Returns:
-        (B, T, H, D), q's dtype.
+        (B, T, H, D) in q's dtype.
 
     Raises:
-        ValueError: an unknown backend, or one whose package or device is missing.
+        ValueError: the backend is unknown, or its package or device is missing.
     """
     check_dense_backend(backend)
     if backend == "auto":
@@ -79,13 +79,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _shares_no_heads(q: Tensor) -> bool:
-    """Whether no fused kernel of PyTorch takes fewer key/value heads than query heads for such a q: only its
-    kernel that stores all scores would be left, which is silently taken (pytorch 154363)."""
+    """Return whether PyTorch has no fused kernel for this q with fewer key/value heads than query heads.
+
+    It would then silently use its kernel that stores all scores (pytorch issue 154363).
+    """
     return q.is_cuda and (q.dtype == torch.float32 or q.shape[-1] > 256)
 
 
 def check_dense_backend(backend: str) -> None:
-    """Raise ValueError unless `backend` is known and, if it is a package of its own, usable here."""
+    """Raise ValueError if `backend` is unknown, or a package that is not installed or has no GPU here."""
     if backend not in DENSE_BACKENDS:
         raise ValueError(f"dense={backend}: must be one of {', '.join(DENSE_BACKENDS)}")
     if backend in PACKAGES and not INSTALLED[backend]:
@@ -99,26 +101,24 @@ def _fastest(q: Tensor) -> str:
 
 
 def pick_dense(tokens: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> tuple[str, str]:
-    """The fastest kernel by shape, as measured on an H200 (kernels/NOTES.md), and why it is taken."""
+    """Return the fastest kernel for a shape, as measured on an H200 (kernels/NOTES.md), and the reason."""
     if device.type != "cuda":
-        return "default", "PyTorch chooses its kernel on a CPU"
+        return "default", "PyTorch chooses the kernel on a CPU"
     if dtype not in (torch.bfloat16, torch.float16):
-        return "default", "PyTorch chooses its kernel for float32"
+        return "default", "PyTorch chooses the kernel for float32"
     if tokens < FA4_FROM:
-        return "best", f"cuDNN first: FlashAttention-4 is faster from {FA4_FROM} tokens on"
+        return "best", f"cuDNN if possible: FlashAttention-4 is faster only from {FA4_FROM:,} tokens"
     if head_dim not in (64, 128):
-        return "best", "cuDNN first: FlashAttention-4 is used for heads of 64 and 128"
+        return "best", "cuDNN if possible: FlashAttention-4 is used only for head_dim 64 and 128"
     if not fa4_runs():
-        return (
-            "best",
-            "cuDNN first: FlashAttention-4 is not installed, or this GPU is neither Hopper nor Blackwell",
-        )
-    return "fa4", "FlashAttention-4 is the fastest here"
+        missing = "FlashAttention-4 is not installed, or this GPU is neither Hopper nor Blackwell"
+        return "best", f"cuDNN if possible: {missing}"
+    return "fa4", "FlashAttention-4 is the fastest for this shape"
 
 
 @dataclass(frozen=True)
 class DenseAttention:
-    """The boundary's callable for full attention; `backend` as in `dense_attention`."""
+    """Full attention as an `Attend`; `backend` as in `dense_attention`."""
 
     backend: str = "auto"
 
@@ -127,11 +127,11 @@ class DenseAttention:
 
     @classmethod
     def of(cls, stage: "Stage", backend: str) -> "DenseAttention":
-        """What the layers of a stage attend with; `backend` is that of other parts of Lighthouse layers."""
+        """Return the attention of a stage's layers. `backend` concerns only Lighthouse layers."""
         return FULL_ATTENTION
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         return dense_attention(q, k, v, self.backend)
 
 
-FULL_ATTENTION = DenseAttention()  # one object for all stages: a compiler takes another for other code
+FULL_ATTENTION = DenseAttention()  # one object for all stages, so that the compiler does not compile again

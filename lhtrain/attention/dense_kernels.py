@@ -1,9 +1,10 @@
-"""The kernels of full attention that return the logsumexp and take its gradient, in one table.
+"""A table of kernels for full attention that return the logsumexp and take its gradient.
 
-Whatever merges partial results builds on it: the ring over ranks, windows beside Lighthouse rows.
-B batch, T queries, S keys, H query heads, Hkv key/value heads, D head dim. Attention is causal (T = S, a
-sequence's own tokens) or full (all keys before all queries), with scale 1/sqrt(D). `lse` is the logsumexp of
-the scores, (B, H, T) float32.
+Code that merges partial results uses it: the ring over ranks, and windowed Lighthouse layers.
+
+Shapes: B batch, T queries, S keys, H query heads, Hkv key/value heads, D head dim. Attention is causal
+(T = S, within one sequence) or full (all keys come before all queries), with scale 1/sqrt(D). `lse` is the
+logsumexp of the scores, (B, H, T) float32.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from lhtrain.attention.flash4 import FA4_FROM, fa4_backward, fa4_forward, fa4_runs
 
-MOST = 256  # the largest head dim that PyTorch's flash kernel takes
-NAIVE_SCORES = 2**26  # that the naive kernel stores at once: 0.27 GB
+MOST = 256  # the largest head dim of PyTorch's flash kernel
+NAIVE_SCORES = 2**26  # most scores that the naive kernel stores at once: 0.27 GB
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -26,11 +27,12 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 class DenseKernel:
     """One kernel.
 
-    runs(q): whether it takes such queries, on their device. forward(q, k, v, causal) -> out (B, T, H, D) in
-    q's dtype, and lse, of q (B, T, H, D) and k, v (B, S, Hkv, D). backward(grad, q, k, v, out, lse, causal)
-    -> the gradients of q, k and v in their shapes; out and lse may be those of a larger attention of which
-    this one is a part. takes_grad_lse: backward has a further argument, the gradient of lse; else it has
-    `scale`, a factor of the scores in place of 1/sqrt(D).
+    runs(q): whether it supports the shape, dtype and device of q.
+    forward(q, k, v, causal) -> out (B, T, H, D) in q's dtype, and lse. q: (B, T, H, D); k, v: (B, S, Hkv, D).
+    backward(grad, q, k, v, out, lse, causal) -> the gradients of q, k and v in their shapes. If k and v are
+        only a part of all keys and values, out and lse are those of the attention to all of them.
+    takes_grad_lse: backward has another argument, the gradient of lse. Otherwise it has the argument `scale`,
+        a factor for the scores that replaces 1/sqrt(D).
     """
 
     name: str
@@ -41,16 +43,16 @@ class DenseKernel:
 
 
 def kernel_for(q: Tensor) -> DenseKernel:
-    """The fastest kernel of the table for q (B, T, H, D)."""
+    """Return the fastest kernel of the table for q (B, T, H, D)."""
     return next(kernel for kernel in DENSE_KERNELS.values() if kernel.runs(q))
 
 
 def attend_with_lse(
     q: Tensor, k: Tensor, v: Tensor, causal: bool = True, kernel: DenseKernel | None = None
 ) -> tuple[Tensor, Tensor]:
-    """out (B, T, H, D) and lse (B, H, T) float32, with gradients through both.
+    """Return out (B, T, H, D) and lse (B, H, T) float32, with gradients through both.
 
-    kernel: of DENSE_KERNELS; the fastest for q unless given.
+    q: (B, T, H, D); k, v: (B, S, Hkv, D). kernel: one of DENSE_KERNELS; None: the fastest for q.
     """
     return _AttendWithLse.apply(q, k, v, causal, kernel or kernel_for(q))
 
@@ -60,7 +62,7 @@ class _AttendWithLse(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, kernel: DenseKernel
     ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)  # the gradient of a result that nobody uses is None
+        ctx.set_materialize_grads(False)  # the gradient of an unused output is None instead of zeros
         out, lse = kernel.forward(q, k, v, causal)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.causal, ctx.kernel = causal, kernel
@@ -84,19 +86,19 @@ def backward_of(
     lse: Tensor,
     causal: bool,
 ) -> Gradients:
-    """The gradients of q, k and v from those of out and lse, whatever the kernel takes.
+    """Return the gradients of q, k and v from those of out and lse, for every kernel.
 
-    out and lse may be those of a larger attention of which this one is a part.
+    If k and v are only a part of all keys and values, out and lse are those of the attention to all of them.
 
-    Backward passes use the output only for delta, the sum of grad * out, from which the gradient of lse is
-    to be taken away. A kernel that does not do that gets one dimension more: 1 in grad, -grad_lse in out, 0
-    in queries, keys and values. So delta is right, and nothing else changes.
+    Backward passes use the output only for delta, the sum of grad * out. The gradient of lse must be
+    subtracted from delta. A kernel that does not do this gets tensors with one more dimension: 1 in grad,
+    -grad_lse in out, 0 in queries, keys and values. Then delta is right, and nothing else changes.
     """
     if grad_lse is None:
         return kernel.backward(grad, q, k, v, out, lse, causal)
     if kernel.takes_grad_lse:
         return kernel.backward(grad, q, k, v, out, lse, causal, grad_lse)
-    if q.is_cuda and q.shape[-1] >= MOST:  # there is no room for another dimension
+    if q.is_cuda and q.shape[-1] >= MOST:  # the kernel supports no further dimension
         return _naive_backward(grad, q, k, v, out, lse, causal, grad_lse)
     tensors = with_grad_lse(grad, grad_lse, q, k, v, out)
     grads = kernel.backward(*tensors, lse, causal, scale=q.shape[-1] ** -0.5)
@@ -107,7 +109,7 @@ def backward_of(
 def with_grad_lse(
     grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """grad, q, k, v and out with one dimension more, for the gradient of lse (B, H, T); see `backward_of`."""
+    """Add a dimension to grad, q, k, v and out that holds the gradient of lse (B, H, T); see `backward_of`."""
     last = -grad_lse.transpose(1, 2).unsqueeze(-1).to(out.dtype)
     q, k, v = (F.pad(x, (0, 1)) for x in (q, k, v))
     return F.pad(grad, (0, 1), value=1.0), q, k, v, torch.cat([out, last], -1)
@@ -167,28 +169,29 @@ def _flash_backward(
 
 
 def filled(x: Tensor, multiple: int) -> Tensor:
-    """x (…, D) with zeros up to a multiple of D that a kernel takes: they change no score and no output."""
+    """Pad x (…, D) with zeros until D is a multiple of `multiple`; this changes no score and no output."""
     missing = -x.shape[-1] % multiple
     return F.pad(x, (0, missing)) if missing else x
 
 
 def repeated(x: Tensor, q: Tensor) -> Tensor:
-    """Keys or values, one for each query head: not every kernel takes fewer."""
+    """Repeat keys or values for each query head, for kernels that do not support fewer heads."""
     return x if x.shape[2] == q.shape[2] else x.repeat_interleave(q.shape[2] // x.shape[2], 2)
 
 
 def summed(grad: Tensor, of: Tensor) -> Tensor:
+    """Sum the gradient of `repeated` over the query heads of each key/value head of `of`."""
     return grad if grad.shape[2] == of.shape[2] else grad.unflatten(2, (of.shape[2], -1)).sum(3)
 
 
 def _query_chunks(q: Tensor, k: Tensor) -> list[slice]:
-    """Parts of the queries whose scores are at most NAIVE_SCORES numbers, or one row."""
+    """Divide the queries into parts with at most NAIVE_SCORES scores each, but at least one query."""
     rows = max(NAIVE_SCORES // (q.shape[0] * q.shape[2] * k.shape[1]), 1)
     return [slice(start, start + rows) for start in range(0, q.shape[1], rows)]
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool, first: int) -> Tensor:
-    """Float32 scores (B, H, T, S) of queries, the first of which is number `first`."""
+    """Return float32 scores (B, H, T, S). first: the position of the first query of q."""
     scores = torch.einsum("bthd,bshd->bhts", q.float(), repeated(k, q).float()) * q.shape[-1] ** -0.5
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1 + first)
@@ -215,7 +218,7 @@ def _naive_backward(
     causal: bool,
     grad_lse: Tensor | None = None,
 ) -> Gradients:
-    """FlashAttention's backward (arXiv:2307.08691, algorithm 2), a part of the queries at a time."""
+    """FlashAttention's backward pass (arXiv:2307.08691, algorithm 2), computed by parts of the queries."""
     scale, grad_q = q.shape[-1] ** -0.5, torch.empty_like(q)
     grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
     for part in _query_chunks(q, k):
@@ -236,7 +239,7 @@ def _half_on_gpu(q: Tensor) -> bool:
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
 
 
-# The fastest first. The naive one, plain PyTorch in float32, is the reference of the others.
+# Fastest first. "naive", plain PyTorch in float32, is the reference for the others.
 DENSE_KERNELS = {
     kernel.name: kernel
     for kernel in (

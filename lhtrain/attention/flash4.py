@@ -1,6 +1,6 @@
-"""FlashAttention-4: whether it runs here, its two passes, and the operator that the compiler sees.
+"""FlashAttention-4: a check that it runs here, its two passes, and an operator for the compiler.
 
-B batch, T tokens, H query heads, Hkv key/value heads, D head dim.
+Shapes: B batch, T tokens, H query heads, Hkv key/value heads, D head dim.
 """
 
 from importlib.util import find_spec
@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# It beats cuDNN on Hopper at every length, but its host code takes 0.3 ms a call, so that below this many
-# tokens the device would wait for it. Captured into a CUDA graph it is faster there too.
+# On Hopper its kernel is faster than cuDNN at every length. But its host code takes 0.3 ms per call, so with
+# fewer tokens than this the device would wait for the host (not if captured in a CUDA graph).
 FA4_FROM = 12_288
 PACKAGES = {"fa2": "flash-attn", "fa3": "flash-attn-3", "fa4": "flash-attn-4"}
 
 
 def _installed(backend: str) -> bool:
-    """Is the FlashAttention package behind "fa2", "fa3" or "fa4" there? Looks at files, imports nothing."""
+    """Return whether the package of "fa2", "fa3" or "fa4" is installed, without importing it."""
     if backend == "fa3":
         return find_spec("flash_attn_interface") is not None
     spec = find_spec("flash_attn")
@@ -29,12 +29,12 @@ INSTALLED = {backend: _installed(backend) for backend in PACKAGES}
 
 
 def fa4_runs() -> bool:
-    """Whether FlashAttention-4 is installed, and this GPU one that it is written for: Hopper or Blackwell."""
+    """Return whether FlashAttention-4 is installed and this GPU is supported: Hopper or Blackwell."""
     return INSTALLED["fa4"] and torch.cuda.get_device_capability()[0] in (9, 10)
 
 
-# All that torch.compiler.assume_constant_result does. The decorator would import torch._dynamo, which takes a
-# sixth of the time in which a run on a CPU starts. A test compares the two.
+# The same as torch.compiler.assume_constant_result. The decorator would import torch._dynamo, which takes a
+# sixth of the start time of a run on a CPU. A test compares the two.
 fa4_runs._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -56,22 +56,22 @@ def fa4_backward(
     causal: bool,
     grad_lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """FlashAttention-4's gradients of q, k and v, in their shapes; deterministic where PyTorch is to be."""
+    """Return the gradients of q, k and v in their shapes; deterministic if PyTorch is set so."""
     from flash_attn.cute.interface import _flash_attn_bwd
 
     fixed = torch.are_deterministic_algorithms_enabled()
     further = {} if grad_lse is None else {"dlse": grad_lse}
     grads = _flash_attn_bwd(q, k, v, out, grad, lse, causal=causal, deterministic=fixed, **further)
-    return tuple(grads[:3])  # type: ignore[return-value]  # three
+    return tuple(grads[:3])  # type: ignore[return-value]
 
 
-# FlashAttention-4 as an operator, so that the compiler neither breaks at it nor looks inside: the package
-# offers an autograd function alone, and these are the two functions it calls.
+# An operator, so that the compiler neither breaks the graph here nor traces the code inside. The package
+# offers only an autograd function, so the operator calls the two functions behind it.
 @torch.library.custom_op("lhtrain::fa4", mutates_args=())
 def fa4(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), logsumexp (B, H, T) float32."""
     out, lse = fa4_forward(q, k, v, causal=True)
-    return out.contiguous(), lse.contiguous()  # as the compiler is told, whatever the strides of q
+    return out.contiguous(), lse.contiguous()  # the fake operator below promises contiguous outputs
 
 
 @fa4.register_fake
@@ -85,7 +85,7 @@ def _fa4_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = fa4_backward(grad.contiguous(), q, k, v, out, lse, causal=True)
-    return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three
+    return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]
 
 
 @_fa4_backward.register_fake

@@ -1,7 +1,7 @@
-"""Where the tokens are that a layer attends over: what an attention call gets besides queries, keys, values.
+"""The inputs of an attention call besides queries, keys and values, such as the positions of the tokens.
 
-Model and blocks hand it on without looking inside, so that more can travel with it (the boundaries of
-documents, for one).
+The model and its blocks pass `Where` on without using its content, so that fields can be added (for example
+the boundaries of documents).
 """
 
 from collections.abc import Callable
@@ -15,14 +15,13 @@ Rotation = tuple[Tensor, Tensor]  # cosine and sine of the rotary embedding, eac
 
 
 class Where(NamedTuple):
-    """rotation: of the T positions that this rank has, positions (T,) int64. The layer adds its scorer, where
-    that has parameters, and its input x (B, T, C)."""
+    """Describes the T tokens of a call on this rank. Each attention layer adds `scorer` and `x`."""
 
     rotation: Rotation
-    scorer: Scorer | None = None
-    positions: Tensor | None = None
-    x: Tensor | None = None
+    scorer: Scorer | None = None  # the layer's own scorer, if it has parameters
+    positions: Tensor | None = None  # (T,) int64, positions of the tokens in their sequence
+    x: Tensor | None = None  # (B, T, C), the input of the layer
 
 
-# q (B, T, H, D), k, v (B, T, Hkv, D), rotated already -> (B, T, H, D)
+# q (B, T, H, D), k, v (B, T, Hkv, D), after the rotary embedding -> (B, T, H, D)
 Attend = Callable[[Tensor, Tensor, Tensor, Where], Tensor]

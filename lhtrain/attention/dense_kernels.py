@@ -109,7 +109,7 @@ def backward_of(
 def with_grad_lse(
     grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Add a dimension to grad, q, k, v and out that holds the gradient of lse (B, H, T); see `backward_of`."""
+    """Add a dimension to grad, q, k, v and out for the gradient of lse (B, H, T); see `backward_of`."""
     last = -grad_lse.transpose(1, 2).unsqueeze(-1).to(out.dtype)
     q, k, v = (F.pad(x, (0, 1)) for x in (q, k, v))
     return F.pad(grad, (0, 1), value=1.0), q, k, v, torch.cat([out, last], -1)

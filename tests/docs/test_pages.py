@@ -47,6 +47,14 @@ def test_words_that_a_shell_would_take_for_patterns_are_quoted(page):
 
 
 @of_each(GUIDES)
+def test_commands_have_no_comments(page):
+    """At its prompt zsh takes a comment for arguments."""
+    blocks = (block for block in page.blocks if block.language == "bash")
+    commented = [line for block in blocks for line in block.text.splitlines() if re.search(r"(^|\s)#", line)]
+    assert not commented, f"{page.name}: explain in the text, not behind the command: {commented}"
+
+
+@of_each(GUIDES)
 def test_keys_in_the_text_exist(page):
     for number, text in page.code():
         match = KEY.fullmatch(text)

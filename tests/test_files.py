@@ -36,7 +36,7 @@ OPENERS = {
         (lambda path, victim: path.mkdir(), "a directory"),
     ],
 )
-def test_what_is_no_regular_file_is_named(tmp_path, victim, opener, plant, kind):
+def test_the_error_names_the_kind_of_file(tmp_path, victim, opener, plant, kind):
     """The usual `open` of a pipe would wait forever."""
     path = tmp_path / "file"
     plant(path, victim)
@@ -47,7 +47,7 @@ def test_what_is_no_regular_file_is_named(tmp_path, victim, opener, plant, kind)
 
 
 @pytest.mark.parametrize("opener", ["append", "lock", "truncate"])
-def test_a_file_with_a_second_name_is_not_written(tmp_path, victim, opener):
+def test_a_file_with_a_hard_link_is_not_written(tmp_path, victim, opener):
     os.link(victim, tmp_path / "file")
     with pytest.raises(files.NotRegular, match="hard link"):
         OPENERS[opener](tmp_path / "file")

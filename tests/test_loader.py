@@ -110,7 +110,7 @@ def test_the_host_does_not_wait_for_a_copy_to_the_gpu(share) -> None:
         assert torch.equal(one.tokens.cpu(), other.tokens) and torch.equal(one.targets.cpu(), other.targets)
 
 
-def test_validation_reads_as_many_tokens_as_told(order: SequenceOrder) -> None:
+def test_validation_reads_the_given_number_of_tokens(order: SequenceOrder) -> None:
     found = list(validation_batches(order, 200, stage(16), EOS, CPU))
     assert 176 < sum(batch.n_targets for batch in found) <= 192
 
@@ -132,7 +132,7 @@ def test_validation_batches_have_one_shape_on_every_rank(order: SequenceOrder, t
 
 
 @pytest.mark.parametrize(("dp_size", "cp_size"), [(4, 1), (1, 2), (2, 4)])
-def test_ranks_have_the_step_among_them(order: SequenceOrder, dp_size: int, cp_size: int) -> None:
+def test_ranks_divide_a_step(order: SequenceOrder, dp_size: int, cp_size: int) -> None:
     """Every token and target occurs once, the weights add up to 1, and all ranks have the same position."""
     whole, after = Loader(order, EOS, CPU, ahead=False).micro_batches(32, stage(32, grad_accum=1))
     wanted = sorted(zip(whole[0].tokens.flatten().tolist(), whole[0].targets.flatten().tolist(), strict=True))
@@ -150,7 +150,7 @@ def test_ranks_have_the_step_among_them(order: SequenceOrder, dp_size: int, cp_s
     assert sorted(found) == wanted and share == pytest.approx(1)
 
 
-def test_validation_gives_every_rank_as_many_batches(order: SequenceOrder) -> None:
+def test_validation_gives_every_rank_the_same_number_of_batches(order: SequenceOrder) -> None:
     """Three sequences on two ranks: the last batch of the second rank has no targets."""
     parts = [RankSlice(rank, 2) for rank in range(2)]
     plan = stage(32, batch_tokens=64, grad_accum=1)

@@ -19,7 +19,7 @@ def test_the_mean_and_its_standard_error_are_of_the_last_losses():
     assert losses.stderr == pytest.approx(0.5 * math.sqrt(LAST / (LAST - 1)) / math.sqrt(LAST))
 
 
-def test_a_summary_says_of_how_many_steps_its_mean_is():
+def test_a_summary_holds_the_number_of_losses_in_its_mean():
     record = StageRecord("a")
     for loss in (5.0, 1.0, 3.0):
         record.take_loss(loss)
@@ -41,7 +41,7 @@ def test_losses_survive_a_checkpoint_bit_for_bit():
     assert Progress.from_dict(saved) == progress
 
 
-def test_a_checkpoint_never_holds_what_json_does_not_have():
+def test_a_checkpoint_holds_no_nan_or_infinity():
     progress = Progress(stages=[StageRecord("a", val_loss=math.nan)])
     progress.stages[0].take_loss(math.inf)
     assert json.loads(json.dumps(progress.as_dict(), allow_nan=False))["stages"][0]["val_loss"] is None

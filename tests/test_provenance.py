@@ -28,12 +28,12 @@ def test_a_shell_reads_back_the_folder(here, name, environment):
     assert not words[-1].startswith("-") and "=" not in words[-1].split("/")[0]
 
 
-def test_a_folder_elsewhere_is_whole(here):
+def test_a_folder_elsewhere_has_an_absolute_path(here):
     assert resume_command(Path("/data/my run"), {}).endswith(" resume '/data/my run'")
     assert resume_command(here, {}).endswith(f" resume {here}")
 
 
-def test_how_it_was_started(here, monkeypatch):
+def test_the_command_uses_the_same_launcher(here, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(sys, "executable", str(here / ".venv" / "bin" / "python"))
     assert resume_command(here / "r", {}) == ".venv/bin/python -m lhtrain resume r"
@@ -45,7 +45,7 @@ def test_how_it_was_started(here, monkeypatch):
     assert resume_command(here / "r", of_srun) == "srun --ntasks=4 .venv/bin/python -m lhtrain resume r"
 
 
-def test_a_git_that_hangs_costs_the_commit_alone(monkeypatch):
+def test_if_git_hangs_only_the_commit_is_missing(monkeypatch):
     free = threading.Event()
     monkeypatch.setattr(provenance, "_git", lambda *_: free.wait() and "")
     monkeypatch.setattr(provenance, "PATIENCE", 0.01)

@@ -118,11 +118,11 @@ def test_imports_in_functions_and_for_type_checkers_count():
     assert set(imported(ast.parse(text))) == {"a", "b.c.d", "e.f"}
 
 
-def test_every_room_has_a_floor():
+def test_every_package_has_a_layer():
     assert {room(module) for module in trees()} - {"__init__"} <= FLOOR.keys()
 
 
-def test_nothing_imports_from_a_higher_floor():
+def test_nothing_imports_from_a_higher_layer():
     upwards = {
         f"{name} -> {other}"
         for name, others in rooms().items()
@@ -141,7 +141,7 @@ def test_kernels_import_nothing_of_lhtrain():
     assert rooms()["kernels"] == set()
 
 
-def test_nobody_but_the_entry_imports_the_command_line():
+def test_only_the_entry_imports_the_command_line():
     assert {name for name, others in rooms().items() if "cli" in others} <= {"__main__"}
 
 
@@ -154,7 +154,7 @@ def test_the_model_knows_nothing_of_ranks(name):
             assert "torch.distributed" not in {ast.unparse(node) for node in reached}, module
 
 
-def test_the_trainer_fits_on_few_screens():
+def test_the_trainer_is_short():
     assert len((ROOT / "lhtrain/train.py").read_text().splitlines()) <= TRAIN_LINES
 
 

@@ -47,7 +47,7 @@ def test_a_number_has_few_digits_whatever_its_size(value, shown):
         (1e30, 1e29, "1.000e+30 ± 1.000e+29"),
     ],
 )
-def test_a_mean_has_the_digits_that_its_width_leaves(mean, stderr, shown):
+def test_a_mean_has_the_digits_that_its_error_allows(mean, stderr, shown):
     assert with_width(mean, stderr) == shown
 
 
@@ -67,7 +67,7 @@ def test_durations(seconds, shown):
     assert duration(seconds) == shown
 
 
-def test_what_drives_a_terminal_is_not_printed():
+def test_control_characters_are_not_printed():
     assert printable("a\x1b[31mb\x00\udcff\rc\nd") == "a?[31mb???c\nd"
     assert printable("Ünï 漢字 $x$ [/b] %s") == "Ünï 漢字 $x$ [/b] %s"
 
@@ -78,7 +78,7 @@ def test_a_long_name_keeps_both_ends_on_one_line():
     assert len(long) == 30 and long.startswith("start-") and long.endswith("-end")
 
 
-def test_json_never_holds_what_json_does_not_have():
+def test_json_holds_no_nan_or_infinity():
     value = {"a": [math.nan, -math.inf, 1.5, (math.inf, 2)], "b": {"c": math.nan}, "d": True, "e": "NaN"}
     expected = {"a": [None, None, 1.5, [None, 2]], "b": {"c": None}, "d": True, "e": "NaN"}
     assert json.loads(to_json(value), parse_constant=pytest.fail) == expected == finite(value)

@@ -84,7 +84,7 @@ def test_no_steps_are_left_to_do_when_validation_begins(trainer, monkeypatch):
     assert left == [0] * 4  # both ends, the switch, and step 7, which is not logged
 
 
-def test_the_wait_for_data_is_that_of_the_stage(trainer, monkeypatch):
+def test_the_wait_for_data_counts_from_the_start_of_the_stage(trainer, monkeypatch):
     """Ranks compare the wait per step; after a switch, the first comparison starts at the switch."""
     found = []
     monkeypatch.setattr(trainer.stragglers, "compare", lambda waited: found.append(waited) or [])

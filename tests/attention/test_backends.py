@@ -1,4 +1,4 @@
-"""Which kernel runs: names, what is missing, and that all of them compute the same attention."""
+"""The choice of kernels, errors for missing packages or devices, and equal results of all kernels."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_an_unknown_dense_kernel_is_refused_at_construction(make):
 
 
 @pytest.mark.parametrize("name", ["fa2", "fa3", "fa4"])
-def test_a_missing_package_is_named_at_construction(name, monkeypatch):
+def test_the_error_names_a_missing_package_at_construction(name, monkeypatch):
     monkeypatch.setitem(flash4.INSTALLED, name, False)
     with pytest.raises(
         ValueError, match=f"dense={name}: needs the package flash-attn.*, which is not installed"
@@ -56,7 +56,7 @@ def test_the_kernels_need_triton_and_a_device(monkeypatch):
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_flash_attention_4_adds_up_in_a_fixed_order_where_pytorch_is_told_to(monkeypatch, fixed):
+def test_flash_attention_4_follows_pytorchs_deterministic_mode(monkeypatch, fixed):
     told = []
 
     def backward(q, k, v, out, grad, lse, **settings):
@@ -75,8 +75,8 @@ def test_flash_attention_4_adds_up_in_a_fixed_order_where_pytorch_is_told_to(mon
 
 
 @pytest.mark.parametrize("layout", ["heads first", "as it is", "a slice"])
-def test_the_compiler_is_told_the_strides_that_flash_attention_4_has(monkeypatch, layout):
-    """Its results are contiguous, or as its inputs: the operator makes them one of the two always."""
+def test_the_strides_of_flash_attention_4_are_those_of_its_fake_operator(monkeypatch, layout):
+    """The package returns contiguous tensors or the layout of its inputs; the operator always the former."""
 
     def strange(x):
         return x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -104,8 +104,8 @@ def test_the_compiler_is_told_the_strides_that_flash_attention_4_has(monkeypatch
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 64), (torch.bfloat16, 64), (torch.bfloat16, 320)])
-def test_fewer_key_and_value_heads_do_not_cost_a_table_of_scores(dtype, dim):
-    """4 heads of 8,192 squared scores would be 1.07 GB in float32."""
+def test_fewer_key_and_value_heads_store_no_full_scores(dtype, dim):
+    """4 heads with 8,192 x 8,192 scores would take 1.07 GB in float32."""
     q, k, v = (x[:1].requires_grad_() for x in qkv("cuda", dtype, 4, 2, 8192, dim))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -113,7 +113,7 @@ def test_fewer_key_and_value_heads_do_not_cost_a_table_of_scores(dtype, dim):
     assert torch.cuda.max_memory_allocated() - before < 0.4e9
 
 
-def test_which_tensors_no_kernel_takes_with_fewer_key_and_value_heads():
+def test_tensors_without_a_kernel_for_fewer_key_and_value_heads():
     def found(is_cuda, dtype, dim):
         return dense._shares_no_heads(SimpleNamespace(is_cuda=is_cuda, dtype=dtype, shape=(1, 8, 4, dim)))
 
@@ -126,7 +126,7 @@ def test_which_tensors_no_kernel_takes_with_fewer_key_and_value_heads():
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("name", ["auto", *SDPA, *(name for name, there in INSTALLED.items() if there)])
 def test_every_dense_kernel_agrees_with_float32(name, kv_heads):
-    """Forward and gradients, bf16 within 1e-2 of float32; long enough that auto takes its long choice."""
+    """Outputs and gradients in bf16 are within 1e-2 of float32; "auto" gets a length at which it uses fa4."""
     tokens = flash4.FA4_FROM if name == "auto" else 1000
     tensors = qkv("cuda", torch.bfloat16, 4, kv_heads, tokens, dim=128)
     grad = torch.randn_like(tensors[0])
@@ -136,7 +136,7 @@ def test_every_dense_kernel_agrees_with_float32(name, kv_heads):
         out = attend(*leaves)
         return out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))
 
-    def reference(q, k, v):  # repeated heads keep PyTorch off its quadratic-memory path
+    def reference(q, k, v):  # repeated heads, else PyTorch uses a kernel with quadratic memory
         return dense_attention(q, *(x.repeat_interleave(4 // kv_heads, 2) for x in (k, v)))
 
     want = run(reference, [x.float() for x in tensors])
@@ -145,7 +145,7 @@ def test_every_dense_kernel_agrees_with_float32(name, kv_heads):
 
 
 def test_the_availability_of_flash_attention_4_is_a_constant_to_the_compiler():
-    """Marked by hand, since PyTorch's own decorator imports the compiler."""
+    """The mark is set without PyTorch's decorator, which imports the compiler."""
 
     def marked():
         return True

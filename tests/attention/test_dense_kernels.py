@@ -1,4 +1,4 @@
-"""The table of dense kernels: each against plain attention, with the logsumexp and its gradient."""
+"""Each dense kernel compared with plain attention, including the logsumexp and its gradient."""
 
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ KERNELS = ["cpu", pytest.param("flash", marks=pytest.mark.gpu), pytest.param("fa
 @pytest.mark.parametrize("n_kv", [4, 2])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_part_of_the_keys_is_the_naive_one(kernel, causal, n_kv, dim):
-    """Also with head dims that "flash" does not take by itself."""
+def test_a_part_of_the_keys_equals_the_naive_kernel(kernel, causal, n_kv, dim):
+    """Some of the head dims need padding for "flash"."""
     kernel, naive = DENSE_KERNELS[kernel], DENSE_KERNELS["naive"]
     on_gpu = kernel.name != "cpu"
     if kernel.name == "fa4" and dim != 64:
-        pytest.skip("fa4 is taken for head dims of 64 and 128 alone")
+        pytest.skip("fa4 is used only for head dims of 64 and 128")
     torch.manual_seed(0)
     device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
     keys = 96 if causal else 160
@@ -28,7 +28,7 @@ def test_a_part_of_the_keys_is_the_naive_one(kernel, causal, n_kv, dim):
     k, v = (torch.randn(2, keys, n_kv, dim, device=device, dtype=dtype) for _ in range(2))
     got = kernel.forward(q, k, v, causal)
     want = naive.forward(q, k, v, causal)
-    # As if other parts had been merged in: the backward must use the lse and the output it is given.
+    # As after a merge with other parts: the backward pass must use the given lse and output.
     out, lse = want[0] * 0.5, want[1] + 0.7
     got += kernel.backward(grad, q, k, v, out, lse, causal)
     want += naive.backward(grad, q, k, v, out, lse, causal)
@@ -38,7 +38,7 @@ def test_a_part_of_the_keys_is_the_naive_one(kernel, causal, n_kv, dim):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_naive_kernel_stores_the_scores_of_a_part_of_the_queries(causal, monkeypatch):
-    """All of them would take 77 GB where two ranks share 98,304 tokens in float32 on a GPU."""
+    """All scores would take 77 GB if two ranks share 98,304 tokens in float32 on a GPU."""
     torch.manual_seed(0)
     keys = 50 if causal else 70
     q, grad = (torch.randn(2, 50, 4, 8) for _ in range(2))
@@ -68,7 +68,7 @@ def test_every_head_dim_has_a_kernel_on_a_gpu(dim, kernel):
 
 
 def explicit(q, k, v, causal):
-    """Attention and logsumexp written out, for autograd."""
+    """Plain attention and logsumexp, with gradients by autograd."""
     scores = torch.einsum("bthd,bshd->bhts", q, k.repeat_interleave(q.shape[2] // k.shape[2], 2))
     scores = scores * q.shape[-1] ** -0.5
     if causal:
@@ -82,7 +82,7 @@ def explicit(q, k, v, causal):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kernel", ["naive", *KERNELS])
 def test_gradients_flow_through_the_output_and_the_logsumexp(kernel, causal, n_kv):
-    """As a merge of partial results needs it; "cpu" and "flash" take none of the logsumexp by themselves."""
+    """A merge of partial results needs both. "cpu" and "flash" do not take the logsumexp's gradient."""
     torch.manual_seed(0)
     on_gpu = kernel in ("flash", "fa4")
     device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
@@ -144,7 +144,7 @@ def test_a_logsumexp_that_is_unused_costs_no_further_pass():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dim", [64, 128])
 def test_two_parts_of_the_keys_have_the_gradients_of_the_whole(kernel, dtype, dim, n_kv):
-    """The gradient of the logsumexp of all keys, as the ring over ranks needs it. On a CPU in float32."""
+    """The gradient of the logsumexp of all keys, which the ring over ranks needs. On a CPU in float32."""
     on_gpu = kernel in ("flash", "fa4")
     device, dtype = ("cuda", dtype) if on_gpu else ("cpu", torch.float32)
     kernel = DENSE_KERNELS[kernel]

@@ -48,7 +48,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_numbers_are_the_plain_ones(kind):
+def test_results_equal_those_of_plain_blocks(kind):
     plain, other = losses_and_gradients(), losses_and_gradients(KINDS[kind])
     assert plain[0] == other[0]
     assert all(torch.equal(one, two) for one, two in zip(plain[1], other[1], strict=True))
@@ -74,7 +74,7 @@ def saved_bytes(compute):
     return sum(kept.values()), hidden
 
 
-def test_selective_recomputation_keeps_rows_and_not_what_is_scattered_from_them():
+def test_selective_recomputation_saves_rows_but_not_the_scattered_output():
     ops = pytest.importorskip("lhtrain.kernels.ops", reason="needs triton")
     kept, again = CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE
     assert _policy(None, ops.gather_rows._opoverload) is kept
@@ -97,7 +97,7 @@ def test_offloading_reuses_its_buffers_and_leaves_nothing_waiting():
     assert len(offloaded.buffers) == 4 and not offloaded.waiting and not offloaded.fetched
 
 
-def test_a_stage_of_other_sequences_has_the_buffers_of_the_one_before():
+def test_a_stage_with_another_sequence_length_reuses_the_buffers():
     """The second stage has the same number of tokens in sequences half as long; its gradients are right."""
     offloaded, model = Offloaded(run_plainly, CPU), GPT(CONFIG)
     model.init_weights(0)

@@ -42,12 +42,12 @@ def test_gradients_differ_by_the_rounding_of_float8_and_no_more():
         assert gradient.dtype == torch.float32
 
 
-def test_a_device_without_float8_is_named():
+def test_the_error_names_a_device_without_float8():
     with pytest.raises(RunError, match=r"compute.float8=true: needs a GPU of compute capability 8\.9"):
         use_float8(GPT(CONFIG), CPU)
 
 
-def test_settings_that_do_not_fit_are_named():
+def test_errors_name_settings_that_float8_does_not_support():
     with pytest.raises(ConfigError) as error:
         compose_config(["compute.float8=true", "compute.precision=float32", "model.ffn_dim=100"])
     assert "compute.float8=True: needs compute.precision=bfloat16" in str(error.value)

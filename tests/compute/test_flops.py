@@ -30,7 +30,7 @@ def stage(kind):
 
 
 @pytest.mark.parametrize("kind", ["dense", "lighthouse"])
-def test_agrees_with_the_counter(kind):
+def test_agrees_with_pytorchs_counter(kind):
     """PyTorch counts reference attention as products of whole matrices, which is twice the causal half."""
     model = GPT(MODEL)
     model.attend_with(ATTENTIONS[kind].of(stage(kind), "auto"))

@@ -54,7 +54,7 @@ def peak(*overrides):
     return {name: estimate(config, stage).total for name, stage in stages_of(config).items()}
 
 
-def test_what_helps_in_the_order_in_which_it_helps():
+def test_settings_reduce_memory_in_the_expected_order():
     levels = [
         peak(*settings)["recovery"]
         for settings in (
@@ -112,7 +112,7 @@ def test_a_window_keeps_its_own_queries_keys_values_and_statistics():
     assert parts[2] == estimate(dense, stages_of(dense)["dense"])
 
 
-def test_micro_batches_take_turns():
+def test_more_micro_batches_need_no_more_activations():
     once = peak("run.batch_tokens=393216")
     parts = peak("run.batch_tokens=393216", "run.grad_accum=4")
     gradients = 4 * 530_117_632  # of earlier micro-batches, present during the whole backward pass

@@ -34,7 +34,7 @@ def test_every_preset_starts_as_it_is_on_any_number_of_gpus(model, stage, n_rank
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 4, 8, 16, 32])
-def test_the_papers_run_learns_the_same_on_any_number_of_gpus(n_ranks):
+def test_the_papers_run_has_the_same_batch_on_any_number_of_gpus(n_ranks):
     config = compose_config(["experiment=paper_98k"], n_ranks, 80 * GB)
     assert {stage.batch_tokens for stage in config.stages.values()} == {32 * 98_304}
     assert {stage.grad_accum for stage in config.stages.values()} == {32 // n_ranks}
@@ -56,7 +56,7 @@ def test_as_few_micro_batches_as_fit():
     assert counts[40, "recovery"] > counts[80, "recovery"] > counts[160, "recovery"]
 
 
-def test_a_stage_of_its_own_number_keeps_it():
+def test_a_given_number_of_micro_batches_is_kept():
     settings = ["model=gpt_130m", f"run.batch_tokens={32 * 32768}"]
     config = compose_config([*settings, "run.grad_accum=16", "stages.recovery.grad_accum=auto"], 1, 80 * GB)
     assert config.stages["lighthouse"].grad_accum == 16 and config.stages["recovery"].grad_accum < 16
@@ -74,13 +74,13 @@ def test_if_nothing_fits_the_choice_with_the_lowest_peak_is_used():
         assert all(one <= two for one, two in zip(least, peaks(other, 1), strict=True))
 
 
-def test_recomputation_that_was_asked_for_stays():
+def test_given_recomputation_is_kept():
     for recompute in ("none", "selective", "full"):
         config = compose_config(["model=gpt_1b", f"compute.recompute={recompute}"], 1, 80 * GB)
         assert config.compute.recompute.value == recompute and not config.compute.offload
 
 
-def test_a_cpu_takes_micro_batches_of_so_many_tokens_or_of_a_sequence():
+def test_micro_batches_on_a_cpu():
     assert {stage.grad_accum for stage in compose_config([]).stages.values()} == {1}
     config = compose_config(["run.batch_tokens=98304"])
     assert {stage.grad_accum for stage in config.stages.values()} == {3}
@@ -102,7 +102,7 @@ def test_a_cpu_takes_micro_batches_of_so_many_tokens_or_of_a_sequence():
         (["run.batch_tokens=auto"], 4, 16384),
     ],
 )
-def test_a_step_is_a_sequence_a_rank_unless_said(settings, n_ranks, tokens):
+def test_a_step_has_one_sequence_per_rank_by_default(settings, n_ranks, tokens):
     config = compose_config(settings, n_ranks)
     assert config.run.batch_tokens == tokens
     assert {stage.batch_tokens for stage in config.stages.values()} == {tokens}

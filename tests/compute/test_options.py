@@ -43,7 +43,7 @@ def step(compute, backend):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
 @pytest.mark.slow
-def test_everything_on_is_the_plain_step():
+def test_all_options_together_equal_the_plain_step():
     plain, want = step(PLAIN, "reference")
     losses, got = step(ALL, "triton")
     assert losses == pytest.approx(plain, rel=1e-5)

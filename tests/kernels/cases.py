@@ -1,4 +1,4 @@
-"""Inputs, the reference's answers, and the measure of error, for the kernel tests."""
+"""Inputs, results of the reference, and the measure of error, for the kernel tests."""
 
 import torch
 from torch import Tensor
@@ -15,18 +15,18 @@ def options(pyramid: Pyramid) -> dict[str, int]:
 
 
 def draw_qkv(pyramid, device, batch=1, heads=2, kv_heads=2, dim=16, dtype=torch.float32) -> list[Tensor]:
-    """Fresh q, k, v: never the same twice in a session."""
+    """Return new random q, k, v; every call in a session returns others."""
     shapes = [(batch, pyramid.seq_len, h, dim) for h in (heads, kv_heads, kv_heads)]
     return [torch.randn(shape, device=device).to(dtype) for shape in shapes]
 
 
 def random_selection(pyramid, groups, device, batch=1) -> tuple[Tensor, Tensor]:
-    """Indices and row_of_entry of a selection by random scores."""
+    """Return indices and row_of_entry of a selection by random scores."""
     draws = (torch.rand(batch, groups, pyramid.seq_len, device=device) for _ in range(2))
     return select_rows(*(max_pooled(scores, pyramid) for scores in draws), pyramid, True)
 
 
 def error(value: Tensor, want: Tensor) -> float:
-    """‖a − b‖ / ‖b‖; NaN where a is."""
+    """Return ‖a − b‖ / ‖b‖; NaN if a contains NaN."""
     value, want = value.detach().double(), want.detach().double()
     return float((value - want).norm() / want.norm())

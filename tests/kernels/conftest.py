@@ -1,4 +1,4 @@
-"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before they are imported."""
+"""Sets up Triton's interpreter if there is no GPU; it must be set before the kernels are imported."""
 
 import os
 from importlib.util import find_spec
@@ -7,14 +7,14 @@ import pytest
 import torch
 
 if find_spec("triton") is None:
-    collect_ignore_glob = ["test_*.py"]  # nothing here can even be imported
+    collect_ignore_glob = ["test_*.py"]  # without triton these files cannot be imported
 elif not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     from lhtrain.kernels.merge import kernel as merge
     from lhtrain.kernels.scores import kernel as scores
     from lhtrain.kernels.windows import kernel as windows
 
-    # The interpreter takes milliseconds a program: have fewer, larger ones.
+    # The interpreter takes milliseconds per program, so use fewer and larger programs.
     scores.LAUNCH["BLOCK_T"] = windows.ROWS_BLOCK["tokens"] = 512
     windows.TOKENS_LAUNCH["BLOCK_T"] = 256
     merge.TOKENS_LAUNCH["BLOCK_T"] = merge.ROWS_LAUNCH["BLOCK_E"] = 256
@@ -28,7 +28,7 @@ def device():
 
 @pytest.fixture
 def poison():
-    """Uninitialised memory is NaN, or the largest integer, so that an output nobody wrote is seen."""
+    """Fill uninitialized memory with NaN or the largest integer, so that a missing write is noticed."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -1,4 +1,4 @@
-"""Each kernel against the naive version beside it; without a GPU in Triton's interpreter, on small shapes."""
+"""Each kernel compared with its naive version. Without a GPU: small shapes in Triton's interpreter."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_scores_are_the_window_maxima_of_the_norms(pyramid, device, poison, head
 
 @pytest.mark.parametrize("covered", [0, 1])
 @pytest.mark.parametrize("kind", ["random", "ties", "signs"])
-def test_selection_is_the_references(pyramid, device, poison, kind, covered):
+def test_selection_equals_the_reference(pyramid, device, poison, kind, covered):
     shape = (2, 2, pyramid.seq_len)
     draws = {
         "random": lambda: torch.rand(shape, device=device),
@@ -78,7 +78,7 @@ def test_a_group_selects_by_the_maximum_over_its_query_heads(device, poison):
 
 
 def test_order_is_exact_at_four_million_tokens(device, poison):
-    """Float32 order keys fail here: the last positions need 22 bits and the level two or three more."""
+    """Sorting by float32 keys fails here: the last positions need 22 bits, and the level 2 or 3 more."""
     pyramid = Pyramid(2**22, 5, 8, 256).check()
     scores = [torch.rand(1, 1, pyramid.n_entries - pyramid.seq_len, device=device) for _ in range(2)]
     want_indices, want_row_of_entry = naive_selection.select_rows(*scores, pyramid, True)
@@ -92,8 +92,8 @@ def test_order_is_exact_at_four_million_tokens(device, poison):
     [(torch.float32, 1), (torch.bfloat16, 1), pytest.param(torch.float16, 2, marks=pytest.mark.slow)],
     ids=str,
 )
-def test_walks_between_tokens_and_rows(pyramid, device, poison, dtype, batch):
-    """Gather, scatter and both backwards against autograd through the float32 reference, one selection."""
+def test_gather_and_scatter(pyramid, device, poison, dtype, batch):
+    """Gather, scatter and both backward passes, compared with autograd of the float32 reference."""
     if pyramid.seq_len * batch > 2_000_000:
         pytest.skip("the reference would need too much memory")
     bound = 1e-5 if dtype == torch.float32 else 6e-3
@@ -124,7 +124,7 @@ def test_walks_between_tokens_and_rows(pyramid, device, poison, dtype, batch):
 
 
 def test_inputs_may_have_gaps_between_heads(device, poison):
-    """A fused projection hands out views; only the last dimension has to be contiguous."""
+    """A fused projection returns views; only the last dimension must be contiguous."""
     pyramid = Pyramid(512, 2, 4, 128).check()
     fused = torch.randn(2, 512, 7, 20, device=device)
     views = fused[:, :, :3, :12], fused[:, :, 3:6, :12], fused[:, :, 4:7, 4:16]
@@ -140,7 +140,7 @@ def test_inputs_may_have_gaps_between_heads(device, poison):
 
 
 def test_heads_may_be_further_apart_than_32_bits_count(device):
-    """As in the transpose of (B, H, N, D) at a million tokens; of the 4 GB only what is used is touched."""
+    """As in the transpose of (B, H, N, D) with a million tokens; most of the 4 GB are never touched."""
     pyramid, apart = Pyramid(512, 2, 4, 128).check(), 2**30 + 1024
     memory = torch.empty(2 * apart + 512 * 4, dtype=torch.float16, device=device)
     x = memory.as_strided((1, 512, 3, 4), (len(memory), 4, apart, 1))

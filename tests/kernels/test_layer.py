@@ -1,4 +1,4 @@
-"""The whole layer on the kernels: recorded outputs, the reference, compilation, graphs, repeatability."""
+"""The whole layer with the kernels: recorded outputs, the reference, compilation, graphs, repeatability."""
 
 import pytest
 import torch
@@ -48,8 +48,10 @@ if cases.ON_GPU:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("sizes", "batch", "heads", "kv_heads", "dim"), SHAPES)
 def test_agrees_with_the_float32_reference(sizes, batch, heads, kv_heads, dim, dtype, device):
-    """Norms differ by more than float32's rounding, over tokens and, since a group takes the maximum over its
-    heads, over heads, so that no near-tie can fall either way."""
+    """Return tensors whose norms differ by more than float32's rounding, so that no near-tie is ambiguous.
+
+    They differ between tokens and also between heads, because a group uses the maximum over its heads.
+    """
     pyramid = Pyramid(*sizes).check()
     tensors = cases.draw_qkv(pyramid, device, batch, heads, kv_heads, dim)
     for x in tensors[:2]:
@@ -96,7 +98,7 @@ def test_compiles_as_one_graph(device):
 
 
 def test_operators_keep_pytorchs_rules(device):
-    """Fake shapes, autograd registration and no hidden mutation, by PyTorch's own checker."""
+    """PyTorch's own checker: fake shapes, autograd registration, no hidden mutation."""
     pyramid = Pyramid(512, 2, 4, 128).check()
     q, k, v = cases.draw_qkv(pyramid, device, kv_heads=1, dim=8)
     for x in (q, k, v):
@@ -119,14 +121,14 @@ def test_operators_keep_pytorchs_rules(device):
         ({"dim": 320}, "head_dim=320: must be between 1 and 256"),
     ],
 )
-def test_what_the_kernels_cannot_take_is_named(change, message, device):
+def test_the_error_names_what_the_kernels_do_not_support(change, message, device):
     pyramid = Pyramid(512, 2, 4, 128).check()
     q, k, v = cases.draw_qkv(pyramid, device, **change)
     with pytest.raises(ValueError, match=message):
         lighthouse_attention(q, k, v, backend="triton", **cases.options(pyramid))
 
 
-def test_a_pooling_factor_too_large_to_unroll_is_named(device):
+def test_the_error_for_a_pooling_factor_too_large_to_unroll(device):
     q = torch.zeros(1, 16384, 1, 4, device=device)
     with pytest.raises(ValueError, match="pooling=128: must be at most 64"):
         lighthouse_attention(q, q, q, levels=2, pooling=128, budget=128, backend="triton")
@@ -174,14 +176,14 @@ def test_forward_and_backward_capture_into_a_cuda_graph(device):
         for x, y in zip(static, fresh, strict=True):
             x.copy_(y)
     graph.replay()
-    for a, b in zip(found, step(), strict=True):  # the attention's own backward may differ in the last bits
+    for a, b in zip(found, step(), strict=True):  # the attention's backward pass may differ in the last bits
         assert cases.error(a, b) < 1e-2
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("sizes", [(2**20, 4, 4, 4096), (2**20, 3, 4, 16384)], ids=["L4", "S196608"])
 def test_runs_at_a_million_tokens(sizes, device, poison):
-    """Selection equal to the reference's for the kernels' own scores; pooled rows of q checked in full."""
+    """With the kernels' scores the reference selects the same entries; all pooled rows of q are checked."""
     pyramid = Pyramid(*sizes).check()
     q, k, v = cases.draw_qkv(pyramid, device, heads=2, kv_heads=2, dim=64, dtype=torch.bfloat16)
     rows_q, _, _, indices, row_of_entry = ops.gather_rows(q, k, v, *cases.options(pyramid).values(), len(q))

@@ -1,4 +1,4 @@
-"""A scorer and a selection of a user's own: on the reference and on the kernels the same results."""
+"""Scorers and selections of a user give the same results with the reference and with the kernels."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,12 +18,12 @@ from lhtrain.kernels.selection.topk import TopK
 from lhtrain.registry import SCORERS
 from tests.kernels import cases
 
-PYRAMID = Pyramid(1024, 2, 4, 128)  # of 256 entries 128 are expanded
+PYRAMID = Pyramid(1024, 2, 4, 128)  # expands 128 of 256 entries
 
 
 @dataclass(frozen=True)
 class FirstChannel:
-    """The first channel of q, summed over a group, and of k: signed, unlike norms."""
+    """The first channel of q, summed over a group, and of k. Scores can be negative, unlike norms."""
 
     def scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         q, k = tokens.q, tokens.k
@@ -46,7 +46,7 @@ class Gate(nn.Module):
 
 @dataclass(frozen=True)
 class CoarsestAlone:
-    """The entries of the coarsest level in their order: fewer rows than TopK, whatever the scores."""
+    """Selects the entries of the coarsest level, whatever the scores; fewer rows than TopK."""
 
     tile_local: ClassVar[bool] = True
 
@@ -87,7 +87,7 @@ def check_alike(tensors, **settings):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """The scorers above have names, which other tests do not see."""
+    """Register the scorers above for the tests of this file only."""
     monkeypatch.setattr(SCORERS, "_entries", dict(SCORERS._entries))
     SCORERS.add("test_first_channel")(FirstChannel)
     SCORERS.add("test_gate")(Gate)
@@ -100,7 +100,7 @@ def tensors(device):
 
 def test_a_registered_scorer_gives_the_references_results(tensors, poison):
     by_channel = check_alike(tensors, scorer="test_first_channel")
-    assert cases.error(by_channel, layers()[1](*tensors)) > 1e-2  # norms select otherwise
+    assert cases.error(by_channel, layers()[1](*tensors)) > 1e-2  # norms select other entries
 
 
 def test_a_scorer_may_have_parameters(tensors, device):
@@ -110,8 +110,8 @@ def test_a_scorer_may_have_parameters(tensors, device):
     assert isinstance(layers(scorer="test_gate")[0].scorer, Gate)
 
 
-def test_the_fused_operator_is_the_steps_one_by_one(tensors, poison):
-    """Score, select and gather by themselves, with norms: the same rows, bit for bit."""
+def test_the_fused_operator_equals_its_separate_steps(tensors, poison):
+    """With norms, separate calls of score, select and gather give the same rows, bit for bit."""
     q, k, v = tensors
     sizes = cases.options(PYRAMID).values()
     fused = ops.gather_rows(q, k, v, *sizes, 1)

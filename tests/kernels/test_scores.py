@@ -1,4 +1,4 @@
-"""The scorers against plain definitions, one token after the other or over whole matrices of scores."""
+"""The scorers compared with simple implementations: token by token, or with full matrices of scores."""
 
 from types import SimpleNamespace
 
@@ -33,14 +33,14 @@ def new_gla(device):
 
 
 def by_head(tokens):
-    """Float64 q, k, v (B, H, T, D), a key and a value for each query head."""
+    """Return float64 q, k, v (B, H, T, D), with a key and a value for each query head."""
     repeats = HEADS // GROUPS
     q, k, v = tokens.q, tokens.k.repeat_interleave(repeats, 2), tokens.v.repeat_interleave(repeats, 2)
     return [x.double().transpose(1, 2) for x in (q, k, v)]
 
 
 def scores_of(attended):
-    """Norms of outputs (B, H, T, D), the largest of a group: (B, G, T)."""
+    """Return the norms of outputs (B, H, T, D), the maximum over each group: (B, G, T)."""
     return attended.norm(dim=-1).unflatten(1, (GROUPS, -1)).amax(2)
 
 
@@ -60,7 +60,7 @@ def test_dilated_scores_are_norms_of_attention_to_every_fourth_token(device):
 
 
 def recurrent(q, k, v, log_gates, state=None):
-    """Gated linear attention of (..., T, D), one token after the other."""
+    """Gated linear attention of (..., T, D), token by token."""
     state = q.new_zeros(*q.shape[:-2], DIM, DIM) if state is None else state
     outs = []
     for t in range(q.shape[-2]):
@@ -71,7 +71,7 @@ def recurrent(q, k, v, log_gates, state=None):
 
 @pytest.mark.parametrize(("chunk", "segment"), [(256, 2**17), (16, 2**17), (7, 32)])
 def test_gla_scores_are_norms_of_the_recurrence(device, chunk, segment, monkeypatch):
-    """In one chunk, in several, and in several that do not divide a segment."""
+    """With one chunk, with several, and with several that do not divide a segment."""
     monkeypatch.setattr(gla, "CHUNK", chunk)
     monkeypatch.setattr(gla, "SEGMENT", segment)
     tokens, scorer = draw(device), new_gla(device)
@@ -94,7 +94,7 @@ def test_linear_attention_continues_from_a_state(device, monkeypatch):
 
 
 def test_gates_that_close_at_once_give_no_infinity(device):
-    """A gate of exp(-100) forgets all that was before it."""
+    """A gate of exp(-100) forgets everything before it."""
     q, k, v = (torch.randn(1, 300, DIM, device=device) for _ in range(3))
     out, state = linear_attention(q, k, v, torch.full((1, 300), -100.0, device=device))
     assert cases.error(out, (q * k).sum(-1, keepdim=True) * v * DIM**-0.5) < 1e-5
@@ -115,14 +115,14 @@ def test_the_choice_by_position_is_fixed_and_even(device):
     tokens = draw(device)._replace(positions=torch.arange(2**20, 2**20 + 96, device=device))
     assert not torch.equal(Position().scores(tokens)[0], first[0])  # other positions, other scores
     some = Position().scores(tokens._replace(positions=torch.arange(2**16, device=device)))[0][0]
-    assert (some[0] != some[1]).float().mean() > 0.99  # each head has a choice of its own
+    assert (some[0] != some[1]).float().mean() > 0.99  # each head has its own choice
     assert 0 <= some.min() < 1e-3 and 0.999 < some.max() < 1
     assert some.mean() == pytest.approx(0.5, abs=0.01) and some.std() == pytest.approx(12**-0.5, abs=0.01)
     assert torch.corrcoef(torch.stack([some[0, :-1], some[0, 1:]]))[0, 1].abs() < 0.02
 
 
 def test_the_hash_is_the_published_one(device):
-    """Computed with Python's numbers, which do not overflow."""
+    """The expected values use Python's integers, which do not overflow."""
 
     def mixed(x):
         for _ in range(2):
@@ -140,7 +140,7 @@ def test_recent_keeps_the_last_tokens_of_a_tile(device):
     q, k, v = cases.draw_qkv(PYRAMID, device)
     layer = {**cases.options(PYRAMID), "backend": "reference", "cover_prefix": False, "scorer": "recent"}
     out = lighthouse_attention(q, k, v, **layer)
-    for first, same in ((512, True), (516, False)):  # of 256 windows of 4 tokens the last 128 are expanded
+    for first, same in ((512, True), (516, False)):  # the last 128 of 256 windows (4 tokens) are expanded
         means = [x.clone() for x in (q, k, v)]
         for x in means:
             x[:, :first] = x[:, :first].unflatten(1, (-1, 4)).mean(2).repeat_interleave(4, 1)
@@ -162,12 +162,12 @@ def test_kernels_and_reference_agree(name, device, poison):
     assert cases.error(*found) < 1e-5 < 1e-2 < cases.error(found[0], by_norms)
 
 
-def test_who_looks_at_one_token_alone(device):
+def test_which_scorers_are_token_local(device):
     assert all(is_token_local(scorer) for scorer in (Norm(), Position(), Recent()))
     assert not any(is_token_local(scorer) for scorer in (Dilated(), new_gla(device), SimpleNamespace()))
 
 
-def test_what_a_scorer_lacks_is_named(device):
+def test_the_error_names_what_a_scorer_lacks(device):
     with pytest.raises(ValueError, match=r"scorer=gla: .*layer's input"):
         new_gla(device).scores(draw(device)._replace(x=None))
     with pytest.raises(ValueError, match=r"seq_len=98: .*multiple of 4"):

@@ -49,7 +49,7 @@ def test_each_token_is_the_likeliest_after_those_before_it(model, layer):
     assert attends == [FULL_ATTENTION, LAYERS[layer], LAYERS[layer]]
 
 
-def test_layers_that_look_ahead_are_refused(model):
+def test_layers_that_use_later_tokens_are_refused(model):
     published = LighthouseAttention(2, 4, 128)
     model.attend_with(published)
     with pytest.raises(ValueError, match="strictly_causal=False"):

@@ -40,7 +40,7 @@ def test_equals_the_plain_loss(chunk, masked, z_loss):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_those_of_its_own_value():
+def test_gradients_agree_with_finite_differences():
     """Finite differences, with a coarse step because the softmax is float32."""
     hidden, weight, targets = inputs(m=6, c=4, v=7, masked=1)
 
@@ -65,7 +65,7 @@ def test_low_precision_stays_close_to_float32():
     assert loss.item() == pytest.approx(exact.item(), rel=2e-2)
 
 
-def test_a_micro_batchs_share_is_not_rounded_to_low_precision():
+def test_the_weight_of_a_micro_batch_is_not_rounded_to_low_precision():
     """Checked by the mean over many elements; bfloat16 would round 0.3603 to 0.3594."""
     hidden, weight, targets = inputs(m=512, c=32, v=97, dtype=torch.float32)
     hidden = hidden.detach().bfloat16().requires_grad_()
@@ -100,7 +100,7 @@ def test_no_tensor_has_the_size_of_all_logits():
     assert max(sizes) == 8 * 100
 
 
-def test_a_chunk_is_gone_before_the_next():
+def test_a_chunk_is_freed_before_the_next():
     hidden, weight, targets = inputs()
     given = []
 
@@ -114,7 +114,7 @@ def test_a_chunk_is_gone_before_the_next():
     assert len(given) == 8
 
 
-def test_a_chunk_without_gradients_is_gone_before_the_next():
+def test_a_chunk_without_gradients_is_freed_before_the_next():
     hidden, weight, targets = inputs()
     given = []
 

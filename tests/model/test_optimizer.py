@@ -26,7 +26,7 @@ def test_matrices_decay_and_vectors_do_not():
     assert "embedding.weight" in by_decay[0.3] and len(by_decay[0.3]) == 1 + 2 * 7
 
 
-def test_the_update_is_that_of_torch_bit_for_bit():
+def test_the_update_equals_torchs_bit_for_bit():
     """Learning rates change, one step is skipped, and the state exists before the first step."""
     ours, theirs = model_of(), model_of()
     optimizer = AdamW(ours, CONFIG)

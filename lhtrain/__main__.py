@@ -1,4 +1,4 @@
-"""Entry of the program. It does first what must not wait for the imports, which take seconds."""
+"""Entry of the program. Checks streams and the home folder before the imports, which take seconds."""
 
 import atexit
 import os

@@ -21,8 +21,8 @@ from lhtrain.data.store.cache import cache_root
 from lhtrain.model.decoder import GPT, Block, RunBlock, run_plainly
 from lhtrain.model.loss import chunk_grad, chunk_loss
 
-# selective: results worth their memory; all else of a block is cheap to compute again. So is the output of
-# scatter_rows, a tensor of the whole sequence made from rows that are kept.
+# Selective recomputation saves the results of KEPT; the rest of a block is cheap to recompute. So is the output
+# of scatter_rows: it has the length of the whole sequence, but is made from rows that are saved.
 KEPT = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::_scaled_dot_product", "lhtrain::")
 CHEAP = ("lhtrain::scatter_rows",)
 
@@ -92,7 +92,10 @@ def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
 
 
 def _is_rotated(name: str, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether the result is the rotated queries or keys: the one tensor of four dimensions that a block casts
-    to half precision. Attention keeps them instead of the products that they are made from."""
+    """Return whether the result is the rotated queries or keys, which attention saves anyway.
+
+    They are the only tensors with four dimensions that a block casts to half precision. If they are saved,
+    the products before the rotation need not be.
+    """
     half = kwargs.get("dtype") in (torch.bfloat16, torch.float16)
     return name.startswith("aten::_to_copy") and half and args[0].dim() == 4

@@ -33,7 +33,7 @@ def pick_device(wanted: Device) -> torch.device:
     """Return the device of the run. Raises RunError if `wanted` is cuda and there is no GPU."""
     if wanted is Device.cuda and not torch.cuda.is_available():
         raise RunError(
-            "run.device=cuda: PyTorch sees no CUDA device here; run.device=auto uses the CPU without a GPU"
+            "run.device=cuda: PyTorch sees no CUDA device here; use run.device=auto or run.device=cpu"
         )
     return torch.device("cpu" if wanted is Device.cpu or not torch.cuda.is_available() else "cuda")
 

@@ -21,8 +21,8 @@ from lhtrain.data.store.cache import cache_root
 from lhtrain.model.decoder import GPT, Block, RunBlock, run_plainly
 from lhtrain.model.loss import chunk_grad, chunk_loss
 
-# Selective recomputation saves the results of KEPT; the rest of a block is cheap to recompute. So is the output
-# of scatter_rows: it has the length of the whole sequence, but is made from rows that are saved.
+# Selective recomputation saves the results of KEPT; the rest of a block is cheap to recompute. So is the
+# output of scatter_rows: it has the length of the whole sequence, but is made from rows that are saved.
 KEPT = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::_scaled_dot_product", "lhtrain::")
 CHEAP = ("lhtrain::scatter_rows",)
 

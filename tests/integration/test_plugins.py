@@ -45,7 +45,7 @@ def test_a_run_of_plugins_by_configuration_alone(lhtrain):
     recovered = lhtrain("recovered", *SETTINGS, "stage=recovery", "run.steps=1", start)
     assert recovered.status == 0 and recovered.summary["finished"]
 
-    done = lhtrain.bare("export", str(whole.path), str(lhtrain.folder / "exported"))
+    done = lhtrain.bare("export", str(whole.path), str(lhtrain.folder / "plugins_exported"))
     assert done.returncode == 0, done.stderr
 
 

@@ -211,9 +211,17 @@ def _ranges_backward(
     return kernel.backward(grad, None, q, k, v, *bounds, out, lse)
 
 
+def flash_runs() -> bool:
+    """Whether this GPU is one that PyTorch's flash kernel is written for: Ampere or newer."""
+    return torch.cuda.get_device_capability()[0] >= 8
+
+
+# The compiler must not look inside; `flash4.fa4_runs` has the reason why this is not a decorator.
+flash_runs._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _takes_flash(q: Tensor) -> bool:
-    modern = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 8
-    return modern and q.dtype in FLASH_DTYPES and q.shape[-1] <= 256
+    return q.is_cuda and q.dtype in FLASH_DTYPES and q.shape[-1] <= 256 and flash_runs()
 
 
 def _takes_fa4(q: Tensor) -> bool:

@@ -1,1 +1,1 @@
-"""Runs as SLURM jobs: rendered, submitted, kept going through time limits, preemptions, crashes; listed."""
+"""SLURM jobs: write the script, submit it, requeue it after signals and crashes, list the runs."""

@@ -1,7 +1,7 @@
-"""Decisions at the start and the end of every attempt of a job: is anything left to do, and what comes next.
+"""Decides at the start and at the end of each attempt of a job what the job does next.
 
-The answer comes from the run directory and not from the exit status alone: torchrun ends with 1 whatever its
-ranks ended with.
+The decision depends on the run directory, because the exit status is not enough: torchrun exits with 1
+whatever the exit statuses of its ranks were.
 """
 
 from dataclasses import dataclass
@@ -14,56 +14,63 @@ from lhtrain.runs.checks import lost_run
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.slurm.folder import Attempts, SlurmFolder
 
-CONFIGURATION_ERROR = 2  # what `lhtrain` ends with when its arguments are at fault
+CONFIGURATION_ERROR = 2  # exit status of `lhtrain` if its arguments are wrong
 SIGNALS = (128 + 2, 128 + 10, 128 + 15)  # INT, USR1, TERM
 
 
 class By(Enum):
-    """Who ended an attempt; the values are the words of the script."""
+    """Who ended an attempt. The script passes these values."""
 
-    ranks = "ranks"  # they ended, whatever the reason
-    slurm = "slurm"  # the whole job was cancelled, preempted or requeued
-    limit = "limit"  # … because its time was over; the script requeued it then
+    ranks = "ranks"  # the ranks ended, for any reason
+    slurm = "slurm"  # SLURM cancelled, preempted or requeued the whole job
+    limit = "limit"  # SLURM ended the job at its time limit, and the script has requeued it
 
 
 class Next(Enum):
-    """What the script does next; the values are the words it reads."""
+    """What the script does next. The script reads these values."""
 
     run = "run"
-    continue_ = "continue"  # run, with resume=auto instead of what was submitted
+    continue_ = "continue"  # run, but with resume=auto instead of the submitted value
     finished = "finished"
     requeue = "requeue"
     stop = "stop"
-    leave = "leave"  # decided already, by SLURM or at the time limit
+    leave = "leave"  # nothing: SLURM or the script has already decided
 
 
 @dataclass(frozen=True)
 class End:
     """How an attempt ended."""
 
-    status: int  # of srun: the largest of its tasks
+    status: int  # exit status of srun: the largest of its tasks
     by: By
-    finished: bool  # according to summary.json
-    orderly: bool  # ended by itself or by a signal, by the summary.json of this attempt
-    saved: bool  # there is a later checkpoint than at its beginning
+    finished: bool  # summary.json says that the run is finished
+    orderly: bool  # this attempt wrote a summary.json that says "finished" or "signal"
+    saved: bool  # the newest checkpoint is newer than at the start of the attempt
     preempted: bool = False  # SLURM needs the nodes for another job
 
 
 def begin(run_dir: Path, job: str, max_restarts: int, resume: str = "auto") -> tuple[Next, str]:
-    """Whether an attempt of job number `job` is to run, and why not; noted in the run directory.
+    """Decide whether an attempt of a job runs, and record the attempt in the run directory.
 
-    resume: as submitted. A value other than auto is for the job's first attempts, until one of them
-    has started the run that way; later attempts continue what that one saved.
+    Args:
+        run_dir: the run directory.
+        job: number of the job.
+        max_restarts: cluster.max_restarts.
+        resume: the submitted value. A value other than auto applies until one attempt of the job has
+            started the run with it; later attempts continue from the newest checkpoint.
+
+    Returns:
+        What the script does next, and the reason if the attempt does not run.
     """
     folder = SlurmFolder(run_dir)
     first = resume != "auto" and not _has_begun(folder, job, resume)
     afresh = first and resume == "restart"
     if folder.finished() and not afresh:
-        return Next.finished, "finished already"
+        return Next.finished, "the run is already finished"
     attempts = folder.read_attempts()
     if attempts.job != job:
         attempts = Attempts(job)
-    killed = attempts.count > 0 and not attempts.outcome  # before its end could be noted
+    killed = attempts.count > 0 and not attempts.outcome  # before it could record its end
     if killed and folder.saved_step() <= attempts.step and not _taken_by_slurm(folder):
         attempts.restarts += 1
     folder.ended_by.unlink(missing_ok=True)
@@ -71,7 +78,7 @@ def begin(run_dir: Path, job: str, max_restarts: int, resume: str = "auto") -> t
     answer = Next.run if first or resume == "auto" else Next.continue_
     if attempts.restarts > max_restarts:
         answer = Next.stop
-        attempts.outcome = f"stopped: cluster.max_restarts={max_restarts} is used up"
+        attempts.outcome = f"stopped: cluster.max_restarts={max_restarts} is reached"
     elif not afresh and (lost := _lost(run_dir)):
         answer, attempts.outcome = Next.stop, f"stopped: {lost}"
     attempts.count += 1
@@ -82,12 +89,12 @@ def begin(run_dir: Path, job: str, max_restarts: int, resume: str = "auto") -> t
 
 
 def _has_begun(folder: SlurmFolder, job: str, resume: str) -> bool:
-    # The run that a restart replaced must not be continued before the new run has a checkpoint of its own.
+    # After resume=restart, an attempt must not continue the old run: it restarts until the new run has saved.
     return folder.started_by(job) and (resume != "restart" or folder.saved_step() > 0)
 
 
 def _taken_by_slurm(folder: SlurmFolder) -> bool:
-    """Whether the latest attempt was preempted, requeued or cancelled, by its script's own note."""
+    """Return whether SLURM ended the latest attempt, from the file that its script wrote."""
     try:
         return folder.ended_by.read_text().strip() == By.slurm.value
     except OSError:
@@ -95,7 +102,7 @@ def _taken_by_slurm(folder: SlurmFolder) -> bool:
 
 
 def _lost(run_dir: Path) -> str | None:
-    """Why what is there cannot be continued, which no further attempt changes; None if it can."""
+    """Return why the run cannot continue, however often the job tries; None if it can."""
     folder = RunDir(run_dir)
     damaged = any(folder.checkpoints.glob("damaged-step_*"))
     if not (damaged or folder.metrics.exists() or folder.history.exists()):
@@ -104,9 +111,17 @@ def _lost(run_dir: Path) -> str | None:
 
 
 def end(run_dir: Path, status: int, by: By, max_restarts: int, preempted: bool = False) -> tuple[Next, str]:
-    """The next action after an attempt that ended with `status`, and the reason; noted in the run directory.
+    """Decide what follows an attempt that ended, and record it in the run directory.
 
-    preempted: SLURM takes the nodes for another job.
+    Args:
+        run_dir: the run directory.
+        status: exit status of srun.
+        by: who ended the attempt.
+        max_restarts: cluster.max_restarts.
+        preempted: whether SLURM needs the nodes for another job.
+
+    Returns:
+        What the script does next, and the reason.
     """
     folder = SlurmFolder(run_dir)
     attempts = folder.read_attempts()
@@ -125,21 +140,25 @@ def end(run_dir: Path, status: int, by: By, max_restarts: int, preempted: bool =
 
 
 def decide(ended: End, restarts: int, max_restarts: int) -> tuple[Next, bool, str]:
-    """The answer, whether it counts as a restart, and the reason in words."""
+    """Return what the script does next, whether this counts as a restart, and the reason."""
     if ended.finished:
         return Next.finished, False, "finished"
     if ended.by is By.slurm:
         return Next.leave, False, "cancelled, preempted or requeued"
     if ended.by is By.limit:
-        return Next.leave, not ended.saved, "ran into the time limit, requeued"
+        return Next.leave, not ended.saved, "reached the time limit, requeued"
     if ended.status == CONFIGURATION_ERROR and not ended.orderly:
-        return Next.stop, False, "stopped: the configuration is at fault"
-    signalled = ended.orderly or ended.status in SIGNALS  # an orderly end before the run's is a signal's
+        return Next.stop, False, "stopped: error in the settings"
+    signalled = ended.orderly or ended.status in SIGNALS  # an orderly end of an unfinished run
     if signalled and ended.saved:
         return Next.requeue, False, "saved after a signal, requeued"
-    if ended.preempted:  # which is no fault of the run, however early it came
-        return Next.requeue, False, "preempted before a step was done, requeued"
-    what = "ended by a signal before a step was done" if signalled else f"crashed with status {ended.status}"
+    if ended.preempted:  # not counted as a restart, however early it comes
+        return Next.requeue, False, "preempted before it could save, requeued"
+    what = (
+        "ended by a signal before a checkpoint was saved"
+        if signalled
+        else f"crashed with status {ended.status}"
+    )
     if restarts >= max_restarts:
-        return Next.stop, False, f"stopped: {what}, and cluster.max_restarts={max_restarts} is used up"
+        return Next.stop, False, f"stopped: {what}, and cluster.max_restarts={max_restarts} is reached"
     return Next.requeue, True, f"{what}, restart {restarts + 1} of {max_restarts}"

@@ -1,4 +1,4 @@
-"""The files of a job in a run directory: all are in its folder `slurm`."""
+"""The files of a job: they are in the folder `slurm` of the run directory."""
 
 import json
 import os
@@ -17,18 +17,20 @@ from lhtrain.runs.run_dir import RunDir
 
 @dataclass
 class Attempts:
-    """The job's attempts so far; one begins whenever SLURM starts the script."""
+    """The attempts of a job so far. An attempt begins each time SLURM starts the script."""
 
     job: str = ""
     count: int = 0
-    restarts: int = 0  # of those, because the one before crashed or made no step
-    step: int = 0  # of the newest checkpoint when the latest began
-    summary: int = 0  # modification time of summary.json then, 0 without one
-    outcome: str = ""  # how the latest ended; empty while it runs
+    restarts: int = 0  # attempts whose predecessor crashed or saved no checkpoint
+    step: int = 0  # of the newest checkpoint when the latest attempt began
+    summary: int = 0  # modification time of summary.json at that moment in ns; 0 without one
+    outcome: str = ""  # how the latest attempt ended; empty while it runs
 
 
 @dataclass(frozen=True)
 class SlurmFolder:
+    """Paths and contents of the files that belong to a run's job."""
+
     run_dir: Path
 
     @property
@@ -41,7 +43,7 @@ class SlurmFolder:
 
     @property
     def config(self) -> Path:
-        """The configuration as it was submitted; the trainer writes its own beside the metrics."""
+        """The submitted configuration. The trainer writes its own config.yaml into the run directory."""
         return self.path / "config.yaml"
 
     @property
@@ -50,7 +52,7 @@ class SlurmFolder:
 
     @property
     def job(self) -> Path:
-        """The number of the job that was submitted last, or that began last."""
+        """A file with the number of the job that was submitted or started last."""
         return self.path / "job"
 
     @property
@@ -59,19 +61,21 @@ class SlurmFolder:
 
     @property
     def ended_by(self) -> Path:
-        """Who ended an attempt, a value of `attempt.By`. The script notes it at once when SLURM ends the job,
-        which may kill it before it has done the rest."""
+        """A file with a value of `attempt.By`.
+
+        The script writes it as soon as SLURM ends the job, because SLURM may kill the script soon after.
+        """
         return self.path / "ended_by"
 
     def read_job(self) -> str:
-        """The number of the run's latest job; empty without one."""
+        """Return the number of the run's latest job; "" if there is none."""
         try:
             return _text(self.job).strip()
         except FileNotFoundError:
             return ""
 
     def read_attempts(self) -> Attempts:
-        """None so far where the file is not there, or not readable."""
+        """Return the recorded attempts; empty `Attempts` if the file is missing or damaged."""
         try:
             return Attempts(**json.loads(_text(self.attempts)))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -81,7 +85,7 @@ class SlurmFolder:
         write_aside(self.attempts, asdict(attempts))
 
     def summary(self) -> dict[str, Any]:
-        """summary.json; empty where there is none."""
+        """Return the content of summary.json; empty if it is missing or damaged."""
         try:
             summary = json.loads(_text(RunDir(self.run_dir).summary))
         except (OSError, ValueError, RecursionError):
@@ -89,19 +93,19 @@ class SlurmFolder:
         return summary if isinstance(summary, dict) else {}
 
     def summary_time(self) -> int:
-        """When summary.json was written, in nanoseconds; 0 without one."""
+        """Return the modification time of summary.json in nanoseconds; 0 if it is missing."""
         path = RunDir(self.run_dir).summary
         return path.stat().st_mtime_ns if path.exists() else 0
 
     def saved_step(self) -> int:
-        """The step of the newest checkpoint, 0 without one."""
+        """Return the step of the newest checkpoint; 0 if there is none."""
         found = (
             re.fullmatch(r"step_(\d+)", path.name) for path in RunDir(self.run_dir).checkpoints.glob("*")
         )
         return max((int(match[1]) for match in found if match), default=0)
 
     def train_rows(self, size: int = 65536) -> list[Row]:
-        """The newest rows of training steps: the whole ones among the last `size` bytes of metrics.jsonl."""
+        """Return the training rows that are complete within the last `size` bytes of metrics.jsonl."""
         path = RunDir(self.run_dir).metrics
         try:
             with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
@@ -109,21 +113,22 @@ class SlurmFolder:
                 lines = file.read().split(b"\n")
         except OSError:
             return []
-        # None: cut by where reading began, torn by a kill, or damaged.
+        # row_of returns None for a line that is incomplete (the first one, or after a kill) or damaged.
         rows = [row for line in lines if (row := row_of(line)) is not None]
         return [row for row in rows if row["kind"] == "train" and isinstance(row.get("loss"), float | None)]
 
     def ended_orderly(self, since: int) -> bool:
-        """Whether the run, in the attempt that began with a summary of `since`, finished or obeyed a signal.
+        """Return whether the latest attempt finished the run, or saved and stopped after a signal.
 
-        The trainer renews summary.json while it runs, with `ended: null`: its time alone proves nothing.
+        since: `summary_time()` at the start of the attempt. A newer time is not enough, because the trainer
+        also rewrites summary.json while it runs, with `ended: null`.
         """
         ended = self.summary().get("ended")
         how = ended.get("how") if isinstance(ended, dict) else None
         return how in ("finished", "signal") and self.summary_time() != since
 
     def planned_steps(self) -> int | None:
-        """run.steps as it was submitted or as the trainer last had it, whichever is newer; None: unknown."""
+        """Return run.steps from the newer of the submitted and the trainer's config.yaml; None if unknown."""
         paths = [path for path in (self.config, RunDir(self.run_dir).config) if path.exists()]
         for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
             try:
@@ -133,14 +138,14 @@ class SlurmFolder:
         return None
 
     def finished(self) -> bool:
-        """Whether the run is done with all the steps that are planned now."""
+        """Return whether the run has done all steps that are planned now."""
         summary, planned = self.summary(), self.planned_steps()
         done = summary.get("steps")
         longer = planned is not None and isinstance(done, int) and done < planned
         return summary.get("finished") is True and not longer
 
     def started_by(self, job: str) -> bool:
-        """Whether the trainer has begun or continued the run in job number `job`."""
+        """Return whether the trainer has started or resumed the run in the job with number `job`."""
         try:
             records = History(RunDir(self.run_dir).history).records()
         except OSError:
@@ -149,12 +154,15 @@ class SlurmFolder:
 
 
 def write_aside(path: Path, content: Any) -> None:
-    """JSON, written aside and renamed: a reader never sees half of it."""
+    """Write `content` as JSON to a temporary file and rename it, so that readers never see a partial file."""
     write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 def _text(path: Path) -> str:
-    """The text of a regular file; a link or a pipe is no file of ours and counts as none. Raises OSError."""
+    """Return the text of a regular file. Raises OSError.
+
+    A link or a pipe raises FileNotFoundError: lhtrain did not make it, and a pipe would block the reader.
+    """
     try:
         return read_regular(path).decode(errors="replace")
     except NotRegular as error:

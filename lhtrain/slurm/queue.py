@@ -1,4 +1,4 @@
-"""The state of jobs in SLURM's queue."""
+"""Reads the state of jobs from SLURM's queue."""
 
 import re
 import shutil
@@ -9,15 +9,15 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class Queued:
-    """A job that is not over."""
+    """A job that has not ended."""
 
     state: str  # PENDING, RUNNING, COMPLETING …
-    left: str  # of its time limit, as SLURM writes it
-    reason: str  # why it is pending, or where it runs
+    left: str  # time to its limit, as SLURM prints it
+    reason: str  # why it is pending, or the nodes it runs on
 
 
 def queued() -> dict[str, Queued] | None:
-    """Every job of this user in the queue, by its number; None where there is no SLURM to ask."""
+    """Return the jobs of this user by number; None if squeue is missing, fails or takes over 30 s."""
     if shutil.which("squeue") is None:
         return None
     command = ["squeue", "--noheader", "--me", "--format=%i|%T|%L|%R"]
@@ -32,8 +32,7 @@ def queued() -> dict[str, Queued] | None:
 
 
 def preempted(job: str) -> bool:
-    """Whether SLURM is taking the resources of job number `job`, which runs, for another one; False where it
-    does not answer."""
+    """Return whether SLURM is preempting the running job `job`; False if scontrol does not answer."""
     try:
         command = ["scontrol", "show", "job", "--oneliner", job]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -42,6 +41,6 @@ def preempted(job: str) -> bool:
     times = dict(re.findall(r"(StartTime|PreemptTime)=(\S+)", done.stdout))
     try:
         began, ended = (datetime.fromisoformat(times[key]) for key in ("StartTime", "PreemptTime"))
-    except (KeyError, ValueError):  # not preempted: None
+    except (KeyError, ValueError):  # PreemptTime is None: not preempted
         return False
-    return ended >= began  # an earlier one was of an earlier attempt
+    return ended >= began  # an earlier PreemptTime belongs to an earlier attempt

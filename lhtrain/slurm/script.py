@@ -1,4 +1,4 @@
-"""The sbatch script of a run, as text. Values in it are quoted for bash, those in directives for sbatch."""
+"""Renders the sbatch script of a run. Values are quoted for bash, and in #SBATCH lines for sbatch."""
 
 import shlex
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ from lhtrain.slurm import quote
 
 @dataclass(frozen=True)
 class Job:
-    """The command of a job, its settings, and where it runs."""
+    """The settings of a run and of its SLURM job."""
 
     name: str
     run_dir: Path  # absolute
-    work_dir: Path  # absolute: relative paths among the overrides are meant from here
+    work_dir: Path  # absolute; relative paths in the overrides start here
     cluster: ClusterConfig
-    overrides: list[str]  # of the run, without run.dir and resume
+    overrides: list[str]  # settings of the run, without run.dir and resume
     python: str
-    version: str  # of the code, in words
-    resume: str = "auto"  # of the first attempt that starts; then it is auto
-    own: bool = False  # continue with the run directory's own configuration, which the overrides change
+    version: str  # version of the code, for a comment in the script
+    resume: str = "auto"  # until one attempt has started with it; then auto
+    own: bool = False  # resume with the config.yaml of the run directory, changed by the overrides
 
 
 def render(job: Job) -> str:
-    """The script: its request to SLURM, the command, and what follows its end."""
+    """Return the script: #SBATCH lines, the command, and the decision after the command has ended."""
     cluster = job.cluster
     ranks = max(cluster.gpus_per_node, 1)
     parts = [
@@ -42,7 +42,7 @@ def render(job: Job) -> str:
         BEGIN if job.resume == "auto" else BEGIN_WITH.replace("@RESUME@", job.resume),
         "overrides=(",
         *(f"  {_sh(argument)}" for argument in _arguments(job)),
-        "  resume=auto  # from the newest checkpoint; a new run if there is none"
+        "  resume=auto  # continue from the newest checkpoint; start a new run if there is none"
         if job.resume == "auto"
         else '  "resume=$resume"',
         ")",
@@ -53,7 +53,7 @@ def render(job: Job) -> str:
 
 
 def _arguments(job: Job) -> list[str]:
-    """The words for each rank, but for resume: settings, or the command to continue and changed settings."""
+    """Return the arguments of each rank without `resume=`: settings, or `resume DIR` and changed settings."""
     if job.own:
         return ["resume", str(job.run_dir), *job.overrides]
     return [*job.overrides, f"run.dir={override(str(job.run_dir))}"]
@@ -66,10 +66,10 @@ def _sh(text: object) -> str:
 def _head(job: Job) -> str:
     return (
         "#!/bin/bash\n"
-        f"# Rendered by lhtrain slurm submit from {job.version!a}.\n"
-        "# Beside this file: config.yaml, the configuration with every value; version.json, the code's\n"
-        "# version; attempts.json, what the job did so far; NUMBER.out, what job NUMBER printed.\n"
-        "# To submit it by hand, from this folder: sbatch job.sh"
+        f"# Written by lhtrain slurm submit. Code version: {job.version!a}.\n"
+        "# Files in this folder: config.yaml, the full configuration; version.json, the code version;\n"
+        "# attempts.json, the attempts of the job; JOB.out, the output of job number JOB.\n"
+        "# To submit this script by hand, run in this folder: sbatch job.sh"
     )
 
 
@@ -93,7 +93,7 @@ def _options(job: Job, ranks: int) -> Iterator[str]:
             yield f"--{option}={quote.directive(value)}"
     if cluster.exclusive:
         yield "--exclusive"
-    yield f"--signal=USR1@{cluster.signal_seconds}  # to the ranks, so long before the time limit"
+    yield f"--signal=USR1@{cluster.signal_seconds}  # to the ranks, this many seconds before the time limit"
     yield "--requeue"
     yield "--output=%j.out"
     yield "--open-mode=append  # one file for all attempts"
@@ -105,21 +105,21 @@ def _setup(lines: list[str]) -> list[str]:
 
 
 TERM = """
-# TERM comes to this shell when SLURM ends the job, not when a signal is sent to its ranks alone. The note is
-# for the next attempt: this shell may be killed before its end.
+# This shell gets TERM if SLURM ends the job, but not if somebody signals only the ranks. It writes ended_by
+# for the next attempt, because SLURM may kill it before the end of this script.
 by=ranks
 by_slurm() {
-  [ "$by" = ranks ] || return  # it comes twice
+  [ "$by" = ranks ] || return  # TERM arrives twice
   by=slurm
   [ "$(squeue -h -j "$SLURM_JOB_ID" -o %r)" = TimeLimit ] && by=limit
   rm -f -- "$run_dir/slurm/ended_by"
-  (set -C && printf '%s\\n' "$by" >"$run_dir/slurm/ended_by")  # no link that somebody put there is followed
-  [ "$by" = limit ] && scontrol requeue "$SLURM_JOB_ID"  # at once: saving may take until the job is killed
+  (set -C && printf '%s\\n' "$by" >"$run_dir/slurm/ended_by")  # noclobber: never write through a link
+  [ "$by" = limit ] && scontrol requeue "$SLURM_JOB_ID"  # now: SLURM may kill the job during the save
 }
 trap by_slurm TERM"""
 
 BEGIN = """
-# Finished already: nothing to do, however often it is submitted.
+# Ask the run directory whether to run. A finished run has nothing to do.
 case $("$python" -m lhtrain slurm begin "$run_dir" "$max_restarts") in
 run) ;;
 finished) exit 0 ;;
@@ -128,8 +128,8 @@ esac
 [ "$by" = ranks ] || exit 1
 """
 BEGIN_WITH = """
-# Finished already: nothing to do, however often it is submitted. Attempts start as it was submitted until
-# one of them did; then they continue from the newest checkpoint.
+# Ask the run directory whether to run. A finished run has nothing to do. Attempts use the submitted value of
+# resume until one of them has started with it; later attempts continue from the newest checkpoint.
 resume=@RESUME@
 case $("$python" -m lhtrain slurm begin "$run_dir" "$max_restarts" "$resume") in
 run) ;;
@@ -149,8 +149,8 @@ run=("$python" -m @MODULE@ "${overrides[@]}")
 BY_TORCHRUN = """
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
-# TERM is for the ranks, which save first; newer torchruns read the second name. And if torchrun does pass a
-# signal on, a step and a save may take longer than its 30 s.
+# torchrun must not handle TERM: the ranks do, and save first. Newer versions read the second variable. If
+# torchrun still forwards a signal, it must wait for a step and a save, which may exceed its default of 30 s.
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-3600}
 run=("$python" -m torch.distributed.run --nnodes=@NODES@ --nproc-per-node=@RANKS@ --max-restarts=0
@@ -162,9 +162,9 @@ run=("$python" -m @MODULE@ "${overrides[@]}")
 """
 
 STEP = """
-# Every process of a step gets USR1 and TERM. Both are blocked: they wait until a rank has its own handlers,
-# however early they come, and torchrun outlives them. After a signal no rank ends with 0, and one ends first:
-# the others get time to end too (--wait).
+# SLURM sends USR1 and TERM to every process of the step. Both signals are blocked at first: they stay pending
+# until a rank has installed its handlers, and they do not kill torchrun. After a signal the ranks exit with
+# statuses other than 0 and not at the same time; --wait gives the last ones time to save.
 hold='import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM))
 for number in signal.SIGUSR1, signal.SIGTERM: signal.signal(number, signal.SIG_DFL)
@@ -197,7 +197,7 @@ def _launch(cluster: ClusterConfig, ranks: int) -> str:
 
 
 END = """
-# A trap runs only between commands: the step runs beside this shell, which waits.
+# bash runs a trap only between commands, so the step runs in the background and this shell waits.
 step &
 step=$!
 trap 'kill -s USR1 "$step"' USR1

@@ -1,4 +1,4 @@
-"""`lhtrain slurm status`: the runs under some folders, with what their files and the queue say."""
+"""`lhtrain slurm status`: lists the runs in folders with their state, from their files and SLURM's queue."""
 
 import json
 import os
@@ -20,28 +20,28 @@ from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import Queued, queued
 from lhtrain.text import duration, number, one_line
 
-RECENT = 50  # logged steps that the speed is taken from
-SIGN = 60.0  # seconds after which a rank that writes no sign of life counts as gone or stuck
+RECENT = 50  # the speed is the median of this many logged steps
+SIGN = 60.0  # seconds; a rank that has not written its file for longer counts as gone or hanging
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run; None: not known."""
+    """The state of one run. None means unknown."""
 
     path: Path
-    state: str  # of the run: finished, RUNNING (or another state of its job), or how its last attempt ended
+    state: str  # finished, the state of its job such as RUNNING, or how its last attempt ended
     job: str
     step: int
     steps: int | None
     stage: str | None
     loss: float | None
     restarts: int
-    run_left: float | None  # seconds to the end of the run at its recent speed
-    job_left: str | None  # of the job's time limit, as SLURM writes it
+    run_left: float | None  # estimated seconds to the end of the run
+    job_left: str | None  # time to the limit of the job, as SLURM prints it
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Run directories in `folders`, or these themselves, oldest name first; sweeps lie one level deeper."""
+    """Return the run directories among and in `folders`, sorted by name; also one level deeper, for sweeps."""
     return [run for folder in folders for run in _runs_in(folder, depth=2)]
 
 
@@ -52,14 +52,14 @@ def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
         try:
             inside = sorted(folder.iterdir())
         except OSError:
-            return  # somebody else's
+            return  # not readable for this user
         for inner in inside:
             if inner.is_dir():
                 yield from _runs_in(inner, depth - 1)
 
 
 def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
-    """The state of the run in `path`, by its files and the queue."""
+    """Return the state of the run in `path`. jobs: the queue; None if there is no SLURM."""
     folder = SlurmFolder(path)
     summary, attempts, rows = folder.summary(), folder.read_attempts(), folder.train_rows()
     row: dict[str, Any] = rows[-1] if rows else {}
@@ -73,7 +73,7 @@ def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
     elif alive := running(path):
         state = alive
     else:
-        unknown = "unknown: no SLURM here" if job_number and jobs is None else None
+        unknown = "unknown: squeue does not answer here" if job_number and jobs is None else None
         state = attempts.outcome or unknown or _ended(summary)
     step = int(row.get("step", 0))
     return RunStatus(
@@ -91,8 +91,11 @@ def status_of(path: Path, jobs: dict[str, Queued] | None) -> RunStatus:
 
 
 def running(path: Path, patience: float = SIGN) -> str | None:
-    """That the run in `path` is running without a job, in words, by the files that its ranks write every few
-    seconds; None if it is not."""
+    """Return the state "running on HOST" if the run is running without a job; None if it is not.
+
+    The ranks write a file every few seconds. patience: seconds since the newest file, after which a run on
+    another machine counts as ended, and one on this machine is reported as not responding.
+    """
     here, newest = platform.node(), None
     for file in (path / "ranks").glob("*.json"):
         try:
@@ -109,21 +112,21 @@ def running(path: Path, patience: float = SIGN) -> str | None:
     host, silent = newest[0], time.time() - newest[1]
     if silent < patience:
         return f"running on {host}"
-    # A process that is there and writes nothing is stopped, or its file system hangs.
-    return f"running on {host}, but silent for {duration(silent)}" if host == here else None
+    # The process exists but does not write: it is stopped, or its file system hangs.
+    return f"running on {host}, but not responding for {duration(silent)}" if host == here else None
 
 
 def _lives(pid: int, since: float) -> bool:
-    """Whether the process that wrote a file at `since` is there; not another one that has its number now."""
+    """Return whether the process that wrote a file at time `since` exists, and its number was not reused."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OverflowError:
-        return False  # no number of a process
+        return False  # not a valid process number
     except PermissionError:
-        pass  # somebody else's
-    try:  # its start, in clock ticks since the machine's
+        pass  # the process exists and belongs to another user
+    try:  # start of the process, in clock ticks after the start of the machine
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text().split()[0])
     except (OSError, ValueError, IndexError):  # no /proc here
@@ -132,7 +135,7 @@ def _lives(pid: int, since: float) -> bool:
 
 
 def _ended(summary: dict[str, Any]) -> str:
-    """How the latest attempt ended, by the summary."""
+    """Return how the latest attempt ended, from summary.json."""
     ended = summary.get("ended")
     if not isinstance(ended, dict):
         return "not running"
@@ -143,7 +146,7 @@ def _ended(summary: dict[str, Any]) -> str:
 
 
 def _loss(rows: list[Row]) -> float | None:
-    """Mean of the last losses of the newest stage: a single batch is too noisy to compare runs by."""
+    """Return the mean of the last losses of the current stage; a single loss is too noisy to compare runs."""
     losses = Losses()
     for row in rows:
         if row.get("stage") == rows[-1].get("stage") and row.get("loss") is not None:
@@ -152,8 +155,11 @@ def _loss(rows: list[Row]) -> float | None:
 
 
 def _seconds_left(summary: dict[str, Any], rows: list[Row], steps: int | None) -> float | None:
-    """The run's own estimate at its last validation, which allows for the speeds of its stages;
-    before there is one, its steps at the recent speed."""
+    """Return the estimated seconds to the end of the run.
+
+    The run's own estimate at its last validation is used, because it knows the speed of each stage. Before
+    the first validation: the remaining steps at the recent speed.
+    """
     if not rows:
         return None
     try:
@@ -165,7 +171,7 @@ def _seconds_left(summary: dict[str, Any], rows: list[Row], steps: int | None) -
 
 
 def table(runs: list[RunStatus]) -> Table:
-    """A row a run."""
+    """Return a table with one row per run."""
     out = Table("run", "state", "job", box=None, pad_edge=False)
     for column in ("step", "stage", "loss", "restarts", "run left", "job left"):
         out.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
@@ -186,7 +192,7 @@ def table(runs: list[RunStatus]) -> Table:
 
 
 def _common_folder(paths: list[Path]) -> str:
-    """The folder that all runs share; names are printed relative to it."""
+    """Return the deepest folder that contains all runs; names are printed relative to it."""
     return os.path.commonpath([path.absolute().parent for path in paths])
 
 
@@ -199,6 +205,6 @@ def _duration(seconds: float | None) -> str:
 
 
 def statuses(folders: list[Path]) -> list[RunStatus]:
-    """Every run in `folders`; the queue is asked once."""
+    """Return the state of all runs in `folders`, with one call of squeue."""
     jobs = queued()
     return [status_of(path, jobs) for path in find_runs(folders)]

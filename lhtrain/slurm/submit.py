@@ -1,4 +1,4 @@
-"""`lhtrain slurm submit`: check the settings, render the script into the run directory, hand it to sbatch."""
+"""`lhtrain slurm submit`: checks the settings, writes the script into the run directory, calls sbatch."""
 
 import os
 import re
@@ -31,17 +31,19 @@ from lhtrain.slurm.script import Job, render
 
 # The script sets these itself, with an absolute path.
 _OWN = re.compile(r"\+{0,2}(run\.dir|resume)=")
-# Settings beside run.dir that belong to the job, not to the run.
+# Settings that choose the run or belong to the job, and do not change the run's configuration.
 _OF_THE_JOB = re.compile(r"(run\.dir|resume|cluster(\.\w+)?)=")
 
 
 def prepare(overrides: list[str], config_dirs: Sequence[str] = ()) -> tuple[Job, Config]:
-    """The job of a command line, and its configuration, whose `resume` is that of the job's first attempt.
+    """Return the job of a command line and its configuration, with `resume` for the first attempt.
 
-    The directory of a run, alone or with settings of the job, is continued with its own configuration.
+    If the settings only name the directory of a run (and settings of the job), the run continues with its own
+    configuration.
 
     Raises:
-        ConfigError: as for training, and for what a job cannot take.
+        ConfigError: as for training; run.dir has characters that SLURM or Hydra would replace.
+        RunError: config.yaml of the run cannot be read.
     """
     if not config_dirs and all(_OF_THE_JOB.match(text) for text in overrides):
         places = [text for text in overrides if text.startswith("run.dir=")]
@@ -56,7 +58,7 @@ def prepare(overrides: list[str], config_dirs: Sequence[str] = ()) -> tuple[Job,
 
 
 def _place(text: str) -> Path | None:
-    """The folder that run.dir=… names; None where it names none, which the checks of a new run say."""
+    """Return the folder of a setting run.dir=…; None if it is not valid, which later checks report."""
     try:
         return Path(str(value_of(text))).expanduser()
     except (ValueError, RuntimeError):
@@ -64,11 +66,11 @@ def _place(text: str) -> Path | None:
 
 
 def prepare_own(path: Path, overrides: list[str]) -> tuple[Job, Config]:
-    """The job that continues the run in `path` with its own configuration, whose values `overrides` replace.
+    """Return the job that continues the run in `path` with its own configuration, changed by `overrides`.
 
     Raises:
         ConfigError: as `prepare`.
-        RunError: no run directory, or a config.yaml that cannot be read.
+        RunError: `path` is not a run directory, or its config.yaml cannot be read.
     """
     config = load(path, overrides, _n_ranks(load(path, overrides)))
     return _job(config, [text for text in overrides if not _OWN.match(text)], own=True)
@@ -78,11 +80,11 @@ def _job(config: Config, overrides: list[str], own: bool) -> tuple[Job, Config]:
     n_ranks = _n_ranks(config)
     if misfits := [*parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]:
         raise ConfigError(misfits)
-    config = filled(config, n_ranks)  # micro-batches are derived again on the node, from its GPU's memory
+    config = filled(config, n_ranks)  # the node derives the micro-batches again, from the memory of its GPUs
     config.run.dir = os.path.abspath(os.path.expanduser(config.run.dir))
-    # SLURM fills in %j and its like in the path of a job's output, and takes \\ for "do not".
+    # In the path of the output, SLURM replaces patterns such as %j, and \\ turns this off.
     if wrong := [part for part in ("${", "%", "\\") if part in config.run.dir]:
-        rule = f"a job's must not hold {' and '.join(wrong)}: SLURM or Hydra takes it for something else"
+        rule = f"must not contain {' or '.join(wrong)} for a SLURM job, because SLURM or Hydra replaces it"
         raise ConfigError([Problem("run.dir", repr(config.run.dir), rule)])
     first = Resume.auto if config.resume is Resume.never else config.resume
     job = Job(
@@ -104,45 +106,48 @@ def _n_ranks(config: Config) -> int:
 
 
 def check_free(run_dir: Path) -> None:
-    """Raises RunError: the run in `run_dir` has a job already."""
+    """Raise RunError if the run in `run_dir` already has a job in the queue."""
     number = SlurmFolder(run_dir).read_job()
     if other := (queued() or {}).get(number):
         raise RunError(
-            f"run.dir={run_dir} has job {number} already, which is {other.state}; two would write over "
-            f"each other. scancel {number} ends it"
+            f"run.dir={run_dir} already has job {number}, in state {other.state}; two jobs would overwrite "
+            f"each other's files. To end it: scancel {number}"
         )
 
 
 def check(job: Job, config: Config) -> None:
-    """Check what the job would find in its run directory, so that it does not wait in the queue to fail.
+    """Check the run directory before submission, so that the job does not wait in the queue and then fail.
 
     Raises:
-        RunError: the run has a job already, or is finished; or its directory cannot be continued so.
+        RunError: the run already has a job, is finished, or cannot continue with these settings.
     """
     check_free(job.run_dir)
     folder = SlurmFolder(job.run_dir)
     chosen = job.own or not all(_OF_THE_JOB.match(text) for text in job.overrides)
     if not chosen and folder.config.exists() and not RunDir(job.run_dir).config.exists():
         raise RunError(
-            f"run.dir={job.run_dir} was submitted before and has not started, so that it has no config.yaml "
-            f"to continue with: give all its settings again, or call sbatch in {folder.path} with job.sh"
+            f"run.dir={job.run_dir} was submitted before but has not started, so it has no config.yaml yet: "
+            f"give all settings again, or run `sbatch job.sh` in {folder.path}"
         )
     done = folder.summary().get("steps")
     longer = isinstance(done, int) and config.run.steps > done
     if folder.summary().get("finished") is True and not longer and config.resume is not Resume.restart:
         where = shlex.quote(str(job.run_dir))
         raise RunError(
-            f"run.dir={job.run_dir} is finished, with {done} steps; `lhtrain slurm extend {where} steps=+N` "
-            "lengthens it, a new run needs another directory"
+            f"run.dir={job.run_dir} is finished, with {done} steps; to make it longer: "
+            f"lhtrain slurm extend {where} steps=+N; for a new run, set another run.dir"
         )
     check_start(RunDir(job.run_dir), with_absolute_paths(config))
 
 
 def submit(job: Job, config: Config) -> str:
-    """Write the script and what it belongs to into the run directory, submit it; returns the job's number.
+    """Write script, configuration and code version into the run directory and submit the script.
+
+    Returns:
+        The number of the job.
 
     Raises:
-        RunError: no sbatch here, sbatch refuses, or what `check` finds.
+        RunError: as `check`; there is no sbatch, or it fails; the run directory is not writable.
     """
     require_sbatch()
     if problem := unwritable(job.run_dir):
@@ -153,21 +158,21 @@ def submit(job: Job, config: Config) -> str:
     write_atomic(folder.script, render(job))
     write_atomic(folder.config, OmegaConf.to_yaml(OmegaConf.create(as_container(config))))
     write_aside(folder.version, code_version())
-    # The folder goes here and not into the script: a line of #SBATCH has no notation for every path. By an
-    # absolute path to the script no name is taken for an option.
+    # The folder is an argument, because an #SBATCH line cannot express every path. The path of the script is
+    # absolute, so sbatch never takes it for an option.
     command = ["sbatch", "--parsable", f"--chdir={folder.path}", str(folder.script)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RunError(f"sbatch {folder.script}: {done.stderr.strip() or f'status {done.returncode}'}")
-    number = done.stdout.strip().split(";")[0]  # the cluster's name may follow
+    number = done.stdout.strip().split(";")[0]  # sbatch may append ;CLUSTER
     write_atomic(folder.job, f"{number}\n")
     return number
 
 
 def require_sbatch() -> None:
-    """Raises RunError where there is none."""
+    """Raise RunError if sbatch is not installed here."""
     if shutil.which("sbatch") is None:
         raise RunError(
-            "there is no sbatch on this machine: submit from a login node of the cluster, "
-            "or see the script with --dry-run"
+            "there is no sbatch on this machine; submit from a login node of the cluster, "
+            "or print the script with --dry-run"
         )

@@ -1,4 +1,4 @@
-"""The command, and the local cluster that `make test-slurm` starts: submit, wait for what happens, signal."""
+"""Runs `lhtrain slurm`, and submits, signals and waits for jobs on the cluster of `make test-slurm`."""
 
 import os
 import shlex
@@ -10,11 +10,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STEPS = "run.steps=60"  # of the trainer's runs: long enough to be hit
+STEPS = "run.steps=60"  # of the trainer's runs: enough for a signal to arrive in time
 
 
 def command(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """`lhtrain slurm ARGUMENTS`."""
+    """Run `lhtrain slurm ARGUMENTS`."""
     return subprocess.run(
         [sys.executable, "-m", "lhtrain", "slurm", *arguments],
         cwd=cwd,
@@ -26,28 +26,27 @@ def command(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> su
 
 
 def reason_to_skip() -> str | None:
-    """Why the local cluster cannot be used; another cluster is never used for tests."""
+    """Return why the local cluster cannot be used; None if it can. Tests never use another cluster."""
     if shutil.which("slurmctld") is None:
-        return "no SLURM here (slurmctld is not installed); make test-slurm installs and starts one"
+        return "slurmctld is not installed; make test-slurm installs and starts a local cluster"
     conf = Path(os.environ.get("SLURM_CONF", "/"))
     if not conf.is_file() or "ClusterName=lhtrain\n" not in conf.read_text():
-        return "the local SLURM cluster is not running (SLURM_CONF is not its own); make test-slurm starts it"
+        return "the local SLURM cluster is not running (SLURM_CONF is of another); make test-slurm starts it"
     if slurm("sinfo", "-h", "-N", "-p", "low", "-t", "idle", check=False).count("\n") < 2:
-        return (
-            "the local SLURM cluster has no two idle nodes; scripts/slurm/local_cluster.sh stop, then start"
-        )
+        return "the local SLURM cluster has fewer than two idle nodes; "
+            "run scripts/slurm/local_cluster.sh stop, then start"
     return None
 
 
 def slurm(*words: str, check: bool = True) -> str:
-    """Output of one of SLURM's commands."""
+    """Run one of SLURM's commands and return its output."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 or not check, f"{shlex.join(words)}: {done.stderr}"
     return done.stdout
 
 
 class Cluster:
-    """Runs submitted in `folder`; `settings` are given to each."""
+    """Submits runs in `folder`, each with `settings`."""
 
     def __init__(self, folder: Path, *settings: str):
         self.folder, self.settings = folder, settings
@@ -62,13 +61,13 @@ class Cluster:
 
 
 class SlurmRun:
-    """A submitted run: its job and what it writes."""
+    """A submitted run: its job and its files."""
 
     def __init__(self, path: Path, job: str):
         self.path, self.job = path, job
 
     def until(self, what: str, holds, seconds: float = 180) -> None:
-        """Wait until `holds()`; with what the job printed if it takes longer."""
+        """Wait until `holds()` is true. After `seconds`, fail with the output of the job."""
         ends = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < ends, f"no {what} in {seconds} s\n{self.fields}\n{self.out}"
@@ -87,7 +86,7 @@ class SlurmRun:
         self.until(repr(text), lambda: text in self.out)
 
     def until_requeued(self, times: int = 1) -> None:
-        """In the queue again; then let it start at once: SLURM would wait for a time."""
+        """Wait until the job is in the queue again, then start it at once; SLURM would delay it."""
         self.until(
             "requeue", lambda: self.state == "PENDING" and int(self.fields.get("Restarts", 0)) == times
         )

@@ -1,6 +1,6 @@
-"""A trainer in a second: `cluster.module` names it in tests of what SLURM does around a run.
+"""A program in place of the trainer that runs for about a second; tests select it with `cluster.module`.
 
-Each rank takes the overrides, shows how it was started, and behaves as STAND_IN says.
+Each rank parses its overrides, prints its rank and host, and behaves as the variable STAND_IN names.
 """
 
 import json
@@ -21,7 +21,7 @@ def main() -> None:
     run_dir = Path(next(str(given.value()) for given in overrides if given.key_or_group == "run.dir"))
     behaviour = os.environ["STAND_IN"]
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0"))
-    if behaviour == "start":  # until a signal waits for it
+    if behaviour == "start":  # wait until a signal is pending
         print(f"rank {rank} on {socket.gethostname()}: start", flush=True)
         while not signal.sigpending() & {signal.SIGUSR1, signal.SIGTERM}:
             time.sleep(0.05)
@@ -30,7 +30,7 @@ def main() -> None:
         if behaviour == "wait":
             while stop.requested is None:
                 time.sleep(0.05)
-    if behaviour == "start" and stop.requested:  # before its first step, as the trainer
+    if behaviour == "start" and stop.requested:  # as the trainer does before its first step
         sys.exit(128 + stop.requested)
     if behaviour == "crash":
         sys.exit(1)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def meet() -> None:
-    """All ranks add up their numbers."""
+    """Sum the numbers of all ranks."""
     import torch
     import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""What follows an attempt, from what it left in the run directory."""
+"""Tests of the decisions at the start and end of an attempt, from the files in the run directory."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def save(run_dir, step):
 
 
 def summarize(run_dir, finished=False, how="signal"):
-    """how: None while the run goes on, as at each validation."""
+    """Write summary.json. how: None while the run is training, as after each validation."""
     before = SlurmFolder(run_dir).summary_time()
     ended = {"how": "finished" if finished else how} if how else None
     (run_dir / "summary.json").write_text(json.dumps({"finished": finished, "ended": ended}))
@@ -59,7 +59,7 @@ def test_crashes_are_limited_also_where_they_saved(run_dir):
         answers.append(end(run_dir, 1, By.ranks, 2))
     assert [answer for answer, _ in answers[:3]] == [Next.requeue, Next.requeue, Next.stop]
     assert answers[0][1] == "crashed with status 1, restart 1 of 2"
-    assert "cluster.max_restarts=2 is used up" in answers[2][1]
+    assert "cluster.max_restarts=2 is reached" in answers[2][1]
 
 
 def test_an_old_summary_does_not_make_a_crash_orderly(run_dir):
@@ -85,12 +85,12 @@ def test_a_summary_of_another_shape_is_none(run_dir, content):
 
 
 def test_signals_before_the_first_step_are_limited(run_dir):
-    """A time limit shorter than the start would go round for ever."""
+    """Otherwise a job whose time limit is shorter than its start would requeue for ever."""
     for _ in range(2):
         begin(run_dir, "7", 2)
         summarize(run_dir)
         answer, why = end(run_dir, 138, By.ranks, 2)
-        assert answer is Next.requeue and "before a step was done" in why
+        assert answer is Next.requeue and "signal before a checkpoint" in why
     begin(run_dir, "7", 2)
     assert end(run_dir, 138, By.ranks, 2)[0] is Next.stop
 
@@ -135,12 +135,11 @@ def test_preemption_before_a_step_is_no_crash(run_dir):
     for status in (1, 138, 143):  # torchrun's, a rank's
         assert begin(run_dir, "7", 0)[0] is Next.run
         answer, why = end(run_dir, status, By.ranks, 0, preempted=True)
-        assert answer is Next.requeue and "preempted before a step was done" in why
+        assert answer is Next.requeue and "preempted before it could save" in why
     assert restarts(run_dir) == 0
     begin(run_dir, "7", 0)
-    assert (
-        end(run_dir, 2, By.ranks, 0, preempted=True)[0] is Next.stop
-    )  # the configuration's fault all the same
+    answer, why = end(run_dir, 2, By.ranks, 0, preempted=True)
+    assert answer is Next.stop and "error in the settings" in why
 
 
 @pytest.mark.parametrize(("by", "counted"), [("slurm", 0), ("limit", 1), (None, 1)])
@@ -189,7 +188,7 @@ def test_a_run_that_is_longer_now_is_not_finished(run_dir):
 
 @pytest.mark.parametrize("rows", [True, False])
 def test_what_cannot_be_continued_stops(run_dir, rows):
-    """Starting from nothing would write over the rows; a further attempt finds the same."""
+    """A new run would overwrite the rows, and another attempt would find the same files."""
     (run_dir / "checkpoints" / "damaged-step_00000009").mkdir(parents=True)
     if rows:
         (run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "loss": 1.0}\n')

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM: every way in which one is stopped, and what becomes of the run."""
+"""Jobs on a real SLURM: all ways in which a job is stopped, and how its run continues."""
 
 import json
 
@@ -17,7 +17,7 @@ def trace(run):
 
 
 def test_signal_save_requeue_resume_finish(trainer, undisturbed):
-    """USR1, then an administrator's requeue: the losses are those of a run left alone."""
+    """After USR1 and an administrator's requeue, the losses equal those of an undisturbed run."""
     run = trainer.submit("signalled", STEPS, "checkpoint.every=1000")
     run.until_step(12)
     slurm("scancel", "-s", "USR1", run.job)
@@ -40,7 +40,7 @@ def test_signal_save_requeue_resume_finish(trainer, undisturbed):
 
 
 def test_a_node_that_goes_down(trainer, undisturbed):
-    """The job goes on where there is a node, after the seconds that SLURM gives the old one to end."""
+    """The job continues on another node, after the time that SLURM gives the old one to end."""
     run = trainer.submit("node_down", STEPS)
     run.until_step(12)
     node = f"NodeName={run.fields['NodeList']}"
@@ -48,13 +48,13 @@ def test_a_node_that_goes_down(trainer, undisturbed):
     try:
         run.until_over("COMPLETED")
     finally:
-        slurm("scontrol", "update", node, "State=RESUME", check=False)  # it may be back by itself
+        slurm("scontrol", "update", node, "State=RESUME", check=False)  # the node may have come back
     assert run.fields["Restarts"] == "1" and "continues from step_" in run.out
     assert trace(run) == undisturbed.trace
 
 
 def test_preemption(stand_in):
-    """By a job of a partition that goes first; the grace time is enough to save and to requeue."""
+    """A job of a partition with priority preempts the run, which saves and requeues in the grace time."""
     run = stand_in("wait").submit("preempted", "cluster.extra_args=['--exclusive','--nodelist=node0']")
     run.until_printed("rank 0 on node0: wait")
     options = ("-p", "high", "--exclusive", "-w", "node0")
@@ -69,21 +69,21 @@ def test_preemption(stand_in):
 
 
 def test_preemption_before_the_first_step_is_no_crash(stand_in):
-    """The signal comes before the rank has a handler, waits for it, and does not use up max_restarts."""
+    """The signal stays pending until the rank has a handler, and does not count for max_restarts."""
     options = ("cluster.extra_args=['--exclusive','--nodelist=node0']", "cluster.max_restarts=0")
     run = stand_in("start", *options).submit("preempted_early")
     run.until_printed("rank 0 on node0: start")
     first = ("-p", "high", "--exclusive", "-w", "node0", "--output=/dev/null", "--wrap=sleep 1")
     slurm("sbatch", *first)
     run.until_requeued(1)
-    assert "preempted before a step was done, requeued" in run.out
+    assert "preempted before it could save, requeued" in run.out
     run.until("second attempt", lambda: run.out.count("an attempt begins") == 2)
     slurm("scancel", run.job)
     run.until_over("CANCELLED")
 
 
 def test_a_finished_run_is_lengthened(trainer):
-    """By a job of its own configuration; then there is nothing more to do."""
+    """`slurm extend` submits a job with the run's own configuration; `resume` then finds it finished."""
     run = trainer.submit("lengthened", "run.steps=16")
     run.until_over("COMPLETED")
     done = command("extend", "lengthened", "steps=+4", cwd=trainer.folder)
@@ -101,7 +101,7 @@ def test_a_cancelled_job_stays_cancelled(stand_in):
     run.until_printed("wait")
     assert "RUNNING" in command("status", str(run.path), cwd=run.path).stdout
     again = command("submit", "run.dir=cancelled", cwd=run.path.parent)
-    assert again.returncode == 1 and f"has job {run.job} already" in again.stderr
+    assert again.returncode == 1 and f"already has job {run.job}" in again.stderr
     slurm("scancel", run.job)
     run.until_over("CANCELLED")
     run.until_printed("cancelled, preempted or requeued")  # the ranks had time to save
@@ -114,7 +114,7 @@ def test_crashes_restart_until_the_limit(stand_in):
     run.until_requeued(1)
     run.until_over("FAILED")
     assert "crashed with status 1, restart 1 of 1" in run.out
-    assert "stopped: crashed with status 1, and cluster.max_restarts=1 is used up" in run.out
+    assert "stopped: crashed with status 1, and cluster.max_restarts=1 is reached" in run.out
     assert run.out.count("rank 0 on") == 2
     status = command("status", str(run.path), cwd=run.path).stdout
     assert "stopped: crashed" in status
@@ -130,7 +130,7 @@ def test_two_nodes_meet(stand_in, launch):
 
 
 def test_a_signal_on_two_nodes_under_torchrun(stand_in):
-    """torchrun outlives the signal and ends with 1; the ranks' summary says what that was."""
+    """torchrun survives the signal and exits with 1; summary.json tells that it was a signal."""
     run = stand_in("wait").submit("two_signalled", *TWO_NODES)
     run.until("both ranks", lambda: run.out.count(": wait") == 2)
     slurm("scancel", "-s", "USR1", run.job)
@@ -141,7 +141,7 @@ def test_a_signal_on_two_nodes_under_torchrun(stand_in):
 
 
 def test_two_nodes_train(trainer, lhtrain):
-    """Saved after USR1, requeued and finished: the losses of two ranks left alone on one machine."""
+    """After USR1 and a requeue, the losses equal those of two undisturbed ranks on one machine."""
     run = trainer.submit("two_nodes", STEPS, "run.grad_accum=1", "cluster.nodes=2")
     run.until_step(12)
     slurm("scancel", "-s", "USR1", run.job)

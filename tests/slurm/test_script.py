@@ -1,4 +1,4 @@
-"""The script as text: what it asks for, and that no value can break out of its quotes."""
+"""Tests of the script as text: its #SBATCH lines, and that values cannot break out of their quotes."""
 
 import json
 import os
@@ -68,9 +68,9 @@ def directives(script):
 
 
 def arrays_of(script, tmp_path):
-    """What bash makes of the script's variables, up to its first command."""
+    """Return the values that bash assigns to the script's variables."""
     script = script.replace("cd -- ", "work_dir=")
-    begins = script.index("# Finished already")
+    begins = script.index("# Ask the run directory")
     overrides = script[script.index("overrides=(") : script.index("\n)\n", script.index("overrides=(")) + 3]
     text = script[:begins].replace(" || exit 1", "") + overrides
     text += 'printf "%s\\0" "$run_dir" "$python" "$work_dir" "${overrides[@]}"'
@@ -175,7 +175,7 @@ def test_a_folder_of_own_settings_goes_with_the_job(tmp_path):
 
 @pytest.mark.parametrize("name", ["a%j", "a\\\\b", "\\${HOME}"])
 def test_a_run_directory_that_slurm_or_hydra_would_change_is_refused(name):
-    with pytest.raises(ConfigError, match="a job's must not hold"):
+    with pytest.raises(ConfigError, match=r"run\.dir.*must not contain"):
         prepare([f"run.dir='{name}'"])
 
 
@@ -230,7 +230,7 @@ def test_wrong_arguments(arguments, expected, tmp_path):
 
 
 def run_of(path, steps=20, done=20):
-    """The directory of a run that was trained for `done` steps, with its configuration and a checkpoint."""
+    """Make the directory of a run that has done `done` of `steps` steps, with a checkpoint."""
     config = filled(check_overrides([*SMALL, f"run.steps={steps}"]), 1)
     saved = as_container(with_absolute_paths(config))
     state = {"progress": {"step": done}, "config": saved, "data": "0" * 32}
@@ -247,7 +247,7 @@ SMALL = ["stage=dense", "model.seq_len=256", "run.batch_tokens=512"]
 
 def test_a_finished_run_is_refused_with_how_to_lengthen_it(tmp_path):
     run = run_of(tmp_path / "a b")
-    message = re.escape(f"is finished, with 20 steps; `lhtrain slurm extend '{run}' steps=+N` lengthens it")
+    message = re.escape(f"lhtrain slurm extend '{run}' steps=+N")
     for given in ([], [*SMALL, "run.steps=20"]):
         with pytest.raises(RunError, match=message):
             check(*prepare([*given, f"run.dir='{run}'"]))
@@ -317,7 +317,7 @@ def test_a_run_directory_alone_is_continued_with_its_own_configuration(tmp_path)
 def test_a_run_that_has_not_started_needs_its_settings_again(tmp_path):
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "config.yaml").write_text("run: {steps: 20}")
-    with pytest.raises(RunError, match="was submitted before and has not started"):
+    with pytest.raises(RunError, match="not started, so it has no config"):
         check(*prepare([f"run.dir={tmp_path}", "cluster.nodes=1"]))
     check(*prepare([f"run.dir={tmp_path}", *SMALL]))
 
@@ -340,7 +340,7 @@ def test_wrong_directories(arguments, message, tmp_path, monkeypatch, capsys):
 
 
 def test_examples_of_the_help_are_read_as_they_are_typed(tmp_path):
-    """A shell removes the quotes of the examples."""
+    """The examples are split as a shell does, which removes their quotes."""
     help_text = COMMANDS["slurm"].details
     keys = help_text[help_text.index("Settings that are changed most often") :]
     words = [word for word in shlex.split(keys) if "=" in word]
@@ -349,7 +349,7 @@ def test_examples_of_the_help_are_read_as_they_are_typed(tmp_path):
 
 
 def test_no_planted_link_is_followed(tmp_path, monkeypatch):
-    """Whoever may write into the run directory must not have a submission write elsewhere."""
+    """A link in the run directory must not make a submission overwrite a file elsewhere."""
     bin_, run, precious = tmp_path / "bin", tmp_path / "run", tmp_path / "precious"
     bin_.mkdir(), (run / "slurm").mkdir(parents=True)
     (bin_ / "sbatch").write_text("#!/bin/sh\necho 17\n")

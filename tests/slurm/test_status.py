@@ -1,4 +1,4 @@
-"""The list of runs, from their files and the queue."""
+"""Tests of the list of runs, from their files and the queue."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_running_run(tmp_path):
     ],
 )
 def test_the_time_left_is_the_runs_own_estimate(tmp_path, summary, left):
-    """The stages to come may be slower than the steps of late."""
+    """Later stages may be slower than the recent steps."""
     run = make_run(tmp_path / "a", step=40)
     with (run / "metrics.jsonl").open("w") as file:
         row = {"kind": "train", "step": 40, "stage": "lighthouse", "loss": 2.0, "step_seconds": 2.0}
@@ -69,7 +69,7 @@ def test_the_state_is_finished_or_the_jobs_or_how_the_last_attempt_ended(tmp_pat
         "crashed"
     )
     assert status_of(make_run(tmp_path / "d"), {}).state == "not running"
-    assert status_of(make_run(tmp_path / "e"), None).state == "unknown: no SLURM here"
+    assert status_of(make_run(tmp_path / "e"), None).state.startswith("unknown: squeue")
 
 
 def test_runs_are_found_in_folders_in_sweeps_and_by_themselves(tmp_path):
@@ -109,7 +109,7 @@ def test_no_such_folder(tmp_path, arguments):
 
 @pytest.fixture
 def process():
-    """A process of this machine, as a rank is one."""
+    """A process on this machine, in place of a rank."""
     started = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield started
     started.communicate()
@@ -143,16 +143,16 @@ def test_a_process_that_is_gone_or_another_is_not_the_run(tmp_path, process):
     process.communicate()
     beat(run, process.pid)
     assert status_of(run, None).state == "not running"
-    beat(run, os.getpid(), age=7 * 86400)  # its number is this process's now
+    beat(run, os.getpid(), age=7 * 86400)  # this process has its number now
     assert status_of(run, None).state == "not running"
 
 
-def test_a_process_that_is_stopped_is_silent(tmp_path):
+def test_a_process_that_is_stopped_does_not_respond(tmp_path):
     run = make_run(tmp_path / "a", step=3, job="")
     beat(run, 1, age=0.0)
-    assert "silent" not in status_of(run, None).state
-    beat(run, 1, age=90.0)  # the machine's first process is older than that
-    assert status_of(run, None).state.startswith(f"running on {platform.node()}, but silent for 1:3")
+    assert "not responding" not in status_of(run, None).state
+    beat(run, 1, age=90.0)  # process 1 is older than that
+    assert status_of(run, None).state.startswith(f"running on {platform.node()}, but not responding for 1:3")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_finished_run_that_was_lengthened_is_not_finished(tmp_path):
 
 
 def test_pipes_and_damaged_files_neither_hang_nor_end_the_list(tmp_path):
-    """A reader waits at a pipe for ever, and numbers may be any JSON."""
+    """Opening a pipe would block for ever, and the files may contain any JSON values."""
     run = make_run(tmp_path / "a", step=4)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('\n{"kind": "train", "step": "x"}\n{"kind": "train", "step": 5, "loss": "x"}\n')

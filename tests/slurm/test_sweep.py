@@ -1,4 +1,4 @@
-"""A sweep as a job array through Hydra's launcher: submitit's signal saves a step before it requeues."""
+"""A sweep as a job array with Hydra's launcher: after submitit's signal the run saves and is requeued."""
 
 import os
 import subprocess

@@ -41,7 +41,7 @@ class RunStatus:
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Return the run directories among and in `folders`, sorted by name; also one level deeper, for sweeps."""
+    """Return the run directories among and in `folders`, sorted by name; sweeps are a level deeper."""
     return [run for folder in folders for run in _runs_in(folder, depth=2)]
 
 

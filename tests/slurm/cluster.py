@@ -33,8 +33,10 @@ def reason_to_skip() -> str | None:
     if not conf.is_file() or "ClusterName=lhtrain\n" not in conf.read_text():
         return "the local SLURM cluster is not running (SLURM_CONF is of another); make test-slurm starts it"
     if slurm("sinfo", "-h", "-N", "-p", "low", "-t", "idle", check=False).count("\n") < 2:
-        return "the local SLURM cluster has fewer than two idle nodes; "
+        return (
+            "the local SLURM cluster has fewer than two idle nodes; "
             "run scripts/slurm/local_cluster.sh stop, then start"
+        )
     return None
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder of transformers: weights, config.json, the tokenizer, a model card."""
+"""Export a checkpoint as a folder of Hugging Face transformers: weights, config, tokenizer, model card."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from lhtrain.runs.run_dir import RunDir
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHARD = "5GB"
-ATTEMPTS = 8  # a run that saves deletes its oldest checkpoint: so often another one is tried
+ATTEMPTS = 8  # how often another checkpoint is tried if the run deletes the one that is being read
 
 State = dict[str, Any]
 
@@ -30,23 +30,25 @@ State = dict[str, Any]
 def export(
     source: Path, folder: Path, dtype: str = "float32", tokenizer: str | None = None, shard: str | int = SHARD
 ) -> list[str]:
-    """Write a checkpoint to `folder`, which is complete afterwards, or as it was where this fails.
+    """Write a checkpoint to `folder`. If this fails, `folder` is unchanged.
 
     Args:
-        source: a run directory or its folder of checkpoints, whose newest one is taken; or one checkpoint.
+        source: one checkpoint; or a run directory or its folder of checkpoints, for the newest one.
         dtype: of the weights, a key of `DTYPES`.
-        tokenizer: a tokenizer.json instead of the one that the run kept; "none" exports without one.
-        shard: weights beyond this size go into several files; bytes, or text such as "5GB".
+        tokenizer: a tokenizer.json in place of the run's own; "none": export without a tokenizer.
+        shard: the largest size of a file of weights; bytes, or text such as "5GB".
 
     Returns:
-        Notes: what was written, and what its user should know of it.
+        Notes: what was written, and what users of the folder should know.
 
     Raises:
-        RunError: no sound checkpoint; a folder that holds something or cannot be written; a tokenizer that is
-            not the run's; a package that is missing.
+        RunError: there is no undamaged checkpoint, the folder is not empty or cannot be written, the
+            tokenizer is not that of the run, or a package is missing.
     """
     if missing := [name for name in ("safetensors", "tokenizers") if find_spec(name) is None]:
-        raise RunError(f"lhtrain export: needs {' and '.join(missing)}: pip install 'lhtrain[hf]'")
+        raise RunError(
+            f"lhtrain export: needs the package {' and '.join(missing)}; pip install 'lhtrain[hf]'"
+        )
     source, folder = source.expanduser(), folder.expanduser()
     check_empty(folder)
     _check_place(source, folder)
@@ -55,7 +57,9 @@ def export(
     its_tokenizer = exported_tokenizer(state, own_copy, tokenizer)
     notes = [*_warnings(state, weights), *its_tokenizer.notes]
     if tokenizer == NONE:
-        notes.append(f"no tokenizer is exported; the tokens are those of {its_tokenizer.name}")
+        notes.append(
+            f"no tokenizer was exported; the model was trained with the tokens of {its_tokenizer.name}"
+        )
     count = sum(tensor.numel() for tensor in weights.values())
     length = longest(state)
     config = llama_config(model, dtype, its_tokenizer.eos, its_tokenizer.bos, length)
@@ -73,7 +77,7 @@ def export(
 
 
 def _check_place(source: Path, folder: Path) -> None:
-    """Raises RunError where training would delete the exported folder, or stumble over it."""
+    """Raise RunError if `folder` lies where training deletes or looks for checkpoints."""
     for place in (source / "checkpoints", source):
         if place.is_dir() and (checkpoint.complete(place) or place.name == "checkpoints"):
             break
@@ -81,15 +85,15 @@ def _check_place(source: Path, folder: Path) -> None:
         place = source.parent if source.parent.name == "checkpoints" else source
     if folder.resolve().is_relative_to(place.resolve()):
         raise RunError(
-            f"{folder}: must not lie in {place}, whose content training deletes and resumes from; "
-            "name a folder outside of it"
+            f"{folder}: must not be in {place}, where training looks for checkpoints and deletes them; "
+            "choose a folder outside of it"
         )
 
 
 def _read(source: Path) -> tuple[Path, State, ModelConfig, dict[str, Tensor]]:
-    """The checkpoint that `source` names: its path, state, model and weights.
+    """Return path, state, model and weights of the checkpoint that `source` names.
 
-    Of a run that is training the newest may be deleted while it is read: then the next newest is taken.
+    A run that is training may delete the checkpoint while it is read. Then the newest one is read again.
     """
     for _ in range(ATTEMPTS):
         path = _newest(source)
@@ -104,13 +108,13 @@ def _read(source: Path) -> tuple[Path, State, ModelConfig, dict[str, Tensor]]:
                 raise RunError(f"checkpoint {path}: cannot be read ({error})") from error
             raise
     raise RunError(
-        f"{source}: its checkpoints were deleted while they were read, {ATTEMPTS} times in a row; "
+        f"{source}: the run deleted its checkpoints {ATTEMPTS} times in a row while they were read; "
         "export again when the run has ended, or train with a larger checkpoint.keep"
     )
 
 
 def _newest(source: Path) -> Path:
-    """The newest complete checkpoint of a run directory or of its folder of checkpoints; else `source`."""
+    """Return the newest complete checkpoint in a run directory or a folder of checkpoints; else `source`."""
     for place in (source / "checkpoints", source):
         if found := checkpoint.complete(place):
             return found[-1]
@@ -124,13 +128,15 @@ def _model_of(path: Path, state: State) -> ModelConfig:
         stages(state), state["config"]["data"]["tokenizer"]
         return ModelConfig(**state["config"]["model"])
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        rule = "must be as this version of lhtrain writes it"
+        rule = "must have the content that this version of lhtrain writes"
         raise RunError(f"checkpoint {path}: its state.json {rule} ({error!r})") from error
 
 
 def _weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Parameters of the checked checkpoint `path`, float32, by their names in transformers; a tied head is
-    none. Parameters of scorers, which full attention has no use for, are not among them."""
+    """Return the parameters of the checkpoint `path`, float32, by their names in transformers.
+
+    A tied head and the parameters of scorers, which full attention does not use, are left out.
+    """
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
     tensors = {f"model.{name}": torch.empty(shape) for name, shape in shapes.items()}
@@ -143,11 +149,13 @@ def _warnings(state: State, weights: dict[str, Tensor]) -> list[str]:
     lines = []
     if last.attention == "lighthouse":
         lines.append(
-            f"its last stage, {last.name}, had Lighthouse Attention, and the exported model has full "
-            "attention: train it for a while with stage=recovery and init_from first"
+            f"the last stage, {last.name}, used Lighthouse Attention, and the exported model uses full "
+            "attention; first train it for some steps with stage=recovery and init_from"
         )
     if spoilt := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        lines.append(f"weights that are not finite, in {spoilt[0]} and {len(spoilt) - 1} more: do not use it")
+        lines.append(
+            f"{spoilt[0]} and {len(spoilt) - 1} more have weights that are not finite; do not use this model"
+        )
     return lines
 
 
@@ -172,19 +180,19 @@ def _write(
                 (staging / name).write_text(text, encoding="utf-8")
             mode = (staging / "config.json").stat().st_mode
             for file in set(index.values()):
-                (staging / file).chmod(mode)  # safetensors lets nobody else read it
+                (staging / file).chmod(mode)  # safetensors makes files that only their owner can read
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise RunError(
-            f"{folder}: could not be written ({why}), and nothing of it is left there; it needs a folder "
-            f"that can be written, with {size / 1e9:.3g} GB of room"
+            f"{folder}: could not be written ({why}), and no files were left there; choose a folder that can "
+            f"be written and has {size / 1e9:.3g} GB of free space"
         ) from error
 
 
 def _shards(
     weights: dict[str, Tensor], dtype: torch.dtype, size: str | int
 ) -> Iterator[tuple[str, list[str]]]:
-    """Names of files, and of the weights in each."""
+    """Yield the name of each file and the names of its weights."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
     shapes = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in weights.items()}

@@ -1,6 +1,6 @@
-"""A folder that is whole or absent: written beside its place and renamed.
+"""Write a folder completely or not at all: fill a temporary folder beside it and rename that.
 
-A killed export leaves a folder ".NAME.….export.tmp" that nobody holds a lock on; the next export removes it.
+A killed export leaves a folder ".NAME.….export.tmp" without a lock on it; the next export removes it.
 """
 
 import fcntl
@@ -16,18 +16,18 @@ from lhtrain.errors import RunError
 from lhtrain.files import sync_folder
 
 SUFFIX = ".export.tmp"
-_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # what its writer leaves behind when it is killed
+_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # left by its writer after a kill
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `folder` when the block ends without an exception.
+    """Yield an empty folder that becomes `folder` when the block ends without an exception.
 
-    It lies beside `folder`, or inside where nothing can be made beside it or renamed onto it.
+    It is made beside `folder`, or inside of it where that is not possible.
 
     Raises:
-        RunError: `folder` is something else than a new or an empty folder.
-        OSError: it cannot be written. Then, and after any exception in the block, nothing is left behind.
+        RunError: `folder` exists and is not an empty folder.
+        OSError: it cannot be written. After this and any exception in the block, no files are left.
     """
     check_empty(folder)
     folder = folder.resolve()
@@ -35,7 +35,7 @@ def staged(folder: Path) -> Iterator[Path]:
     inside = folder.is_dir() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK))
     within = folder if inside else folder.parent
     staging = within / f".{folder.name}.{uuid.uuid4().hex[:12]}{SUFFIX}"
-    with _locked(within):  # nobody takes a folder that has no lock yet for a dead export's
+    with _locked(within):  # so that no other export removes our folder before it has its lock
         for leftover in _leftovers(within, folder.name):
             shutil.rmtree(leftover, ignore_errors=True)
         staging.mkdir()
@@ -51,17 +51,19 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def check_empty(folder: Path) -> None:
-    """Raises RunError where `folder` is something else than a new or an empty folder."""
+    """Raise RunError if `folder` exists and is not an empty folder."""
     if folder.is_dir():
         held = sorted(path.name for path in folder.iterdir() if not _is_leftover(path))
         if not held:
             return
-        what = f"it holds {', '.join(held[:3])}{' and more' if len(held) > 3 else ''}"
+        what = f"it contains {', '.join(held[:3])}{' and more' if len(held) > 3 else ''}"
     elif os.path.lexists(folder):
-        what = "it is a link to nowhere" if folder.is_symlink() else "it is a file"
+        what = "it is a broken link" if folder.is_symlink() else "it is a file"
     else:
         return
-    raise RunError(f"{folder}: must be a new or an empty folder; {what}. Name another, or remove it first")
+    raise RunError(
+        f"{folder}: must be a new or an empty folder, but {what}; choose another folder or remove this one"
+    )
 
 
 def _publish(staging: Path, folder: Path, inside: bool) -> None:
@@ -85,7 +87,7 @@ def _is_leftover(path: Path) -> bool:
 
 
 def _leftovers(within: Path, name: str) -> Iterator[Path]:
-    """Folders of exports to `name` that have ended."""
+    """Yield folders that killed exports to `name` have left."""
     for path in within.iterdir():
         if not (path.name.startswith(f".{name}.") and path.name.endswith(SUFFIX)) or path.is_symlink():
             continue
@@ -111,7 +113,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, wait: bool = False) -> bool:
-    """Whether the lock is held now; it goes with the descriptor. False where there are no locks."""
+    """Return whether the lock is held now, until `descriptor` is closed. False if there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
@@ -120,7 +122,7 @@ def _lock(descriptor: int, wait: bool = False) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Force the files of `folder` to the disk: a rename must not reach it before what it publishes."""
+    """Write the files of `folder` to the disk, so that the rename cannot reach it before them."""
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,1 +1,1 @@
-"""The process itself: its home, its standard streams, its threads."""
+"""The process: its home folder, standard streams, early signals and background threads."""

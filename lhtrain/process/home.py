@@ -1,4 +1,4 @@
-"""A home and a user name for libraries that look for one, where a container gives this user neither."""
+"""Provide a home folder and a user name for libraries, in containers that define neither for this user."""
 
 import os
 import pwd
@@ -10,8 +10,10 @@ USER_NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # where getpass.getuser l
 
 
 def ensure_home() -> None:
-    """Without an entry in the password file and without HOME, `~` has no meaning and caches have no place:
-    use a private folder among the temporary files, and say so."""
+    """Set HOME to a private temporary folder, and print where, if neither HOME nor the password file has one.
+
+    Without a home, `~` has no meaning and caches have no place.
+    """
     try:
         known = pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
@@ -26,14 +28,14 @@ def ensure_home() -> None:
     os.environ["HOME"] = home = _private_folder(f"lhtrain-{os.getuid()}")
     if not os.environ.get("LHTRAIN_CACHE") and (os.environ.get("RANK") or "0") == "0":
         print(
-            f"lhtrain: HOME is not set and user {os.getuid()} has no home: caches go to {home}; "
+            f"lhtrain: HOME is not set and user {os.getuid()} has no home folder, so caches go to {home}; "
             "set HOME, or LHTRAIN_CACHE=DIR for tokenized data",
             file=sys.stderr,
         )
 
 
 def _private_folder(name: str) -> str:
-    """A folder that only this user can write to; another one where somebody else has made that name."""
+    """Return a folder that only this user can write to, under another name if `name` is not safe."""
     folder = os.path.join(tempfile.gettempdir(), name)
     try:
         os.mkdir(folder, 0o700)

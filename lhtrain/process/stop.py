@@ -1,6 +1,6 @@
-"""The first signal that asked this process to stop before it had a loop that could.
+"""The first signal that asked this process to stop before its training loop ran.
 
-Signals belong to the process, so this does too: whoever waits before the first step looks here.
+Signals belong to the whole process, so this is global: code that waits before the first step looks here.
 """
 
 import signal

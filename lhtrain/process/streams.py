@@ -1,12 +1,12 @@
-"""Standard streams that never end a run: closed ones, full disks, readers that are gone or do not read."""
+"""Standard streams that never end a run: with closed streams, full disks, readers that do not read."""
 
 import os
 import select
 import sys
 from typing import Any, TextIO
 
-PATIENCE = 5.0  # seconds that a reader may take before what is printed is dropped
-AT_ONCE = 4096  # bytes that a pipe takes whole once it takes any: PIPE_BUF
+PATIENCE = 5.0  # seconds to wait for a reader before output is dropped
+AT_ONCE = 4096  # bytes that a pipe accepts at once if it accepts any: PIPE_BUF
 
 
 def open_closed() -> None:
@@ -24,7 +24,7 @@ def open_closed() -> None:
 
 
 def never_fail() -> None:
-    """From now on a write to stdout or stderr raises nothing and waits for no reader for long."""
+    """Make writes to stdout and stderr raise nothing and never wait long for a reader."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, Steady):
@@ -39,7 +39,7 @@ def never_fail() -> None:
 
 
 class Steady:
-    """A text stream over `stream`'s file descriptor; what cannot be written is dropped."""
+    """A text stream over the file descriptor of `stream`; text that cannot be written is dropped."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -54,7 +54,7 @@ class Steady:
             try:
                 number = self._stream.fileno()
                 if not select.select([], [number], [], self._patience)[1]:
-                    self._patience = 0.0  # nobody reads: no later write waits, until somebody does
+                    self._patience = 0.0  # nobody reads: later writes do not wait until somebody reads again
                     break
                 self._patience = PATIENCE
                 data = data[os.write(number, data[:AT_ONCE]) :]
@@ -62,7 +62,7 @@ class Steady:
                 break
             except (BrokenPipeError, ValueError):
                 self._is_gone = True
-            except OSError:  # a full disk may have room again, a terminal that was closed does not come back
+            except OSError:  # for example a full disk, which may have room again later
                 break
         return len(text)
 

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def in_background(function: Callable[[], T], name: str) -> "Future[T]":
-    """Call `function` on a daemon thread of that name; the future has its result or its exception."""
+    """Call `function` on a daemon thread named `name`; the future gets its result or its exception."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -23,7 +23,7 @@ def in_background(function: Callable[[], T], name: str) -> "Future[T]":
 
 
 def within(seconds: float, function: Callable[[], T]) -> T | None:
-    """The result of `function`, or None if it fails or takes longer; then its thread is left behind."""
+    """Return the result of `function`, or None if it fails or takes longer; its thread then keeps running."""
     future = in_background(function, "limited in time")
     wait([future], seconds)
     return future.result() if future.done() and future.exception() is None else None

@@ -87,7 +87,7 @@ def test_what_is_there_is_never_touched(tmp_path, there):
         (place / "mine").write_text("mine")
     else:
         place.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(RunError, match="must be a new or an empty folder; it"):
+    with pytest.raises(RunError, match="must be a new or an empty folder, but it"):
         check_empty(place)
 
 

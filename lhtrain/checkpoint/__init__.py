@@ -1,31 +1,31 @@
-"""Checkpoints on disk. A checkpoint is a folder step_00000100 that holds
+"""Checkpoints on disk. A checkpoint is a folder, for example step_00000100, with these files:
 
   rank_00000.bin …   weights and optimizer state: the raw little-endian bytes of tensors, one file per rank
   state.json         progress and the configuration
-  manifest.json      size and SHA-256 of every file, where each tensor lies, and a hash of all this
+  manifest.json      size and SHA-256 of every file, the position of each tensor, and a hash of the manifest
 
-Nothing in it is a pickle. Only files that the manifest names are read, links are not followed, and every
-value that is loaded was verified as it was read. A checkpoint is written under another name (".writing-…"),
-synced, and renamed when the files of all ranks are on the disk. Format 2, which PyTorch Distributed
-Checkpoint wrote (.metadata and *.distcp), is still read.
+No file is a pickle. Only files in the manifest are read, links are not followed, and every loaded value is
+verified when it is read. A checkpoint is written under a temporary name (".writing-…"), synced, and renamed
+when the files of all ranks are on the disk. Format 2, written by PyTorch Distributed Checkpoint (.metadata
+and *.distcp), can still be read.
 
-  tensors.py   which tensors a checkpoint holds, and which part of each is on this rank
-  layout.py    where a tensor's parts lie in the files
-  manifest.py  manifest.json: reading it strictly, writing it
-  hashed.py    files hashed in pieces, each verified as it is read
-  format2.py   the description of tensors that format 2 holds, without unpickling
+  tensors.py   the tensors of a checkpoint, and the part of each on this rank
+  layout.py    positions of the parts of a tensor in the files
+  manifest.py  reading, checking and writing manifest.json
+  hashed.py    files hashed in pieces, verified when read
+  format2.py   description of the tensors in format 2, read without unpickling
   staging.py   copy of a rank's tensors in host memory
-  writer.py    a rank's file; publishing; rotation
-  reader.py    filling tensors, on any mesh
-  names.py     names of checkpoints, and which of them a folder has
+  writer.py    writing a rank's file; publishing a checkpoint
+  reader.py    loading tensors on any mesh
+  names.py     names of checkpoints, and listing them
   state.py     state.json
-  verify.py    whether every file is as the manifest says
-  errors.py    why a folder is no valid checkpoint
-  retry.py     reading again after errors that may pass
-  folder.py    the checkpoints of a run: their order, the newest sound one
-  mailbox.py   messages between the ranks' saving threads
-  all_ranks.py work on all ranks that may take longer than a collective may
-  model_settings.py  settings that decide what weights mean
+  verify.py    comparing all files with the manifest
+  errors.py    errors of checkpoints that are not valid
+  retry.py     retries after temporary errors
+  folder.py    the checkpoints of a run: order, the newest undamaged one, deletion
+  mailbox.py   messages between the saving threads of the ranks
+  all_ranks.py work on all ranks that may exceed the time limit of a collective
+  model_settings.py  settings that change the meaning of weights
 """
 
 from importlib import import_module
@@ -67,7 +67,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The functions above, imported at their first use: `names` alone needs no torch, which takes seconds."""
+    """Import the functions above at first use: `names` does not need torch, whose import takes seconds."""
     for module, functions in _MODULES.items():
         if name in functions:
             return getattr(import_module(f"lhtrain.checkpoint.{module}"), name)

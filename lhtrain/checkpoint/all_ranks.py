@@ -1,7 +1,7 @@
-"""Work on all ranks that may take longer than a collective may: reading, hashing and writing on slow disks.
+"""Work on all ranks that may exceed the time limit of a collective: files on slow disks.
 
-A rank whose work is done waits for the others through many short collectives instead of a long one, so that
-parallel.timeout never ends a run because one rank's disk is slow.
+A rank that is done waits for the others in many short collectives instead of a long one. So a slow disk never
+exceeds the time limit of collectives and ends the run.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,28 +17,27 @@ from lhtrain.errors import RunError
 from lhtrain.process.threads import in_background
 
 T = TypeVar("T")
-LOOK = 0.2  # seconds between two such collectives
-THREADS = 4  # that a rank reads with: SHA-256 alone is slower than a disk
+LOOK = 0.2  # seconds between two of these collectives
+THREADS = 4  # per rank: on one thread, SHA-256 is slower than the disk
 
 
 def several_ranks() -> bool:
-    """Whether this process is one of several ranks."""
+    """Return whether this process is one of several ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def in_parallel(work: Callable[[Sequence[T]], object], items: Sequence[T]) -> None:
-    """Call `work` with parts of `items`, which follow each other, on several threads; what it raises of the
-    first part that fails is raised."""
+    """Call `work` with consecutive parts of `items` on several threads; raise the error of the first part."""
     count = max(min(THREADS, len(items)), 1)
     parts = [items[len(items) * n // count : len(items) * (n + 1) // count] for n in range(count)]
     futures = [in_background(partial(work, part), "files") for part in parts]
-    wait(futures)  # none may still write into tensors when this raises
+    wait(futures)  # when this raises, no thread may still write into tensors
     for future in futures:
         future.result()
 
 
 def all_done(future: "Future[Any]", is_distributed: bool) -> None:
-    """Wait until the future of every rank is done. A collective, where `is_distributed`."""
+    """Wait until the future of every rank is done. A collective if `is_distributed`."""
     while True:
         wait([future], timeout=LOOK)
         done = torch.tensor(int(future.done()))
@@ -49,8 +48,10 @@ def all_done(future: "Future[Any]", is_distributed: bool) -> None:
 
 
 def on_all(work: Callable[[], T], is_distributed: bool) -> list[T]:
-    """The results of `work` by rank; if it raises on one rank, every rank raises. A collective, where
-    `is_distributed`."""
+    """Run `work` on all ranks and return the results by rank. A collective if `is_distributed`.
+
+    If it raises on one rank, every rank raises.
+    """
     if not is_distributed:
         return [work()]
     future = in_background(work, "files")
@@ -60,7 +61,7 @@ def on_all(work: Callable[[], T], is_distributed: bool) -> list[T]:
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, mine)
     if error is not None and not isinstance(error, RunError | Invalid | OSError):
-        raise error  # a fault of the program: with its traceback
+        raise error  # a programming error: keep its traceback
     for _, failure in outcomes:
         if failure is not None:
             raise failure

@@ -1,4 +1,4 @@
-"""Why a folder is no valid checkpoint; each message names the file inside the folder."""
+"""Errors of checkpoints that are not valid. Each message names the file inside the folder."""
 
 import errno
 
@@ -8,10 +8,10 @@ class Invalid(Exception):
 
 
 class OtherFormat(Invalid):
-    """A checkpoint of a version of lhtrain that this one does not know. It is not damaged."""
+    """The checkpoint has a format that this version of lhtrain does not know. It is not damaged."""
 
 
-# Errors about the kind of file. After all others (EIO, EACCES, ESTALE, …) the file may still be sound.
+# The file is missing or of the wrong kind. After other errors (EIO, EACCES, ESTALE, …) it may be intact.
 _OF_NAMES = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -25,7 +25,7 @@ _OF_NAMES = {
 
 
 def as_invalid(error: OSError, name: str) -> Invalid | None:
-    """The Invalid that `error`, raised for the file `name`, means; None if the file may be sound."""
+    """Return the Invalid for an `error` of the file `name`; None if the file may be intact."""
     if error.errno == errno.ENOENT:
         return Invalid(f"{name} is missing")
     return Invalid(f"{name} {error.strerror}") if error.errno in _OF_NAMES else None

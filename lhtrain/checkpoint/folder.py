@@ -1,7 +1,7 @@
-"""The checkpoints of a run: their names and order, the newest sound one, what a killed run left.
+"""The checkpoints folder of a run: order, the newest undamaged checkpoint, and cleaning up after a kill.
 
-Only names that the program writes itself are read, renamed or deleted: step_ and the step with eight digits
-or more. Copies such as step_best, step_00000002.bak or step_2 belong to whoever made them.
+Only names that lhtrain itself writes are read, renamed or deleted: step_ and the step with at least eight
+digits. Other names, such as step_best, step_00000002.bak or step_2, are copies that a user made.
 """
 
 import os
@@ -22,15 +22,15 @@ _HIDDEN = re.compile(r"\.(writing|deleting|replaced)-(step_[0-9]{8,})(\.[0-9]+)?
 
 
 def tidy(folder: Path) -> list[str]:
-    """Remove what a killed run had not finished writing or deleting; returns what could not be removed.
+    """Remove checkpoints that a killed run was writing or deleting; return a note for each one that remains.
 
-    A checkpoint that was about to be replaced by another of its step gets its name back.
+    A checkpoint that was about to be replaced by a new one of the same step gets its name back.
     """
     notes = []
     try:
         names = os.listdir(folder)
     except OSError:
-        return []  # there is none yet, or the first save will say what is wrong
+        return []  # no folder yet, or the first save reports the error
     for name in names:
         if (found := _HIDDEN.fullmatch(name)) is None:
             continue
@@ -40,14 +40,12 @@ def tidy(folder: Path) -> list[str]:
             else:
                 remove(folder / name)
         except OSError as error:
-            notes.append(
-                f"{folder / name}, which an earlier run left, could not be removed: {in_words(error)}"
-            )
+            notes.append(f"{folder / name}, left by an earlier run, could not be removed: {in_words(error)}")
     return notes
 
 
 def remove(path: Path) -> None:
-    """Remove whatever is at `path`, if anything; of a link only the link. Raises OSError."""
+    """Remove the file, folder or link at `path`, if it exists; links are not followed. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -55,8 +53,10 @@ def remove(path: Path) -> None:
 
 
 def delete(path: Path) -> str | None:
-    """Delete a checkpoint; returns what went wrong. It loses its name first, so that a kill leaves no half of
-    one."""
+    """Delete a checkpoint; return an error message, or None.
+
+    It is renamed first, so that a kill never leaves half a checkpoint under its name.
+    """
     try:
         doomed = free_name(path.parent, DELETING + path.name)
         path.rename(doomed)
@@ -67,18 +67,21 @@ def delete(path: Path) -> str | None:
 
 
 def rotate(newest: Path, keep: int) -> list[Path]:
-    """The checkpoints beside `newest` that are to be deleted, so that `keep` stay. `newest`, which was just
-    written, stays even where an earlier run left later steps."""
+    """Return the checkpoints to delete so that `keep` remain.
+
+    newest: the checkpoint just written; it is never deleted, even if an earlier run left later steps.
+    """
     return [path for path in complete(newest.parent)[:-keep] if path != newest]
 
 
 def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
-    """The newest sound checkpoint of `folder`, if there is any at all, and a note for each damaged one.
+    """Return the newest undamaged checkpoint of `folder` and a note for each damaged one. A collective.
 
-    Damaged ones are renamed when a sound one is found, so that they neither count among those to keep nor are
-    met again. Where none is sound, nothing is renamed: the next start will find the same.
+    If there are no checkpoints, returns None. Newer damaged checkpoints are renamed once an undamaged one is
+    found, so that they no longer count towards the number to keep. If all are damaged, none is renamed, so
+    that the next start raises the same error.
 
-    Raises RunError: there are checkpoints, and none is sound; one cannot be read; one is of another version.
+    Raises RunError: all checkpoints are damaged, one cannot be read, or one has an unknown format.
     """
     damaged: list[tuple[Path, str]] = []
     for path in reversed(world.on_main(partial(_listed, folder))):
@@ -94,8 +97,9 @@ def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
     if damaged:
         lines = "".join(f"\n  {path.name}: {found}" for path, found in damaged)
         raise RunError(
-            f"{folder}: no sound checkpoint is left, and nothing was renamed or deleted:{lines}\n"
-            "Copy a sound checkpoint back; resume=restart keeps all of it aside and starts over"
+            f"{folder}: no undamaged checkpoint is left; nothing was renamed or deleted:{lines}\n"
+            "Copy an undamaged checkpoint into this folder, or resume=restart moves the run's files aside "
+            "and starts over"
         )
     return None, []
 
@@ -122,7 +126,7 @@ def _rename_all(damaged: list[tuple[Path, str]]) -> list[str]:
 
 
 def free_name(folder: Path, name: str) -> Path:
-    """`name` in `folder`, with a number behind it if it is taken."""
+    """Return the path of `name` in `folder`, with a number appended if that name exists."""
     path, number = folder / name, 0
     while os.path.lexists(path):
         number += 1
@@ -131,7 +135,7 @@ def free_name(folder: Path, name: str) -> Path:
 
 
 def in_words(error: BaseException) -> str:
-    """An error in one line; an OSError with its number and path."""
+    """Return an error as one line; for an OSError with its number and path."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"[Errno {error.errno}] {error.strerror}" + (f": {error.filename}" if error.filename else "")
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,7 +1,7 @@
-"""The description of tensors in a checkpoint of format 2: a pickle of PyTorch Distributed Checkpoint's.
+""".metadata of format 2, a pickle by PyTorch Distributed Checkpoint that describes the tensors.
 
-It is never unpickled. `tree` walks the pickle's operations and makes inert nodes of the few classes that such
-a description has; `tensors` takes what it needs out of those, once, and checks it.
+It is never unpickled. `tree` walks the operations of the pickle and builds passive nodes for the few classes
+that .metadata contains; `tensors` reads the values from these nodes and checks them.
 """
 
 import io
@@ -30,7 +30,7 @@ CLASSES = {
 
 @dataclass(eq=False)
 class Node:
-    """An object in the description: the name of its class, and what it would have been made from."""
+    """An object in .metadata: the name of its class and the values to build it from."""
 
     name: str
     arguments: Any = None
@@ -43,9 +43,9 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 
 
 def tree(description: bytes) -> Any:
-    """The described objects as nodes, dicts, lists, tuples, strings and whole numbers.
+    """Return the content of .metadata as nodes, dicts, lists, tuples, strings and integers.
 
-    Raises Invalid: it asks for a class that no checkpoint needs, or is no such pickle.
+    Raises Invalid: it names a class that no checkpoint needs, or is not a valid pickle.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -87,7 +87,7 @@ def _make(name: str, argument: Any, stack: list[Any]) -> None:
     if name in ("STACK_GLOBAL", "GLOBAL"):
         module, of_module = argument.split(" ") if name == "GLOBAL" else (stack.pop(-2), stack.pop())
         if f"{module}.{of_module}" not in CLASSES:
-            raise Invalid(f".metadata asks for {module}.{of_module}, which no checkpoint needs"[:200])
+            raise Invalid(f".metadata names the class {module}.{of_module}, which no checkpoint needs"[:200])
         stack.append(Node(f"{module}.{of_module}"))
     elif name in ("NEWOBJ", "REDUCE"):
         arguments, of_class = stack.pop(), _node(stack.pop())
@@ -116,7 +116,7 @@ def _to_mark(stack: list[Any]) -> list[Any]:
 
 
 def tensors(description: bytes, files: dict[str, FileEntry]) -> dict[str, SavedTensor]:
-    """The tensors that a .metadata describes, whose parts lie in `files`. Raises Invalid."""
+    """Return the tensors that .metadata describes. files: those in manifest.json. Raises Invalid."""
     top = _fields(tree(description), f"{_METADATA}.Metadata")
     places: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
     for key, value in _plain(top.get("storage_data"), dict).items():
@@ -132,7 +132,7 @@ def tensors(description: bytes, files: dict[str, FileEntry]) -> dict[str, SavedT
 
 
 def _place(name: str, value: Any, files: dict[str, FileEntry]) -> tuple[str, int, int]:
-    """File, begin and end of a part of the tensor `name`."""
+    """Return file, begin and end of a part of the tensor `name`."""
     info = _fields(value, "torch.distributed.checkpoint.filesystem._StorageInfo")
     if info.get("transform_descriptors"):
         _strange(f"{name} is compressed")
@@ -142,15 +142,15 @@ def _place(name: str, value: Any, files: dict[str, FileEntry]) -> tuple[str, int
         _natural(info.get("length")),
     )
     if not (isinstance(file, str) and file in files and file.endswith(".distcp")):
-        raise Invalid(f".metadata places {name} in {file!r:.80}, a file that manifest.json does not name")
+        raise Invalid(f".metadata places {name} in {file!r:.80}, which is not in manifest.json")
     if begin + length > files[file].bytes:
-        _strange(f"{name} lies beyond the end of {file}")
+        _strange(f"{name} ends after the end of {file}")
     return file, begin, begin + length
 
 
 def _saved(name: str, value: Any, places: dict) -> SavedTensor:
     if isinstance(value, Node) and value.name == f"{_METADATA}.BytesStorageMetadata":
-        raise Invalid(f".metadata describes {name} as bytes; a checkpoint holds tensors alone")
+        raise Invalid(f".metadata describes {name} as bytes; a checkpoint has only tensors")
     fields = _fields(value, f"{_METADATA}.TensorStorageMetadata")
     properties = _node(fields.get("properties"), f"{_METADATA}.TensorProperties").state
     kind = _node(_plain(properties, tuple)[0]).name.removeprefix("torch.")
@@ -161,7 +161,7 @@ def _saved(name: str, value: Any, places: dict) -> SavedTensor:
         box = _fields(item, f"{_METADATA}.ChunkStorageMetadata")
         offsets, sizes = _size(box.get("offsets")), _size(box.get("sizes"))
         if len(offsets) != len(shape) or len(sizes) != len(shape):
-            _strange(f"a part of {name} has other dimensions than it")
+            _strange(f"a part of {name} has the wrong number of dimensions")
         if 0 in sizes:
             continue  # the empty shard of a rank
         place = places.get((name, offsets))
@@ -174,15 +174,15 @@ def _saved(name: str, value: Any, places: dict) -> SavedTensor:
 
 
 def part(content: memoryview, chunk: Chunk, saved: SavedTensor, name: str) -> Tensor:
-    """The part of a tensor that the bytes of one entry of a .distcp hold. Raises Invalid."""
+    """Return the part of a tensor in `content`, the bytes of one entry of a .distcp file. Raises Invalid."""
     where = f"the part of {name} at byte {chunk.begin} of {chunk.file}"
     if len(content) < n_bytes(chunk.sizes, saved.dtype):
-        raise Invalid(f"{where} is shorter than its values")  # compressed: it could fill the memory
+        raise Invalid(f"{where} is shorter than its values")  # a compressed archive could fill the memory
     if content[:4] != b"PK\x03\x04":
-        raise Invalid(f"{where} is not a tensor: PyTorch's archives begin otherwise")
+        raise Invalid(f"{where} is not a tensor: it is not an archive by PyTorch")
     try:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a crafted file makes it raise
+    except Exception as error:  # a crafted file can raise any error
         raise Invalid(f"{where} is not a tensor: {str(error).splitlines()[0]:.100}") from error
     if type(found) is not Tensor or found.layout is not torch.strided:
         raise Invalid(f"{where} is not a plain tensor")
@@ -197,7 +197,7 @@ def _strange(what: str) -> NoReturn:
 
 def _node(value: Any, name: str | None = None) -> Node:
     if not isinstance(value, Node) or name not in (None, value.name):
-        _strange(f"it has something else where {name or 'an object'} is due")
+        _strange(f"a value is not {name or 'an object'}")
     return value
 
 
@@ -207,13 +207,13 @@ def _fields(value: Any, name: str) -> dict[str, Any]:
 
 def _plain(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        _strange(f"it has something else where a {kind.__name__} is due")
+        _strange(f"a value is not a {kind.__name__}")
     return value
 
 
 def _natural(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        _strange("it has something else where a whole number is due")
+        _strange("a value is not a whole number")
     return value
 
 

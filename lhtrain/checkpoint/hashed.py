@@ -1,4 +1,4 @@
-"""Files hashed in pieces, each verified as it is read: only bytes that match their hash are used."""
+"""Files hashed in pieces; each piece is verified when it is read, so only verified bytes are used."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ PIECE = 16 * 2**20  # bytes
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file in the manifest. sha256: of every `piece` bytes."""
+    """A file in the manifest. sha256: one hash for each `piece` bytes."""
 
     bytes: int
     sha256: tuple[str, ...]
@@ -35,8 +35,10 @@ def digest(content: memoryview) -> str:
 class HashedFile:
     """A file of a checkpoint, open for reading. Use as a context manager.
 
-    Raises Invalid: missing, not a regular file, of another size; when a piece is read, altered. OSError: it
-    cannot be read now.
+    Raises:
+        Invalid: the file is missing, not a regular file or has the wrong size; on reading, a piece does not
+            match its hash.
+        OSError: the file cannot be read now.
     """
 
     def __init__(self, folder: Path, name: str, entry: FileEntry):
@@ -50,9 +52,9 @@ class HashedFile:
             self.close()
             if size < entry.bytes:
                 raise Invalid(
-                    f"{name} is truncated: {size} bytes of the {entry.bytes} that manifest.json says"
+                    f"{name} is truncated: it has {size} of the {entry.bytes} bytes in manifest.json"
                 )
-            raise Invalid(f"{name} has {size} bytes, more than the {entry.bytes} that manifest.json says")
+            raise Invalid(f"{name} has {size} bytes, more than the {entry.bytes} in manifest.json")
         self._verified: set[int] = set()
         self._newest, self._content = -1, memoryview(b"")
 
@@ -66,7 +68,7 @@ class HashedFile:
         os.close(self._handle)
 
     def verify(self, number: int) -> None:
-        """Compare a piece's content with its hash."""
+        """Compare piece `number` with its hash. Raises Invalid."""
         begin, end = self._range(number)
         found = hashlib.sha256()
         for at in range(begin, end, PIECE):
@@ -75,8 +77,8 @@ class HashedFile:
             raise self._altered()
 
     def read(self, begin: int, end: int) -> memoryview:
-        """The verified bytes from `begin` to `end`; valid until the next call."""
-        if self.entry.piece > PIECE:  # format 2: one hash for the whole file, which need not fit in memory
+        """Return the verified bytes from `begin` to `end`; valid until the next call."""
+        if self.entry.piece > PIECE:  # format 2: one hash per file, and files may exceed the memory
             for number in range(begin // self.entry.piece, -(-end // self.entry.piece)):
                 if number not in self._verified:
                     self.verify(number)
@@ -117,11 +119,11 @@ class HashedFile:
         return content
 
     def _altered(self) -> Invalid:
-        return Invalid(f"{self.name} was altered: its SHA-256 is not the manifest's")
+        return Invalid(f"{self.name} was altered: its SHA-256 differs from that in manifest.json")
 
 
 class OpenFiles:
-    """Files of a checkpoint, of which one at a time is open. Use as a context manager."""
+    """Files of a checkpoint, one open at a time. Use as a context manager."""
 
     def __init__(self, folder: Path, entries: dict[str, FileEntry]):
         self._folder, self._entries = folder, entries
@@ -134,7 +136,7 @@ class OpenFiles:
         self._close()
 
     def open(self, name: str) -> HashedFile:
-        """The file `name`; closes the one that was open. Raises as `HashedFile`."""
+        """Open the file `name` and close the previous one. Raises as `HashedFile`."""
         if self._file is None or self._file.name != name:
             self._close()
             self._file = HashedFile(self._folder, name, self._entries[name])

@@ -1,11 +1,11 @@
-"""Where the parts of a tensor lie in the files of a checkpoint."""
+"""The positions of the parts of a tensor in the files of a checkpoint."""
 
 import math
 from dataclasses import dataclass
 
 import torch
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]  # offsets and sizes, one of each for every dimension
+Box = tuple[tuple[int, ...], tuple[int, ...]]  # offsets and sizes by dimension
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -20,7 +20,7 @@ MAX_DIMENSIONS = 16
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor, whose bytes are those from `begin` to `end` of `file`."""
+    """A box of a tensor, stored as the bytes from `begin` to `end` of `file`."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -31,7 +31,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """One tensor of a checkpoint; its chunks tile it."""
+    """A tensor of a checkpoint. Its chunks cover it exactly once."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ def n_bytes(sizes: tuple[int, ...], dtype: torch.dtype) -> int:
 
 
 def tiles(shape: tuple[int, ...], boxes: list[Box]) -> bool:
-    """Whether the boxes cover a tensor of `shape` exactly once, as the cells of a grid do."""
+    """Return whether the boxes form a grid that covers a tensor of `shape` exactly once."""
     return not boxes if 0 in shape else _tiles(shape, boxes)
 
 

@@ -1,7 +1,7 @@
-"""manifest.json: which files a checkpoint has, and where its tensors lie. Read strictly, by whatever rank.
+"""manifest.json: the files of a checkpoint and the positions of tensors in them. Every rank checks it fully.
 
-Format 3: the first line holds the SHA-256 of all that follows it, so that a damaged manifest is found, and
-blamed, before a file is compared with it. Format 2 had sizes and hashes of files alone.
+Format 3: the first line has the SHA-256 of everything after it, so that a damaged manifest is detected, and
+named as the fault, before files are compared with it. In format 2 it has only sizes and hashes of files.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from lhtrain.files import read_regular
 
 FORMAT = 3
 NAME, STATE = "manifest.json", "state.json"
-MOST = 2**29  # bytes of a manifest, or of state.json: a forged one must not fill the memory
+MOST = 2**29  # largest size of manifest.json and state.json in bytes: a forged file must not fill the memory
 
 _FIRST = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
 _FILES = {
@@ -32,7 +32,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Manifest:
-    """step: None in format 2, where state.json alone has it."""
+    """The content of manifest.json. step: None in format 2, where only state.json has it."""
 
     format: int
     step: int | None
@@ -40,7 +40,7 @@ class Manifest:
     tensors: dict[str, SavedTensor]
 
     def pieces(self) -> list[tuple[str, int]]:
-        """Every piece of every file; an empty file counts as one."""
+        """Return (file name, piece number) of all pieces; an empty file counts as one piece."""
         return [(name, n) for name, entry in self.files.items() for n in range(max(entry.n_pieces, 1))]
 
 
@@ -49,10 +49,7 @@ def file_name(rank: int) -> str:
 
 
 def read(path: Path) -> Manifest:
-    """The manifest of the checkpoint `path`.
-
-    Raises Invalid, OSError.
-    """
+    """Read the manifest of the checkpoint `path`. Raises Invalid, OSError."""
     content = _content(path)
     first = _FIRST.match(content)
     if first is None:
@@ -63,25 +60,28 @@ def read(path: Path) -> Manifest:
 
 
 def write(step: int, files: dict[str, FileEntry], tensors: dict[str, Any]) -> bytes:
-    """The content of a manifest. tensors: as in the file. Raises Invalid: they break a rule."""
+    """Return the content of a manifest. tensors: as in the file. Raises Invalid: they break a rule."""
     described = {name: {"bytes": entry.bytes, "sha256": list(entry.sha256)} for name, entry in files.items()}
     rest = (
         f'"format": {FORMAT}, "step": {step}, "block": {PIECE},\n'
         f'"files": {_lines(described)},\n"tensors": {_lines(tensors)}}}\n'
     ).encode()
     content = b'{"sha256": "%s",\n' % hashlib.sha256(rest).hexdigest().encode() + rest
-    parse(_parsed(content))  # a layout that could not be read is a failed save, not a checkpoint
+    parse(_parsed(content))  # raises if it cannot be read back: then the save fails
     return content
 
 
 def parse(tree: dict[str, Any]) -> Manifest:
-    """A manifest of format 3 from its JSON. Raises Invalid: something in it breaks a rule."""
+    """Return a manifest of format 3 from its JSON. Raises Invalid: a value breaks a rule."""
     version = tree.get("format")
     if version != FORMAT or type(version) is not int:
-        raise OtherFormat(f"{NAME} is of format {version!r:.40}, this version reads 2 and {FORMAT}")
-    _expect(tree.keys() == {"sha256", "format", "step", "block", "files", "tensors"}, "it has other keys")
-    step, piece = _natural(tree["step"], "step"), _natural(tree["block"], "block")  # format 3's word
-    _expect(0 < piece <= PIECE, f"block={piece}")
+        raise OtherFormat(f"{NAME} has format {version!r:.40}; this version of lhtrain reads 2 and {FORMAT}")
+    _expect(
+        tree.keys() == {"sha256", "format", "step", "block", "files", "tensors"},
+        "its keys are not those of format 3",
+    )
+    step, piece = _natural(tree["step"], "step"), _natural(tree["block"], "block")  # key in format 3
+    _expect(0 < piece <= PIECE, f"block={piece}: must be from 1 to {PIECE}")
     files = {name: _entry(name, value, piece) for name, value in _table(tree["files"], "files").items()}
     _expect(STATE in files, f"it does not name {STATE}")
     tensors = {name: _saved(name, value, files) for name, value in _table(tree["tensors"], "tensors").items()}
@@ -91,7 +91,7 @@ def parse(tree: dict[str, Any]) -> Manifest:
 
 
 def _check_files(files: dict[str, FileEntry], tensors: dict[str, SavedTensor]) -> None:
-    """Each byte of each rank's file belongs to one chunk."""
+    """Check that each byte of each rank's file belongs to exactly one chunk."""
     ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in files if name != STATE}
     for saved in tensors.values():
         for chunk in saved.chunks:
@@ -109,17 +109,19 @@ def _entry(name: str, value: Any, piece: int) -> FileEntry:
     entry = _table(value, name)
     _expect(entry.keys() == {"bytes", "sha256"}, f"{name} must have bytes and sha256")
     size, digests = _natural(entry["bytes"], f"bytes of {name}"), entry["sha256"]
-    _expect(isinstance(digests, list) and len(digests) == -(-size // piece), f"hashes of {name}")
-    _expect(all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in digests), f"hashes of {name}")
+    _expect(isinstance(digests, list) and len(digests) == -(-size // piece), f"wrong hashes of {name}")
+    _expect(
+        all(isinstance(text, str) and _DIGEST.fullmatch(text) for text in digests), f"wrong hashes of {name}"
+    )
     return FileEntry(size, tuple(digests), piece)
 
 
 def _saved(name: str, value: Any, files: dict[str, FileEntry]) -> SavedTensor:
     tensor = _table(value, name)
     _expect(tensor.keys() == {"dtype", "shape", "chunks"}, f"{name} must have dtype, shape and chunks")
-    _expect(isinstance(tensor["dtype"], str) and tensor["dtype"] in DTYPES, f"dtype of {name}")
+    _expect(isinstance(tensor["dtype"], str) and tensor["dtype"] in DTYPES, f"unknown dtype of {name}")
     dtype, shape = DTYPES[tensor["dtype"]], _numbers(tensor["shape"], f"shape of {name}")
-    _expect(isinstance(tensor["chunks"], list), f"chunks of {name}")
+    _expect(isinstance(tensor["chunks"], list), f"chunks of {name} must be a list")
     chunks = tuple(_chunk(name, chunk, dtype, len(shape), files) for chunk in tensor["chunks"])
     boxes = [(chunk.offsets, chunk.sizes) for chunk in chunks]
     _expect(tiles(shape, boxes), f"the chunks of {name} do not cover its shape {list(shape)} exactly once")
@@ -128,30 +130,33 @@ def _saved(name: str, value: Any, files: dict[str, FileEntry]) -> SavedTensor:
 
 def _chunk(name: str, value: Any, dtype: Any, dimensions: int, files: dict[str, FileEntry]) -> Chunk:
     chunk = _table(value, f"a chunk of {name}")
-    _expect(chunk.keys() == {"offsets", "sizes", "file", "begin"}, f"a chunk of {name} has other keys")
+    _expect(
+        chunk.keys() == {"offsets", "sizes", "file", "begin"},
+        f"a chunk of {name} must have offsets, sizes, file and begin",
+    )
     offsets, sizes = (_numbers(chunk[key], f"{key} of {name}") for key in ("offsets", "sizes"))
-    _expect(len(offsets) == len(sizes) == dimensions, f"a chunk of {name} has other dimensions than it")
+    _expect(len(offsets) == len(sizes) == dimensions, f"a chunk of {name} has the wrong number of dimensions")
     file, begin = chunk["file"], _natural(chunk["begin"], f"begin of {name}")
-    _expect(isinstance(file, str) and file in files and file != STATE, f"the file of a chunk of {name}")
+    _expect(isinstance(file, str) and file in files and file != STATE, f"wrong file of a chunk of {name}")
     end = begin + n_bytes(sizes, dtype)
-    _expect(end <= files[file].bytes, f"a chunk of {name} lies beyond the end of {file}")
+    _expect(end <= files[file].bytes, f"a chunk of {name} ends after the end of {file}")
     return Chunk(offsets, sizes, file, begin, end)
 
 
 def _of_format_2(path: Path, tree: dict[str, Any]) -> Manifest:
     if tree.keys() != {"files"}:
-        _damaged("its first line must hold its SHA-256")
+        _damaged("its first line must have its SHA-256")
     files = {}
     for name, value in _table(tree["files"], "files").items():
         _expect(bool(_FILES[2].fullmatch(name)), f"it names the file {name!r:.80}, which no checkpoint has")
         entry = _table(value, name)
         _expect(entry.keys() == {"bytes", "sha256"}, f"{name} must have bytes and sha256")
         size, digest = _natural(entry["bytes"], f"bytes of {name}"), entry["sha256"]
-        _expect(isinstance(digest, str) and bool(_DIGEST.fullmatch(digest)), f"sha256 of {name}")
+        _expect(isinstance(digest, str) and bool(_DIGEST.fullmatch(digest)), f"wrong sha256 of {name}")
         files[name] = FileEntry(size, (digest,), max(size, PIECE + 1))
     for name in (STATE, ".metadata"):
         _expect(name in files, f"it does not name {name}")
-    _expect(files[".metadata"].bytes <= MOST, "bytes of .metadata")
+    _expect(files[".metadata"].bytes <= MOST, f".metadata must have at most {MOST} bytes")
     with HashedFile(path, ".metadata", files[".metadata"]) as file:
         description = bytes(file.read(0, files[".metadata"].bytes))
     return Manifest(2, None, files, format2.tensors(description, files))
@@ -177,12 +182,12 @@ def _parsed(content: bytes) -> dict[str, Any]:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        raise ValueError("a key twice")
+        raise ValueError("duplicate key")
     return out
 
 
 def _damaged(what: str) -> NoReturn:
-    raise Invalid(f"{NAME} was damaged: {what}")
+    raise Invalid(f"{NAME} is damaged: {what}")
 
 
 def _expect(holds: bool, otherwise: str) -> None:

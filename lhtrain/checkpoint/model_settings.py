@@ -1,15 +1,15 @@
-"""Settings of a model that decide what its weights mean, beyond their shapes."""
+"""Settings of a model that change the meaning of its weights and not their shapes."""
 
 from typing import Any
 
-# With other values the same shapes hold other heads.
+# With other values, tensors of the same shape are divided into different heads.
 LAYOUT = ("n_heads", "n_kv_heads", "head_dim")
-# Weights keep their meaning, and were trained for another value: changed on purpose for longer contexts.
+# The weights keep their meaning but were trained with these values. Longer contexts change them on purpose.
 TRAINED_FOR = ("rope_theta", "norm_eps")
 
 
 def differing_settings(saved: dict[str, Any], now: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
-    """Those of `keys` whose values differ between two model configurations, as 'model.key: saved -> now'."""
+    """Return a line 'model.key: saved -> now' for each of `keys` that differs between two configurations."""
     return [
         f"model.{key}: {saved[key]} -> {now.get(key)}"
         for key in keys

@@ -1,7 +1,4 @@
-"""Names of checkpoints, step_ and the step with eight digits or more, and the folders that have them.
-
-Imports no PyTorch.
-"""
+"""Names of checkpoints: step_ and the step with at least eight digits. Imports no PyTorch."""
 
 import os
 import re
@@ -17,13 +14,13 @@ def folder_of(folder: Path, step: int) -> Path:
 
 
 def step_of(name: str) -> int | None:
-    """The step in a name, None for names that the program does not write."""
+    """Return the step in a name; None if lhtrain does not write this name."""
     found = _STEP.fullmatch(name)
     return int(found[1]) if found and folder_of(Path(), int(found[1])).name == name else None
 
 
 def present(folder: Path) -> list[Path]:
-    """Everything in `folder` that has the name of a checkpoint, by step. Raises OSError."""
+    """Return all paths in `folder` that have the name of a checkpoint, by step. Raises OSError."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -33,8 +30,10 @@ def present(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """All that a run left in `folder`: checkpoints, sound or not, finished or not, and those that were
-    renamed as damaged. Where there are some, a new run would mix with another one. Raises OSError."""
+    """Return all checkpoints of a run in `folder`, also unfinished, damaged and renamed ones. Raises OSError.
+
+    If there are any, a new run must not write into this folder.
+    """
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -44,7 +43,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def complete(folder: Path) -> list[Path]:
-    """Checkpoints in `folder` that were finished, oldest first; not all need be sound."""
+    """Return the finished checkpoints in `folder`, oldest first; some may be damaged. Raises RunError."""
     try:
         return [path for path in present(folder) if (path / "manifest.json").exists()]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Filling tensors from a checkpoint, on any mesh: each rank reads what overlaps with its own shards."""
+"""Loading of tensors from a checkpoint on any mesh: each rank reads the chunks that overlap its shards."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ from lhtrain.errors import RunError
 
 
 class Read(NamedTuple):
-    """A chunk of which `local`, a shard at `offsets`, needs a part."""
+    """A chunk to read, because it overlaps `local`, this rank's shard at `offsets` of the tensor `name`."""
 
     chunk: Chunk
     saved: SavedTensor
@@ -31,15 +31,19 @@ class Read(NamedTuple):
 
 
 def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = ()) -> None:
-    """Fill `tensors` from the checkpoint `path`, however many ranks wrote it. Every byte that is used is
-    verified. A collective, where there are several ranks.
+    """Fill `tensors` from the checkpoint `path`, written by any number of ranks. A collective.
 
-    optional: parts of names; tensors with such names may be in the checkpoint alone, or in `tensors` alone,
-    where they keep their values.
+    Every byte that is used is verified.
+
+    Args:
+        path: the checkpoint.
+        tensors: by name, as from `tensors_of`; filled in place.
+        optional: parts of names. A tensor whose name contains one of them may be missing in the checkpoint
+            (then it keeps its values) or in `tensors`.
 
     Raises:
-        RunError: its tensors do not match, each named with both shapes; a file is damaged or cannot be read.
-            The tensors may then be filled in part.
+        RunError: tensors do not match (the message names them with both shapes), or a file is damaged or
+            cannot be read. Some tensors may be filled then.
     """
 
     def fill() -> None:
@@ -71,23 +75,23 @@ def _fill_all(path: Path, described: Manifest, reads: Sequence[Read]) -> None:
 
 
 def _compare(path: Path, saved: dict[str, SavedTensor], tensors: dict[str, Tensor]) -> None:
-    """Raise RunError where the checkpoint holds other tensors than `tensors`."""
+    """Raise RunError if names, shapes or dtypes in the checkpoint differ from those of `tensors`."""
     wrong = []
     for name, tensor in tensors.items():
         plain, there = name.removeprefix("model."), saved.get(name)
         if there is None or there.shape != tuple(tensor.shape):
-            shape = "absent" if there is None else there.shape
-            wrong.append(f"{plain}: {shape} there, {tuple(tensor.shape)} in this model")
+            found = "not in the checkpoint" if there is None else f"{there.shape} in the checkpoint"
+            wrong.append(f"{plain}: {found}, {tuple(tensor.shape)} in this model")
         elif there.dtype != tensor.dtype and not (
             there.dtype.is_floating_point and tensor.is_floating_point()
         ):
-            wrong.append(f"{plain}: {there.dtype} there, {tensor.dtype} in this model")
+            wrong.append(f"{plain}: {there.dtype} in the checkpoint, {tensor.dtype} in this model")
     for name in sorted(saved.keys() - tensors.keys()):
         if name.startswith("model."):
-            wrong.append(f"{name.removeprefix('model.')}: there, and not in this model")
+            wrong.append(f"{name.removeprefix('model.')}: not in this model")
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise RunError(f"checkpoint {path} is of another model: {'; '.join(wrong[:4])}{more}")
+        raise RunError(f"checkpoint {path} does not match the model: {'; '.join(wrong[:4])}{more}")
 
 
 def _reads(described: Manifest, tensors: dict[str, Tensor]) -> Iterator[Read]:
@@ -103,12 +107,12 @@ def _reads(described: Manifest, tensors: dict[str, Tensor]) -> Iterator[Read]:
 
 
 def _fill(read: Read, file: HashedFile, version: int) -> None:
-    """Copy what the shard needs of the chunk, a slice of its first dimension at a time."""
+    """Copy the overlap of chunk and shard, one slice of the first dimension at a time."""
     chunk, local = read.chunk, read.local
     if not chunk.sizes:
         local.copy_(next(_slices(read, file, version, 0, 1))[1].view(()))
         return
-    # Where the overlap begins and ends in each dimension: of the chunk, and of the shard.
+    # Begin and end of the overlap in each dimension, as indices into the whole tensor.
     begins = [max(a, b) for a, b in zip(read.offsets, chunk.offsets, strict=True)]
     ends = [
         min(a + n, b + m)
@@ -126,7 +130,7 @@ def _fill(read: Read, file: HashedFile, version: int) -> None:
 def _slices(
     read: Read, file: HashedFile, version: int, first: int, last: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """The chunk from `first` to `last` along its first dimension, in slices, each with its first index."""
+    """Yield the chunk from `first` to `last` along its first dimension as (index, slice) pairs."""
     chunk, saved = read.chunk, read.saved
     sizes = chunk.sizes or (1,)
     if version == 2:

@@ -1,4 +1,4 @@
-"""Reading again after errors of the file system that may pass."""
+"""Retries after temporary errors of the file system."""
 
 import time
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from typing import TypeVar
 from lhtrain.errors import RunError
 
 T = TypeVar("T")
-TRIES, PAUSE = 4, 2.0  # reading again after an error that may pass; seconds in between
+TRIES, PAUSE = 4, 2.0  # attempts, and seconds between two attempts
 
 
 def patiently(read: Callable[[], T], path: Path) -> T:
-    """The result of `read`, called again after errors that may pass. Raises Invalid; RunError at last."""
+    """Return the result of `read`, retried after an OSError. Raises Invalid; RunError at the last attempt."""
     for attempt in range(1, TRIES + 1):
         try:
             return read()
@@ -24,10 +24,10 @@ def patiently(read: Callable[[], T], path: Path) -> T:
 
 
 def unreadable(error: OSError, path: Path) -> RunError:
-    """The error for a checkpoint's file that exists and cannot be read."""
+    """Return the error for a file of a checkpoint that exists but cannot be read."""
     file = error.filename or path
     return RunError(
         f"checkpoint {path}: {file} cannot be read: [Errno {error.errno}] {error.strerror}. This is an error "
-        "of the file system, not damage, and nothing was renamed: start again when the file can be read; if "
-        f"it is lost for good, rename {path.name} to damaged-{path.name} to use an older checkpoint"
+        "of the file system, not a damaged checkpoint; nothing was renamed. Start again when the file can be "
+        f"read; if it is lost, rename {path.name} to damaged-{path.name} to use an older checkpoint"
     )

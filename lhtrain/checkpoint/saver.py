@@ -1,4 +1,4 @@
-"""Saves checkpoints while training continues, one at a time, by all ranks together."""
+"""Saving of checkpoints in the background, one at a time, by all ranks together."""
 
 import contextlib
 import errno
@@ -25,24 +25,24 @@ from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.process.threads import in_background
 
-# Errors that may pass: space is freed, a server comes back. EFBIG, for one, is a limit of the process.
+# Temporary errors: space may be freed, a server may come back. EFBIG is not one: it is a process limit.
 PASSING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.EAGAIN),
 }
-PAUSES = (1.0, 15.0)  # seconds before the last checkpoint is tried again: at first, and at most
-LEAVE = 10.0  # seconds that a run which fails gives a save that is under way
+PAUSES = (1.0, 15.0)  # seconds before the last checkpoint is retried: first and largest
+LEAVE = 10.0  # seconds that a failing run waits for a save in progress
 
 
 @dataclass
 class SaveCost:
-    """The cost of saving. stall: seconds that training waited; write: until the checkpoint was visible."""
+    """The cost of saving. stall: seconds that training waited; write: seconds until files were visible."""
 
     count: int = 0
     failed: int = 0
     stall_seconds: float = 0.0
     write_seconds: float = 0.0
-    bytes: int = 0  # of the newest
+    bytes: int = 0  # of the newest checkpoint
 
     def as_summary(self) -> dict[str, Any]:
         return {key: round(value, 3) for key, value in asdict(self).items()}
@@ -50,7 +50,7 @@ class SaveCost:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a checkpoint was not written. passing: the same may succeed later."""
+    """Why a checkpoint was not written. passing: a retry may succeed."""
 
     why: str
     passing: bool = False
@@ -71,14 +71,19 @@ class Outcome:
 
 
 class Saver:
-    """Checkpoints of one run in `folder`, of which the newest `keep` stay.
+    """Saves the checkpoints of a run in `folder` and keeps the newest `keep`.
 
-    A save that fails, on a full disk for instance, is reported and counted, and training continues: the older
-    checkpoints are untouched, and the next save is not affected. retry: seconds for which `finish` tries the
-    last checkpoint again.
+    A failed save, for example on a full disk, is reported and counted, and training continues. The older
+    checkpoints are kept, and the next save is not affected.
 
-    say: prints a line, on the main rank. before_publish: called on the main rank, by the saving thread, when
-    a checkpoint is on the disk and before it is visible; what it raises makes the save fail.
+    Args:
+        folder: the folder of all checkpoints.
+        keep: number of checkpoints to keep.
+        world: all ranks.
+        retry: seconds during which `finish` retries the last checkpoint.
+        say: prints a line on the main rank.
+        before_publish: called on the main rank, in the saving thread, when a checkpoint is on the disk and
+            not yet visible. If it raises, the save fails.
     """
 
     def __init__(
@@ -97,9 +102,9 @@ class Saver:
         self._mailbox = Mailbox(world)
         self._step, self._state = 0, ""  # of the newest save
         self._failure: Failure | None = None  # of the newest save
-        self._staged = False  # whether the staging holds all that the newest save needs
+        self._staged = False  # whether the host copy of the newest save is complete
         self._under_way: Future[Outcome] | None = None
-        self._reported = True  # whether the outcome of the save under way was printed
+        self._reported = True  # whether the outcome of the current save was printed
         self._tries = 0
         self._kept: set[Path] = set()  # checkpoints that could not be deleted, reported once
 
@@ -107,21 +112,21 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """Where a run fails, a save that is under way is given a moment; where it is interrupted, none."""
+        """If the run failed, wait briefly for a save in progress; if it was interrupted, do not wait."""
         if self._under_way is not None and kind is not None and issubclass(kind, Exception):
             wait_for([self._under_way], timeout=LEAVE)
             self.poll()
 
     def saved_in_words(self) -> str:
-        """The newest checkpoint, for the message of a run that exits at once."""
+        """Return which checkpoint is the newest, for the message of a run that exits at once."""
         done = checkpoint.complete(self.folder)
         newest = f"the newest checkpoint is {done[-1].name}" if done else "there is no checkpoint yet"
         return f"{newest} in {self.folder}; later steps are lost"
 
     def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Copy the tensors to host memory and return; a thread writes them. A collective.
+        """Copy the tensors to host memory and write them in a thread. A collective.
 
-        Waits for the save before, if that is still under way.
+        Waits for the previous save if that is still in progress.
         """
         began = time.perf_counter()
         self.wait()
@@ -138,13 +143,13 @@ class Saver:
         self.saved.stall_seconds += time.perf_counter() - began
 
     def poll(self) -> None:
-        """Report a save that has ended since. Not a collective, and waits for nothing."""
+        """Report the current save if it has ended. Not a collective; does not wait."""
         save = self._under_way
         if self.world.is_main and save is not None and save.done() and save.exception() is None:
-            self._tell(save.result())  # an exception, of a rank that is lost, is for `wait` to raise
+            self._tell(save.result())  # `wait` raises exceptions, of a lost rank
 
     def wait(self) -> None:
-        """Until no save is under way on any rank; its outcome is reported. A collective."""
+        """Wait until the current save has ended on all ranks, and report its outcome. A collective."""
         if self._under_way is not None:
             all_done(self._under_way, self.world.is_distributed)
             outcome = self.world.on_main(self._under_way.result)
@@ -153,11 +158,10 @@ class Saver:
         self.poll()
 
     def finish(self, stop: Callable[[], object] = lambda: False) -> None:
-        """Wait for the last save; if it failed for a reason that may pass, try again for `retry` seconds. A
-        collective.
+        """Wait for the last save; retry it for `retry` seconds after a temporary error. A collective.
 
-        stop: once it is true, having been false, one more try is the last.
-        Raises RunError: the last checkpoint was not written, so that its steps would be lost.
+        stop: returns whether to stop. When it changes from false to true, one more attempt is made.
+        Raises RunError: the last checkpoint was not written, so its steps are lost.
         """
         began = time.perf_counter()
         self.wait()
@@ -166,13 +170,17 @@ class Saver:
         self.saved.stall_seconds += time.perf_counter() - began
         if self._failure is not None:
             done = self.world.on_main(partial(checkpoint.complete, self.folder))
-            newest = f"the newest one is {done[-1]}" if done else "there is none"
+            newest = f"the newest one is {done[-1]}" if done else "there is no checkpoint"
             raise RunError(f"the last checkpoint was not written: {self._failure.why}; {newest}")
 
     def _stage(self, tensors: dict[str, Tensor]) -> Failure | None:
         try:
             self._staging.stage(tensors)
-        except (MemoryError, RuntimeError, OSError) as error:  # RuntimeError: PyTorch has no memory
+        except (
+            MemoryError,
+            RuntimeError,
+            OSError,
+        ) as error:  # RuntimeError: out of memory
             return Failure.of(error)
         return None
 
@@ -182,7 +190,7 @@ class Saver:
         self._under_way = in_background(partial(self._write, self._tries, began), "checkpoint")
 
     def _took(self, outcome: Outcome) -> None:
-        """Count an outcome, which all ranks know."""
+        """Report and count an outcome, which is the same on all ranks."""
         self._failure = outcome.failure
         self._tell(outcome)
         self.saved.write_seconds += outcome.seconds
@@ -201,36 +209,36 @@ class Saver:
             self._say(f"saved     {name} in {outcome.seconds:.1f} s ({size:,.1f} MB)")
         else:
             why = outcome.failure.why
-            self._say(f"warning   a checkpoint was not written: {why}; the older ones are untouched")
+            self._say(f"warning   a checkpoint was not written: {why}; the older ones are kept")
         for note in outcome.notes:
             self._say(f"warning   {note}")
 
     def _try_again(self, stop: Callable[[], object]) -> None:
-        """Write the last checkpoint again and again, from the copy in host memory, until it is written."""
+        """Retry the last checkpoint from the copy in host memory."""
         deadline, stopped_before = time.monotonic() + self.retry, bool(stop())
         pause, first = PAUSES[0], True
         while self._failure is not None and self._failure.passing and self._staged and self.retry > 0:
             if first:
                 limit = f"for up to {self.retry:g} s (checkpoint.retry)"
-                self._say(f"warning   trying to write the last checkpoint again {limit}; Ctrl-C gives up")
+                self._say(f"warning   retrying the last checkpoint {limit}; Ctrl-C stops this")
             first = False
             verdict = self._pause(min(pause, max(deadline - time.monotonic(), 0)), stop, stopped_before)
             why, self._failure = self._failure, None
-            self.saved.failed -= 1  # a save that is tried again counts once
+            self.saved.failed -= 1  # a retried save counts once
             self._begin(time.perf_counter())
             self._reported = True
             assert self._under_way is not None
             all_done(self._under_way, self.world.is_distributed)
             outcome = self.world.on_main(self._under_way.result)
             self._under_way = None
-            self._reported = outcome.failure is not None and outcome.failure.why == why.why  # printed already
+            self._reported = outcome.failure is not None and outcome.failure.why == why.why  # already printed
             self._took(outcome)
             pause = min(2 * pause, PAUSES[1])
             if verdict == 2 or self.world.largest(int(time.monotonic() >= deadline)):
                 return
 
     def _pause(self, seconds: float, stop: Callable[[], object], stopped_before: bool) -> int:
-        """Wait. 1: the time is over; 2: a rank was asked to stop. A collective."""
+        """Wait; return 1 after `seconds`, or 2 if a rank was asked to stop. A collective."""
         until = time.monotonic() + seconds
         while True:
             stopped = bool(stop()) and not stopped_before
@@ -240,7 +248,7 @@ class Saver:
             time.sleep(0.1)
 
     def _write(self, number: int, began: float) -> Outcome:
-        """On the thread: write this rank's file; on the main rank, publish when all are written."""
+        """In the thread: write this rank's file; the main rank publishes when all files are written."""
         target = checkpoint.folder_of(self.folder, self._step)
         aside = writer.aside_of(target)
         if not self.world.is_main:
@@ -254,7 +262,7 @@ class Saver:
             return Outcome()
         outcome = self._publish(number, aside, target)
         if outcome.failure is not None:
-            with contextlib.suppress(OSError):  # else the next save or the next start removes it
+            with contextlib.suppress(OSError):  # on an error, the next save or start removes it
                 remove(aside)
         outcome.seconds = time.perf_counter() - began
         return outcome
@@ -290,7 +298,7 @@ class Saver:
         return Outcome(None, size, notes=notes + self._rotate(target))
 
     def _rotate(self, target: Path) -> list[str]:
-        """Delete what is too old; notes on what could not be deleted."""
+        """Delete the oldest checkpoints; return notes on those that could not be deleted."""
         notes = []
         try:
             doomed = rotate(target, self.keep)

@@ -1,6 +1,6 @@
 """A copy of a rank's tensors in host memory, so that training continues while they are written.
 
-One buffer, allocated at the first save and used again, that holds exactly the bytes of the rank's file.
+The copy is one buffer with the bytes of the rank's file, allocated at the first save and then reused.
 """
 
 from dataclasses import dataclass, field
@@ -16,11 +16,14 @@ from lhtrain.checkpoint.tensors import local_part, writes
 
 @dataclass
 class Staging:
-    """rank, size: who this is, of how many. `stage` fills it; `content` and `tensors` are what to write."""
+    """The copy. `stage` fills it; `content` and `tensors` are to be written.
+
+    rank, size: this rank and the number of ranks.
+    """
 
     rank: int
     size: int
-    tensors: dict[str, Any] = field(default_factory=dict)  # as in the manifest: those of this rank's file
+    tensors: dict[str, Any] = field(default_factory=dict)  # of this rank's file, as in the manifest
     n_bytes: int = 0
     _buffer: Tensor | None = None
     _pinned: bool = False
@@ -32,12 +35,12 @@ class Staging:
         return memoryview(self._buffer.numpy().data)[: self.n_bytes]
 
     def stage(self, tensors: dict[str, Tensor]) -> None:
-        """Copy what this rank writes of `tensors`; they may change when this returns.
+        """Copy the parts of `tensors` that this rank writes; afterwards the tensors may change.
 
-        Raises MemoryError, RuntimeError: there is no room for the copy.
+        Raises MemoryError, RuntimeError: not enough host memory.
         """
         parts = self._parts(tensors)
-        # The largest elements first: then each tensor begins at a multiple of its element's size.
+        # Largest element size first: then each tensor begins at a multiple of its element size.
         parts.sort(key=lambda part: -part[1].dtype.itemsize)
         size = sum(n_bytes(box[1], local.dtype) for _, local, box in parts)
         buffer = self._room(size, any(local.is_cuda for _, local, _ in parts))
@@ -72,18 +75,18 @@ class Staging:
         return parts
 
     def _room(self, size: int, of_cuda: bool) -> Tensor:
-        """A buffer of at least `size` bytes."""
+        """Return a buffer of at least `size` bytes, pinned if possible."""
         if self._buffer is None or len(self._buffer) < size:
             self.release()
             self._buffer = torch.empty(size, dtype=torch.uint8)
             if of_cuda and size:
-                # Registered, not allocated as pinned memory: PyTorch would round up to a power of two.
+                # Registered, because PyTorch rounds allocations of pinned memory up to a power of two.
                 outcome = torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), size, 0)
-                self._pinned = int(outcome) == 0  # else the copy is slower, and as right
+                self._pinned = int(outcome) == 0  # without pinning, the copy is only slower
         return self._buffer
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self._pinned and self._buffer is not None:
             torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())
         self._buffer, self._pinned = None, False

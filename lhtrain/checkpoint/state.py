@@ -1,4 +1,4 @@
-"""state.json of a checkpoint: progress, configuration, and the state of what else continues."""
+"""state.json of a checkpoint: progress, configuration, and the state of other parts of the run."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from lhtrain.errors import RunError
 
 
 def opened(path: Path) -> Manifest:
-    """The manifest of the checkpoint in the folder `path`. Raises Invalid, OSError."""
+    """Read the manifest of the checkpoint in the folder `path`. Raises Invalid, OSError."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise Invalid("no such folder") from None
     if not stat.S_ISDIR(mode):
-        raise Invalid("it is a file, not a folder")
+        raise Invalid("this is a file, not a folder")
     described = manifest.read(path)
     _same_step(path, described.step, manifest.NAME)
     return described
@@ -33,13 +33,13 @@ def opened(path: Path) -> Manifest:
 def _same_step(path: Path, step: Any, name: str) -> None:
     of_folder = step_of(path.name)
     if step is not None and of_folder is not None and of_folder != step:
-        raise Invalid(f"{name} is of step {step}, not of the step in the folder's name")
+        raise Invalid(f"{name} is of step {step}, but the folder's name is of step {of_folder}")
 
 
 def parse_state(path: Path, described: Manifest) -> dict[str, Any]:
     entry = described.files[manifest.STATE]
     if entry.bytes > manifest.MOST:
-        raise Invalid(f"state.json has {entry.bytes} bytes, must have at most {manifest.MOST}")
+        raise Invalid(f"state.json has {entry.bytes} bytes; it must have at most {manifest.MOST}")
     with HashedFile(path, manifest.STATE, entry) as file:
         content = bytes(file.read(0, entry.bytes)) if entry.bytes else b""
     try:
@@ -50,7 +50,7 @@ def parse_state(path: Path, described: Manifest) -> dict[str, Any]:
         raise Invalid("state.json is not a JSON object")
     if (version := state.get("format")) != described.format:
         raise OtherFormat(
-            f"state.json is of format {version!r:.40}, this version reads 2 and {manifest.FORMAT}"
+            f"state.json has format {version!r:.40}; this version of lhtrain reads 2 and {manifest.FORMAT}"
         )
     for key, kind in (("progress", dict), ("config", dict), ("data", str)):
         if not isinstance(state.get(key, kind()), kind):
@@ -62,12 +62,12 @@ def parse_state(path: Path, described: Manifest) -> dict[str, Any]:
     step = state.get("progress", {}).get("step", described.step)
     _same_step(path, step, manifest.STATE)
     if described.step is not None and step != described.step:
-        raise Invalid(f"state.json is of step {step!r:.40}, manifest.json of step {described.step}")
+        raise Invalid(f"state.json is of step {step!r:.40}, but manifest.json is of step {described.step}")
     return state
 
 
 def state_of(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint known to be sound. Raises RunError: it is not."""
+    """Return state.json of a checkpoint that was verified before. Raises RunError: it is not valid."""
     try:
         return patiently(lambda: parse_state(path, opened(path)), path)
     except Invalid as found:
@@ -76,8 +76,7 @@ def state_of(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def as_written(path: Path) -> Iterator[None]:
-    """Around code that takes values out of a checkpoint's state.json: where one is missing or of another
-    kind, the error becomes a RunError."""
+    """Around code that reads values of state.json: raise RunError if one is missing or of the wrong type."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint holds, and which part of each is on this rank."""
+"""The tensors of a checkpoint, and the part of each on this rank."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from lhtrain.model.optimizer import Optimizer
 
 
 def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Everything a checkpoint restores, by name; loading fills these very tensors."""
+    """Return all tensors that a checkpoint saves and restores, by name; they share the model's memory."""
     out = {}
     for name, parameter in model.named_parameters():
         out[f"model.{name}"] = parameter.detach()
@@ -19,9 +19,9 @@ def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
-    """This rank's part of a tensor that may be sharded, and the box of the whole tensor that it is.
+    """Return this rank's part of a tensor, sharded or not, and its box in the whole tensor.
 
-    Raises NotImplementedError: a way of sharding that the mesh of a run does not use.
+    Raises NotImplementedError: a kind of sharding that runs do not use.
     """
     if not isinstance(tensor, DTensor):
         return tensor.detach(), ((0,) * tensor.dim(), tuple(tensor.shape))
@@ -30,21 +30,26 @@ def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
     for index, count, placement in zip(coordinate, tensor.device_mesh.shape, tensor.placements, strict=True):
         if type(placement) is Shard:
             here = sizes[placement.dim]
-            each = -(-here // count)  # as torch.chunk: the last parts may be smaller or empty
+            each = -(-here // count)  # as torch.chunk does: the last parts may be smaller or empty
             begin = min(index * each, here)
             offsets[placement.dim] += begin
             sizes[placement.dim] = min(each, here - begin)
         elif type(placement) is not Replicate:
-            raise NotImplementedError(f"a checkpoint of a tensor that is placed as {placement}")
+            raise NotImplementedError(f"checkpoints of tensors with the placement {placement}")
     local: Tensor = tensor.to_local().detach()
     if tuple(local.shape) != tuple(sizes):
-        raise NotImplementedError(f"a local shard of shape {tuple(local.shape)} where {tuple(sizes)} is due")
+        raise NotImplementedError(
+            f"a local shard has the shape {tuple(local.shape)}, expected {tuple(sizes)}"
+        )
     return local, (tuple(offsets), tuple(sizes))
 
 
 def writes(tensor: Tensor, number: int, rank: int, size: int) -> bool:
-    """Whether this rank writes its part of the tensor. Of replicas one does: another for each `number`, so
-    that the work is shared."""
+    """Return whether this rank writes its part of the tensor.
+
+    One of all replicas writes it. `number`, the index of the tensor, selects which one, so that the ranks
+    share the work.
+    """
     if not isinstance(tensor, DTensor):
         return number % size == rank
     place, replicas = 0, 1

@@ -1,4 +1,4 @@
-"""Verifying a checkpoint: every file against the manifest, on all ranks together."""
+"""Verification of checkpoints: all ranks together compare every file with the manifest."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,11 +17,12 @@ from lhtrain.errors import RunError
 
 
 def find_problem(path: Path, world: World | None = None) -> Invalid | None:
-    """Why the checkpoint `path` is not valid, or None; an OtherFormat where another version may read it.
+    """Return why the checkpoint `path` is not valid; None if it is valid.
 
-    Given a `world`, its ranks share the reading: a collective.
+    Returns an OtherFormat if another version of lhtrain may read it. With a `world`, its ranks share the
+    reading, and this is a collective.
 
-    Raises RunError: a file that is there cannot be read (EIO, EACCES, ESTALE …), which is not damage.
+    Raises RunError: a file exists but cannot be read (EIO, EACCES, ESTALE, …); this does not count as damage.
     """
     rank, size = (world.rank, world.size) if world else (0, 1)
 
@@ -37,7 +38,7 @@ def find_problem(path: Path, world: World | None = None) -> Invalid | None:
 
 
 def _verify(path: Path, rank: int, size: int) -> None:
-    """Raise Invalid if the manifest, state.json, or a piece of this rank's share is wrong."""
+    """Raise Invalid if the manifest, state.json or one of this rank's pieces is not valid."""
     described = opened(path)
     pieces = described.pieces()
     share = pieces[len(pieces) * rank // size : len(pieces) * (rank + 1) // size]
@@ -52,11 +53,11 @@ def _verify_pieces(path: Path, described: Manifest, pieces: Sequence[tuple[str, 
 
 
 def read_state(path: Path, world: World | None = None) -> dict[str, Any]:
-    """state.json of the checkpoint `path`, after every file was verified. A collective, given a `world`.
+    """Verify all files of the checkpoint `path` and return its state.json. With a `world`, a collective.
 
     Raises:
-        RunError: not a checkpoint, of another format, truncated or altered (an older sound one is named); or
-            it cannot be read.
+        RunError: it is not a checkpoint, has an unknown format, is truncated or altered, or cannot be read.
+            The message names an older undamaged checkpoint, if there is one.
     """
     if found := find_problem(path, world):
         instead = (
@@ -69,15 +70,15 @@ def read_state(path: Path, world: World | None = None) -> dict[str, Any]:
 
 
 def _instead_of(path: Path) -> str:
-    """Which checkpoint to use instead of `path`, in words."""
+    """Return a sentence that names the checkpoint to use instead of `path`."""
     if (step := step_of(path.name)) is not None:
         for other in reversed(complete(path.parent)):
             try:
                 if int(other.name[5:]) < step and find_problem(other) is None:
-                    return f"the newest sound one before it is {other}"
+                    return f"the newest undamaged one before it is {other}"
             except RunError:
-                continue  # it cannot be read either
-        return "there is no older sound one"
+                continue  # this one cannot be read either
+        return "there is no older undamaged one"
     if inside := complete(path / "checkpoints") or complete(path):
         return f"the newest checkpoint in this folder is {inside[-1]}"
     return "a checkpoint is a folder such as RUN/checkpoints/step_00000100"

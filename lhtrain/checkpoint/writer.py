@@ -1,4 +1,4 @@
-"""A rank's file of a checkpoint, and making a whole checkpoint visible."""
+"""Writing of a rank's file, and publishing of a finished checkpoint."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ def aside_of(target: Path) -> Path:
 
 
 def begin(aside: Path) -> None:
-    """An empty folder at `aside`, whatever is there. Raises OSError."""
+    """Create an empty folder at `aside`; remove what is there. Raises OSError."""
     aside.parent.mkdir(parents=True, exist_ok=True)
     remove(aside)
     aside.mkdir()
@@ -75,10 +75,19 @@ def write_file(path: Path, content: memoryview) -> FileEntry:
 def publish(
     aside: Path, target: Path, step: int, state: str, parts: list[RankPart], before: Callable[[], object]
 ) -> tuple[int, list[str]]:
-    """Make the checkpoint in `aside` visible as `target`; returns its bytes, and notes on what failed after
-    it was visible. state: the content of state.json.
+    """Write state.json and manifest.json, then rename the checkpoint in `aside` to `target`.
 
-    before: called when everything is on the disk, before the name is. Raises OSError, Invalid: not visible.
+    Args:
+        aside: the folder with the files of all ranks.
+        target: the final name.
+        step: the step of the checkpoint.
+        state: the content of state.json.
+        parts: the files and tensors of all ranks.
+        before: called when everything is on the disk, before the rename.
+
+    Returns its size in bytes, and notes on errors after the rename.
+
+    Raises OSError, Invalid: the checkpoint was not published.
     """
     tensors: dict[str, Any] = {}
     files = {name: entry for part in parts for name, entry in part.files.items()}
@@ -92,7 +101,7 @@ def publish(
     _sync(aside)
     before()
     replaced = None
-    if os.path.lexists(target):  # the same step, written again
+    if os.path.lexists(target):  # a checkpoint of the same step
         replaced = free_name(target.parent, REPLACED + target.name)
         target.rename(replaced)
     try:
@@ -107,17 +116,17 @@ def publish(
         if replaced is not None:
             remove(replaced)
     except OSError as error:
-        notes.append(f"checkpoint {target.name} was written, and then: {in_words(error)}")
+        notes.append(f"checkpoint {target.name} was written, but a later step failed: {in_words(error)}")
     return sum(entry.bytes for entry in files.values()) + len(content), notes
 
 
 def _sync(folder: Path) -> None:
-    """Force the names in `folder` to the disk. Raises OSError with its path."""
+    """Sync the entries of `folder` to the disk. Raises OSError with the folder's path."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do this for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by some file systems
             error.filename = str(folder)
             raise
     finally:

@@ -20,7 +20,7 @@ from lhtrain.schedule import Schedule
 
 
 def lost_run(run_dir: RunDir) -> str | None:
-    """Return why a directory without a sound checkpoint must not start over unasked; None if it may.
+    """Return why a directory without an undamaged checkpoint must not start over unasked; None if it may.
 
     It may start over if no checkpoint was ever written: then a kill before the first checkpoint loses only
     the steps up to then.
@@ -28,7 +28,7 @@ def lost_run(run_dir: RunDir) -> str | None:
     remedy = "resume=restart moves its files aside and starts over; for a separate run, set another run.dir"
     if left := checkpoint.leftovers(run_dir.checkpoints):
         names = ", ".join(path.name for path in left[-3:])
-        return f"run.dir={run_dir.path}: no sound checkpoint is left, only {names}; {remedy}"
+        return f"run.dir={run_dir.path}: no undamaged checkpoint is left, only {names}; {remedy}"
     history = History(run_dir.history)
     rows = read(run_dir.metrics)
     last = max((row["step"] for row in rows), default=0)

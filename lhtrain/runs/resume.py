@@ -98,7 +98,7 @@ def start_from(
     Returns the new run's progress, at step 0, and a note on the source and the differences.
 
     Raises:
-        RunError: the checkpoint is damaged, or is of another model.
+        RunError: the checkpoint is damaged or does not match the model.
     """
     state = checkpoint.read_state(path, world)
     now = as_container(config)["model"]

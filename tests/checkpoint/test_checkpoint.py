@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trip, the newest sound one, names, what is refused."""
+"""Checkpoints: exact round trip, the newest undamaged one, names, errors."""
 
 import errno
 import json
@@ -122,7 +122,7 @@ def test_names_that_are_not_the_programs_are_left_alone(tmp_path, name):
     assert checkpoint.complete(tmp_path) == [path]
     assert checkpoint.newest_sound(tmp_path, ALONE) == (path, [])
     truncate(path)
-    with pytest.raises(RunError, match="no sound checkpoint is left"):
+    with pytest.raises(RunError, match="no undamaged checkpoint is left"):
         checkpoint.newest_sound(tmp_path, ALONE)
     assert problem_of(tmp_path / name) is None, "a copy can be given by its name"
 
@@ -238,7 +238,7 @@ def test_an_error_that_passes_is_not_noticed(tmp_path, monkeypatch):
 def test_a_checkpoint_of_a_later_version_is_refused_and_left_alone(tmp_path):
     paths = saved(tmp_path, steps=(1, 2))
     rewrite(paths[1], lambda tree: tree.update(format=9))
-    with pytest.raises(RunError, match=r"manifest\.json is of format 9, this version reads 2 and 3"):
+    with pytest.raises(RunError, match=r"manifest\.json has format 9; this version of lhtrain reads 2 and 3"):
         checkpoint.newest_sound(tmp_path, ALONE)
     assert sorted(tmp_path.iterdir()) == paths
 
@@ -246,22 +246,22 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, f"{OF_RANK_0} is truncated: 27 bytes of the 28"),
+        (truncate, f"{OF_RANK_0} is truncated: it has 27 of the 28 bytes"),
         (flip, f"{OF_RANK_0} was altered"),
         (lambda path: (path / "state.json").unlink(), "state.json is missing"),
-        (lambda path: (path / "manifest.json").write_text("{"), "manifest.json was damaged"),
+        (lambda path: (path / "manifest.json").write_text("{"), "manifest.json is damaged"),
         (
             lambda path: (path / "manifest.json").write_text('{"files": {}}'),
             "manifest.json does not describe",
         ),
-        (lambda path: flip(path, "manifest.json"), "manifest.json was damaged"),
-        (lambda path: rewrite(path, lambda tree: tree.update(format=9)), "manifest.json is of format 9"),
+        (lambda path: flip(path, "manifest.json"), "manifest.json is damaged"),
+        (lambda path: rewrite(path, lambda tree: tree.update(format=9)), "manifest.json has format 9"),
         (
             lambda path: rewrite(path, lambda tree: tree.update(format=9), "state.json"),
-            "state.json is of format",
+            "state.json has format",
         ),
         (lambda path: shutil.rmtree(path), "no such folder"),
-        (lambda path: (shutil.rmtree(path), path.write_text("")), "it is a file, not a folder"),
+        (lambda path: (shutil.rmtree(path), path.write_text("")), "this is a file, not a folder"),
     ],
 )
 def test_a_fault_is_named_and_so_is_the_older_sound_one(tmp_path, damage, message):
@@ -269,11 +269,11 @@ def test_a_fault_is_named_and_so_is_the_older_sound_one(tmp_path, damage, messag
     truncate(middle)
     damage(newest)
     with pytest.raises(
-        RunError, match=f"step_00000003: {message}.*; the newest sound one before it is {sound}"
+        RunError, match=f"step_00000003: {message}.*; the newest undamaged one before it is {sound}"
     ):
         checkpoint.read_state(newest)
     truncate(sound)
-    with pytest.raises(RunError, match="there is no older sound one"):
+    with pytest.raises(RunError, match="there is no older undamaged one"):
         checkpoint.read_state(newest)
 
 
@@ -283,7 +283,7 @@ def test_the_files_of_another_step_or_run_are_found(tmp_path):
     shutil.copy(six / "state.json", eight / "state.json")
     assert problem_of(eight).startswith("state.json was altered")
     shutil.rmtree(eight), copy(six, eight)
-    assert problem_of(eight) == "manifest.json is of step 6, not of the step in the folder's name"
+    assert problem_of(eight) == "manifest.json is of step 6, but the folder's name is of step 8"
     assert problem_of(copy(six, tmp_path / "step_best")) is None
     (ones,) = saved(tmp_path / "ones", steps=(8,), tensors={name: t + 1 for name, t in SMALL.items()})
     shutil.copy(other / OF_RANK_0, ones / OF_RANK_0)
@@ -323,31 +323,31 @@ def test_a_run_directory_given_for_a_checkpoint(tmp_path):
 def test_another_models_checkpoint_names_the_tensors(tmp_path):
     (path,) = saved(tmp_path, tensors=Trained().tensors)
     with pytest.raises(
-        RunError, match=r"embedding.weight: \(32, 16\) there, \(32, 24\) in this model.* more"
+        RunError, match=r"embedding.weight: \(32, 16\) in the checkpoint, \(32, 24\) in this model.* more"
     ):
         checkpoint.load(path, Trained(dim=24).tensors)
     smaller = {name: tensor for name, tensor in Trained().tensors.items() if ".blocks.1." not in name}
-    with pytest.raises(RunError, match=r"blocks\.1\.attention\.wk\.weight: there, and not in this model"):
+    with pytest.raises(RunError, match=r"blocks\.1\.attention\.wk\.weight: not in this model"):
         checkpoint.load(path, smaller)
 
 
 def test_optional_tensors_may_be_on_one_side_alone(tmp_path):
     ones, zeros = torch.ones(2), torch.zeros(2)
     (path,) = saved(tmp_path, tensors={"model.w": ones, "model.a.extra.w": ones})
-    with pytest.raises(RunError, match=r"extra\.w: there, and not in this model"):
+    with pytest.raises(RunError, match=r"extra\.w: not in this model"):
         checkpoint.load(path, {"model.w": zeros.clone()})
     tensors = {"model.w": zeros.clone(), "model.b.extra.w": zeros.clone()}
-    with pytest.raises(RunError, match=r"b\.extra\.w: absent there"):
+    with pytest.raises(RunError, match=r"b\.extra\.w: not in the checkpoint"):
         checkpoint.load(path, tensors)
     checkpoint.load(path, tensors, optional=[".extra."])
     assert tensors["model.w"].tolist() == [1, 1] and tensors["model.b.extra.w"].tolist() == [0, 0]
-    with pytest.raises(RunError, match=r"w: \(2,\) there, \(3,\) in this model"):
+    with pytest.raises(RunError, match=r"w: \(2,\) in the checkpoint, \(3,\) in this model"):
         checkpoint.load(path, {"model.w": ones, "model.a.extra.w": torch.zeros(3)}, optional=[".extra."])
 
 
 def test_whole_numbers_are_not_loaded_as_fractions(tmp_path):
     (path,) = saved(tmp_path, tensors={"model.w": torch.arange(3)})
-    with pytest.raises(RunError, match=r"w: torch.int64 there, torch.float32 in this model"):
+    with pytest.raises(RunError, match=r"w: torch.int64 in the checkpoint, torch.float32 in this model"):
         checkpoint.load(path, {"model.w": torch.zeros(3)})
 
 

@@ -93,7 +93,7 @@ def test_a_failed_save_is_reported_once_with_number_and_path(tmp_path, told, mon
         one.poll(), one.wait(), one.poll()
     where = f"{tmp_path}/.writing-step_00000002/rank_00000.bin"
     why = f"[Errno {number}] {os.strerror(number)}: {where}"
-    assert told == [f"warning   a checkpoint was not written: {why}; the older ones are untouched"]
+    assert len(told) == 1 and f"a checkpoint was not written: {why}; " in told[0]
     assert one.saved.failed == 1 and problem_of(path) is None
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "what was written of it is removed"
     one.save(3, SMALL, {})
@@ -240,7 +240,7 @@ def test_the_last_save_is_tried_again(tmp_path, told, monkeypatch):
     assert filled["model.w"].tolist() == [1, 1, 1]
     assert (one.saved.count, one.saved.failed) == (1, 0)
     assert [line.split()[0] for line in told] == ["warning", "warning", "saved"]
-    assert "trying to write the last checkpoint again for up to 60 s (checkpoint.retry)" in told[1]
+    assert "retrying the last checkpoint for up to 60 s (checkpoint.retry)" in told[1]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_all_ranks_know_and_the_next_save_is_not_affected(tmp_path):
     for outcomes in on_ranks(save_where_one_rank_cannot, 2, tmp_path, folder=tmp_path):
         for how, (told, failed, there, count, names) in outcomes.items():
             why = HOWS[how].format(tmp_path / how)
-            assert told == [f"warning   a checkpoint was not written: {why}; the older ones are untouched"]
+            assert len(told) == 1 and f"a checkpoint was not written: {why}; " in told[0]
             assert failed == 1 and there == [] and count == 1 and names == ["step_00000002"], how
 
 

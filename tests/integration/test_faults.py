@@ -19,7 +19,7 @@ def test_a_full_disk_costs_only_what_it_refuses(lhtrain, undisturbed):
             resource.prlimit(full.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     out, err = "".join(printed), full.stderr.read()
     assert full.wait() == 1 and "Traceback" not in err
-    assert "warning   a checkpoint was not written: " in out and "older ones are untouched" in out
+    assert "warning   a checkpoint was not written: " in out and "older ones are kept" in out
     assert out.count("metrics.jsonl was not written: ") == out.count("summary.json was not written: ") == 1
     assert "step     16/16" in out, "the run went on"
     assert "the last checkpoint was not written: " in err and "the newest one is " in err

@@ -194,7 +194,7 @@ def test_what_cannot_be_continued_stops(run_dir, rows):
         (run_dir / "metrics.jsonl").write_text('{"kind": "train", "step": 9, "loss": 1.0}\n')
     answer, why = begin(run_dir, "7", 3)
     assert answer is Next.stop
-    assert "no sound checkpoint is left, only damaged-step_00000009; resume=restart" in why
+    assert "no undamaged checkpoint is left, only damaged-step_00000009; resume=restart" in why
     assert SlurmFolder(run_dir).read_attempts().outcome == why
     assert begin(run_dir, "8", 3, "restart")[0] is Next.run
 

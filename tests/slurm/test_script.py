@@ -291,7 +291,7 @@ def test_what_the_checkpoint_would_refuse_is_refused_at_submission(tmp_path):
         check(job, config)
         assert job.resume == resume
     (run / "checkpoints" / "step_00000010").rename(run / "checkpoints" / "damaged-step_00000010")
-    with pytest.raises(RunError, match="no sound checkpoint is left"):
+    with pytest.raises(RunError, match="no undamaged checkpoint is left"):
         check(*prepare(same))
 
 

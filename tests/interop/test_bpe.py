@@ -1,4 +1,4 @@
-"""tiktoken's encodings and bytes as a tokenizer.json: the same tokens for every text."""
+"""tokenizer.json of tiktoken's encodings and of bytes gives the same tokens for every text."""
 
 import json
 import random
@@ -33,7 +33,7 @@ PIECES = [
 
 
 def texts(count):
-    """Texts of few different pieces, so that they repeat; some end in spaces."""
+    """Yield texts of few different pieces, so that the pieces repeat; some texts end in spaces."""
     rng = random.Random(7)
     for _ in range(count):
         chosen = rng.sample(PIECES, rng.randint(1, 5))
@@ -41,7 +41,7 @@ def texts(count):
 
 
 def merged_ranks():
-    """Ranks with many ways to make a token, and tokens over spaces and parts of letters."""
+    """Return ranks in which tokens can be merged in many ways and span spaces and parts of characters."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     corpus = "".join(texts(300)).encode()
     for size in range(2, 9):
@@ -76,9 +76,9 @@ def test_the_tokens_of_tiktoken(name):
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_character_is_split_as_by_tiktoken(name):
-    """The two regex engines agree on what is a letter, a number and a space."""
+    """Both regex engines have the same letters, numbers and spaces."""
     bytes_alone = {bytes([byte]): byte for byte in range(256)}
-    # A merge of letter and character shows whether a pattern separates them.
+    # If a letter and a character merge, the pattern does not separate them.
     characters = [chr(code) for code in range(0x110000) if _is_tried(code)]
     ranks = dict(bytes_alone)
     for token in (b"a", b"1", b" ", b"\n"):
@@ -87,13 +87,13 @@ def test_every_character_is_split_as_by_tiktoken(name):
             ranks.setdefault(bytes([byte]) + token, len(ranks))
     encoding = tiktoken.Encoding(name, pat_str=PATTERNS[name], mergeable_ranks=ranks, special_tokens={})
     fast = loaded(bpe.of_tiktoken(encoding))
-    for start in range(0, len(characters), 64):  # long texts take more than their share of time
+    for start in range(0, len(characters), 64):  # short texts: the time grows faster than the length
         text = "|".join(f"a{c}a1{c}1 {c} {c}{c}" for c in characters[start : start + 64])
         assert fast.encode(text).ids == encoding.encode(text), f"after U+{ord(characters[start]):04X}"
 
 
 def _is_tried(code):
-    """Whether it is assigned, and none of the 90,000 ideographs and Hangul syllables, which are alike."""
+    """Return whether a code point is tested: assigned, and not one of 90,000 similar ideographs."""
     alike = (0x3500, 0x9F00), (0xAD00, 0xD700), (0x17100, 0x18C00), (0x20100, 0x32300)
     excluded = unicodedata.category(chr(code)) in ("Cn", "Co", "Cs")
     return not excluded and not any(first <= code < last for first, last in alike)

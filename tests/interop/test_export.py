@@ -1,4 +1,4 @@
-"""`lhtrain export`: what transformers loads is the model that was trained."""
+"""Tests that transformers loads the same model from `lhtrain export` as was trained."""
 
 import errno
 import json
@@ -28,9 +28,9 @@ LIGHTHOUSE = {"attention": "lighthouse", "seq_len": 128}
 
 
 def saved(place, attention="dense", tokenizer="bytes", step=7, stages=None, done=None, **changes):
-    """A checkpoint of a run in `place`, as the trainer writes it; and its model.
+    """Save a checkpoint of a run in `place` as the trainer does; return its path and the model.
 
-    stages: of the configuration, by default one called it; done: records of progress, by default one of it.
+    stages: of the configuration; default: one stage named "it". done: records of progress; default: of "it".
     """
     config = FULL | changes
     model = GPT(ModelConfig(**config))
@@ -62,7 +62,7 @@ def saved(place, attention="dense", tokenizer="bytes", step=7, stages=None, done
 
 
 def same(place, model, dtype=None):
-    """Whether the exported folder is the model; returns what transformers loaded."""
+    """Check that the exported folder gives the logits of `model`; return the model of transformers."""
     llama, report = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     tokens = torch.randint(0, 300, (2, 50), generator=torch.Generator().manual_seed(1))
@@ -84,7 +84,7 @@ def test_transformers_loads_the_same_model(tmp_path, tied):
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == 256
 
 
-# transformers refuses a Llama whose width is not a multiple of its heads.
+# transformers refuses a Llama whose width is not a multiple of its number of heads.
 @pytest.mark.parametrize("heads", [{"n_heads": 3, "n_kv_heads": 3}, {"n_heads": 6, "n_kv_heads": 2}])
 def test_a_width_that_is_no_multiple_of_the_heads(tmp_path, heads):
     path, model = saved(tmp_path, **heads)
@@ -118,10 +118,10 @@ def test_in_bfloat16_and_from_the_newest_checkpoint_of_a_run(tmp_path):
     [
         ({"a": LIGHTHOUSE, "b": DENSE}, ["a"], 128, True),
         ({"a": LIGHTHOUSE, "b": DENSE}, ["a", "b"], 128, False),
-        ({"a": DENSE, "b": DENSE | {"seq_len": 256}}, ["a"], 64, False),  # the longest is still to come
-        ({"b": DENSE}, [{"name": "a", "settings": LIGHTHOUSE}, "b"], 128, False),  # a was another plan's
+        ({"a": DENSE, "b": DENSE | {"seq_len": 256}}, ["a"], 64, False),  # b, the longest, has not run
+        ({"b": DENSE}, [{"name": "a", "settings": LIGHTHOUSE}, "b"], 128, False),  # a: of an earlier plan
         ({"b": DENSE}, ["b", {"name": "a", "settings": LIGHTHOUSE}], 128, True),
-        ({"b": DENSE}, ["a"], 512, False),  # nothing is known of a: model.seq_len
+        ({"b": DENSE}, ["a"], 512, False),  # a is not recorded: model.seq_len is used
     ],
 )
 def test_the_stages_that_ran_decide(tmp_path, stages, done, length, warned):
@@ -167,7 +167,7 @@ def test_the_tokenizers_file_comes_along(tmp_path, moved):
     file.write_text(json.dumps(content))
     original = file.read_text()
     path, _ = saved(tmp_path / "run", tokenizer=str(file))
-    if moved:  # the run's own copy is what counts
+    if moved:  # the run's own copy is used
         shutil.move(file, tmp_path / "run" / "tokenizer.json")
         file.write_text("{}")
     export(path, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The exported tokenizer: AutoTokenizer gives the tokens of training, whatever the run's tokenizer was."""
+"""Tests that AutoTokenizer gives the same tokens as training did, for each kind of tokenizer."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ GPT2 = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 @pytest.fixture
 def gpt2(tmp_path, monkeypatch):
-    """tiktoken's cache folder, filled from a package that carries gpt2's files."""
+    """Fill tiktoken's cache folder with the files of gpt2 from an installed package."""
     cache = tmp_path / "tiktoken"
     cache.mkdir()
     for name in ("vocab.bpe", "encoder.json"):
@@ -27,7 +27,7 @@ def gpt2(tmp_path, monkeypatch):
 
 
 def byte_level(file, post_processor=True):
-    """As Llama 3's: its post-processor adds a beginning-of-text token; it truncates and pads."""
+    """Write a tokenizer like Llama 3's: it adds a beginning-of-text token, truncates and pads."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -43,7 +43,7 @@ def byte_level(file, post_processor=True):
 
 
 def sentence_pieces(file):
-    """As Llama 2's: Unigram over Metaspace, bytes for what it does not know, with a normalizer."""
+    """Write a tokenizer like Llama 2's: Unigram over Metaspace, byte fallback, a normalizer."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
     pieces += [(f"<0x{byte:02X}>", -10.0) for byte in range(256)]
     pieces += [(f"▁{letter}" if n else letter, -5.0 - n / 7) for letter in "abcdeilnorst" for n in (0, 1)]
@@ -57,7 +57,7 @@ def sentence_pieces(file):
 
 
 def unmarked(file):
-    """Its end-of-text token is not marked as special."""
+    """Write a tokenizer whose end-of-text token is not marked as special."""
     byte_level(file, post_processor=False)
     content = json.loads(file.read_text())
     for token in content["added_tokens"]:
@@ -101,8 +101,8 @@ def test_auto_tokenizer_gives_the_tokens_of_training(kind, bos, tmp_path, gpt2):
         assert auto.decode(training.encode(SAMPLES[1]).tolist()) == SAMPLES[1]
 
 
-def test_pieces_of_a_vocabulary_that_look_special_are_told_of(tmp_path):
-    """No tokenizer.json can have such a piece and not find it in a text."""
+def test_pieces_of_a_vocabulary_that_look_special_are_reported(tmp_path):
+    """A tokenizer.json that has such a piece always finds it in a text."""
     sentence_pieces(tmp_path / "mine.json")
     exported = exported_tokenizer(state_of(str(tmp_path / "mine.json"), False), tmp_path / "absent")
     assert not exported.spelt and "a text that spells </s> was ordinary text" in exported.notes[0]
@@ -145,7 +145,7 @@ def test_a_file_that_was_replaced_after_training_is_refused(tmp_path):
         exported_tokenizer(state, tmp_path / "absent")
     assert exported_tokenizer(state, tmp_path / "absent", given=str(original)).eos == 0
     assert exported_tokenizer(state, tmp_path / "absent", given="none").content is None
-    # An older checkpoint does not say which file it was.
+    # An older checkpoint does not record its tokenizer.
     assert "unchecked" in exported_tokenizer(unrecorded, tmp_path / "absent").notes[0]
 
 

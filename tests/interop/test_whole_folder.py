@@ -1,4 +1,4 @@
-"""A folder that is whole or absent, whatever happens while it is written."""
+"""Tests that a folder is complete or absent, whatever happens during writing."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_what_a_killed_export_left_blocks_nothing_and_goes(tmp_path, exists):
     folder = tmp_path / "out"
     if exists:
         folder.mkdir()
-        (folder / ".tmpAb12Cd").write_text("what safetensors leaves")
+        (folder / ".tmpAb12Cd").write_text("temporary file of safetensors")
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(folder)],
         stdin=subprocess.PIPE,
@@ -53,7 +53,7 @@ def test_what_a_killed_export_left_blocks_nothing_and_goes(tmp_path, exists):
         text=True,
     )
     assert process.stdout.readline() == "there\n"
-    with staged(folder) as staging:  # beside one that is alive: that one's files stay
+    with staged(folder) as staging:  # while another export is running, whose files stay
         (staging / "config.json").write_text("{}")
         assert len([path for path in tmp_path.iterdir() if path.name.startswith(".out.")]) == 2
     process.send_signal(signal.SIGKILL)

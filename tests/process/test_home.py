@@ -1,4 +1,4 @@
-"""A user without an entry in the password file and without HOME."""
+"""Tests for a user without HOME and without an entry in the password file."""
 
 import os
 import pwd
@@ -10,7 +10,7 @@ from lhtrain.process import home
 
 @pytest.fixture
 def nobody(monkeypatch, tmp_path):
-    """An environment of a user that the system does not know."""
+    """The environment of a user that the system does not know; returns the folder for temporary files."""
 
     def unknown(number):
         raise KeyError(number)
@@ -19,18 +19,18 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setattr(home.tempfile, "tempdir", str(tmp_path))
     for name in ("HOME", "LHTRAIN_CACHE", "RANK", *home.USER_NAMES):
         monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv(name, "")  # so that the end of the test restores what is set below
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what ensure_home sets
     return tmp_path
 
 
-def test_caches_go_to_a_private_folder_which_is_said(nobody, capsys):
+def test_caches_go_to_a_private_folder_which_is_reported(nobody, capsys):
     home.ensure_home()
     folder = nobody / f"lhtrain-{os.getuid()}"
     assert os.environ["HOME"] == str(folder) and folder.stat().st_mode & 0o777 == 0o700
     assert os.environ["USER"] == f"user{os.getuid()}"
     assert "HOME is not set" in capsys.readouterr().err
     os.environ["HOME"] = ""
-    home.ensure_home()  # the next run finds it
+    home.ensure_home()  # the next run uses the same folder
     assert os.environ["HOME"] == str(folder)
 
 

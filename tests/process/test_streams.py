@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or not read end nothing."""
+"""Standard streams that are closed, full or not read do not end the program."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ open_closed()
 never_fail()
 data = open(sys.argv[1], "w")
 for _ in range(3):
-    print("said on stdout")
-    print("said on stderr", file=sys.stderr)
+    print("text on stdout")
+    print("text on stderr", file=sys.stderr)
 sys.stdout.flush()
 sys.stdin.read()
 data.write(f"{data.fileno() > 2}")
@@ -25,7 +25,7 @@ data.write(f"{data.fileno() > 2}")
 
 @pytest.mark.parametrize("how", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
 def test_closed_and_full_streams(tmp_path, how):
-    """And no file of the program's own gets the number of a closed stream."""
+    """Also, no file that the program opens gets the descriptor of a closed stream."""
     out = tmp_path / "data"
     command = ["sh", "-c", f'"$0" -c "$1" "$2" {how}', sys.executable, TALK, str(out)]
     assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
@@ -50,13 +50,13 @@ def test_a_reader_that_does_not_read_holds_up_nothing(pipe, monkeypatch):
     monkeypatch.setattr(streams, "PATIENCE", 0.01)
     read, steady = pipe
     steady._patience = 0.01
-    for _ in range(200):  # 2 MB, of which a pipe takes 64 KB
+    for _ in range(200):  # 2 MB; a pipe holds 64 KB
         steady.write("x" * 9_999 + "\n")
     os.set_blocking(read.fileno(), False)
     taken = len(read.read())
     assert 0 < taken < 2_000_000
-    steady.write("heard again\n")  # as soon as it reads
-    assert read.read() == b"heard again\n"
+    steady.write("read again\n")  # written, because the reader reads again
+    assert read.read() == b"read again\n"
 
 
 def test_a_character_that_the_encoding_lacks(tmp_path):

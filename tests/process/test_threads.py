@@ -1,4 +1,4 @@
-"""Calls that fail, hang or take their time."""
+"""Calls that fail, hang or are slow."""
 
 import threading
 

@@ -134,8 +134,8 @@ def check(job: Job, config: Config) -> None:
     if folder.summary().get("finished") is True and not longer and config.resume is not Resume.restart:
         where = shlex.quote(str(job.run_dir))
         raise RunError(
-            f"run.dir={job.run_dir} is finished, with {done} steps; to make it longer: "
-            f"lhtrain slurm extend {where} steps=+N; for a new run, set another run.dir"
+            f"run.dir={job.run_dir} is finished, with {done} steps; to make it longer, run "
+            f"`lhtrain slurm extend {where} steps=+N`; for a new run, set another run.dir"
         )
     check_start(RunDir(job.run_dir), with_absolute_paths(config))
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that Hugging Face transformers loads without this package."""
+"""Export of checkpoints to folders that Hugging Face transformers loads without lhtrain."""
 
 from lhtrain.interop.llama import llama_config, llama_name
 from lhtrain.interop.transformers_folder import export

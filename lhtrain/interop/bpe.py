@@ -1,7 +1,7 @@
-"""Byte-level tokenizers as a tokenizer.json: tiktoken's encodings, and bytes.
+"""Converts tiktoken's encodings and the byte tokenizer to tokenizer.json.
 
-Both libraries merge the pair of neighbours whose result has the lowest rank, but tokenizers must be given the
-pairs. All pairs are given that make a token: with fewer, a context that tiktoken merges would stay unmerged.
+tiktoken and tokenizers both merge the two neighbours whose result has the lowest rank. tokenizers needs a
+list of the pairs. We list every pair that forms a token; with fewer, some texts would merge differently.
 """
 
 import re
@@ -11,16 +11,16 @@ import tiktoken
 
 
 def of_bytes(end_of_text: str, eos: int) -> dict[str, Any]:
-    """Token i < 256 is the byte i; `eos` is the one special token."""
+    """Return the tokenizer.json of the byte tokenizer: token i < 256 is byte i, and `eos` is special."""
     vocabulary = {_LETTERS[byte]: byte for byte in range(256)}
-    # Without merges nothing spans two bytes, and without `ignore_merges` no text is the special token.
+    # No merges, so no token spans two bytes. No `ignore_merges`, so no text becomes the special token.
     return _tokenizer(vocabulary, [], {end_of_text: eos}, [], ignore_merges=False)
 
 
 def of_tiktoken(encoding: tiktoken.Encoding) -> dict[str, Any]:
-    """A tokenizer.json that gives the same tokens as `encoding`.
+    """Return a tokenizer.json that gives the same tokens as `encoding`.
 
-    Special tokens keep their numbers, also those with unused numbers below them.
+    Special tokens keep their numbers, also if smaller numbers are unused.
     """
     ranks, special = encoding._mergeable_ranks, encoding._special_tokens
     vocabulary = {_spelled(token): rank for token, rank in ranks.items()}
@@ -63,7 +63,7 @@ def _tokenizer(
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": ignore_merges,
-            # In the vocabulary, special tokens keep their numbers; elsewhere they would be counted on.
+            # Special tokens are in the vocabulary too; otherwise they would be renumbered without gaps.
             "vocab": vocabulary | special,
             "merges": merges,
         },
@@ -71,14 +71,17 @@ def _tokenizer(
 
 
 def _for_oniguruma(pattern: str) -> str:
-    """A pattern of tiktoken, for the engine of tokenizers, which reads two things differently: `$` also
-    matches before a line break, and `{1,3}+` repeats instead of giving nothing back."""
+    """Return a pattern of tiktoken in the syntax of Oniguruma, the regex engine of tokenizers.
+
+    Two things differ in Oniguruma: `$` also matches before a line break, and `{1,3}+` repeats the group
+    instead of making it possessive.
+    """
     atomic = re.sub(r"(\\p\{\w+\}|\[[^\]]*\])(\{\d+,\d+\})\+", r"(?>\1\2)", pattern)
     return atomic.replace("$", r"\z")
 
 
 def _letters() -> list[str]:
-    """GPT-2's printable letter of every byte: itself where it is printable, else one from U+0100 on."""
+    """Return GPT-2's character for each byte: the byte itself if printable, else the next from U+0100."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (chr(0x100 + number) for number in range(256))
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""README.md of an exported folder, the model card: what the model is, how it was trained, how to load it."""
+"""Writes README.md of an exported folder, the model card: the model, its training, how to load it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from lhtrain.data.tokenizers.base import PREPARED
 from lhtrain.interop.tokenizer import ExportedTokenizer
 from lhtrain.interop.trained import Trained, longest, stages
 
-# Encodings whose tokens llama.cpp's converter knows, by the names of gpt-2 and dbrx.
+# Encodings that llama.cpp's converter recognizes; it calls them gpt-2 and dbrx.
 KNOWN_TO_LLAMA_CPP = ("gpt2", "r50k_base", "cl100k_base")
 
 
@@ -21,48 +21,61 @@ def card(
     dtype: str,
     notes: list[str],
 ) -> str:
-    """Markdown. Paths of the machine that trained are omitted."""
+    """Return the model card as Markdown, without paths of the machine that trained the model.
+
+    Args:
+        state: content of the checkpoint's state.json.
+        model: sizes of the model.
+        tokenizer: the exported tokenizer.
+        n_parameters: number of weights.
+        dtype: data type of the exported weights.
+        notes: warnings of the export.
+    """
     progress, config = state["progress"], state["config"]
     ran = stages(state)
     name = _on_one_line(model.name)
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
         f"# {name}",
-        f"A decoder of the Llama kind with {n_parameters:,} parameters, pre-trained by lhtrain "
+        f"A Llama-style decoder with {n_parameters:,} parameters, pre-trained with lhtrain "
         f"{lhtrain.__version__} and exported after step {progress['step']:,}. It is a base model: it "
-        "continues text and was not taught to follow instructions.",
+        "continues text and was not trained to follow instructions.",
         _usage(tokenizer, dtype),
         "## Notes\n\n" + "\n".join(f"- {note}" for note in [*notes, *remarks(model, tokenizer)]),
         "## Model\n\n" + _table(("", ""), _model_rows(model, longest(state), dtype)),
         f"## Training\n\n{_data(config)}\n\n" + _table(*_stage_rows(ran)),
-        f"{sum(stage.tokens for stage in ran):,} tokens in {progress['step']:,} steps. Losses are in nats "
-        "per token: the mean training loss of a stage's last logged steps, and its last validation loss.",
+        f"Total: {sum(stage.tokens for stage in ran):,} tokens in {progress['step']:,} steps. Losses are in "
+        "nats per token. The training loss is the mean over the last logged steps of a stage; the validation "
+        "loss is the last one of the stage.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def remarks(model: ModelConfig, tokenizer: ExportedTokenizer) -> list[str]:
-    """Warnings for the user of the folder that its files do not show."""
+    """Return notes for users of the exported folder about its vocabulary and tokenizer."""
     lines = []
     if tokenizer.vocab_size is not None and model.vocab_size > tokenizer.vocab_size:
         lines.append(
-            f"The vocabulary has {model.vocab_size:,} rows for {tokenizer.vocab_size:,} tokens: matrix "
-            "products like round sizes. The rows from the tokenizer's last token on were never a target."
+            f"The vocabulary has {model.vocab_size:,} rows for {tokenizer.vocab_size:,} tokens, because "
+            "matrix products are faster with round sizes. The rows without a token were never a target."
         )
     if tokenizer.content is None:
         return lines
-    begin = "with a beginning-of-text token in front" if tokenizer.bos is not None else "nothing in front"
-    lines.append(f"AutoTokenizer gives the tokens of training, {begin}.")
+    begin = "with" if tokenizer.bos is not None else "without"
+    lines.append(
+        f"AutoTokenizer gives the same tokens as training did, {begin} a beginning-of-text token in front."
+    )
     if tokenizer.spelt:
         lines[-1] += (
-            f" A text that spells a special token, such as `{tokenizer.text(tokenizer.eos)}`, is ordinary "
-            "text, as in training; `from_pretrained(..., split_special_tokens=False)` makes it special."
+            f" If a text contains the name of a special token, such as `{tokenizer.text(tokenizer.eos)}`, "
+            "the name is ordinary text, as in training; `from_pretrained(..., split_special_tokens=False)` "
+            "makes it the special token."
         )
     known = tokenizer.name in KNOWN_TO_LLAMA_CPP and tokenizer.bos is None
     if tokenizer.content["model"]["type"] == "BPE" and not known:
         lines.append(
-            "llama.cpp's convert_hf_to_gguf.py refuses byte-pair tokenizers that are not in its own list "
-            "(`BPE pre-tokenizer was not recognized`); this one may have to be added there, in "
+            "llama.cpp's convert_hf_to_gguf.py refuses byte-pair tokenizers that are not in its list "
+            "(`BPE pre-tokenizer was not recognized`); you may have to add this one there, in "
             "`get_vocab_base_pre`."
         )
     return lines
@@ -80,7 +93,7 @@ def _usage(tokenizer: ExportedTokenizer, dtype: str) -> str:
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))",
         ]
     code = "\n".join(lines)
-    needs = f"Weights are stored in {dtype}. transformers 4.57 or newer is needed."
+    needs = f"Weights are stored in {dtype}. You need transformers 4.57 or newer."
     return f"## Use\n\n```python\n{code}\n```\n\n{needs}"
 
 
@@ -88,8 +101,8 @@ def _model_rows(model: ModelConfig, length: int, dtype: str) -> list[tuple[str, 
     return [
         ("layers", f"{model.n_layers}"),
         ("width", f"{model.dim:,}"),
-        ("heads", f"{model.n_heads}, {model.n_kv_heads} of keys and values, of {model.head_dim}"),
-        ("hidden size of the SwiGLU", f"{model.ffn_dim:,}"),
+        ("heads", f"{model.n_heads} (keys and values: {model.n_kv_heads}), head size {model.head_dim}"),
+        ("hidden size of SwiGLU", f"{model.ffn_dim:,}"),
         ("rotary base", f"{model.rope_theta:,.0f}"),
         ("tied embeddings", "yes" if model.tie_embeddings else "no"),
         ("longest sequences in training", f"{length:,} tokens"),
@@ -121,19 +134,18 @@ def _attention(kind: str | None) -> str:
 
 
 def _data(config: dict[str, Any]) -> str:
-    """Where the tokens came from. A folder's path is nobody's business but the trainer's."""
+    """Return a line with the data and the tokenizer. Paths of folders are private and left out."""
     data = config["data"]
     what = str(data.get("source", "-"))
     if data.get("name"):
         subset = f", {data['subset']}" if data.get("subset") else ""
         what += f", {data['name']}{subset}"
     name = str(data["tokenizer"])
-    name = "that of the prepared data" if name.startswith(PREPARED) else name.rsplit("/", 1)[-1]
+    name = "from the prepared data" if name.startswith(PREPARED) else name.rsplit("/", 1)[-1]
     text = f"Data: {_on_one_line(what)}. Tokenizer: {_on_one_line(name)}."
     if config.get("init_from"):
-        text += (
-            " The run began with the weights of another checkpoint (init_from); its steps are not counted."
-        )
+        text += " The run started from the weights of another checkpoint (init_from)."
+        text += " The steps of that checkpoint are not counted here."
     return text
 
 
@@ -147,6 +159,6 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Text that Markdown shows as it is, in a table too."""
+    """Return `text` on one line, escaped so that Markdown shows it unchanged, also in a table."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
     return plain.replace("\\", r"\\").replace("|", r"\|").replace("`", "'").replace("<", "&lt;")

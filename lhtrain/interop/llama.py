@@ -1,14 +1,14 @@
-"""The decoder in the terms of Hugging Face transformers: names of weights, config.json.
+"""Names of weights and config.json of the decoder for Hugging Face transformers.
 
-Lighthouse Attention has no weights of its own, and the decoder is Llama's, with its rotary embedding by
-halves: only names change.
+The decoder is the same as Llama's, with rotary embedding on the halves of a head, and the exported model has
+full attention. So the export only renames weights.
 """
 
 from typing import Any
 
 from lhtrain.conf.schema import ModelConfig
 
-# Modules of GPT and of a block -> of transformers' LlamaForCausalLM and LlamaDecoderLayer.
+# Modules of GPT and Block, and the modules of LlamaForCausalLM and LlamaDecoderLayer in transformers.
 OF_MODEL = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 OF_BLOCK = {
     "attention_norm": "input_layernorm",
@@ -24,7 +24,7 @@ OF_BLOCK = {
 
 
 def llama_name(parameter: str) -> str:
-    """The name in LlamaForCausalLM of a `parameter` of `lhtrain.model.decoder.GPT`."""
+    """Return the name in LlamaForCausalLM of a `parameter` of `lhtrain.model.decoder.GPT`."""
     module = parameter.removesuffix(".weight")
     if not module.startswith("blocks."):
         return f"{OF_MODEL[module]}.weight"
@@ -39,11 +39,13 @@ def llama_config(
     bos: int | None = None,
     longest: int | None = None,
 ) -> dict[str, Any]:
-    """The config.json of the same decoder.
+    """Return the content of config.json for the same decoder in transformers.
 
     Args:
-        eos, bos: the tokens that end and begin a document; None where there is none.
-        longest: tokens of the longest sequences that it was trained on; None: model.seq_len.
+        model: sizes of the model.
+        dtype: data type of the exported weights.
+        eos, bos: the tokens that end and begin a document; None if there is none.
+        longest: length in tokens of the longest training sequences; None means model.seq_len.
     """
     return {
         **_architecture(model),
@@ -57,7 +59,7 @@ def llama_config(
         "hidden_act": "silu",
         "max_position_embeddings": longest or model.seq_len,
         "rms_norm_eps": model.norm_eps,
-        "rope_theta": model.rope_theta,  # as transformers 4 reads it; the next line as 5 does
+        "rope_theta": model.rope_theta,  # for transformers 4; the next line is for transformers 5
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
         "tie_word_embeddings": model.tie_embeddings,
         "initializer_range": model.init_std,
@@ -69,10 +71,10 @@ def llama_config(
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:
-    """Llama, where transformers accepts it.
+    """Return the keys that select Llama, or Mistral if transformers does not accept these sizes for Llama.
 
-    transformers 5 refuses a Llama whose hidden_size is not a multiple of its heads, although head_dim is
-    given. Its Mistral has no such rule, and is the same decoder when it has no sliding window.
+    transformers 5 refuses a Llama whose hidden_size is not a multiple of its number of heads, even if
+    head_dim is given. Its Mistral accepts it and, without a sliding window, is the same decoder.
     """
     if model.dim % model.n_heads == 0:
         biases = {"attention_bias": False, "mlp_bias": False}

@@ -1,7 +1,7 @@
-"""The tokenizer of a run as transformers loads it: tokenizer.json and tokenizer_config.json.
+"""Exports the tokenizer of a run for transformers: tokenizer.json and tokenizer_config.json.
 
-AutoTokenizer then encodes a text as training did: the same tokens, a beginning-of-text
-token only where training had one, and ordinary tokens for a text that spells a special token.
+AutoTokenizer then encodes a text as training did: with the same tokens, with a beginning-of-text token only
+if training used one, and with ordinary tokens if a text contains the name of a special token.
 """
 
 import json
@@ -20,7 +20,7 @@ from lhtrain.interop import bpe
 
 NONE = "none"
 
-# Texts that are compared at every export: words, spaces in every arrangement, scripts, numbers.
+# Each export compares the tokens of these texts: words, spaces, scripts, numbers.
 SAMPLES = (
     "It's 3 o'clock, isn't it? THEY'LL see.",
     "def f(x):\n\treturn  x + 1   # twice\n\n\n    pass\r\n  ",
@@ -34,10 +34,17 @@ SAMPLES = (
 
 @dataclass(frozen=True)
 class ExportedTokenizer:
-    """eos, bos: the tokens that end and begin a document, None where there is none or it is not known.
-    content: of tokenizer.json; None where the tokenizer cannot be had, which `notes` explains.
-    original: text of the file that it was read from, where nothing had to be changed.
-    spelt: whether a text that spells a special token is ordinary text, as in training."""
+    """The tokenizer as it is exported.
+
+    Attributes:
+        name: data.tokenizer of the run.
+        vocab_size: number of tokens; None if unknown.
+        eos, bos: the tokens that end and begin a document; None if there is none or it is unknown.
+        content: content of tokenizer.json; None if no tokenizer is exported.
+        original: text of the original tokenizer.json if it needs no change.
+        spelt: whether the name of a special token in a text is ordinary text, as in training.
+        notes: warnings for the user of the folder.
+    """
 
     name: str
     vocab_size: int | None
@@ -49,45 +56,51 @@ class ExportedTokenizer:
     notes: tuple[str, ...] = ()
 
     def file(self) -> str:
-        """Text of tokenizer.json."""
+        """Return the text of tokenizer.json."""
         return self.original or json.dumps(self.content, ensure_ascii=False) + "\n"
 
     def text(self, token: int | None) -> str | None:
-        """How tokenizer.json spells `token`."""
+        """Return the name of `token` in tokenizer.json; None if it has none."""
         assert self.content is not None
         return _names_of_tokens(self.content).get(token)
 
     def config(self, longest: int) -> dict[str, Any]:
-        """tokenizer_config.json, as transformers 4.57 and 5 read it; longest: tokens of a sequence."""
+        """Return the content of tokenizer_config.json for transformers 4.57 and 5.
+
+        longest: length in tokens of the longest training sequences.
+        """
         assert self.content is not None
         out = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": longest,
             "eos_token": self.text(self.eos),
-            # transformers 5 and llama.cpp go by these two, transformers 4 by the post-processor.
+            # transformers 5 and llama.cpp read these two keys; transformers 4 uses the post-processor.
             "add_bos_token": self.bos is not None,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
-            "split_special_tokens": True,  # as in training: a text that spells a special token is text
+            "split_special_tokens": True,  # as in training: names of special tokens are ordinary text
         }
         if self.bos is not None:
             out["bos_token"] = self.text(self.bos)
-        # transformers 4 sets the pre-tokenizer's own flag to this one, which it takes for false if absent.
+        # transformers 4 overwrites the flag of the pre-tokenizer with this one; a missing one means false.
         if "add_prefix_space" in (pre_tokenizer := self.content.get("pre_tokenizer") or {}):
             out["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
         return out
 
 
 def exported_tokenizer(state: dict[str, Any], copy: Path, given: str | None = None) -> ExportedTokenizer:
-    """The tokenizer of a checkpoint's run.
+    """Return the tokenizer of the run that wrote a checkpoint.
+
+    If its file cannot be read, the result has no content, and its `notes` have the reason.
 
     Args:
-        state: of the checkpoint.
-        copy: the tokenizer.json that the run kept; it need not be there.
-        given: a tokenizer.json to take; NONE leaves it out.
+        state: content of the checkpoint's state.json.
+        copy: path of the run's own copy of tokenizer.json, which may not exist.
+        given: path of a tokenizer.json to use instead; NONE exports no tokenizer.
 
     Raises:
-        RunError: a tokenizer.json that is not the one of the run; `given` is no tokenizer.json.
+        RunError: the file is not the tokenizer of the run; `given` cannot be read; the exported tokenizer
+            would give different tokens.
     """
     data = state["config"]["data"]
     recorded: dict[str, Any] | None = state.get("tokenizer")
@@ -112,27 +125,29 @@ def exported_tokenizer(state: dict[str, Any], copy: Path, given: str | None = No
         return _exported(name, tokenizer, unchecked=not recorded)
     if others:
         raise RunError(
-            f"tokenizer={others[0]}: must be the one that the run was trained with, and its content is "
-            "another; give the original as tokenizer=FILE, or export without one by tokenizer=none"
+            f"tokenizer={others[0]}: must be the tokenizer that the run was trained with, but its content "
+            "differs; give the original with tokenizer=FILE, or export no tokenizer with tokenizer=none"
         )
     if given:
-        raise RunError(f"tokenizer={given}: must be the tokenizer.json of the run ({faults[0]})")
-    note = f"no tokenizer is exported: {faults[0]}; with the file at hand, add tokenizer=FILE"
+        raise RunError(
+            f"tokenizer={given}: must be the tokenizer.json of the run, but it cannot be read ({faults[0]})"
+        )
+    note = f"no tokenizer is exported: {faults[0]}; if you have the file, give it with tokenizer=FILE"
     return replace(absent, notes=(note,))
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Content of a tokenizer.json that gives the tokens of `tokenizer`, its bos in front if it has one."""
+    """Return a tokenizer.json that gives the same tokens as `tokenizer`, after its bos if it has one."""
     if isinstance(tokenizer, ByteTokenizer):
         content = bpe.of_bytes(END_OF_TEXT, tokenizer.eos)
     elif isinstance(tokenizer, TiktokenTokenizer):
         content = bpe.of_tiktoken(tokenizer.encoding)
     else:
         assert isinstance(tokenizer, HuggingFaceTokenizer)
-        content = json.loads(tokenizer.fast.to_str())  # with the specials that training marked as such
-        content["truncation"] = content["padding"] = None  # of a text; training had none either
+        content = json.loads(tokenizer.fast.to_str())  # includes the special tokens that training marked
+        content["truncation"] = content["padding"] = None  # training did neither
     bos = tokenizer.bos
-    keeps = _byte_level(content.get("post_processor"))  # trims offsets and adds nothing
+    keeps = _byte_level(content.get("post_processor"))  # only trims offsets, adds no tokens
     if bos is None:
         content["post_processor"] = keeps
     else:
@@ -143,7 +158,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _original(tokenizer: Tokenizer, content: dict[str, Any]) -> str | None:
-    """Text of the file of `tokenizer`, if `content` is no other than what it holds."""
+    """Return the text of the file of `tokenizer` if its content equals `content`; else None."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return None
     text = tokenizer.path.read_text(encoding="utf-8")
@@ -151,24 +166,27 @@ def _original(tokenizer: Tokenizer, content: dict[str, Any]) -> str | None:
 
 
 def _exported(name: str, tokenizer: Tokenizer, unchecked: bool) -> ExportedTokenizer:
-    """The tokenizer as it is exported, checked with `SAMPLES`. Raises RunError: it gives other tokens."""
+    """Return the exported tokenizer. Raises RunError if it gives different tokens for one of `SAMPLES`.
+
+    unchecked: whether the checkpoint does not record the hash of its tokenizer.
+    """
     content = tokenizer_json(tokenizer)
     same = _comparison(content, tokenizer)
     for text in SAMPLES:
         if not same(text):
             raise RunError(
-                f"tokenizer={name}: the tokenizer.json made of it gives other tokens for {text!r}; "
-                "export without one by tokenizer=none"
+                f"tokenizer={name}: the converted tokenizer.json must give the same tokens, but differs for "
+                f"{text!r}; export no tokenizer with tokenizer=none"
             )
     notes, names = [], _names_of_tokens(content)
     if unchecked and isinstance(tokenizer, HuggingFaceTokenizer):
-        notes.append(f"the checkpoint does not record its tokenizer: {tokenizer.name} was taken unchecked")
+        notes.append(f"the checkpoint does not record its tokenizer; {tokenizer.name} was used unchecked")
     ends = [names[token] for token in (tokenizer.eos, tokenizer.bos) if token is not None]
     others = [text for text in dict.fromkeys(ends) if not same(f"{text} a{text}")]
     if others:
         notes.append(
-            f"a text that spells {others[0]} was ordinary text in training; the exported tokenizer makes it "
-            "the special token, since it is a piece of the vocabulary"
+            f"{others[0]} inside a text was ordinary text in training; the exported tokenizer turns it into "
+            "the special token, because the name is an entry of its vocabulary"
         )
     original = _original(tokenizer, content)
     ids = tokenizer.vocab_size, tokenizer.eos, tokenizer.bos
@@ -176,7 +194,7 @@ def _exported(name: str, tokenizer: Tokenizer, unchecked: bool) -> ExportedToken
 
 
 def _comparison(content: dict[str, Any], tokenizer: Tokenizer) -> Callable[[str], bool]:
-    """Whether a tokenizer.json gives the tokens of `tokenizer` for a text, with its bos in front."""
+    """Return a function: whether `content` and `tokenizer` give the same tokens for a text, bos included."""
     from tokenizers import Tokenizer as Fast
 
     fast = Fast.from_str(json.dumps(content))
@@ -186,13 +204,13 @@ def _comparison(content: dict[str, Any], tokenizer: Tokenizer) -> Callable[[str]
 
 
 def _byte_level(post_processor: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The part of a post-processor that adds no tokens, if there is one."""
+    """Return the ByteLevel part of a post-processor, which adds no tokens; None if it has none."""
     parts = (post_processor or {}).get("processors", [post_processor])
     return next((part for part in parts if part and part["type"] == "ByteLevel"), None)
 
 
 def _begin_with(bos: int, name: str) -> dict[str, Any]:
-    """A post-processor that puts `bos` before each text, as llama's does."""
+    """Return a post-processor that puts `bos` before each text, as Llama's does."""
 
     def text(sequence: str, number: int) -> list[dict[str, Any]]:
         begin = {"SpecialToken": {"id": name, "type_id": number}}
@@ -205,7 +223,7 @@ def _begin_with(bos: int, name: str) -> dict[str, Any]:
 
 
 def _names_of_tokens(content: dict[str, Any]) -> dict[int | None, str]:
-    """Every token's text, of a tokenizer.json."""
+    """Return the name of each token in the content of a tokenizer.json."""
     vocabulary = content["model"]["vocab"]
     if isinstance(vocabulary, dict):
         names: dict[int | None, str] = {number: text for text, number in vocabulary.items()}

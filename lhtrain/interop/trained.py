@@ -1,4 +1,4 @@
-"""A checkpoint's training by its records: the stages that ran, and the longest sequences."""
+"""Reads from a checkpoint's state.json which stages ran and the longest sequences."""
 
 import json
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Trained:
-    """A stage that ran. None: the checkpoint does not say."""
+    """A stage that ran. None means that the checkpoint does not record it."""
 
     name: str
     attention: str | None
@@ -20,10 +20,13 @@ class Trained:
 
 
 def stages(state: dict[str, Any]) -> list[Trained]:
-    """Stages that did at least one step before the checkpoint, in their order."""
+    """Return the stages that did at least one step before the checkpoint, in order.
+
+    If no stage did a step, the last stage is returned.
+    """
     out = []
     for record in state["progress"]["stages"]:
-        # The settings in the record count: the configuration may have changed since that stage.
+        # Prefer the recorded settings: the configuration may have changed since the stage ran.
         settings = record.get("settings") or state["config"]["stages"].get(record["name"], {})
         losses = (record.get("losses") or {}).get("last") or [record.get("last_loss")]
         out.append(
@@ -41,8 +44,10 @@ def stages(state: dict[str, Any]) -> list[Trained]:
 
 
 def longest(state: dict[str, Any], depth: int = 16) -> int:
-    """Tokens of the longest sequences that the weights were trained on, also before init_from where that
-    checkpoint is still there."""
+    """Return the length in tokens of the longest sequences that the weights were trained on.
+
+    This includes the runs before init_from if their checkpoints still exist; at most `depth` runs.
+    """
     lengths = [stage.seq_len for stage in stages(state) if stage.seq_len]
     source = state["config"].get("init_from")
     if source and depth:
@@ -50,5 +55,5 @@ def longest(state: dict[str, Any], depth: int = 16) -> int:
             before = json.loads((Path(source).expanduser() / "state.json").read_text())
             lengths.append(longest(before, depth - 1))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # it is a hint alone; the card names init_from
+            pass  # the earlier checkpoint is gone; the model card mentions init_from
     return max(lengths, default=state["config"]["model"]["seq_len"])

@@ -105,7 +105,7 @@ def test_pieces_of_a_vocabulary_that_look_special_are_reported(tmp_path):
     """A tokenizer.json that has such a piece always finds it in a text."""
     sentence_pieces(tmp_path / "mine.json")
     exported = exported_tokenizer(state_of(str(tmp_path / "mine.json"), False), tmp_path / "absent")
-    assert not exported.spelt and "a text that spells </s> was ordinary text" in exported.notes[0]
+    assert not exported.spelt and "</s> inside a text was ordinary text" in exported.notes[0]
 
 
 def test_the_end_of_text_that_the_run_named(tmp_path):
@@ -141,7 +141,7 @@ def test_a_file_that_was_replaced_after_training_is_refused(tmp_path):
     state, unrecorded = (state_of(str(file), False, recorded) for recorded in (True, False))
     original = file.rename(tmp_path / "original.json")
     sentence_pieces(file)
-    with pytest.raises(RunError, match=r"mine\.json: must be the one that the run was trained with"):
+    with pytest.raises(RunError, match=r"mine\.json: must be the tokenizer that the run was trained with"):
         exported_tokenizer(state, tmp_path / "absent")
     assert exported_tokenizer(state, tmp_path / "absent", given=str(original)).eos == 0
     assert exported_tokenizer(state, tmp_path / "absent", given="none").content is None

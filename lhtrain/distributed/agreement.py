@@ -1,7 +1,7 @@
-"""Comparing values that must be the same on all ranks, before the first step.
+"""Comparison of values that must be the same on all ranks, before the first step.
 
-A rank with another learning rate, other data or other code would train on in silence, each shard of the
-weights its own way; one with another number of steps would leave the others waiting.
+Without it, ranks with different learning rates, data or code would train without an error, each updating its
+shards differently. If the number of steps differed, some ranks would wait forever.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,28 +11,28 @@ from lhtrain.distributed.meeting import Meeting, meet
 from lhtrain.distributed.ranks import Ranks
 from lhtrain.errors import RunError
 
-REFUSAL = 30.0  # seconds that a rank which cannot start waits for the others, to end with one error
+REFUSAL = 30.0  # seconds that a rank that cannot start waits for the others to join
 MOST_LINES = 20
-MOST_CHARACTERS = 100  # of a value
+MOST_CHARACTERS = 100  # of a value in the message
 
-PROBLEM = "problem"  # key under which a rank reports why it cannot start
+PROBLEM = "problem"  # the key with which a rank reports why it cannot start
 
 
 class Disagreement(RunError):
-    """Known to all ranks alike: rank 0 prints it for all."""
+    """Values differ between ranks, or a rank cannot start. All ranks raise this; only rank 0 prints it."""
 
     def __init__(self, message: str, of_settings: bool = False):
         super().__init__(message)
-        self.of_settings = of_settings  # every rank's settings are at fault: the exit status is 2
+        self.of_settings = of_settings  # the settings are wrong: the exit status is 2
 
 
 def agree(meeting: Meeting, mine: Mapping[str, Any], timeout: float | None = None) -> None:
-    """Compare the values of all ranks by key; all ranks must call it.
+    """Compare the values of all ranks by key. All ranks must call this.
 
     A rank that cannot start passes {PROBLEM: why} instead.
 
     Raises:
-        Disagreement: on every rank, with the ranks, keys and values that differ, or their problems.
+        Disagreement: on every rank; names the ranks, keys and values that differ, or the problems.
         PeerFailed, RunError: as `Meeting.exchange`.
     """
     everyones: list[Mapping[str, Any]] = meeting.exchange(mine, timeout)
@@ -45,14 +45,14 @@ def agree(meeting: Meeting, mine: Mapping[str, Any], timeout: float | None = Non
     if lines := differences(everyones):
         more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
         listed = "".join(f"\n  {line}" for line in lines[:MOST_LINES] + more)
-        rule = "start all of them with the same settings, data, code and versions"
-        raise Disagreement(f"the ranks of this run differ; {rule}:{listed}")
+        rule = "start all ranks with the same settings, data, code and versions"
+        raise Disagreement(f"values differ between the ranks of this run; {rule}:{listed}")
 
 
 def refuse(ranks: Ranks, problem: str) -> None:
-    """Tell the other ranks of a problem that keeps this one from starting.
+    """Report to the other ranks why this rank cannot start.
 
-    Raises Disagreement, on every rank. Returns for a single rank, and where the others do not come.
+    Raises Disagreement on every rank. Returns if there is only one rank, or if the others do not join.
     """
     if ranks.size == 1:
         return
@@ -65,11 +65,11 @@ def refuse(ranks: Ranks, problem: str) -> None:
 
 
 def differences(everyones: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each key that is not the same on all ranks: each value, and on which ranks."""
+    """Return a line for each key that differs between ranks, with each value and its ranks."""
     keys = {key: None for one in everyones for key in one}
     lines = []
     for key in keys:
-        values = {rank: str(one[key]) if key in one else "absent" for rank, one in enumerate(everyones)}
+        values = {rank: str(one[key]) if key in one else "missing" for rank, one in enumerate(everyones)}
         if len(set(values.values())) > 1:
             parts = (f"{_text(value)} on {_names(ranks)}" for value, ranks in _by_value(values).items())
             lines.append(f"{key}: {', '.join(parts)}")

@@ -1,4 +1,4 @@
-"""The end of a rank by an error: telling the other ranks and torchrun, and recognizing a lost rank."""
+"""Errors that end a rank: reports to the other ranks and torchrun, and detection of a lost rank."""
 
 import json
 import os
@@ -12,16 +12,16 @@ import torch.distributed as dist
 from lhtrain.distributed.meeting import if_met
 
 TORCH = str(Path(torch.__file__).parent)
-COMPILED = "torchinductor_"  # in the path of what the compiler writes
-# In gloo's messages about a peer that is gone or silent. Its errors have no type of their own.
+COMPILED = "torchinductor_"  # in the paths of files that the compiler writes
+# Parts of gloo's messages about a lost or silent peer. Its errors have no special type.
 GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "connection was closed")
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Did a collective fail because another rank is gone? Judged by the error's type and where it was raised.
+    """Return whether a collective failed because another rank is gone.
 
-    Gloo raises plain RuntimeErrors: then PyTorch must have raised it, and not a logger or a file system that
-    happens to use the same words.
+    This checks the type of the error and the file that raised it. Gloo raises plain RuntimeErrors; these
+    count only if PyTorch raised them, because a logger or a file system may use the same words.
     """
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
@@ -35,19 +35,21 @@ def lost_contact(error: BaseException) -> bool:
 
 
 def announce(message: str) -> bool:
-    """Tell ranks that wait for this one in the meeting that it ends; returns whether to print why."""
+    """Report the failure to ranks that wait for this one; return whether this rank must print `message`."""
     to_print = if_met(lambda meeting: meeting.fail(message))
     return to_print is not False
 
 
 def leave() -> None:
-    """Before an end by an error: give the other ranks time to read it."""
+    """Before this rank ends by an error, give the other ranks time to read the error."""
     if_met(lambda meeting: meeting.leave())
 
 
 def record_failure(error: Exception, message: str | None = None) -> None:
-    """Tell torchrun, where it runs us: it names the rank that failed first, and shows `message`, if there is
-    one, in place of a traceback."""
+    """Report the error to torchrun, if it started this process.
+
+    torchrun names the rank that failed first and shows `message`, if given, instead of a traceback.
+    """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return

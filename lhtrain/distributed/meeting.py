@@ -1,7 +1,7 @@
-"""Where the ranks of a run meet and exchange values before they compute together.
+"""The rendezvous of the ranks: they find each other and exchange values before they compute together.
 
-A key-value store on rank 0's machine, not a process group: waiting in it has no time limit of its own, works
-between ranks on different kinds of devices, and a rank that fails can say so to all others.
+It uses a key-value store on the machine of rank 0 and not a process group: a wait has no fixed time limit,
+the ranks may have different kinds of devices, and a failed rank can report its error to all others.
 """
 
 import json
@@ -22,23 +22,22 @@ from lhtrain.errors import RunError
 from lhtrain.process.stop import early
 from lhtrain.process.threads import in_background, within
 
-POLL = 0.1  # seconds between two looks into the store
-UNRESOLVED = 20.0  # seconds that the name of a machine, perhaps still starting, may be unknown
-STOP = (
-    5.0  # seconds after a signal that a rank still waits for the others: they may come to their end together
-)
-LINGER = 10.0  # seconds that the rank with the store stays for the others to read why it ends
+POLL = 0.1  # seconds between two checks of the store
+UNRESOLVED = 20.0  # seconds to retry an unknown host name: the machine may still be starting
+# Seconds that a rank still waits for the others after a signal: they may all reach the end together.
+STOP = 5.0
+LINGER = 10.0  # seconds that the rank with the store waits for the others to read its error
 FAILED = "failed"
 
 T = TypeVar("T")
 
 
 class PeerFailed(RunError):
-    """Another rank has failed and has reported why itself."""
+    """Another rank failed. That rank prints the reason."""
 
 
 class Meeting:
-    """This rank's access to the store. Every rank must make the same exchanges in the same order."""
+    """Access of this rank to the store. Every rank must make the same exchanges in the same order."""
 
     def __init__(self, store: dist.Store, ranks: Ranks, is_host: bool):
         self.store, self.rank, self.size, self.is_host = store, ranks.rank, ranks.size, is_host
@@ -46,9 +45,9 @@ class Meeting:
 
     @classmethod
     def join(cls, ranks: Ranks, timeout: float) -> "Meeting":
-        """Reach the store, which rank 0 (or torchrun) opens; wait for it for at most `timeout` seconds.
+        """Connect to the store, which rank 0 or torchrun opens; wait for at most `timeout` seconds.
 
-        Raises RunError: MASTER_ADDR or MASTER_PORT does not work; another process has the same rank.
+        Raises RunError: MASTER_ADDR or MASTER_PORT does not work, or another process has the same rank.
         """
         address, port = meeting_place()
         place = f"MASTER_ADDR={address} MASTER_PORT={port}"
@@ -64,40 +63,45 @@ class Meeting:
             )
 
         try:
-            # With a limit of its own: PyTorch's client waits forever for a server that does not answer.
+            # In a thread with a time limit: PyTorch's client waits forever for a server that does not answer.
             store = in_background(open_store, "meeting").result(timeout + LINGER)
         except (RuntimeError, ValueError, TimeoutError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             if is_host and not _is_local(address):
-                rule = f"rank 0 runs on {platform.node()}, which does not have this address"
+                here = f"rank 0 runs on {platform.node()}, which does not have this address"
+                rule = f"{here}; MASTER_ADDR must be an address of that machine"
             elif is_host:
-                rule = "rank 0 cannot listen there; MASTER_PORT must be a port that no other process uses"
+                rule = "rank 0 cannot listen at this port; MASTER_PORT must be a free port"
             else:
-                rule = "what answers there is not rank 0 of this run; MASTER_PORT must be a free port"
+                rule = "the process that answers is not rank 0 of this run; MASTER_PORT must be a free port"
             raise RunError(f"{place}: {rule} ({reason})") from error
-        # A store of torchrun's may serve several attempts.
+        # torchrun's store may serve several attempts.
         meeting = cls(dist.PrefixStore(f"lhtrain/{attempt()}", store), ranks, is_host)
         meeting._take_rank()
         return meeting
 
     def _take_rank(self) -> None:
-        """Raises RunError: another process is this rank already."""
+        """Register this process under its rank. Raises RunError: another process has the same rank."""
         key = f"taken/{self.rank}"
         if self.store.add(key, 1) == 1:
             self.store.set(f"who/{self.rank}", self._who)
             return
         self.wait([f"who/{self.rank}"])
         who = self.store.get(f"who/{self.rank}").decode()
-        message = f"RANK={self.rank} is {who} already; every process of a run needs a RANK of its own"
+        message = f"RANK={self.rank}: already used by {who}; every process of a run needs a different RANK"
         self.fail(message)
         raise RunError(message)
 
     def exchange(self, value: Any, timeout: float | None = None) -> list[Any]:
-        """Every rank's value, by rank. Values are plain data, as JSON has them. timeout: None: no limit.
+        """Return the values of all ranks, by rank.
+
+        Args:
+            value: plain data that JSON can store.
+            timeout: seconds; None for no limit.
 
         Raises:
-            PeerFailed: another rank has failed meanwhile.
-            RunError: a rank has not come within `timeout` seconds.
+            PeerFailed: another rank failed.
+            RunError: a rank did not join within `timeout` seconds.
         """
         self._count += 1
         name = f"exchange/{self._count}"
@@ -107,12 +111,12 @@ class Meeting:
             self.wait(keys, timeout)
             together = ",".join(self.store.get(key).decode() for key in keys)
             self.store.set(f"{name}/all", f"[{together}]")
-        # Rank 0 finds out who is missing: it gets the time to say so.
+        # Rank 0 detects which ranks are missing; allow it time to report them.
         self.wait([f"{name}/all"], None if timeout is None else timeout + LINGER)
         return json.loads(self.store.get(f"{name}/all"))
 
     def wait(self, keys: Sequence[str], timeout: float | None = None) -> None:
-        """Until all `keys` are there; raises as `exchange` does."""
+        """Wait until the store has all `keys`. Raises as `exchange` does."""
         ends = None if timeout is None else time.monotonic() + timeout
         asked = None  # when this rank first noticed a request to stop
         while not self.store.check(list(keys)):
@@ -124,41 +128,42 @@ class Meeting:
             if ends is not None and time.monotonic() > ends:
                 missing = [key.rpartition("/")[2] for key in keys if not self.store.check([key])]
                 who = f"ranks {', '.join(missing)}" if len(keys) > 1 else "rank 0"
-                message = f"{who} of {self.size} did not come within parallel.timeout={timeout:g} s"
+                late = f"{who} of {self.size} did not join within parallel.timeout={timeout:g} s"
+                message = f"{late}; check that all ranks run"
                 self.fail(message)
                 raise RunError(message)
             time.sleep(POLL)
 
     def _stop(self) -> NoReturn:
-        """End the process after a signal: nothing is lost, and the rank that it waits for may be gone."""
+        """End the process after a signal: no steps are lost, and the awaited rank may be gone."""
         received = early() or signal.SIGTERM
-        message = f"{received.name}: stopped before the first step, while it waited for other ranks"
+        message = f"{received.name}: stopped before the first step, while waiting for other ranks"
         if self.fail(message):
             print(f"lhtrain: {f'rank {self.rank}: ' if self.rank else ''}{message}", file=sys.stderr)
         sys.exit(128 + received)
 
     def next_turn(self, leader: int) -> str:
-        """The key under which `leader` says that its machine's turn is over."""
+        """Return the key that `leader` sets when the turn of its machine is over."""
         self._count += 1
         return f"turn/{self._count}/{leader}"
 
     def check(self) -> None:
-        """Raises PeerFailed if another rank has failed."""
+        """Raise PeerFailed if another rank has failed."""
         if self.store.check([FAILED]):
             rank, who, _ = json.loads(self.store.get(FAILED))
             if who != self._who:
-                raise PeerFailed(f"rank {rank}, {who}, has failed, and with it this run")
+                raise PeerFailed(f"rank {rank} ({who}) failed, so this rank ends too")
 
     def fail(self, message: str) -> bool:
-        """Tell the other ranks, which may wait for this one, that it ends; returns whether to print why.
+        """Report to the other ranks that this one ends; return whether this rank must print `message`.
 
-        It is not printed where rank 0 fails of the same and prints it.
+        It must not if rank 0 failed with the same message, because rank 0 prints it.
         """
         first = self.store.compare_set(FAILED, "", json.dumps([self.rank, self._who, message]))
         return not (self.rank > 0 and json.loads(first)[0] == 0 and json.loads(first)[2] == message)
 
     def leave(self) -> None:
-        """Before an end by an error: the rank that has the store waits a little, for the others to read."""
+        """Before this rank ends by an error: if it has the store, let the others read the error."""
         self.store.set(f"left/{self.rank}", "")
         ends = time.monotonic() + LINGER
         others = [f"left/{rank}" for rank in range(1, self.size)]
@@ -167,7 +172,7 @@ class Meeting:
 
 
 def _resolve(address: str, patience: float) -> None:
-    """Raises RunError: nothing is known under the name `address`, for `patience` seconds."""
+    """Resolve the host name. Raises RunError: it cannot be resolved within `patience` seconds."""
     ends = time.monotonic() + patience
     while True:
         try:
@@ -175,13 +180,13 @@ def _resolve(address: str, patience: float) -> None:
             return
         except (OSError, UnicodeError) as error:
             if time.monotonic() > ends:
-                rule = f"no machine of this name is known here, after {patience:g} s"
+                rule = f"the name cannot be resolved on this machine within {patience:g} s"
                 raise RunError(f"MASTER_ADDR={address}: {rule} ({error})") from None
         time.sleep(POLL)
 
 
 def _await_server(address: str, port: int, place: str, patience: float) -> None:
-    """Until something listens at the port. PyTorch's own client prints pages while it waits."""
+    """Wait until a server listens at the port. PyTorch's client would print many warnings while it waits."""
     ends = time.monotonic() + patience
     while True:
         try:
@@ -189,13 +194,15 @@ def _await_server(address: str, port: int, place: str, patience: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > ends:
-                rule = f"rank 0 does not answer there within parallel.timeout={patience:g} s"
-                raise RunError(f"{place}: {rule}; is it running, and is the port open? ({error})") from None
+                rule = f"rank 0 does not answer within parallel.timeout={patience:g} s"
+                raise RunError(
+                    f"{place}: {rule}; check that it runs and that the port is open ({error})"
+                ) from None
         time.sleep(POLL)
 
 
 def _is_local(address: str) -> bool:
-    """Whether this machine has `address`."""
+    """Return whether this machine has `address`."""
     for family, kind, protocol, _, place in socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM):
         try:
             with socket.socket(family, kind, protocol) as probe:
@@ -206,16 +213,16 @@ def _is_local(address: str) -> bool:
     return False
 
 
-_met: list[Meeting] = []  # at most one a process, as PyTorch's default group
+_met: list[Meeting] = []  # at most one in a process, like PyTorch's default group
 
 
 def meet(ranks: Ranks, timeout: float) -> Meeting:
-    """The meeting of this process's ranks, joined at the first call."""
+    """Return the meeting of this process; the first call joins it."""
     if not _met:
         _met.append(Meeting.join(ranks, timeout))
     return _met[0]
 
 
 def if_met(what: Callable[[Meeting], T]) -> T | None:
-    """what(meeting), if there is one whose store answers soon; else None."""
+    """Return what(meeting) if there is a meeting and its store answers soon, else None."""
     return within(LINGER + POLL, lambda: what(_met[0])) if _met else None

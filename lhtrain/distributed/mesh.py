@@ -1,8 +1,8 @@
 """How the ranks share a run: the mesh, sharded weights, context-parallel attention.
 
-The mesh is dp_replicate x dp_shard x cp, ranks numbered in that order, so that the ranks that share a
+The mesh is dp_replicate x dp_shard x cp. Ranks are numbered in this order, so that ranks that share a
 sequence are neighbours. Weights, gradients and optimizer state are sharded over dp_shard x cp and replicated
-over dp_replicate (FSDP2, or HSDP where both are above one). Another dimension would be added here alone.
+over dp_replicate (FSDP2, or HSDP if both are above 1). Another dimension would be added only in this file.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ DIMENSIONS = ("dp_replicate", "dp_shard", "cp")
 
 @dataclass(frozen=True)
 class RankSlice:
-    """The part of a step's sequences that one rank has: some sequences, and a slice of each."""
+    """The part of a step's data on one rank: some of the sequences, and a slice of each."""
 
     dp_rank: int = 0
     dp_size: int = 1
@@ -38,20 +38,20 @@ class RankSlice:
     cp_size: int = 1
 
     def sequences(self, n_sequences: int) -> range:
-        """Which of a step's sequences this rank reads."""
+        """Return the indices of the step's sequences that this rank reads."""
         return sequences_of_rank(n_sequences, self.dp_rank, self.dp_size)
 
     def positions(self, seq_len: int) -> Tensor:
-        """Positions of a sequence that this rank has: (seq_len / cp_size,) int64, rising."""
+        """Return the positions of a sequence on this rank: (seq_len / cp_size,) int64, ascending."""
         return positions(seq_len, self.cp_rank, self.cp_size)
 
 
 class Mesh:
-    """The ranks by name of their dimension, this rank's place among them, and what follows from it.
+    """The device mesh, this rank's part of the data, and the sharding of weights and attention.
 
-    Loss ranks are those that compute different parts of a step's loss: gradients, losses and norms are
-    averaged over them. Today these are all ranks; ranks that share a product (tensor parallelism) would count
-    once.
+    Loss ranks are ranks that compute different parts of a step's loss; gradients, losses and norms are
+    averaged over them. Currently these are all ranks. With tensor parallelism, ranks that share a matrix
+    product would count once.
     """
 
     def __init__(self, config: ParallelConfig, model: ModelConfig, selection: Selection, world: World):
@@ -62,7 +62,9 @@ class Mesh:
         self.exact = selection is Selection.exact
         self.method = pick_method(config.cp_attention.value, model.n_heads, model.n_kv_heads, cp)
         self.ranks: DeviceMesh | None = None  # by DIMENSIONS; None for a single rank
-        self.sharding: DeviceMesh | None = None  # over which weights are sharded, and replicated before that
+        self.sharding: DeviceMesh | None = (
+            None  # for FSDP: the sharded dimension, after a replicated one if there is one
+        )
         self.cp_group = ""
         if world.is_distributed:
             self.ranks = init_device_mesh(
@@ -75,14 +77,14 @@ class Mesh:
             self.cp_group = self.ranks["cp"].get_group().group_name
 
     def attention(self, attend: Attend) -> Attend:
-        """What this rank attends with in place of `attend`.
+        """Return `attend`, or its context-parallel version if parallel.cp > 1.
 
-        Raises RunError: an attention kind that knows nothing of context parallelism.
+        Raises RunError: the attention kind does not support context parallelism.
         """
         if self.slice.cp_size == 1:
             return attend
         if not isinstance(attend, DenseAttention | LighthouseAttention):
-            rule = f"{type(attend).__name__} attends over whole sequences only; set parallel.cp=1"
+            rule = f"{type(attend).__name__} does not support context parallelism; set parallel.cp=1"
             raise RunError(f"parallel.cp={self.slice.cp_size}: {rule}")
         return over_ranks(
             attend, self.method, self.exact, self.cp_group, self.slice.cp_rank, self.slice.cp_size
@@ -92,31 +94,31 @@ class Mesh:
         """Shard the weights of `model`, which is on the meta device."""
         if self.sharding is None:
             return
-        # Inputs are left alone: the rotary embedding's cosines and sines stay float32, as on one rank.
+        # Inputs are not cast: the cosines and sines of the rotary embedding stay float32, as on one rank.
         policy = MixedPrecisionPolicy(
             param_dtype=model.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         for block in model.blocks:
             fully_shard(block, mesh=self.sharding, mp_policy=policy)
         if self.world.device.type == "cpu":
-            # A CPU sums the embedding's gradient in its weight's dtype: bfloat16 would lose most of it.
+            # A CPU sums the embedding's gradient in the weight's dtype; in bfloat16 most of it would be lost.
             policy = replace(policy, param_dtype=None)
         fully_shard(model, mesh=self.sharding, mp_policy=policy)
         register_fsdp_forward_method(model, "loss")
 
     def initialize(self, model: GPT, seed: int) -> None:
-        """Give a model on the meta device memory and its initial weights, which are the same on any mesh."""
+        """Allocate a model that is on the meta device and set its initial weights, the same on any mesh."""
         model.to_empty(device=self.world.device)
-        model.tie()  # new storage is new parameters
+        model.tie()  # `to_empty` made new parameters
         model.init_weights(seed, put=_put)
 
     def accumulates(self, model: nn.Module, last: bool) -> None:
-        """Whether the next backward pass is the step's `last`: gradients are reduced in that one alone."""
+        """Reduce gradients in the next backward pass only if it is the `last` one of the step."""
         if isinstance(model, FSDPModule) and not self.config.reduce_always:
             model.set_requires_gradient_sync(last)
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean of x over the loss ranks, in place, on x's device."""
+        """Average x over the loss ranks, in place, and return it."""
         if self.world.is_distributed:
             dist.all_reduce(x)
             x /= self.n_loss_ranks
@@ -124,10 +126,10 @@ class Mesh:
 
 
 def _sharding(ranks: DeviceMesh) -> DeviceMesh:
-    """The mesh for FSDP: dp_shard and cp as one dimension, after dp_replicate where there are copies.
+    """Return the mesh for FSDP: dp_shard and cp as one dimension, after dp_replicate if that is above 1.
 
-    A mesh of its own where cp has ranks: PyTorch's views of flattened dimensions change from version to
-    version (2.11 deprecates slicing them).
+    If cp is above 1 this is a separate mesh, because PyTorch's views of flattened dimensions change between
+    versions (2.11 deprecates slicing them).
     """
     replicate, shard, cp = ranks.shape
     if cp > 1:
@@ -139,13 +141,13 @@ def _sharding(ranks: DeviceMesh) -> DeviceMesh:
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Clip the gradients, sharded or not; returns their norm before, over all ranks, a plain scalar."""
+    """Clip gradients, sharded or not; return their norm over all ranks before clipping, a scalar tensor."""
     norm = nn.utils.clip_grad_norm_(parameters, max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _put(parameter: Tensor, drawn: Tensor) -> None:
-    """Store a whole tensor, which every rank has, in a parameter that may be sharded."""
+    """Copy a whole tensor, the same on every rank, into a parameter that may be sharded."""
     if not isinstance(parameter, DTensor):
         parameter.copy_(drawn)
         return

@@ -1,7 +1,7 @@
-"""Who this process is among the ranks of a run, by its environment. Imports no PyTorch.
+"""Rank of this process and number of ranks, from environment variables. Imports no PyTorch.
 
-torchrun's variables are recognised, and SLURM's where srun starts one task per GPU; without either there is
-one rank.
+Reads the variables of torchrun, or those of SLURM if srun starts one task per GPU. Without these there is one
+rank.
 """
 
 import os
@@ -17,7 +17,7 @@ PORTS = range(1, 65536)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run, and among those of its machine."""
+    """Rank in the run, number of ranks, and rank on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -25,10 +25,10 @@ class Ranks:
 
 
 def find_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """Who this process is, by the environment.
+    """Return the rank of this process from the environment.
 
-    Raises RunError: variables that are unreadable, contradict each other, or of which some are missing;
-    several SLURM tasks without an address at which they can meet.
+    Raises RunError: variables are not numbers, contradict each other or are partly missing; several SLURM
+    tasks have no MASTER_ADDR and MASTER_PORT.
     """
     if any(environment.get(name) for name in OF_TORCHRUN):
         names = OF_TORCHRUN
@@ -39,10 +39,8 @@ def find_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     rank, size, local_rank = names
     for present, absent in ((rank, size), (size, rank), (local_rank, rank)):
         if environment.get(present) and not environment.get(absent):
-            rule = (
-                f"a launcher such as torchrun sets {rank} and {size}; a run of one process has none of them"
-            )
-            raise RunError(f"{present}={environment[present]} is set and {absent} is not: {rule}")
+            rule = f"a launcher such as torchrun sets {rank} and {size}; for one process, unset both"
+            raise RunError(f"{present}={environment[present]} is set and {absent} is not; {rule}")
     found = Ranks(*(_number(environment, name, 0) for name in names))
     if found.size < 1:
         raise RunError(f"{size}={found.size}: must be at least 1, the number of ranks")
@@ -56,17 +54,15 @@ def find_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
 
 
 def meeting_place(environment: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """Host and port at which the ranks meet.
+    """Return host and port of the rendezvous.
 
-    Raises RunError: MASTER_ADDR or MASTER_PORT is missing or unusable.
+    Raises RunError: MASTER_ADDR or MASTER_PORT is missing or not valid.
     """
     place = {name: environment.get(name, "").strip() for name in ("MASTER_ADDR", "MASTER_PORT")}
     address, port = place.values()
     for name, text in place.items():
         if not text:
-            rule = (
-                "several ranks meet at MASTER_ADDR:MASTER_PORT, the machine of rank 0 and a free port there"
-            )
+            rule = "several ranks need MASTER_ADDR, the machine of rank 0, and MASTER_PORT, a free port on it"
             raise RunError(f"{name} is not set: {rule}; torchrun and lhtrain slurm submit set both")
     if not port.isascii() or not port.isdigit() or int(port) not in PORTS:
         raise RunError(f"MASTER_PORT={port}: must be a free port of MASTER_ADDR={address}, from 1 to 65535")
@@ -74,12 +70,12 @@ def meeting_place(environment: Mapping[str, str] = os.environ) -> tuple[str, int
 
 
 def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in environment
 
 
 def attempt(environment: Mapping[str, str] = os.environ) -> int:
-    """How many times torchrun has restarted the ranks of this launch; 0 without torchrun."""
+    """Return how often torchrun has restarted the ranks of this launch; 0 without torchrun."""
     return _number(environment, "TORCHELASTIC_RESTART_COUNT", 0)
 
 
@@ -92,9 +88,9 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 def ready_ranks() -> Ranks:
-    """Who this process is, once it is also known where several ranks meet.
+    """Return the rank of this process and, with several ranks, check the address of the rendezvous.
 
-    Raises RunError: variables that are half set or unreadable, an address that is missing or wrong.
+    Raises RunError: as `find_ranks` and `meeting_place`.
     """
     ranks = find_ranks()
     if ranks.size > 1:

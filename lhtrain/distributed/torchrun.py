@@ -1,4 +1,4 @@
-"""torchrun, if it started this process: its earlier attempts, and how long it waits before it kills ranks.
+"""torchrun, if it started this process: its earlier attempts, and the time until it kills ranks.
 
 Imports no PyTorch.
 """
@@ -14,27 +14,27 @@ from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic
 
 FLAG, VARIABLE, DEFAULT = "--shutdown-timeout", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0
-SINCE = (2, 12)  # the PyTorch whose torchrun has that flag
-# Notes in run.dir: the torchrun that began the run, that started it over (resume=restart), that extended it.
+SINCE = (2, 12)  # the first PyTorch version whose torchrun has this flag
+# Notes in run.dir: which torchrun began the run, started it over (resume=restart) or extended it.
 BEGAN, STARTED_OVER, EXTENDED = (Path("ranks", name) for name in ("launcher", "started_over", "extended"))
 
 
 def this_torchrun() -> str:
-    """The torchrun that started this rank; no two of a machine that is up have the same."""
+    """Return an identifier of the torchrun that started this rank, unique until the machine reboots."""
     parent = os.getppid()
     began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{platform.node()} {parent} {began} {os.environ.get('TORCHELASTIC_RUN_ID')}"
 
 
 def leave_note(path: Path, text: str = "") -> None:
-    """Under torchrun, note `text` at `path` for its later attempts. Raises OSError."""
+    """Under torchrun, write a note with `text` to `path` for its later attempts. Raises OSError."""
     if under_torchrun():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, f"{this_torchrun()}\n{text}", durable=False)
 
 
 def note_left(path: Path) -> str | None:
-    """The text that an earlier attempt of this torchrun noted at `path`; None if there was none."""
+    """Return the text that an earlier attempt of this torchrun wrote to `path`, or None."""
     if not under_torchrun() or attempt() == 0:
         return None
     try:
@@ -45,23 +45,26 @@ def note_left(path: Path) -> str | None:
 
 
 def on_several_machines() -> bool:
-    """Whether torchrun runs on several machines: then rank 0, and its notes, may move between attempts."""
+    """Return whether torchrun runs on several machines: then rank 0 may move to another one on a restart."""
     return under_torchrun() and int(os.environ.get("GROUP_WORLD_SIZE") or 1) > 1
 
 
 def earlier_run(run_dir: Path, is_new: bool, is_dated: bool) -> Path | None:
-    """The directory of the run that an earlier attempt of this torchrun began, if there is one.
+    """Return the directory of the run that an earlier attempt of this torchrun began, or None.
 
-    is_new: the command asks for a new run. is_dated: `run_dir` contains the time, so that every attempt has
-    another one: the folders beside it are searched.
+    Args:
+        run_dir: the run directory of this attempt.
+        is_new: the command asks for a new run.
+        is_dated: `run_dir` contains the time and differs in every attempt; then the folders beside it are
+            searched.
 
-    Raises RunError: ranks on several machines, where rank 0 may have moved to another launcher.
+    Raises RunError: several machines, where the notes of earlier attempts may be missing.
     """
     if not under_torchrun() or attempt() == 0:
         return None
     if on_several_machines():
         if is_new or is_dated:
-            rule = "on several machines, restarts by torchrun need run.dir=DIR resume=auto"
+            rule = "on several machines, restarts by torchrun need the settings run.dir=DIR resume=auto"
             raise RunError(f"TORCHELASTIC_RESTART_COUNT={attempt()}: {rule}")
         return None
     notes = run_dir.parent.glob(f"*/{BEGAN}") if is_dated else [run_dir / BEGAN]
@@ -69,8 +72,10 @@ def earlier_run(run_dir: Path, is_new: bool, is_dated: bool) -> Path | None:
 
 
 def patience() -> float | None:
-    """Seconds after a TERM or a Ctrl-C in which torchrun kills the ranks; None without torchrun, and where it
-    is set to leave TERM to the ranks."""
+    """Return the seconds between TERM or Ctrl-C and the moment when torchrun kills the ranks.
+
+    None without torchrun, or if torchrun is set not to handle TERM.
+    """
     handled = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM").split(",")
     if not under_torchrun() or signal.SIGTERM.name not in (name.strip() for name in handled):
         return None
@@ -88,15 +93,17 @@ def patience() -> float | None:
 
 
 def too_short(seconds: float) -> str | None:
-    """The advice to print if a step and a save took `seconds` and torchrun would kill the ranks before."""
+    """Return a warning if torchrun would kill the ranks within `seconds`, the time of a step and a save."""
     limit = patience()
     if limit is None or seconds < limit:
         return None
-    advice = f"export {VARIABLE}={round(3 * seconds)} before torchrun"
+    advice = f"run `export {VARIABLE}={round(3 * seconds)}` before torchrun"
     if not _has_flag():
-        advice = "send the signal to the ranks and not to torchrun, whose limit is fixed before PyTorch 2.12"
+        advice = (
+            "send the signal to the ranks, not to torchrun; before PyTorch 2.12 its limit cannot be changed"
+        )
     took = f"a step and a save took {seconds:.0f} s"
-    return f"{took}, but torchrun kills the ranks {limit:g} s after TERM or Ctrl-C: {advice}"
+    return f"{took}, but torchrun kills the ranks {limit:g} s after TERM or Ctrl-C; {advice}"
 
 
 def _has_flag() -> bool:

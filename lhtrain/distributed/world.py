@@ -1,4 +1,4 @@
-"""All ranks of a run, and what they do together."""
+"""All ranks of a run and their collectives."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class World:
-    """All ranks. `start` meets the others; the rest are collectives, which every rank must call."""
+    """All ranks. `start` joins the others. The other methods are collectives: every rank must call them."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class World:
         self.device, self.timeout, self.limit = device, timeout, limit or timeout
         self.is_distributed = ranks.size > 1
         self.meeting = meeting
-        self.attempt = uuid.uuid4().hex  # of this start of the run; the same on all ranks
-        self._leader = 0  # first rank of this rank's machine
+        self.attempt = uuid.uuid4().hex  # identifies this start of the run; the same on all ranks
+        self._leader = 0  # first rank on this machine
         if meeting is not None:
             me = [platform.node(), self.attempt]
             hosts = meeting.exchange(me, timeout)
@@ -50,21 +50,25 @@ class World:
         limit: float | None = None,
         mine: Mapping[str, Any] | None = None,
     ) -> "World":
-        """Join the other ranks. device: the kind; each rank of a machine takes the GPU of its number.
+        """Join the other ranks.
 
-        timeout: seconds that the meeting may take. limit: seconds that a collective may take, in which the
-        watchdog should have ended a rank that hangs; as long as the meeting unless given.
-        mine: what must be the same on all ranks, by name.
+        Args:
+            device: the kind of device. With CUDA, each rank uses the GPU with the number LOCAL_RANK.
+            timeout: seconds that the rendezvous may take.
+            limit: seconds that a collective may take; by default `timeout`. The watchdog should end a rank
+                that hangs before this.
+            mine: values that must be the same on all ranks, by name.
+
         Raises:
-            Disagreement: something of that differs, or a machine has more ranks than GPUs; on every rank.
-            RunError: ranks that cannot meet, or do not come.
+            Disagreement: on every rank; values differ, or a machine has more ranks than GPUs.
+            RunError: the ranks cannot reach each other, or a rank does not join.
         """
         ranks = find_ranks()
         mine = {"number of ranks": ranks.size, "device": device.type, **(mine or {})}
         if device.type == "cuda":
             found = torch.cuda.device_count()
-            if ranks.local_rank >= found:  # not raised here: the others wait for this rank
-                rule = f"this machine has {found} GPUs, and every rank needs one of its own"
+            if ranks.local_rank >= found:  # not raised here, because the others wait for this rank
+                rule = f"this machine has {found} GPUs, and every rank needs a different one"
                 mine = {PROBLEM: f"LOCAL_RANK={ranks.local_rank}: {rule}"}
             device = torch.device("cuda", ranks.local_rank)
         if ranks.size == 1:
@@ -82,7 +86,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0: the one that writes files and prints."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @property
@@ -90,14 +94,14 @@ class World:
         return self._leader == 0
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean of x over all ranks, on x's device."""
+        """Average x over all ranks, in place, and return it."""
         if self.is_distributed:
             dist.all_reduce(x)
             x /= self.size
         return x
 
     def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers; waits for no GPU."""
+        """Return the largest number of all ranks. Does not wait for GPUs."""
         if not self.is_distributed:
             return number
         value = torch.tensor(number)
@@ -105,11 +109,11 @@ class World:
         return int(value.item())
 
     def least(self, number: int) -> int:
-        """The least of the ranks' numbers."""
+        """Return the smallest number of all ranks. Does not wait for GPUs."""
         return -self.largest(-number)
 
     def gather(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-        """Every rank's value, by rank."""
+        """Return the values of all ranks, by rank."""
         if not self.is_distributed:
             return [value]
         out: list[Any] = [None] * self.size
@@ -117,9 +121,9 @@ class World:
         return out
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """The result of `function` on rank 0, on every rank; if it raises there, every rank raises the same.
+        """Call `function` on rank 0 and return its result on every rank.
 
-        The others wait for as long as it takes; on them the error has the attribute `of_rank_0`.
+        If it raises, every rank raises the same error; on the other ranks it has the attribute `of_rank_0`.
         """
         if not self.is_distributed:
             return function()
@@ -138,9 +142,9 @@ class World:
 
     @contextmanager
     def first_of_each_machine(self) -> Iterator[None]:
-        """The first rank of each machine does what is inside, then the others: caches are filled once.
+        """Run the body on the first rank of each machine, then on the others: caches are filled once.
 
-        Tokenizing may take longer than any collective may: the others look into the store until it is done.
+        Tokenizing may exceed the time limit of collectives, so the others poll the store until it is done.
         """
         if self.meeting is None:
             yield
@@ -153,27 +157,27 @@ class World:
             self.meeting.store.set(turn, "")
 
     def agree(self, mine: Mapping[str, Any]) -> None:
-        """Compare values that must be the same on all ranks; waits for as long as the slowest takes.
+        """Compare values that must be the same on all ranks; waits for the slowest rank without a limit.
 
-        Raises Disagreement, on every rank.
+        Raises Disagreement on every rank.
         """
         if self.meeting is not None:
             agree(self.meeting, mine)
 
     def set_limit(self, groups: list[dist.ProcessGroup]) -> None:
-        """Give groups that PyTorch made with limits of its own the one of this world."""
+        """Set the time limit of groups that PyTorch made with its default limit to `self.limit`."""
         for group in groups:
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self.limit), group)
 
 
 def close() -> None:
-    """Leave the other ranks in order, if there are any. Not after an error: they may be waiting."""
+    """Close the process group, if there is one. Not after an error: the other ranks may be waiting."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _check_places(meeting: Meeting, ranks: Ranks, device: torch.device) -> None:
-    """Raises Disagreement: two ranks have the same GPU."""
+    """Check that no two ranks use the same GPU. Raises Disagreement on every rank."""
     if device.type != "cuda":
         return
     gpu = str(torch.cuda.get_device_properties(device).uuid)
@@ -182,14 +186,14 @@ def _check_places(meeting: Meeting, ranks: Ranks, device: torch.device) -> None:
     for place, found in shared.items():
         if len(found) > 1:
             names = " and ".join(map(str, found))
-            rule = "every rank needs a GPU of its own; LOCAL_RANK counts the ranks of a machine from 0"
-            raise Disagreement(f"ranks {names} would share {place}: {rule}")
+            rule = "every rank needs a different GPU; LOCAL_RANK must number the ranks of a machine from 0"
+            raise Disagreement(f"ranks {names} would share {place}; {rule}")
 
 
 def _start_collectives(ranks: Ranks, device: torch.device, meeting: Meeting, limit: float) -> None:
     _record_flights()
-    # SLURM's names -> those that PyTorch reads, and that a sweep's next run finds here: all of them, since a
-    # rank without LOCAL_RANK would be its machine's first.
+    # Set the names that PyTorch and the next run of a sweep read, in case SLURM's were set. Set all of them:
+    # without LOCAL_RANK, every rank would be the first of its machine.
     names = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": ranks.local_rank}
     os.environ |= {name: str(number) for name, number in names.items()}
     dist.init_process_group(
@@ -203,6 +207,6 @@ def _start_collectives(ranks: Ranks, device: torch.device, meeting: Meeting, lim
 
 
 def _record_flights() -> None:
-    """Have NCCL keep its last collectives, and write them out when one takes too long."""
+    """Let NCCL record its last collectives and write them to a file when one exceeds the time limit."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")

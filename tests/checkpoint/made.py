@@ -1,4 +1,4 @@
-"""Checkpoints of a small model, and ways to damage one."""
+"""Checkpoints of a small model, and functions that damage them."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def train(what, steps, seed):
 
 
 def saved(folder, steps=(1,), keep=9, tensors=None):
-    """Checkpoints at `steps`, of SMALL unless others are given."""
+    """Save checkpoints at `steps`, of SMALL by default."""
     saver = Saver(folder, keep, ALONE, say=lambda line: None)
     for step in steps:
         progress = {"step": step, "position": 0, "stages": []}
@@ -57,7 +57,7 @@ def saved(folder, steps=(1,), keep=9, tensors=None):
 
 
 def problem_of(path, world=None):
-    """Why the checkpoint is not valid, in words; None if it is valid."""
+    """The reason why the checkpoint is not valid; None if it is valid."""
     found = checkpoint.find_problem(path, world)
     return None if found is None else str(found)
 
@@ -73,7 +73,7 @@ def flip(path, name=OF_RANK_0, at=None):
 
 
 def rewrite(path, change, name="manifest.json"):
-    """Forge a checkpoint of format 3: change its manifest or its state.json, and hash all anew."""
+    """Forge a checkpoint of format 3: change its manifest or state.json and update all hashes."""
     tree = json.loads((path / name).read_text())
     change(tree)
     if name == "manifest.json":
@@ -96,7 +96,7 @@ def entry_of(file):
 
 
 def hash_again(path):
-    """Forge a checkpoint of format 2: its manifest is made to agree with its files."""
+    """Forge a checkpoint of format 2: make its manifest match its files."""
     files = {
         file.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for file in path.iterdir()
@@ -107,7 +107,7 @@ def hash_again(path):
 
 
 def replace_by(kind, file, elsewhere):
-    """Put something that is no regular file where `file` is."""
+    """Replace `file` by something that is not a regular file."""
     content = file.read_bytes()
     file.unlink()
     if kind == "directory":

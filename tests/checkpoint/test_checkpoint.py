@@ -43,7 +43,7 @@ def test_training_continues_bit_for_bit(tmp_path):
 
 
 def test_training_continues_while_it_is_written(tmp_path):
-    """What is saved is the state at the call, and the running model is as it was."""
+    """The checkpoint has the state at the call, and the running model is unchanged."""
     one, two = Trained(), Trained()
     train(one, 2, seed=1), train(two, 2, seed=1)
     saver = Saver(tmp_path, 9, ALONE)
@@ -69,7 +69,7 @@ def test_a_checkpoint_holds_no_pickle_and_only_named_files(tmp_path):
 
 @pytest.mark.parametrize("small_pieces", [False, True])
 def test_dtypes_scalars_and_empty_tensors(tmp_path, monkeypatch, small_pieces):
-    """Pieces smaller than a row of a tensor, and rows that straddle pieces."""
+    """Pieces smaller than a row of a tensor, and rows that cross pieces."""
     if small_pieces:
         for module in (hashed, reader, manifest):
             monkeypatch.setattr(module, "PIECE", 5)
@@ -98,7 +98,7 @@ def test_the_newest_are_kept(tmp_path):
 
 
 def test_the_one_just_written_is_never_deleted(tmp_path):
-    """Later steps that another run left do not push out this run's."""
+    """Later steps of another run do not cause this run's checkpoints to be deleted."""
     saved(tmp_path, steps=(500, 3), keep=1)
     assert [path.name for path in checkpoint.complete(tmp_path)] == ["step_00000003", "step_00000500"]
 

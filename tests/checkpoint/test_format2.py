@@ -1,4 +1,4 @@
-"""Checkpoints that PyTorch Distributed Checkpoint wrote: they load, and crafted ones run nothing."""
+"""Checkpoints by PyTorch Distributed Checkpoint: they load, and crafted ones run no code."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def model_of(seed):
 
 
 def test_a_model_and_its_optimizer_load():
-    """The values are those that the same two steps give now."""
+    """The values equal those of the same two steps computed now."""
     model, optimizer, trained = model_of(7)
     draw = torch.Generator().manual_seed(1)
     for _ in range(2):
@@ -77,14 +77,14 @@ def test_the_step_is_that_of_the_name(tmp_path):
 
 
 class Touch:
-    """Unpickled, it would write a file."""
+    """Writes a file when unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch forged",)
 
 
 class Built:
-    """Unpickled, it would be of the class `kind` with the state `state`, set by BUILD."""
+    """When unpickled, becomes a `kind` whose state BUILD sets to `state`."""
 
     def __init__(self, kind, state):
         self.kind, self.state = kind, state
@@ -94,7 +94,7 @@ class Built:
 
 
 def description(name="model.w", entry=None, file="__0_0.distcp", begin=0, length=1000):
-    """A .metadata of one tensor, as an object."""
+    """The .metadata of one tensor, as an object."""
     chunk = ChunkStorageMetadata(torch.Size([0]), torch.Size([2]))
     tensor = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size([2]), [chunk])
     place = _StorageInfo(file, begin, length)
@@ -108,7 +108,7 @@ def saved_by_torch(value):
 
 
 def crafted(folder, metadata, content):
-    """A checkpoint of format 2 whose hashes are right."""
+    """A checkpoint of format 2 with correct hashes."""
     path = folder / "step_00000001"
     path.mkdir()
     (path / ".metadata").write_bytes(metadata if isinstance(metadata, bytes) else pickle.dumps(metadata))
@@ -122,7 +122,7 @@ TENSOR = saved_by_torch(torch.tensor([1.0, 2.0]))
 
 
 def test_a_crafted_one_that_keeps_the_rules_loads(tmp_path):
-    """That it is the rules which refuse those below."""
+    """An unchanged one loads, so the rules refuse those below."""
     path = crafted(tmp_path, description(length=len(TENSOR)), TENSOR)
     w = torch.zeros(2)
     assert problem_of(path) is None
@@ -131,7 +131,7 @@ def test_a_crafted_one_that_keeps_the_rules_loads(tmp_path):
 
 
 def enum_attributes():
-    """An enum whose table of values is replaced by BUILD, so that a later look-up returns something else."""
+    """BUILD replaces the value table of an enum, so that a later look-up returns another object."""
     return (
         b"\x80\x04\x8c\x25torch.distributed.checkpoint.metadata\x8c\x14_MEM_FORMAT_ENCODING\x93"
         b"}\x8c\x12_value2member_map_}K\x00K\x01ssb."
@@ -183,7 +183,7 @@ def test_a_forged_description_runs_nothing(tmp_path, monkeypatch, what):
 
 
 def test_the_class_of_an_object_cannot_be_set():
-    """BUILD sets nothing: the state of a node is what the pickle says, and no attribute."""
+    """BUILD sets no attributes; it only stores the state in the node."""
     node = format2.tree(pickle.dumps(Built(torch.Size, {"__class__": "x", "arguments": "y"})))
     assert type(node) is format2.Node and node.arguments == ()
     assert node.state == {"__class__": "x", "arguments": "y"}

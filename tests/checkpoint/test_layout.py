@@ -1,4 +1,4 @@
-"""Which boxes cover a tensor exactly once; which part of a tensor a rank has."""
+"""Boxes that cover a tensor exactly once; the part of a tensor on a rank."""
 
 import pytest
 import torch

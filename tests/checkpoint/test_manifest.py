@@ -1,4 +1,4 @@
-"""Forged manifests: each rule, and the sentence that names what breaks it."""
+"""Forged manifests: each rule and its error message."""
 
 import json
 
@@ -92,7 +92,7 @@ def test_what_is_no_manifest_is_refused(tmp_path, content):
 
 
 def test_an_unforged_one_is_accepted(tmp_path):
-    """That the rules above are what refuses, not the forging."""
+    """Rewriting without a change is accepted, so the rules refuse the manifests above."""
     (path,) = saved(tmp_path)
     rewrite(path, lambda tree: None)
     assert problem_of(path) is None

@@ -1,4 +1,4 @@
-"""Saving on one rank where disks, memory or folders fail: what is reported, counted, retried and left."""
+"""Saving on one rank with failing disks, memory or folders: reports, counts, retries and files."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def failing(number, times=10**9):
 
 @contextmanager
 def immutable(path, monkeypatch):
-    """Nothing in `path` can be changed or deleted: really, where this user and file system can do that."""
+    """Nothing in `path` can be changed or deleted; enforced by the file system if possible."""
     changed = (
         subprocess.run(["chattr", "+i", str(path)], capture_output=True) if shutil.which("chattr") else None
     )
@@ -102,7 +102,7 @@ def test_a_failed_save_is_reported_once_with_number_and_path(tmp_path, told, mon
 
 
 def test_a_disk_that_is_full_half_way_through_a_file(tmp_path, told, monkeypatch):
-    """Errors of write itself name no path of their own."""
+    """OSErrors of `write` have no path; the saver adds it."""
     one = open_saver(tmp_path, told)
     with monkeypatch.context() as full:
         full.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
@@ -228,7 +228,7 @@ def test_what_must_be_durable_before_a_checkpoint_is_visible(tmp_path, told):
 
 
 def test_the_last_save_is_tried_again(tmp_path, told, monkeypatch):
-    """What is written in the end is the state at the save, not at the retry."""
+    """The checkpoint has the state at the save, not at the retry."""
     monkeypatch.setattr(saver, "PAUSES", (0.0, 0.0))
     one, tensors = open_saver(tmp_path, told, retry=60), {"model.w": torch.ones(3)}
     monkeypatch.setattr(writer, "write_file", failing(errno.ENOSPC, times=3))

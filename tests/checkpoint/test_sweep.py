@@ -1,4 +1,4 @@
-"""Every file of a checkpoint of either format, damaged in every way: never loaded, and named."""
+"""Every file of a checkpoint of both formats, damaged in every way: never loaded, and named in the error."""
 
 import random
 import shutil
@@ -28,14 +28,14 @@ KINDS = ["cut", "emptied", "longer", "missing", "another's", "directory", "link"
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
-    """Checkpoints whose files are put in the place of others: of another step, and of another run."""
+    """Checkpoints of another step and of another run, whose files replace the original ones."""
     folder = tmp_path_factory.mktemp("others")
     changed = {name: tensor + 1 for name, tensor in SMALL.items()}
     return {3: saved(folder, steps=(5,), tensors=changed)[0], 2: FORMAT_2 / "step_00000003"}
 
 
 def sound(folder, version):
-    """A sound checkpoint, and tensors that it fills."""
+    """An undamaged checkpoint, and tensors to load it into."""
     if version == 3:
         return saved(folder, steps=(4,))[0], {name: torch.zeros_like(t) for name, t in SMALL.items()}
     return copy(FORMAT_2 / "step_00000004", folder / "step_00000004"), OLD
@@ -61,7 +61,7 @@ def damage(kind, path, name, other, elsewhere):
 
 
 def names_the_file(found, name, version):
-    """Format 2's manifest has no hash of its own: the file that it describes is named with it."""
+    """In format 2 the manifest has no hash: the error may begin with another file but names the manifest."""
     return found.startswith(name) or (version == 2 and name == "manifest.json" and "manifest" in found)
 
 
@@ -80,7 +80,7 @@ def test_no_damaged_file_is_loaded(tmp_path, others, version, name, kind):
     assert f"step_00000004: {found}" in str(refused.value)
     with pytest.raises(RunError, match=r"checkpoint .*step_00000004: "):
         checkpoint.read_state(path)
-    if name != "state.json":  # which `load` does not read
+    if name != "state.json":  # `load` does not read state.json
         with pytest.raises(RunError):
             checkpoint.load(path, {key: tensor.clone() for key, tensor in tensors.items()})
 

@@ -11,15 +11,15 @@ import torch
 import torch.multiprocessing as mp
 
 DEVICE = os.environ.get("LHTRAIN_TEST_DEVICE", "cpu")
-# On CPUs ranks are forked from a process that has imported, once, what takes three seconds.
+# On CPUs, ranks are forked from a process that has already done the imports, which take three seconds.
 METHOD = "forkserver" if DEVICE == "cpu" else "spawn"
 multiprocessing.set_forkserver_preload(["lhtrain.cli", "lhtrain.train", "torch.distributed.fsdp"])
 
 
 def on_ranks(function: Callable[..., Any], size: int, *args: Any, folder: Path) -> list[Any]:
-    """function(*args) on every rank, in processes of their own; returns what each returned, by rank.
+    """Call function(*args) in one process per rank; return the results by rank.
 
-    `function` must be importable. The environment is torchrun's; what it raises fails the test.
+    `function` must be importable. The environment is as under torchrun; an error fails the test.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -40,5 +40,5 @@ def _work(rank: int, function: Callable[..., Any], size: int, port: int, folder:
         "MASTER_PORT": str(port),
     }
     torch.save(function(*args), Path(folder) / f"rank_{rank}.pt")
-    # Now and then one of PyTorch's threads outlives a process this short and aborts it, its work done.
+    # Sometimes a thread of PyTorch outlives this short process and aborts it after its work is done.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Which ranks differ, and in what."""
+"""Comparison of values between ranks."""
 
 import pytest
 

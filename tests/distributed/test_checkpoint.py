@@ -1,4 +1,4 @@
-"""Checkpoints on meshes: each part is written once, and read on any other mesh."""
+"""Checkpoints on meshes: each part is written once and can be read on any other mesh."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.distributed.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 
-# Shapes that divide unevenly, a row for fewer ranks than there are, a scalar; and the dimension to shard.
+# Uneven shapes, fewer rows than ranks, a scalar; each with the dimension to shard.
 TENSORS = {
     "model.uneven": (torch.arange(35.0).reshape(7, 5), 0),
     "model.columns": (torch.arange(30.0).reshape(5, 6).bfloat16(), 1),
@@ -36,7 +36,7 @@ OF_FIXTURE = {
 
 
 def placed(world, tensors, replicate):
-    """The tensors on a mesh of all ranks, in groups of replicas; plain ones as they are."""
+    """The tensors on a mesh of all ranks, with `replicate` replicas; plain ones unchanged."""
     mesh = init_device_mesh("cpu", (replicate, world.size // replicate), mesh_dim_names=("r", "s"))
     return {
         name: tensor.clone()
@@ -55,7 +55,7 @@ def write(folder, replicate, tensors=TENSORS):
 
 
 def read(checkpoints, replicate):
-    """Names of tensors that, gathered from the shards that this mesh reads, are not those that were saved."""
+    """Names of tensors that differ from the saved ones after they were read on this mesh."""
     world, wrong = World.start(torch.device("cpu")), []
     for path, tensors in checkpoints:
         assert problem_of(path, world) is None
@@ -87,7 +87,7 @@ def test_each_part_is_written_once_and_read_on_other_meshes(tmp_path):
 
 
 def load_where_one_rank_finds_damage(path):
-    """On a rank: what it says. Rank 1 alone needs the file of rank 2, which had the last row."""
+    """On a rank: the error. Only rank 1 needs the file of rank 2, which had the last row."""
     world = World.start(torch.device("cpu"))
     try:
         checkpoint.load(path, placed(world, ROWS, 1))

@@ -1,4 +1,4 @@
-"""What a rank computes with when weights are sharded."""
+"""Dtypes and gradients of sharded weights."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ CONFIG = ModelConfig(name="t", seq_len=64, vocab_size=64, tie_embeddings=False, 
 
 
 def dtypes_in_blocks():
-    """On a rank: of what each block is called with, and of its weights, in a bfloat16 step."""
+    """On a rank: dtypes of each block's inputs and weights in a bfloat16 step."""
     world, seen = World.start(torch.device(DEVICE)), []
 
     def noting(block, x, where):
@@ -44,7 +44,7 @@ def test_the_rotary_embedding_stays_float32_where_weights_are_bfloat16(tmp_path)
 
 
 def gradients(dtype, size):
-    """On a rank: loss and whole gradients of one batch, the same on every rank."""
+    """On a rank: loss and full gradients of one batch, the same on every rank."""
     device = torch.device(DEVICE)
     world = World(Ranks(), device) if size == 1 else World.start(device)
     with torch.device("meta"):
@@ -52,11 +52,11 @@ def gradients(dtype, size):
     mesh = Mesh(ParallelConfig(), CONFIG, Selection.exact, world)
     mesh.shard(model)
     mesh.initialize(model, seed=0)
-    with torch.no_grad():  # gains that bfloat16 cannot hold
+    with torch.no_grad():  # gains that bfloat16 cannot represent
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter += 0.1234
-    # Mostly one token, as text is mostly spaces: its row of the embedding sums up many small gradients.
+    # Mostly one token, as spaces in text: its embedding row sums many small gradients.
     tokens = torch.zeros(8, 512, dtype=torch.int64, device=world.device)
     tokens[:, ::7] = torch.arange(8 * 74, device=world.device).view(8, 74) % 64
     loss = model.loss(tokens, tokens.roll(-1, 1))
@@ -70,7 +70,7 @@ def gradients(dtype, size):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_several_ranks_compute_what_one_does(tmp_path, dtype):
-    """The embedding and the norms' gains too, which a rank gathers in the dtype it computes in."""
+    """Also for the embedding and the gains of norms, which a rank gathers in its compute dtype."""
     loss, alone = gradients(dtype, 1)
     low = dtype is torch.bfloat16
     for other_loss, together in on_ranks(gradients, 2, dtype, 2, folder=tmp_path):

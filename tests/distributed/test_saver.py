@@ -1,4 +1,4 @@
-"""Saves that fail, or are slow, on one rank alone."""
+"""Saves that fail, or are slow, on only one rank."""
 
 import errno
 import threading
@@ -38,7 +38,7 @@ def full(path, content):
 
 
 def save_where_one_rank_cannot(parent: Path):
-    """On a rank: of each way to fail, what it says of that save, and what there is after the next."""
+    """On a rank, for each kind of failure: the warnings, the counts, and the files after the next save."""
     world, outcomes = World.start(torch.device("cpu"), timeout=5), {}
     stage, write = Staging.stage, writer.write_file
     for how in HOWS:
@@ -67,7 +67,7 @@ def test_all_ranks_know_and_the_next_save_is_not_affected(tmp_path):
 
 
 def save_on_a_disk_slower_than_the_timeout(parent: Path):
-    """On a rank, for each that is slow: failed saves, saves, whether the second waited, and what there is."""
+    """On a rank, for each slow rank: failed saves, saves, whether the second waited, checkpoints."""
     world = World.start(torch.device("cpu"), timeout=2)
     write, outcomes = writer.write_file, []
     for slow_rank in range(2):
@@ -82,7 +82,7 @@ def save_on_a_disk_slower_than_the_timeout(parent: Path):
         one.save(1, TENSORS, {})
         for _ in range(3):  # training
             world.mean(torch.ones(1))
-        # Ranks now wait for the slow one, for twice as long as a collective may take.
+        # The ranks now wait for the slow one twice as long as the time limit of a collective.
         threading.Timer(4.5, released.set).start()
         one.save(2, TENSORS, {})
         waited = released.is_set() or world.rank != slow_rank
@@ -97,7 +97,7 @@ def test_a_disk_slower_than_the_timeout_breaks_nothing(tmp_path):
 
 
 def find_where_one_rank_cannot_read(folder: Path):
-    """On a rank: what it says of a checkpoint that rank 1 alone cannot read."""
+    """On a rank: the error about a checkpoint that only rank 1 cannot read."""
     import os
 
     from lhtrain.checkpoint import retry

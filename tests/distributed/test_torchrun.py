@@ -1,4 +1,4 @@
-"""Which torchrun started the ranks, and how long it waits before it kills."""
+"""Detection of the torchrun that started the ranks, and the time until it kills them."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_a_note_is_for_later_attempts_of_the_same_torchrun(restarted, tmp_path):
 def test_restarts_on_several_machines_need_a_directory(restarted, tmp_path):
     restarted.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(
-        RunError, match="TORCHELASTIC_RESTART_COUNT=1: on several machines, restarts by torchru"
+        RunError, match="TORCHELASTIC_RESTART_COUNT=1: on several machines, restarts by torchrun"
     ):
         torchrun.earlier_run(tmp_path / "r", is_new=True, is_dated=False)
     assert torchrun.earlier_run(tmp_path / "r", is_new=False, is_dated=False) is None
@@ -81,12 +81,11 @@ def test_the_flag_as_it_was_typed(restarted, tmp_path, typed):
 
 def test_a_limit_that_is_too_short_is_said(restarted):
     assert torchrun.too_short(29.0) is None
-    assert torchrun.too_short(45.0) == (
-        "a step and a save took 45 s, but torchrun kills the ranks 30 s after TERM or Ctrl-C: "
-        "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=135 before torchrun"
-    )
+    warning = torchrun.too_short(45.0)
+    assert "took 45 s" in warning and "kills the ranks 30 s after TERM" in warning
+    assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=135" in warning
     restarted.setattr(torchrun, "_has_flag", lambda: False)
     restarted.setenv(torchrun.VARIABLE, "600")
-    assert "whose limit is fixed before PyTorch 2.12" in torchrun.too_short(45.0)
+    assert "before PyTorch 2.12" in torchrun.too_short(45.0)
     restarted.delenv("TORCHELASTIC_RUN_ID")
     assert torchrun.too_short(45.0) is None

@@ -18,7 +18,7 @@ from tests.distributed.ranks import DEVICE, on_ranks
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 2e-4  # relative, after 10 steps of AdamW in float32, whose first steps amplify rounding
-# 2 W = 8 chunks of one tile each, which is the least budget for cp=4; the switch is at the middle.
+# 2 W = 8 chunks of one tile each, the smallest budget for cp=4; the stage switch is in the middle.
 TINY = [
     *("model.seq_len=2048", "model.dim=32", "model.n_layers=2", "model.n_heads=4", "model.ffn_dim=64"),
     *("lighthouse.levels=2", "lighthouse.pooling=2", "lighthouse.budget=1024", "model.dense_layers=[0]"),
@@ -55,7 +55,7 @@ def run(config, run_dir, world):
 
 
 def train(folder, jobs):
-    """On a rank: every job, one after the other."""
+    """On a rank: all jobs, one after the other."""
     world = World.start(torch.device(DEVICE))
     for name, overrides in jobs.items():
         run_dir = folder / f"{name}_{world.size}"
@@ -91,14 +91,14 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """The run of one rank, which the others are compared with."""
+    """The run on one rank, the reference for the others."""
     run(config_of(folder, "alone", []), folder / "alone", World.start(torch.device(DEVICE)))
     return folder / "alone"
 
 
 @pytest.mark.parametrize("size", JOBS)
 def test_ten_steps_are_those_of_one_rank(folder, alone, size, tmp_path):
-    """Across the stage switch: what is trained does not depend on how it is shared."""
+    """Across the stage switch: results do not depend on the mesh."""
     on_ranks(train, size, folder, JOBS[size], folder=tmp_path)
     for name, overrides in JOBS[size].items():
         path = folder / f"{name}_{size}"
@@ -120,7 +120,7 @@ def test_ten_steps_are_those_of_one_rank(folder, alone, size, tmp_path):
 
 
 class Poisoned(Trainer):
-    """On the last rank the batches at the positions `POISON` have a loss that is not a number."""
+    """On the last rank, the batches at the positions `POISON` have a loss that is NaN."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -164,7 +164,7 @@ def test_too_many_in_a_row_go_back_and_past_their_data(folder):
     step, overrides = 8192, ["guard.max_skips=2", "checkpoint.every=2"]
     train_poisoned(folder, "rewound", {4 * step, 5 * step}, overrides)
     labels, lines = labelled(folder / "rewound")
-    # Steps 5 and 6 are left out. Step 6 is not saved; back at step 4, data from 6 steps in is read.
+    # Steps 5 and 6 are skipped. Step 6 is not saved; after the return to step 4, data after step 6 is read.
     assert labels == [
         *(("train", n) for n in (1, 2, 3, 4)),
         ("rewound", 4),
@@ -177,7 +177,7 @@ def test_too_many_in_a_row_go_back_and_past_their_data(folder):
 
 
 class Damaged(Poisoned):
-    """The newest checkpoint is cut short before the run goes back."""
+    """The newest checkpoint is truncated before the run returns to it."""
 
     def _rewind(self):
         self.saver.wait()

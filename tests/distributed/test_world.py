@@ -1,4 +1,4 @@
-"""Ranks that wait for each other longer than a collective may take, differ, or fail while they start."""
+"""Ranks that wait longer than the time limit of a collective, differ, or fail while they start."""
 
 import os
 import time
@@ -17,11 +17,11 @@ from tests.distributed.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 2  # seconds that a collective may take here
+LIMIT = 2  # time limit of collectives in seconds
 
 
 def tokenize_slowly():
-    """The first rank takes longer than any collective may; afterwards collectives work."""
+    """The first rank exceeds the time limit of collectives; afterwards collectives still work."""
     world = World.start(torch.device("cpu"), timeout=30, limit=LIMIT)
     with world.first_of_each_machine():
         if world.rank == 0:
@@ -31,10 +31,10 @@ def tokenize_slowly():
 
 
 def differ(folder):
-    """Other data; then a run directory that is not the same folder on all ranks."""
+    """Different data; then a run directory that is not the same folder on all ranks."""
     world = World.start(torch.device("cpu"), 30, mine={"optim.lr": 0.1, "run.steps": 4})
     same_folder(folder, world)
-    mine = folder / f"machine_{world.rank}"  # where the same path is another folder
+    mine = folder / f"machine_{world.rank}"  # the same relative path is another folder on each rank
     mine.mkdir()
     os.chdir(mine)
     said = []
@@ -51,7 +51,7 @@ def differ(folder):
 
 
 def fail_on_one():
-    """A rank that fails while the others wait for it: they end, and do not say it a second time."""
+    """A rank fails while the others wait for it: they end and do not print its error again."""
     world = World.start(torch.device("cpu"), 30)
     try:
         if world.rank == 1:
@@ -75,5 +75,5 @@ def test_ranks_that_differ_all_end_with_the_same_words(tmp_path):
 
 def test_a_rank_that_fails_frees_the_others(tmp_path):
     (kind, words, attempt), failed = on_ranks(fail_on_one, 2, folder=tmp_path)
-    assert kind == PeerFailed.__name__ and words.startswith("rank 1, process ")
+    assert kind == PeerFailed.__name__ and words.startswith("rank 1 (process ")
     assert failed == ("RunError", "no data here", attempt), "the attempt is the same on all ranks"

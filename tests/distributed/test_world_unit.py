@@ -1,4 +1,4 @@
-"""Who a process is among the ranks, by its environment."""
+"""Detection of this process's rank from the environment."""
 
 import pytest
 import torch
@@ -24,7 +24,9 @@ def test_torchrun_goes_before_slurm_which_may_have_started_it():
 
 def test_a_task_of_slurm_needs_a_place_to_meet():
     assert find_ranks(SLURM | MEETING) == Ranks(5, 8, 1)
-    with pytest.raises(RunError, match="SLURM_STEP_NUM_TASKS=8: several tasks need MASTER_ADDR and MASTER_P"):
+    with pytest.raises(
+        RunError, match="SLURM_STEP_NUM_TASKS=8: several tasks need MASTER_ADDR and MASTER_PORT"
+    ):
         find_ranks(SLURM)
 
 
@@ -82,7 +84,7 @@ def test_where_the_ranks_meet_is_checked(environment, message):
 
 
 def test_a_logger_that_loses_its_connection_is_not_a_lost_rank():
-    """Judged by what raised the error, not by its words."""
+    """The origin of the error decides, not its words."""
     words = "Connection reset by peer"
     for error in (RuntimeError(words), ConnectionResetError(words), OSError(words)):
         try:
@@ -99,7 +101,7 @@ def test_an_error_of_pytorch_that_speaks_of_no_peer_is_not_a_lost_rank():
 
 
 def test_torchrun_is_told_the_sentence_and_not_a_traceback(tmp_path, monkeypatch):
-    """In the form in which it reads it."""
+    """In the format that torchrun reads."""
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
     record_failure(RunError("data.path=x: no such file"), "data.path=x: no such file")

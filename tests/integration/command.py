@@ -1,4 +1,4 @@
-"""Run the `lhtrain` command on a small text and read what it leaves."""
+"""Run the `lhtrain` command on a small text and read its run directory."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.integration.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 
-# A model that steps in a few hundredths of a second; two stages of a sequence that the pyramid just fits.
+# A model whose steps take a few hundredths of a second; two stages, the shortest possible sequence.
 TINY = [
     *("model.seq_len=2048", "model.dim=32", "model.n_layers=2", "model.ffn_dim=64", "run.device=cpu"),
     *("run.steps=16", "run.batch_tokens=4096", "run.grad_accum=2", "eval.tokens=4096", "eval.every=6"),
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def trace(self) -> list[tuple]:
-        """Every row but for its times: what must be equal, bit for bit, between two runs."""
+        """All rows without times: two runs must have the same, bit for bit."""
         timed = ("seconds", "step_seconds", "tokens_per_second", "mfu")
         return [tuple(sorted((k, v) for k, v in row.items() if k not in timed)) for row in self.rows]
 
@@ -53,7 +53,7 @@ class Run:
 
 
 class Lhtrain:
-    """The command, with its own data and cache."""
+    """The command with its own data and cache."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -63,16 +63,16 @@ class Lhtrain:
         for number in range(10):
             (text / f"{number}.txt").write_text("".join(words[number::10]))
         self.data = ["data=text", f"data.path={text}", f"data.cache_dir={folder / 'cache'}"]
-        self.forked = not torch.cuda.is_available()  # False: each in a process that does its own imports
+        self.forked = not torch.cuda.is_available()  # False: every process does its own imports
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
 
     def start(
         self, name: str, *overrides: str, ranks: int = 1, through: Sequence[str] = ()
     ) -> subprocess.Popen | Forked:
-        """ranks: of this machine, by torchrun. through: a command that runs the rest of its arguments."""
+        """ranks: number of ranks, started by torchrun. through: a command that runs its arguments."""
         arguments = [*self.data, *TINY, f"run.dir={self.folder / name}", *overrides]
         if not any(override.startswith("stage=") for override in overrides):
-            arguments.append("stages.lighthouse.fraction=0.5")  # the switch is at the run's middle
+            arguments.append("stages.lighthouse.fraction=0.5")  # the stage switch is in the middle of the run
         if self.forked and ranks == 1 and not through:
             return Forked(arguments, self.folder, self.environment)
         launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
@@ -110,7 +110,7 @@ class Lhtrain:
                 if ranks > 1:
                     chosen = victims or range(ranks)
                     if not all(self._whereabouts(name, rank).exists() for rank in chosen):
-                        continue  # a rank on a busy machine; another step will do
+                        continue  # the machine is busy; try the next step
                     for pid in [self.pid(name, rank) for rank in chosen]:
                         os.kill(pid, with_signal)
                 if not victims:
@@ -120,14 +120,14 @@ class Lhtrain:
         return Run(self.folder / name, process.returncode, "".join(lines) + rest, err)
 
     def pid(self, name: str, rank: int) -> int:
-        """The process of a rank, by what its watchdog wrote."""
+        """The process id of a rank, from the file that its watchdog wrote."""
         return json.loads(self._whereabouts(name, rank).read_text())["pid"]
 
     def _whereabouts(self, name: str, rank: int) -> Path:
         return self.folder / name / "ranks" / f"{rank}.json"
 
     def bare(self, *arguments: str) -> subprocess.CompletedProcess:
-        """Just `lhtrain ARGUMENTS`."""
+        """Run `lhtrain ARGUMENTS`."""
         if self.forked:
             done = Forked(arguments, self.folder, self.environment)
             out, err = done.communicate()

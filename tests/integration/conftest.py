@@ -10,7 +10,7 @@ def lhtrain(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(lhtrain):
-    """The two-stage run that others are compared with, in a process that does its own imports."""
+    """The two-stage reference run, in a process that does its own imports."""
     lhtrain.forked, forked = False, lhtrain.forked
     try:
         return lhtrain("undisturbed")

@@ -1,4 +1,4 @@
-"""The command `lhtrain`, forked from a process that has done the imports, which saves three seconds a start.
+"""The command `lhtrain`, forked from a process that has done the imports; saves three seconds per start.
 
 All that follows the imports is as in a process of its own: signals, status, streams, environment, directory.
 """
@@ -19,7 +19,7 @@ PRELOADED = ["lhtrain.cli", "lhtrain.train", "lhtrain.build", "torch.distributed
 
 
 class Forked:
-    """What tests use of `subprocess.Popen`, for `python -m lhtrain ARGUMENTS`."""
+    """The part of `subprocess.Popen` that tests use, for `python -m lhtrain ARGUMENTS`."""
 
     def __init__(self, arguments: Sequence[str], cwd: Path, env: dict[str, str]):
         multiprocessing.set_forkserver_preload(PRELOADED)
@@ -59,7 +59,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self) -> tuple[str, str]:
-        out = self.stdout.read()  # stderr gets less meanwhile than a pipe holds
+        out = self.stdout.read()  # stderr meanwhile stays below the size of a pipe
         err = self.stderr.read()
         self.wait()
         return out, err
@@ -77,7 +77,7 @@ def _run(
     os.environ.update(env)
     os.umask(umask)
     os.chdir(cwd)
-    if "OMP_NUM_THREADS" in env:  # torch has read that of the process it was imported in
+    if "OMP_NUM_THREADS" in env:  # torch read the value of the process that imported it
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.orig_argv = [sys.executable, "-m", *args]
     sys.argv = [str(ROOT / "lhtrain" / "__main__.py"), *args[1:]]

@@ -1,4 +1,4 @@
-"""`lhtrain data …` and training on what it prepared, by the real command."""
+"""`lhtrain data …`, and training on the prepared data, with the real command."""
 
 import json
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def prepared(lhtrain):
-    """Two prepared folders: `short` documents, and `long` ones of several sequences."""
+    """Two prepared folders: `short` documents, and `long` documents of several sequences."""
     for name, lines, count in (("short", 12, 600), ("long", 700, 30)):
         rows = (
             {"text": "".join(f"{name} {i} line {j}, and so on\n" for j in range(lines))} for i in range(count)

@@ -1,4 +1,4 @@
-"""compute.deterministic: two runs with the same settings are the same, bit for bit, on a GPU too."""
+"""compute.deterministic: two runs with the same settings are equal, bit for bit, also on a GPU."""
 
 import signal
 
@@ -7,7 +7,7 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-# Long enough for FlashAttention-4 where it is installed, whose backward is the one that adds up in any order.
+# Long enough for FlashAttention-4, if installed: only its backward sums in an arbitrary order.
 GPU = ["run.device=cuda", "model.seq_len=16384", "run.batch_tokens=32768", "model.dim=128", "model.n_heads=2"]
 GPU += ["model.dense_layers=[0]", "eval.tokens=16384"]
 

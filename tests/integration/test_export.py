@@ -1,4 +1,4 @@
-"""`lhtrain export` by the real command: the exported Llama has the validation loss that the run reported."""
+"""`lhtrain export` with the real command: the exported Llama has the validation loss of the run."""
 
 import pytest
 import torch

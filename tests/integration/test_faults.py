@@ -1,4 +1,4 @@
-"""What may go wrong on one machine: the disk, the numbers."""
+"""Faults on one machine: a full disk, losses that are not finite."""
 
 import json
 import os
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_full_disk_costs_only_what_it_refuses(lhtrain, undisturbed):
-    """A limit on the size of files, set in mid-run, stands for it: it refuses checkpoints and rows alike."""
+    """Simulated by a limit on the file size, set during the run: checkpoints and rows cannot be written."""
     full = lhtrain.start("disk", "checkpoint.every=4")
     printed = []
     for line in full.stdout:
@@ -28,7 +28,7 @@ def test_a_full_disk_costs_only_what_it_refuses(lhtrain, undisturbed):
 
 
 def test_numbers_that_stay_wrong_end_the_run_at_its_checkpoint(lhtrain):
-    """A learning rate that spoils the weights at once: later steps are left out, then the run goes back."""
+    """A learning rate that ruins the weights at once: later steps are skipped, then the run rewinds."""
     lhtrain("spoilt", "stage=dense", "run.steps=4", "checkpoint.every=2")
     settings = ("resume=force", "stage=dense", "run.steps=12", "optim.lr=1e30", "optim.clip_norm=1e30")
     limits = ("guard.max_skips=2", "guard.max_rewinds=1", "checkpoint.every=100")

@@ -1,4 +1,4 @@
-"""The wheel: everything is in it, and it works away from the checkout."""
+"""The wheel: it has all files and works outside the checkout."""
 
 import os
 import subprocess

@@ -24,7 +24,7 @@ def modules(lhtrain):
 
 
 def test_a_run_of_plugins_by_configuration_alone(lhtrain):
-    """It trains, is killed, resumes to the same numbers and is exported without the scorer's parameters."""
+    """The run is killed, resumes with the same results and is exported without the scorer's parameters."""
     whole = lhtrain("plugins", *SETTINGS)
     assert whole.summary["finished"] and [stage["attention"] for stage in whole.summary["stages"]] == [
         *("lighthouse", "chunked")
@@ -40,7 +40,7 @@ def test_a_run_of_plugins_by_configuration_alone(lhtrain):
     lhtrain.kill_after("plugins_killed", 5, *SETTINGS)
     assert lhtrain("plugins_killed", *SETTINGS, "resume=auto").trace == whole.trace
 
-    # A recovery stage alone has no scorers, and takes the other weights.
+    # A recovery stage without a Lighthouse stage has no scorers and loads all other weights.
     start = f"init_from={whole.path / 'checkpoints/step_00000006'}"
     recovered = lhtrain("recovered", *SETTINGS, "stage=recovery", "run.steps=1", start)
     assert recovered.status == 0 and recovered.summary["finished"]

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed is the run that was not: the same rows, bit for bit."""
+"""A run that is killed and resumed has the same rows as an uninterrupted run, bit for bit."""
 
 import json
 import random
@@ -15,11 +15,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("step", [7, 8, 9])
 def test_killed_around_the_switch(lhtrain, undisturbed, step):
-    """Checkpoints at every step: resumed one before, at and after the switch at step 8."""
+    """Checkpoints at every step: resumed one step before, at and after the switch at step 8."""
     name = f"killed_{step}"
     killed = lhtrain.kill_after(name, step, "checkpoint.every=1")
     assert killed.status == -signal.SIGKILL
-    assert killed.summary["steps"] >= 6 and killed.summary["ended"] is None  # as of its last validation
+    assert killed.summary["steps"] >= 6 and killed.summary["ended"] is None  # from its last validation
     assert (killed.path / "loss.png").read_bytes().startswith(b"\x89PNG")
     resumed = lhtrain(name, "resume=auto", "checkpoint.every=1")
     assert "continues from step_" in resumed.out
@@ -108,7 +108,7 @@ def test_other_settings_when_told_so(lhtrain):
 
 
 def test_a_longer_plan_names_the_stages_that_really_run(lhtrain):
-    """Eight steps of each stage, then a plan of twice as many: Lighthouse follows recovery."""
+    """A plan with twice the steps: a Lighthouse stage follows the recovery stage."""
     lhtrain("longer", "run.steps=4")
     run = lhtrain("longer", "run.steps=8", "resume=force", "checkpoint.every=100")
     attention = [(row["step"], row["stage"]) for row in run.rows if row["kind"] == "train"]
@@ -124,7 +124,7 @@ def test_a_longer_plan_names_the_stages_that_really_run(lhtrain):
 
 
 def test_extended_and_killed_and_resumed_it_is_the_longer_run(lhtrain):
-    """A directory's own configuration is all that is needed, and a kill in the new part loses nothing."""
+    """The configuration in the directory is sufficient, and a kill in the added steps loses nothing."""
     alone = lhtrain("extended", "stage=dense", "run.steps=6").path
     killed = shutil.copytree(alone, lhtrain.folder / "extended_and_killed")
     refused = lhtrain.bare("resume", str(alone), "run.steps=9", "stages.dense.steps=9")
@@ -136,7 +136,7 @@ def test_extended_and_killed_and_resumed_it_is_the_longer_run(lhtrain):
     assert refused.returncode == 1 and "optim.lr: 0.002 -> 0.0001" in refused.stderr
     refused = lhtrain.bare("extend", str(alone), "steps=+x")
     assert refused.returncode == 2 and "steps=+x: must be +N" in refused.stderr
-    assert (alone / "config.yaml").read_bytes() == plan  # so that the command can be repeated
+    assert (alone / "config.yaml").read_bytes() == plan  # unchanged, so the command can be repeated
 
     extended = lhtrain.bare("extend", str(alone), "steps=+10")
     assert extended.returncode == 0, extended.stderr
@@ -164,11 +164,11 @@ def test_fewer_steps_than_done_are_refused(lhtrain, undisturbed):
 
 
 def test_lost_checkpoints_are_no_new_run(lhtrain):
-    """Rows of a run whose checkpoints are gone are kept until somebody says to start over."""
+    """If a run's checkpoints are gone, its rows are kept until the user asks to start over."""
     run = lhtrain("lost", "stage=dense", "run.steps=4", "checkpoint.every=2")
     before = (run.path / "metrics.jsonl").read_bytes()
     shutil.rmtree(run.path / "checkpoints")
-    for _ in range(2):  # SLURM starts again by itself
+    for _ in range(2):  # SLURM restarts the job automatically
         refused = lhtrain.bare("resume", str(run.path))
         assert refused.returncode == 1 and "resume=restart" in refused.stderr
         assert (run.path / "metrics.jsonl").read_bytes() == before

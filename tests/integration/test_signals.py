@@ -1,4 +1,4 @@
-"""A scheduler's signals, before there is a step to finish and in the middle of the run."""
+"""Signals from a scheduler, before the first step and in the middle of the run."""
 
 import contextlib
 import signal
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def _catches(pid, number):
-    """Whether the process has a handler, which it gets before it imports what takes long."""
+    """Whether the process has a signal handler; it is set before the slow imports."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(line.split()[1] for line in lines if line.startswith("SigCgt"))
     return int(caught, 16) >> (number - 1) & 1
@@ -36,13 +36,13 @@ def test_before_the_first_step_the_run_ends_in_order(lhtrain, undisturbed, which
 
 @pytest.mark.parametrize("which", [signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_leaves(lhtrain, undisturbed, which):
-    """HUP comes when the terminal is closed."""
+    """A closed terminal sends HUP."""
     stopped = lhtrain.kill_after(which.name, 3, with_signal=which)
     assert stopped.status == 128 + which and stopped.checkpoints
     assert lhtrain(which.name, "resume=auto").trace == undisturbed.trace
 
 
-# The command, with a disk that never finishes writing a checkpoint.
+# The command with a disk on which writing a checkpoint never ends.
 HANGS = """
 import sys, threading
 from lhtrain.checkpoint.saver import Saver

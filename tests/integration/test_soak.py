@@ -1,4 +1,4 @@
-"""The soak script, briefly: it kills, resumes and compares."""
+"""A short run of the soak script, which kills, resumes and compares runs."""
 
 import os
 import subprocess

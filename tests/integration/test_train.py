@@ -1,4 +1,4 @@
-"""The real command: both stages, what it leaves, how it is steered, what it refuses."""
+"""The real command: both stages, the files it writes, its settings and its errors."""
 
 import itertools
 
@@ -63,7 +63,9 @@ def test_the_switch_is_recorded(undisturbed):
     assert switch["loss_before"] == pytest.approx(sum(losses[:8]) / 8)
     assert switch["loss_after"] == pytest.approx(sum(losses[8:]) / 8)
     assert switch["val_loss_before"] == undisturbed.summary["stages"][0]["val_loss"]
-    assert 0 < abs(switch["val_loss_after"] - switch["val_loss_before"]) < 1  # other attention, same weights
+    assert (
+        0 < abs(switch["val_loss_after"] - switch["val_loss_before"]) < 1
+    )  # different attention, same weights
     assert "lighthouse -> recovery" in undisturbed.out
     validated = {row["step"]: row["val_loss"] for row in undisturbed.rows if row["kind"] == "validation"}
     if steps := switch["steps_to_recover"]:
@@ -99,7 +101,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(lhtrain, un
 
 
 def test_grad_accum_does_not_change_the_losses(lhtrain):
-    """With full attention: a selection may flip on the last bit of a score."""
+    """With full attention: with Lighthouse, rounding of a score could change a selection."""
     whole, parts = (
         lhtrain(f"accum_{n}", "stage=dense", "run.steps=8", f"run.grad_accum={n}") for n in (1, 2)
     )
@@ -114,14 +116,14 @@ def test_curriculum_changes_the_sequence_length_and_keeps_the_tokens(lhtrain):
     assert [stage["name"] for stage in run.summary["stages"]] == ["short", "lighthouse", "recovery"]
     assert [stage["steps"] for stage in run.summary["stages"]] == [2, 4, 2]
     assert run.summary["tokens"] == 8 * 4096
-    # every third step, and each stage's first and last
+    # every third step, and the first and last of each stage
     assert [row["step"] for row in run.rows if row["kind"] == "train"] == [1, 2, 3, 6, 7, 8]
     assert len(run.summary["switches"]) == 2
     assert "seq_len 256" in run.out and "seq_len 2,048" in run.out
 
 
 def test_recovery_starts_from_a_lighthouse_checkpoint(lhtrain, undisturbed):
-    """The same weights, optimizer state and place in the data: its first loss is the two-stage run's."""
+    """Same weights, optimizer state and data position: the first loss equals that of the two-stage run."""
     first = lhtrain(
         "stage_one", "stage=lighthouse", "run.steps=8", "optim.warmup_fraction=0", "optim.decay_fraction=0"
     )
@@ -173,7 +175,7 @@ def test_a_sweep_with_one_bad_combination_starts_nothing(lhtrain):
 
 
 def test_a_poor_environment_and_names_of_every_kind(lhtrain, monkeypatch, tmp_path):
-    """No home, no place for matplotlib's files, a terminal without a character that a name has."""
+    """No home, no folder for matplotlib, and a terminal that cannot print a character of the name."""
     poor = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "MPLCONFIGDIR": "/proc/none", "TMPDIR": str(tmp_path)}
     environment = {key: value for key, value in lhtrain.environment.items() if key not in ("HOME", "DISPLAY")}
     monkeypatch.setattr(lhtrain, "environment", environment | poor)

@@ -98,7 +98,7 @@ def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
         lines = "".join(f"\n  {path.name}: {found}" for path, found in damaged)
         raise RunError(
             f"{folder}: no undamaged checkpoint is left; nothing was renamed or deleted:{lines}\n"
-            "Copy an undamaged checkpoint into this folder, or resume=restart moves the run's files aside "
+            "Copy an undamaged checkpoint into this folder; resume=restart moves the run's files aside "
             "and starts over"
         )
     return None, []

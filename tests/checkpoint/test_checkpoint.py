@@ -149,7 +149,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
     assert problem_of(other) is None, "a link's target stays"
 
 
-def test_damaged_ones_are_put_aside_when_a_sound_one_is_found(tmp_path):
+def test_damaged_ones_are_renamed_when_an_undamaged_one_is_found(tmp_path):
     sound, cut, flipped = saved(tmp_path, steps=(1, 2, 3))
     truncate(cut), flip(flipped)
     found, notes = checkpoint.newest_sound(tmp_path, ALONE)
@@ -166,7 +166,7 @@ def test_damaged_ones_are_put_aside_when_a_sound_one_is_found(tmp_path):
     assert names == ["step_00000001", "damaged-step_00000002", "damaged-step_00000003"]
 
 
-def test_where_none_is_sound_nothing_is_renamed_however_often_it_is_tried(tmp_path):
+def test_if_all_are_damaged_nothing_is_renamed_however_often_it_is_tried(tmp_path):
     paths = saved(tmp_path, steps=(1, 2))
     truncate(paths[0]), (paths[1] / "manifest.json").unlink()
     for _ in range(2):
@@ -189,7 +189,7 @@ def test_one_without_a_manifest_is_damaged_not_absent(tmp_path):
     )
 
 
-def test_the_same_step_damaged_twice_is_put_aside_twice(tmp_path):
+def test_the_same_step_damaged_twice_is_renamed_twice(tmp_path):
     for _ in range(2):
         sound, damaged = saved(tmp_path, steps=(1, 2))
         flip(damaged)
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_left_alone(tmp_path):
         (lambda path: (shutil.rmtree(path), path.write_text("")), "this is a file, not a folder"),
     ],
 )
-def test_a_fault_is_named_and_so_is_the_older_sound_one(tmp_path, damage, message):
+def test_a_fault_is_named_and_so_is_the_older_undamaged_one(tmp_path, damage, message):
     sound, middle, newest = saved(tmp_path, steps=(1, 2, 3))
     truncate(middle)
     damage(newest)

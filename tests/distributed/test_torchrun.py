@@ -79,7 +79,7 @@ def test_the_flag_as_it_was_typed(restarted, tmp_path, typed):
     assert torchrun.patience() == 90.0
 
 
-def test_a_limit_that_is_too_short_is_said(restarted):
+def test_a_limit_that_is_too_short_gives_a_warning(restarted):
     assert torchrun.too_short(29.0) is None
     warning = torchrun.too_short(45.0)
     assert "took 45 s" in warning and "kills the ranks 30 s after TERM" in warning

@@ -77,7 +77,7 @@ def test_other_settings_are_refused_and_named(lhtrain):
     assert "log_every" not in refused.err and "init_from=" in refused.err
 
 
-def test_a_truncated_checkpoint_is_put_aside_for_the_one_before(lhtrain, undisturbed):
+def test_a_truncated_checkpoint_is_renamed_and_the_one_before_is_used(lhtrain, undisturbed):
     run = lhtrain("truncated", "checkpoint.every=8")
     file = run.path / "checkpoints" / "step_00000016" / "rank_00000.bin"
     file.write_bytes(file.read_bytes()[:-10])

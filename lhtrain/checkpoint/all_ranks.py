@@ -1,7 +1,7 @@
 """Work on all ranks that may exceed the time limit of a collective: files on slow disks.
 
-A rank that is done waits for the others in many short collectives instead of a long one. So a slow disk never
-exceeds the time limit of collectives and ends the run.
+A rank that is done waits for the others in many short collectives instead of a long one. So a slow disk
+does not end a run, because no collective exceeds its time limit.
 """
 
 from collections.abc import Callable, Sequence

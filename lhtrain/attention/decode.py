@@ -57,7 +57,7 @@ class StrictCache:
     v: Tensor | None = None
     rows: list[tuple[Tensor, Tensor]] = field(
         default_factory=list
-    )  # k, v (B, S / tiles, G, D) of closed tiles
+    )  # k, v (B, rows, G, D) of each closed tile
     far: tuple[Tensor, Tensor] | None = None  # of the last coarsest query: out (B, 1, H, D), lse (B, 1, H)
 
     def __post_init__(self) -> None:

@@ -71,7 +71,7 @@ def lighthouse_attention(
             as published, or 16 where strictly causal.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
-        dense: the kernel of the attention call on the S rows; see `dense_attention`.
+        dense: the kernel of attention over the S rows without a window; see `dense_attention`.
         positions, x: for scorers, (N,) int64, unless given 0 ... N - 1; the layer's input (B, N, C).
 
     Returns:

@@ -116,7 +116,7 @@ def test_ranks_that_differ_end_with_one_error(lhtrain):
     first, *differing = said[0].splitlines()
     assert first.startswith("lhtrain: ") and "start all ranks with the same settings, data, code" in first
     assert differing == [
-        "  optim.lr: 0.002 on rank 0, 0.5 on rank 1",
+        "  optim.lr: 0.001 on rank 0, 0.5 on rank 1",
         "  run.steps: 16 on rank 0, 8 on rank 1",
     ]
     assert not run_dir.exists()

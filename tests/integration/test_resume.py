@@ -73,7 +73,7 @@ def test_a_signal_saves_and_leaves(lhtrain, undisturbed, which):
 def test_other_settings_are_refused_and_named(lhtrain):
     lhtrain.kill_after("changed", 6)
     refused = lhtrain("changed", "resume=auto", "optim.lr=1e-4", "run.seed=3", "run.log_every=2", status=1)
-    assert "optim.lr: 0.002 -> 0.0001" in refused.err and "run.seed: 0 -> 3" in refused.err
+    assert "optim.lr: 0.001 -> 0.0001" in refused.err and "run.seed: 0 -> 3" in refused.err
     assert "log_every" not in refused.err and "init_from=" in refused.err
 
 
@@ -93,17 +93,17 @@ def test_other_settings_when_told_so(lhtrain):
     lhtrain.kill_after("forced", 6)
     forced = lhtrain("forced", "resume=force", "optim.lr=1e-4")
     assert forced.rows[-2]["lr"] < 1e-4 and forced.summary["finished"]
-    assert "changed optim.lr: 0.002 -> 0.0001" in forced.out and "plan      recovery (dense): " in forced.out
+    assert "changed optim.lr: 0.001 -> 0.0001" in forced.out and "plan      recovery (dense): " in forced.out
     assert [row["changed"] for row in forced.rows if row["kind"] == "changed"] == [
-        ["optim.lr: 0.002 -> 0.0001"]
+        ["optim.lr: 0.001 -> 0.0001"]
     ]
-    assert "lr: 0.002" in (forced.path / "config.0001.yaml").read_text()
+    assert "lr: 0.001" in (forced.path / "config.0001.yaml").read_text()
     again = lhtrain.bare("resume", str(forced.path))
     assert again.returncode == 0, "what was accepted once is accepted"
     records = [json.loads(line) for line in (forced.path / "history.jsonl").read_text().splitlines()]
     starts = [record for record in records if record["event"] == "start"]
     assert [record["how"] for record in starts] == ["new run", "resumed", "resumed"]
-    assert starts[1]["changed"] == [{"key": "optim.lr", "before": 0.002, "after": 0.0001}]
+    assert starts[1]["changed"] == [{"key": "optim.lr", "before": 0.001, "after": 0.0001}]
     assert "resume=force" in starts[1]["command"] and starts[1]["ranks"] == 1
 
 
@@ -133,7 +133,7 @@ def test_extended_and_killed_and_resumed_it_is_the_longer_run(lhtrain):
 
     plan = (alone / "config.yaml").read_bytes()
     refused = lhtrain.bare("extend", str(alone), "steps=+10", "optim.lr=1e-4")
-    assert refused.returncode == 1 and "optim.lr: 0.002 -> 0.0001" in refused.stderr
+    assert refused.returncode == 1 and "optim.lr: 0.001 -> 0.0001" in refused.stderr
     refused = lhtrain.bare("extend", str(alone), "steps=+x")
     assert refused.returncode == 2 and "steps=+x: must be +N" in refused.stderr
     assert (alone / "config.yaml").read_bytes() == plan  # unchanged, so the command can be repeated
@@ -141,7 +141,7 @@ def test_extended_and_killed_and_resumed_it_is_the_longer_run(lhtrain):
     extended = lhtrain.bare("extend", str(alone), "steps=+10")
     assert extended.returncode == 0, extended.stderr
     assert "planned for 16 steps instead of 6" in extended.stdout
-    assert "dense (dense): steps 7 to 16, learning rate 0.002, constant until step 14" in extended.stdout
+    assert "dense (dense): steps 7 to 16, learning rate 0.001, constant until step 14" in extended.stdout
 
     process = Forked(["extend", str(killed), "steps=16"], lhtrain.folder, lhtrain.environment)
     for line in process.stdout:

@@ -123,7 +123,7 @@ def test_an_earlier_attempt_and_an_earlier_configuration_are_kept(tmp_path):
     config.optim.lr = 0.5
     printed = record_start(Start("new run"), run_dir, config, 0, about)
     assert "metrics.0001.jsonl" in printed[0] and (run_dir.path / "metrics.0001.jsonl").exists()
-    assert "lr: 0.002" in (run_dir.path / "config.0001.yaml").read_text()
+    assert "lr: 0.001" in (run_dir.path / "config.0001.yaml").read_text()
     assert "lr: 0.5" in run_dir.config.read_text()
     rows(run_dir, 1, 2)
     record_start(Start("restarted"), run_dir, config, 0, about)

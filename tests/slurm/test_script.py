@@ -262,7 +262,7 @@ def test_a_finished_run_is_refused_with_how_to_lengthen_it(tmp_path):
 @pytest.mark.parametrize(
     ("given", "status", "message"),
     [
-        (["steps=+4", "optim.lr=7e-4"], 1, "optim.lr: 0.002 -> 0.0007"),  # +4 again would add 4 more
+        (["steps=+4", "optim.lr=7e-4"], 1, "optim.lr: 0.001 -> 0.0007"),  # +4 again would add 4 more
         (["steps=4_"], 2, "must be +N"),
         (["steps=4"], 2, "steps=4: must be at least 20"),
     ],
@@ -280,7 +280,7 @@ def test_what_the_checkpoint_would_refuse_is_refused_at_submission(tmp_path):
     same = [*SMALL, "run.steps=20", f"run.dir={run}"]
     check(*prepare([*same, "cluster.nodes=1", "run.name=other"]))
     for more, message in (
-        (["optim.lr=7e-4"], r"optim\.lr: 0\.002 -> 0\.0007"),
+        (["optim.lr=7e-4"], r"optim\.lr: 0\.001 -> 0\.0007"),
         (["run.steps=5", "resume=force"], "has already done 10 steps"),
         (["resume=never"], "already contains a run"),
     ):

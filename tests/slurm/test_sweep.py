@@ -32,7 +32,7 @@ def test_a_job_array_that_is_signalled(trainer, lhtrain, undisturbed):
             *own,
             "run.dir=sw",
             "resume=auto",
-            "optim.lr=1e-3,2e-3",
+            "optim.lr=2e-3,1e-3",
         ],
         cwd=lhtrain.folder,
         env=lhtrain.environment | {"PATH": f"{ROOT}/tests/slurm/bin:{os.environ['PATH']}"},

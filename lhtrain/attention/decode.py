@@ -55,9 +55,8 @@ class StrictCache:
     q: Tensor | None = None  # of the open tile
     k: Tensor | None = None  # of the W tokens before the open tile, and of the open tile
     v: Tensor | None = None
-    rows: list[tuple[Tensor, Tensor]] = field(
-        default_factory=list
-    )  # k, v (B, rows, G, D) of each closed tile
+    # k, v (B, rows, G, D) of each closed tile
+    rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     far: tuple[Tensor, Tensor] | None = None  # of the last coarsest query: out (B, 1, H, D), lse (B, 1, H)
 
     def __post_init__(self) -> None:

@@ -89,9 +89,9 @@ def merge_window(
     sizes = pyramid.levels, pyramid.pooling
     if before is None:
         before = row_of_entry.new_empty(0)
-    return window_merge(q, k, v, rows, rows_lse, row_of_entry, before, window, *sizes, window_kernel_for(q))[
-        0
-    ]
+    far = rows, rows_lse, row_of_entry, before
+    out, _ = window_merge(q, k, v, *far, window, *sizes, window_kernel_for(q))
+    return out
 
 
 def _rows_kernel_for(q: Tensor, n_rows: int) -> str:

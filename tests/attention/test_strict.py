@@ -133,9 +133,10 @@ def test_the_kernels_are_the_reference(heads, groups):
 
 
 @pytest.mark.slow
-def test_the_layer_compiles_into_one_graph():
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_the_layer_compiles_into_one_graph(backend):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     q, k, v = (x.float().to(device) for x in draw(dim=16))
-    attend = LighthouseAttention(**SIZES, strictly_causal=True, window=32, backend="triton")
+    attend = LighthouseAttention(**SIZES, strictly_causal=True, window=32, backend=backend)
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), attend(q, k, v))

@@ -1,7 +1,6 @@
 """The inputs of an attention call besides queries, keys and values, such as the positions of the tokens.
 
-The model and its blocks pass `Where` on without using its content, so that fields can be added (for example
-the boundaries of documents).
+The model and its blocks pass `Where` on without using its content, so that fields can be added.
 """
 
 from collections.abc import Callable
@@ -9,9 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lhtrain.attention.documents import Documents
 from lhtrain.kernels.scores import Scorer
 
-Rotation = tuple[Tensor, Tensor]  # cosine and sine of the rotary embedding, each (T, D), float32
+Rotation = tuple[Tensor, Tensor]  # cosine and sine of the rotary embedding, each (T, D) or (B, T, D), float32
 
 
 class Where(NamedTuple):
@@ -19,8 +19,9 @@ class Where(NamedTuple):
 
     rotation: Rotation
     scorer: Scorer | None = None  # the layer's own scorer, if it has parameters
-    positions: Tensor | None = None  # (T,) int64, positions of the tokens in their sequence
+    positions: Tensor | None = None  # (T,) or (B, T) int64, positions of the tokens for the rotary embedding
     x: Tensor | None = None  # (B, T, C), the input of the layer
+    documents: Documents | None = None  # None: tokens attend to all documents of their sequence
 
 
 # q (B, T, H, D), k, v (B, T, Hkv, D), after the rotary embedding -> (B, T, H, D)

@@ -23,7 +23,7 @@ FLOORS = [
     ["compute"],
     ["checkpoint"],
     ["health", "progress", "runs", "report", "interop", "slurm"],
-    ["step", "evaluate", "loader", "build", "train", "session"],
+    ["step", "evaluate", "loader", "build", "opened", "train", "session"],
     ["commands"],
     ["cli"],
     ["__main__"],

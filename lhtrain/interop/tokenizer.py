@@ -109,31 +109,53 @@ def exported_tokenizer(state: dict[str, Any], copy: Path, given: str | None = No
     absent = ExportedTokenizer(name, known["vocab_size"], known["eos"], known["bos"])
     if given == NONE:
         return absent
-    bos = known["bos"] is not None if recorded else bool(data.get("bos"))
-    eos = str(known["eos"]) if recorded else data.get("eos")
+    try:
+        tokenizer = trained_tokenizer(state, copy, given)
+    except DataError as fault:
+        if given:
+            rule = "must be the tokenizer.json of the run, but it cannot be read"
+            raise RunError(f"tokenizer={given}: {rule} ({fault})") from fault
+        note = f"no tokenizer is exported: {fault}; if you have the file, give it with tokenizer=FILE"
+        return replace(absent, notes=(note,))
+    return _exported(name, tokenizer, unchecked=not recorded)
+
+
+def trained_tokenizer(state: dict[str, Any], copy: Path, given: str | None = None) -> Tokenizer:
+    """Return the tokenizer of the run that wrote a checkpoint.
+
+    Args:
+        state: content of the checkpoint's state.json.
+        copy: path of the run's own copy of tokenizer.json, which may not exist.
+        given: path of a tokenizer.json to use instead.
+
+    Raises:
+        DataError: its file cannot be read.
+        RunError: the file is not the tokenizer of the run.
+    """
+    data = state["config"]["data"]
+    recorded: dict[str, Any] | None = state.get("tokenizer")
+    name = recorded["name"] if recorded else data["tokenizer"]
+    bos = recorded["bos"] is not None if recorded else bool(data.get("bos"))
+    eos = str(recorded["eos"]) if recorded else data.get("eos")
     places = [given] if given else [*([str(copy)] if copy.is_file() else []), name]
-    others, faults = [], []
+    others: list[str] = []
+    faults: list[DataError] = []
     for place in places:
         try:
             tokenizer = open_tokenizer(place, bos, eos if place.lower().endswith(".json") else None)
         except DataError as error:
-            faults.append(str(error))
+            faults.append(error)
             continue
         if recorded and tokenizer.fingerprint != recorded["hash"]:
             others.append(place)
             continue
-        return _exported(name, tokenizer, unchecked=not recorded)
+        return tokenizer
     if others:
         raise RunError(
             f"tokenizer={others[0]}: must be the tokenizer that the run was trained with, but its content "
-            "differs; give the original with tokenizer=FILE, or export no tokenizer with tokenizer=none"
+            "differs; give the original with tokenizer=FILE"
         )
-    if given:
-        raise RunError(
-            f"tokenizer={given}: must be the tokenizer.json of the run, but it cannot be read ({faults[0]})"
-        )
-    note = f"no tokenizer is exported: {faults[0]}; if you have the file, give it with tokenizer=FILE"
-    return replace(absent, notes=(note,))
+    raise faults[0]
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:

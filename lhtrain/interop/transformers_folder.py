@@ -14,17 +14,14 @@ from lhtrain.conf.schema import ModelConfig
 from lhtrain.errors import RunError
 from lhtrain.interop.card import card
 from lhtrain.interop.llama import llama_config, llama_name
+from lhtrain.interop.source import State, model_config, own_tokenizer, read_newest
 from lhtrain.interop.tokenizer import NONE, exported_tokenizer
 from lhtrain.interop.trained import longest, stages
 from lhtrain.interop.whole_folder import check_empty, staged
 from lhtrain.model.decoder import GPT, OWN_SCORER
-from lhtrain.runs.run_dir import RunDir
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHARD = "5GB"
-ATTEMPTS = 8  # how often another checkpoint is tried if the run deletes the one that is being read
-
-State = dict[str, Any]
 
 
 def export(
@@ -52,9 +49,8 @@ def export(
     source, folder = source.expanduser(), folder.expanduser()
     check_empty(folder)
     _check_place(source, folder)
-    path, state, model, weights = _read(source)
-    own_copy = RunDir(path.parent.parent).tokenizer if path.parent.name == "checkpoints" else path / "none"
-    its_tokenizer = exported_tokenizer(state, own_copy, tokenizer)
+    path, state, (model, weights) = read_newest(source, _read)
+    its_tokenizer = exported_tokenizer(state, own_tokenizer(path), tokenizer)
     notes = [*_warnings(state, weights), *its_tokenizer.notes]
     if tokenizer == NONE:
         notes.append(
@@ -90,46 +86,17 @@ def _check_place(source: Path, folder: Path) -> None:
         )
 
 
-def _read(source: Path) -> tuple[Path, State, ModelConfig, dict[str, Tensor]]:
-    """Return path, state, model and weights of the checkpoint that `source` names.
-
-    A run that is training may delete the checkpoint while it is read. Then the newest one is read again.
-    """
-    for _ in range(ATTEMPTS):
-        path = _newest(source)
-        try:
-            state = checkpoint.read_state(path)
-            model = _model_of(path, state)
-            return path, state, model, _weights(path, model)
-        except Exception as error:
-            if path != source and not (path / "manifest.json").exists():
-                continue
-            if isinstance(error, OSError):
-                raise RunError(f"checkpoint {path}: cannot be read ({error})") from error
-            raise
-    raise RunError(
-        f"{source}: the run deleted its checkpoints {ATTEMPTS} times in a row while they were read; "
-        "export again when the run has ended, or train with a larger checkpoint.keep"
-    )
+def _read(path: Path, state: State) -> tuple[ModelConfig, dict[str, Tensor]]:
+    model = _checked(path, state)
+    return model, _weights(path, model)
 
 
-def _newest(source: Path) -> Path:
-    """Return the newest complete checkpoint in a run directory or a folder of checkpoints; else `source`."""
-    for place in (source / "checkpoints", source):
-        if found := checkpoint.complete(place):
-            return found[-1]
-    if (source / "checkpoints").is_dir():
-        raise RunError(f"{source}: has no finished checkpoint yet; checkpoint.every sets when one is written")
-    return source
-
-
-def _model_of(path: Path, state: State) -> ModelConfig:
-    try:
+def _checked(path: Path, state: State) -> ModelConfig:
+    """Return the model's shape, after checking that the state has what an export reads. Raises RunError."""
+    model = model_config(path, state)
+    with checkpoint.as_written(path):
         stages(state), state["config"]["data"]["tokenizer"]
-        return ModelConfig(**state["config"]["model"])
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        rule = "must have the content that this version of lhtrain writes"
-        raise RunError(f"checkpoint {path}: its state.json {rule} ({error!r})") from error
+    return model
 
 
 def _weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:

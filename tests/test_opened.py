@@ -1,0 +1,61 @@
+"""Opening a trained model: its weights, stages and tokenizer."""
+
+import pytest
+import torch
+
+from lhtrain.attention.dense import FULL_ATTENTION
+from lhtrain.errors import RunError
+from lhtrain.opened import open_trained
+from tests.interop.made import DENSE, LIGHTHOUSE, saved
+
+CPU = torch.device("cpu")
+LAYER = {"levels": 2, "pooling": 4, "budget": 16, "scorer": "norm", "cover_prefix": True}
+STRICT = LIGHTHOUSE | LAYER | {"tile": 4, "strictly_causal": True, "window": 8}
+
+
+def opened(place, dtype=torch.float32, **settings):
+    path, model = saved(place, **settings)
+    return path, model, open_trained(place, CPU, dtype)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_model_is_the_one_that_was_saved(tmp_path, tied):
+    path, model, got = opened(tmp_path, tie_embeddings=tied)
+    assert got.path == path and got.tokenizer.name == "bytes" and got.longest == 64
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        assert torch.equal(got.model(tokens), model(tokens))
+    assert (got.model.head.weight is got.model.embedding.weight) == tied
+
+
+def test_weights_that_are_rounded_once_give_the_outputs_of_training(tmp_path):
+    _, model, got = opened(tmp_path, torch.bfloat16)
+    model.dtype = torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(got.model(torch.arange(20)[None]), model(torch.arange(20)[None]))
+
+
+def test_stages_are_those_that_ran_with_the_settings_of_then(tmp_path):
+    now = DENSE | {"seq_len": 32}
+    done = [{"name": "a", "settings": STRICT}, {"name": "b", "settings": DENSE}, {"name": "c"}]
+    done = [stage | {"steps": 3 if stage["name"] != "c" else 0} for stage in done]
+    _, _, got = opened(tmp_path, stages={"b": now, "c": now}, done=done)
+    strict, dense = got.stages
+    assert (strict.name, strict.pyramid.tile, strict.window, strict.strictly_causal) == ("a", 4, 8, True)
+    assert (dense.name, dense.seq_len, dense.pyramid) == ("b", 64, None)
+    assert got.attention(strict).strictly_causal and got.attention(None) is FULL_ATTENTION
+
+
+def test_a_layer_that_omits_keys_has_their_defaults(tmp_path):
+    stages = {"it": STRICT}  # the configuration changed after the stage ran
+    done = [{"name": "it", "steps": 3, "settings": LIGHTHOUSE | LAYER | {"budget": 128, "seq_len": 512}}]
+    stage = opened(tmp_path, stages=stages, done=done)[2].stages[0]
+    assert (stage.window, stage.strictly_causal, stage.pyramid.tile) == (0, False, 128)
+
+
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="no such folder"):
+        open_trained(tmp_path / "none", CPU, torch.float32)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RunError, match="no finished checkpoint yet"):
+        open_trained(tmp_path, CPU, torch.float32)

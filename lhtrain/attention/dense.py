@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lhtrain.attention.documents import Documents
 from lhtrain.attention.flash4 import FA4_FROM, INSTALLED, PACKAGES, fa4, fa4_runs
+from lhtrain.attention.varlen import attend_documents, naive_documents
 from lhtrain.attention.where import Where
 
 if TYPE_CHECKING:
@@ -32,21 +34,28 @@ FALLBACKS = [
 DENSE_BACKENDS = ("auto", *SDPA, *PACKAGES)
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", documents: Documents | None = None
+) -> Tensor:
     """Causal softmax attention with scale 1/sqrt(D).
 
     Args:
         q: (B, T, H, D); k, v: (B, T, Hkv, D) with Hkv dividing H, any float dtype.
         backend: "math", "flash" or "cudnn": a kernel of PyTorch's scaled_dot_product_attention; "fa2", "fa3"
             or "fa4": a FlashAttention package; "auto": the fastest installed one for this shape.
+        documents: each token attends to its own document alone; None: to its whole sequence. With documents,
+            "math" is the reference in `kernels/ranges`, and "auto" is a kernel of `varlen.py`.
 
     Returns:
         (B, T, H, D) in q's dtype.
 
     Raises:
-        ValueError: the backend is unknown, or its package or device is missing.
+        ValueError: the backend is unknown, or its package or device is missing, or it cannot keep documents
+            apart.
     """
     check_dense_backend(backend)
+    if documents is not None:
+        return _of_documents(q, k, v, documents.bounds, backend)
     if backend == "auto":
         backend = _fastest(q)
     if backend == "fa4":
@@ -63,6 +72,21 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> T
         return _sdpa(q, k, v)
     with sdpa_kernel(FALLBACKS if backend == "best" else SDPA[backend], set_priority=True):
         return _sdpa(q, k, v)
+
+
+def _of_documents(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, backend: str) -> Tensor:
+    if backend == "math":
+        return naive_documents(q, k, v, bounds)[0]
+    if backend in ("auto", "fa4", "flash"):
+        return attend_documents(q, k, v, bounds, kernel="" if backend == "auto" else backend)[0]
+    if backend == "cudnn":
+        raise ValueError(f"dense={backend}: has no kernel for documents apart; use auto, flash or math")
+    if backend == "fa3":
+        from flash_attn_interface import flash_attn_varlen_func as varlen
+    else:
+        from flash_attn import flash_attn_varlen_func as varlen
+    flat, lengths = (x.flatten(0, 1) for x in (q, k, v)), (bounds, bounds, q[..., 0, 0].numel())
+    return varlen(*flat, *lengths, lengths[-1], causal=True).view(q.shape)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -131,7 +155,7 @@ class DenseAttention:
         return FULL_ATTENTION
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        return dense_attention(q, k, v, self.backend)
+        return dense_attention(q, k, v, self.backend, None if where is None else where.documents)
 
 
 FULL_ATTENTION = DenseAttention()  # one object for all stages, so that the compiler does not compile again

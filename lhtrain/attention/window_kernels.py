@@ -56,7 +56,7 @@ class _CpuWindow(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        out, lse = _cpu_forward(q, k, v, window)
+        out, lse = cpu_window_forward(q, k, v, window)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.window = window
         return out, lse
@@ -65,7 +65,7 @@ class _CpuWindow(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         tensors = with_grad_lse(grads[0], grads[1], q, k, v, out)
-        found = _cpu_backward(*tensors, lse, ctx.window, scale=q.shape[-1] ** -0.5)
+        found = cpu_window_backward(*tensors, lse, ctx.window, scale=q.shape[-1] ** -0.5)
         return *(x[..., : q.shape[-1]] for x in found), None  # the dimension added
 
 
@@ -118,7 +118,8 @@ class _Blocks:
         return whole.unflatten(2, (n_groups, -1)).sum(3)
 
 
-def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+def cpu_window_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """`cpu_window` without gradients."""
     blocks, scale = _Blocks(q, k, window), q.shape[-1] ** -0.5
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     tensors = zip(blocks.of_queries(q), *(blocks.of_keys(x, q.shape[2]) for x in (k, v)), strict=True)
@@ -129,7 +130,7 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, 
     return blocks.joined(*outs), lse.transpose(1, 2)
 
 
-def _cpu_backward(
+def cpu_window_backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,

@@ -1,7 +1,8 @@
 """Packing documents into blocks of equal length, without cutting a document that fits into a block.
 
 A document longer than a block is cut into full blocks, and the rest of it is packed like a document.
-Positions of a block without a document are padding.
+Positions of a block without a document are padding. If documents must begin at multiples of a number, there
+is padding after each document too.
 """
 
 from typing import NamedTuple
@@ -36,11 +37,14 @@ class Packing(NamedTuple):
         return len(self.long)
 
 
-def pack(starts: np.ndarray, lengths: np.ndarray, seq_lens: list[int], seed: int) -> Packing:
+def pack(
+    starts: np.ndarray, lengths: np.ndarray, seq_lens: list[int], seed: int, alignment: int = 1
+) -> Packing:
     """Pack documents into blocks of max(seq_lens) tokens. starts, lengths: int64 (n_documents,).
 
     seq_lens: the sequence lengths of all stages; each divides the longest. Stages with shorter sequences read
     slices of the blocks. Only a document longer than a slice is cut at the end of a slice.
+    alignment: pieces begin at multiples of this number, which divides the longest sequence length.
     """
     levels = sorted(set(seq_lens), reverse=True)
     block_len = levels[0]
@@ -50,7 +54,7 @@ def pack(starts: np.ndarray, lengths: np.ndarray, seq_lens: list[int], seed: int
     nth = np.arange(len(full)) - np.repeat(np.cumsum(n_full) - n_full, n_full)  # 0, 1, … in each document
     continues = lengths[full] > (nth + 1) * block_len
     rests = np.flatnonzero(rest)
-    block, offset, n_rest_blocks = _fit(rest[rests], levels, seed)
+    block, offset, n_rest_blocks = _fit(rest[rests], levels, seed, alignment)
     piece_block = np.concatenate([np.arange(len(full)), len(full) + block])
     piece_offset = np.concatenate([np.zeros(len(full), np.int64), offset])
     start = np.concatenate([starts[full] + nth * block_len, starts[rests] + n_full[rests] * block_len])
@@ -65,7 +69,9 @@ def pack(starts: np.ndarray, lengths: np.ndarray, seq_lens: list[int], seed: int
     return Packing(first, piece_offset[order], start[order], length[order], long)
 
 
-def _fit(sizes: np.ndarray, levels: list[int], seed: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _fit(
+    sizes: np.ndarray, levels: list[int], seed: int, alignment: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Return a block and an offset for each size, int64 (n,), and the number of blocks.
 
     sizes: at most levels[0] each. levels: the sequence lengths, longest first. For each level, the free space
@@ -73,6 +79,7 @@ def _fit(sizes: np.ndarray, levels: list[int], seed: int) -> tuple[np.ndarray, n
     the next are put into them.
     """
     block_len = levels[0]
+    sizes = -(-sizes // alignment) * alignment  # with the padding behind them
     block, offset = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
     n_blocks = -(-int(sizes.sum()) // block_len)
     gaps = _Gaps.of_blocks(0, n_blocks, block_len)
@@ -81,13 +88,13 @@ def _fit(sizes: np.ndarray, levels: list[int], seed: int) -> tuple[np.ndarray, n
     for level, below in zip(levels, [*levels[1:], 0], strict=True):
         todo = np.flatnonzero((sizes > below) & (sizes <= level))
         todo = todo[np.argsort(-key[todo], kind="stable")]
-        gaps = gaps.cut(level)
+        gaps = gaps.cut(level, alignment)
         while len(todo):
             gap, todo, placed = _spread(todo, sizes, gaps.free.copy())
             gaps = gaps.fill(placed, gap, sizes, draw, block, offset)
             if len(todo):
                 more = -(-int(sizes[todo].sum()) // block_len)
-                gaps = gaps.join(_Gaps.of_blocks(n_blocks, more, block_len).cut(level))
+                gaps = gaps.join(_Gaps.of_blocks(n_blocks, more, block_len).cut(level, alignment))
                 n_blocks += more
     return block, offset, n_blocks
 
@@ -104,16 +111,18 @@ class _Gaps(NamedTuple):
         numbers = np.arange(first, first + count)
         return cls(numbers, np.zeros_like(numbers), np.full_like(numbers, block_len))
 
-    def cut(self, level: int) -> "_Gaps":
-        """Cut the gaps at every multiple of `level` and drop the empty ones."""
+    def cut(self, level: int, alignment: int) -> "_Gaps":
+        """Cut the gaps at multiples of `level` and drop empty ones. They begin at multiples of `alignment`."""
         stop = self.offset + self.free
         n = -(-stop // level) - self.offset // level
         n[self.free == 0] = 0
         of = np.repeat(np.arange(len(n)), n)
         nth = np.arange(len(of)) - np.repeat(np.cumsum(n) - n, n)
         low = (self.offset[of] // level + nth) * level
-        begin = np.maximum(self.offset[of], low)
-        return _Gaps(self.block[of], begin, np.minimum(stop[of], low + level) - begin)
+        begin = -(-np.maximum(self.offset[of], low) // alignment) * alignment
+        free = np.minimum(stop[of], low + level) - begin
+        kept = free > 0
+        return _Gaps(self.block[of][kept], begin[kept], free[kept])
 
     def join(self, other: "_Gaps") -> "_Gaps":
         return _Gaps(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))

@@ -44,11 +44,13 @@ class SequenceOrder:
             documents longer than half a block. None: the natural fraction. If set, long and short blocks have
             separate epochs, and no block is read twice within its epoch. A fraction between 0 and 1 that
             would read one kind more than MOST_REPEATS times as often as the other is changed to that limit.
+        alignment: documents are kept apart: each begins at a multiple of this number, a divisor of the
+            longest length, and its first token is no target. None: they follow each other as if one document.
 
     notes: messages for the user about the order, one sentence each.
 
     Raises:
-        ValueError: a length below 1, or one that does not divide the longest.
+        ValueError: a length below 1, or one that does not divide the longest, or such an alignment.
         DataError: a source is shorter than one sequence and its last target; a weight is too small; there is
             no block of a kind that long_fraction needs.
     """
@@ -59,9 +61,13 @@ class SequenceOrder:
         seq_lens: int | Iterable[int],
         seed: int,
         long_fraction: float | None = None,
+        alignment: int | None = None,
     ) -> None:
         lengths = [seq_lens] if isinstance(seq_lens, int) else list(seq_lens)
-        self.block_len, self.seed = max(lengths), seed
+        self.block_len, self.seed, self.alignment = max(lengths), seed, alignment
+        if alignment is not None and (alignment < 1 or self.block_len % alignment):
+            rule = f"must be at least 1 and divide the longest sequence length, {self.block_len}"
+            raise ValueError(f"alignment={alignment}: {rule}")
         for length in lengths:
             if length < 1 or self.block_len % length:
                 rule = f"must be at least 1 and divide the longest, {self.block_len}"
@@ -72,7 +78,7 @@ class SequenceOrder:
         self._pools = [
             pool
             for number, part in enumerate(parts)
-            for pool in _pools(part, number, lengths, seed, long_fraction)
+            for pool in _pools(part, number, lengths, seed, long_fraction, alignment or 1)
         ]
         self.notes: list[str] = []
         if long_fraction is not None:
@@ -120,6 +126,7 @@ class SequenceOrder:
         Returns int64 (n_sequences, seq_len + 1): inputs are [:, :-1], targets [:, 1:]; PADDING where there is
         no token. The last target is the next token of the block, or of the document if it continues in
         another block. Sequence i depends on position + i * seq_len alone, so each rank can read only its own.
+        If documents are kept apart, the targets at `documents` are to be ignored.
 
         Raises:
             ValueError: seq_len does not divide block_len, position is not a multiple of seq_len, or a
@@ -142,8 +149,9 @@ class SequenceOrder:
         return out
 
     def n_targets(self, position: int, n_sequences: int, seq_len: int) -> int:
-        """Return how many targets of these sequences are not padding, without reading the shards.
+        """Return how many targets these sequences have, without reading the shards.
 
+        Padding is no target. If documents are kept apart, neither is the first token of a document or part.
         Raises ValueError as `read` does.
         """
         found = 0
@@ -152,23 +160,32 @@ class SequenceOrder:
             low, high = _overlapping(packing, block, offset + 1, offset + seq_len + 1)
             begins, lengths = packing.offset[low:high], packing.length[low:high]
             ends = np.minimum(begins + lengths, offset + seq_len + 1)
-            found += int((ends - np.maximum(begins, offset + 1)).sum())
+            first = begins if self.alignment is None else begins + 1
+            found += int((ends - np.maximum(first, offset + 1)).sum())
         return found
 
-    def boundaries(self, position: int, n_sequences: int, seq_len: int) -> list[np.ndarray]:
-        """Return for each sequence of `read` where in its inputs a document, a part of one or padding begins.
+    def documents(self, position: int, n_sequences: int, seq_len: int) -> list[np.ndarray]:
+        """Return for each sequence of `read` where documents and parts of documents begin.
 
-        Each array is int64 and increasing, starts with 0 and has values below seq_len.
+        Each array is int64 and increasing, begins with 0, and has values up to seq_len: that one if the last
+        target is the first token of a document. A document may continue from the sequence before. Padding
+        belongs to what is before it.
         Raises ValueError as `read` does.
         """
         found = []
         for pool, block, offset in self._locate(position, n_sequences, seq_len):
-            packing = pool.packing
-            low, high = _overlapping(packing, block, offset, offset + seq_len)
-            begins = packing.offset[low:high] - offset
-            edges = np.concatenate([[0], begins, begins + packing.length[low:high]])
-            found.append(np.unique(edges[(edges >= 0) & (edges < seq_len)]))
+            low, high = _overlapping(pool.packing, block, offset, offset + seq_len + 1)
+            begins = pool.packing.offset[low:high] - offset
+            found.append(np.concatenate([[0], begins[begins > 0]]))
         return found
+
+    def most_documents(self, seq_len: int) -> int:
+        """Return the largest number of documents, or parts, in a sequence of this length.
+
+        Raises ValueError as `read` does.
+        """
+        self._check(0, 0, seq_len)
+        return max(_most_documents(pool.packing, self.block_len, seq_len) for pool in self._pools)
 
     def _locate(self, position: int, n_sequences: int, seq_len: int) -> list[tuple["_Pool", int, int]]:
         """Return for each sequence its pool, the block in the pool's packing and the offset in the block."""
@@ -209,13 +226,13 @@ class _Pool:
 
 
 def _pools(
-    part: Part, number: int, seq_lens: list[int], seed: int, long_fraction: float | None
+    part: Part, number: int, seq_lens: list[int], seed: int, long_fraction: float | None, alignment: int
 ) -> list[_Pool]:
     """Return one pool for a source; with long_fraction one for its short and one for its long blocks.
 
     Empty pools are omitted.
     """
-    packing = pack(part.split.starts, part.split.lengths, seq_lens, seed)
+    packing = pack(part.split.starts, part.split.lengths, seq_lens, seed, alignment)
     if long_fraction is None:
         return [_Pool(part, packing, np.arange(packing.n_blocks), seed, 2 * number + 1)]
     halves = (np.flatnonzero(~packing.long), np.flatnonzero(packing.long))
@@ -286,6 +303,15 @@ def _overlapping(packing: Packing, block: int, begin: int, end: int) -> tuple[in
     if low < high and packing.offset[low] + packing.length[low] <= begin:
         low += 1
     return low, high
+
+
+def _most_documents(packing: Packing, block_len: int, seq_len: int) -> int:
+    """Return the largest number of documents in a slice of seq_len tokens of any block."""
+    blocks = np.repeat(np.arange(packing.n_blocks), np.diff(packing.first))
+    inside = packing.offset % seq_len > 0  # something begins at 0 in any case
+    slices = (blocks * (block_len // seq_len) + packing.offset // seq_len)[inside]  # rising
+    edges = np.flatnonzero(np.diff(slices, prepend=-1, append=-1))
+    return 1 + int(np.diff(edges).max(initial=0))
 
 
 def _check_size(split: Split, block_len: int) -> None:

@@ -31,6 +31,25 @@ def test_pieces_do_not_overlap_and_every_token_is_packed_once(sizes: list[int], 
     assert (used.sum(axis=1) > 0).all()
 
 
+@given(
+    st.lists(st.integers(1, 200), min_size=1, max_size=60),
+    st.sampled_from([([64], 16), ([192, 96, 32], 64), ([64, 32, 8], 16), ([64], 64)]),
+)
+def test_aligned_pieces(sizes: list[int], setting: tuple[list[int], int]) -> None:
+    """They begin at multiples, do not overlap, and fit into a slice of a shorter stage where they can."""
+    seq_lens, alignment = setting
+    lengths = np.array(sizes)
+    packing = pack(np.cumsum(lengths) - lengths, lengths, seq_lens, 0, alignment)
+    assert (packing.offset % alignment == 0).all()
+    block = np.repeat(np.arange(packing.n_blocks), np.diff(packing.first)) * seq_lens[0]
+    begin, end = block + packing.offset, block + packing.offset + np.minimum(packing.length, seq_lens[0])
+    assert (begin[1:] >= end[:-1]).all() and (end <= block + seq_lens[0]).all()
+    assert packing.length.sum() >= lengths.sum() - (lengths % seq_lens[0] == 1).sum()
+    for level in seq_lens:
+        fits = -(-packing.length // alignment) * alignment <= level
+        assert ((begin // level) == (end - 1) // level)[fits].all()
+
+
 @pytest.mark.parametrize(
     ("spread", "seq_lens", "most"),
     [(1.0, [2048], 0.02), (1.0, [16_384], 0.01), (1.5, [16_384, 2048], 0.02), (0.1, [4096], 0.15)],

@@ -134,18 +134,64 @@ def test_shorter_sequences_are_slices_of_the_same_blocks(folder: Path, made) -> 
 
 
 @given(orders())
-def test_boundaries_are_where_documents_and_padding_begin(folder: Path, made) -> None:
+def test_documents_begin_where_the_tokens_jump(folder: Path, made) -> None:
     lengths, seq_lens, seed = made
-    order = SequenceOrder(numbered_split(folder / "boundaries.bin", lengths), seq_lens, seed)
+    order = SequenceOrder(numbered_split(folder / "begins.bin", lengths), seq_lens, seed)
     for seq_len in set(seq_lens):
         count = order.tokens_per_epoch // seq_len
-        found = order.boundaries(0, count, seq_len)
-        for row, edges in zip(order.read(0, count, seq_len)[:, :-1], found, strict=True):
-            continues = (row[1:] == row[:-1] + 1) | ((row[1:] == PADDING) & (row[:-1] == PADDING))
-            jumps = {0, *(np.flatnonzero(~continues) + 1).tolist()}
-            assert jumps <= set(edges.tolist())  # two documents may be adjacent in the store too
-            starts = {PADDING, *order._pools[0].packing.start.tolist()}
-            assert edges[0] == 0 and all(row[edge] in starts for edge in edges[1:])
+        found = order.documents(0, count, seq_len)
+        for row, begins in zip(order.read(0, count, seq_len), found, strict=True):
+            jumps = {0, *(np.flatnonzero((row[1:] != row[:-1] + 1) & (row[1:] != PADDING)) + 1).tolist()}
+            assert jumps <= set(begins.tolist())  # two documents may be adjacent in the store too
+            starts = set(order._pools[0].packing.start.tolist())
+            assert begins[0] == 0 and all(row[begin] in starts for begin in begins[1:])
+        assert order.most_documents(seq_len) == max((begins < seq_len).sum() for begins in found)
+
+
+@given(orders(), st.data())
+def test_documents_apart(folder: Path, made, data) -> None:
+    """Documents begin at multiples of the alignment, every token is read once, and no document's first token
+    is a target."""
+    lengths, seq_lens, seed = made
+    split = numbered_split(folder / "apart.bin", lengths)
+    block_len = max(seq_lens)
+    alignment = data.draw(st.sampled_from(divisors(block_len)))
+    order = SequenceOrder(split, seq_lens, seed, alignment=alignment)
+    firsts = set(split.starts.tolist())
+    for seq_len in set(seq_lens):
+        count = order.tokens_per_epoch // seq_len
+        rows, found = order.read(0, count, seq_len), order.documents(0, count, seq_len)
+        seen = tokens_in(rows)
+        assert len(set(seen)) == len(seen) == order.n_tokens
+        targets = [row[1:].copy() for row in rows]
+        for number, begins in enumerate(found):
+            assert seq_len % alignment or (begins % alignment == 0).all()
+            targets[number][begins[1:] - 1] = PADDING
+        kept = np.concatenate(targets)
+        kept = kept[kept != PADDING].tolist()
+        assert len(kept) == order.n_targets(0, count, seq_len)
+        assert sorted(kept) == sorted(set(range(split.n_tokens)) - firsts - _lost(order))
+
+
+def _lost(order: SequenceOrder) -> set[int]:
+    """First tokens of parts of documents that are not the last target of the block before either."""
+    pool = order._pools[0]
+    parts = set(pool.packing.start.tolist()) - set(pool.split.starts.tolist())
+    longer = pool.packing.length > order.block_len
+    return parts - set((pool.packing.start + pool.packing.length - 1)[longer].tolist())
+
+
+def test_apart_with_an_alignment_of_one_reads_the_same_sequences(folder: Path) -> None:
+    split = numbered_split(folder / "same.bin", [5, 17, 3, 9, 30] * 7)
+    together, apart = (SequenceOrder(split, [16, 8], 0, alignment=given) for given in (None, 1))
+    np.testing.assert_array_equal(together.read(0, 20, 8), apart.read(0, 20, 8))
+    assert apart.n_targets(0, 20, 8) < together.n_targets(0, 20, 8)
+
+
+def test_an_alignment_divides_the_longest_length(folder: Path) -> None:
+    split = numbered_split(folder / "divides.bin", [40])
+    with pytest.raises(ValueError, match="alignment=3: must be at least 1 and divide"):
+        SequenceOrder(split, [8, 16], 0, alignment=3)
 
 
 def test_escaped_tokens_are_restored(folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""Caches with which a layer attends one token at a time. Each stands in for the `attend` of one layer.
+"""Caches with which a layer attends to a prompt in one pass, and then to one token at a time. Each stands in
+for the `attend` of one layer, and gives the outputs that the layer has over the whole sequence.
 
 B batch, T new tokens, N tokens seen, H query heads, G key/value heads, D head dim.
 """
@@ -6,58 +7,109 @@ B batch, T new tokens, N tokens seen, H query heads, G key/value heads, D head d
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lhtrain.attention.dense import DenseAttention
-from lhtrain.attention.lighthouse import LighthouseAttention, level_scores
-from lhtrain.attention.strict import merge
+from lhtrain.attention.dense import DenseAttention, dense_attention
+from lhtrain.attention.lighthouse import LighthouseAttention, gather_keys
+from lhtrain.attention.strict import Ranges, attend, coarsest_queries, exact_ranges, far_ranges, merge
 from lhtrain.attention.where import Attend, Where
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.ranges.naive import attend_ranges
 from lhtrain.kernels.scores import Tokens, is_token_local
-from lhtrain.kernels.windows.naive import gather_pooled
 
 
-def _to_every_key(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one query, q (B, 1, H, D), to all of k, v (B, S, G, D): out (B, 1, H, D), lse (B, 1, H) float32."""
-    hi = torch.tensor([k.shape[1]], device=q.device)
-    out, lse = attend_ranges(q, k, v, torch.zeros_like(hi), hi)
-    return out, lse.transpose(1, 2)
+class Kept:
+    """Tensors (B, n, ...) of consecutive tokens, appended in place. The memory grows by at least a half."""
+
+    def __init__(self, capacity: int = 0):
+        self.capacity = capacity  # tokens for which memory is allocated at first
+        self.size = 0
+        self._memory: Tensor | None = None
+
+    def add(self, new: Tensor) -> Tensor:
+        """Append new (B, T, ...); return all tokens, (B, n, ...), a view that is valid until the next call."""
+        size = self.size + new.shape[1]
+        if self._memory is None or size > self._memory.shape[1]:
+            grown = 0 if self._memory is None else self._memory.shape[1] * 3 // 2
+            bigger = new.new_empty(new.shape[0], max(size, grown, self.capacity), *new.shape[2:])
+            if self._memory is not None:
+                bigger[:, : self.size] = self._memory[:, : self.size]
+            self._memory = bigger
+        self._memory[:, self.size : size] = new
+        self.size = size
+        return self._memory[:, :size]
+
+    @property
+    def seen(self) -> Tensor:
+        """All tokens, (B, n, ...)."""
+        assert self._memory is not None
+        return self._memory[:, : self.size]
+
+    def keep_last(self, n: int) -> None:
+        """Drop all but the last n tokens, and the memory beyond `capacity`."""
+        last = self.seen[:, self.size - n :]
+        self._memory, self.size = None, 0
+        self.add(last)
 
 
-@dataclass
+def _one_query(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend with one query, q (B, 1, H, D), to all of k, v (B, S, G, D), S at least 1.
+
+    It waits for no device. Returns out (B, 1, H, D) and the logsumexp (B, 1, H), at least float32.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grouped = q.unflatten(2, (k.shape[2], -1)).squeeze(1).to(wide) * q.shape[-1] ** -0.5  # (B, G, R, D)
+    scores = torch.einsum("bgrd,bsgd->bgrs", grouped, k.to(wide))
+    out = torch.einsum("bgrs,bsgd->bgrd", scores.softmax(-1), v.to(wide))
+    return out.flatten(1, 2).unsqueeze(1).to(q.dtype), scores.logsumexp(-1).flatten(1, 2).unsqueeze(1)
+
+
+def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what queries without any key have: zeros like q (B, T, H, D), and logsumexps of -inf."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return torch.zeros_like(q), q.new_full(q.shape[:3], -torch.inf, dtype=wide)
+
+
 class FullCache:
-    """Full attention: the keys and values of all tokens so far."""
+    """Full attention: the keys and values of all tokens so far. capacity: tokens to allocate memory for."""
 
-    k: Tensor | None = None
-    v: Tensor | None = None
+    def __init__(self, capacity: int = 0) -> None:
+        self.k, self.v = Kept(capacity), Kept(capacity)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """q (B, T, H, D), k, v (B, T, G, D) of the next T tokens -> (B, T, H, D)."""
-        self.k, self.v = _longer(self.k, k), _longer(self.v, v)
-        hi = torch.arange(self.k.shape[1] - q.shape[1], self.k.shape[1], device=q.device) + 1
-        return attend_ranges(q, self.k, self.v, torch.zeros_like(hi), hi)[0]
+        seen = self.k.size
+        all_k, all_v = self.k.add(k), self.v.add(v)
+        if not seen:
+            return dense_attention(q, k, v)
+        if q.shape[1] == 1:
+            heads = (x.transpose(1, 2) for x in (q, all_k, all_v))
+            return F.scaled_dot_product_attention(*heads, enable_gqa=True).transpose(1, 2)
+        hi = torch.arange(seen, seen + q.shape[1], device=q.device) + 1
+        return attend_ranges(q, all_k, all_v, torch.zeros_like(hi), hi)[0]
 
 
 @dataclass
 class StrictCache:
     """The strictly causal layer: keys of the open tile and of the W tokens before it, rows of closed tiles.
 
-    It gives the outputs of the layer over the whole sequence. A tile is selected when its last token comes;
-    the far part is computed when a coarsest window ends, once in p^(L-1) tokens.
+    A tile is selected when its last token comes; the far part is computed when a coarsest window ends, once
+    in p^(L-1) tokens. The memory for tokens does not grow; rows are about a fifth of all tokens or fewer.
 
     Raises ValueError: a layer that is not strictly causal, or a scorer whose scores need more than a token.
     """
 
     layer: LighthouseAttention
     seq_len: int  # for which the layer was trained: with the budget it sets the length of a tile
+    capacity: int = 0  # tokens for whose rows memory is allocated
     n_seen: int = 0
-    q: Tensor | None = None  # of the open tile
-    k: Tensor | None = None  # of the W tokens before the open tile, and of the open tile
-    v: Tensor | None = None
-    # k, v (B, rows, G, D) of each closed tile
-    rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     far: tuple[Tensor, Tensor] | None = None  # of the last coarsest query: out (B, 1, H, D), lse (B, 1, H)
+    q: Kept = field(init=False)  # of the open tile
+    k: Kept = field(init=False)  # of the W tokens before the open tile, and of the open tile
+    v: Kept = field(init=False)
+    rows_k: Kept = field(init=False)  # of the closed tiles, one after the other
+    rows_v: Kept = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.layer.strictly_causal:
@@ -68,60 +120,106 @@ class StrictCache:
         if not is_token_local(self.scorer):
             name = type(self.scorer).__name__
             raise ValueError(f"scorer={name}: decoding needs a scorer whose scores depend on one token alone")
+        self.coarsest = self.pyramid.pooling ** (self.pyramid.levels - 1)
+        tile = self.pyramid.tile_tokens
+        self.rows_per_tile = self.layer.selection.n_rows(self.pyramid) // self.pyramid.n_tiles
+        exact = min(self.layer.window + tile, self.capacity)
+        self.q, self.k, self.v = Kept(min(tile, self.capacity)), Kept(exact), Kept(exact)
+        self.rows_k, self.rows_v = (Kept(self.capacity // tile * self.rows_per_tile) for _ in range(2))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         """q (B, T, H, D), k, v (B, T, G, D) of the next T tokens -> (B, T, H, D)."""
-        return torch.cat([self._next(*(x[:, t : t + 1] for x in (q, k, v))) for t in range(q.shape[1])], 1)
+        n_new, tile = q.shape[1], self.pyramid.tile_tokens
+        queries = self.q.add(q)  # from the first token of the open tile on
+        before = self.k.size  # tokens before the new ones among the keys
+        keys, values = self.k.add(k), self.v.add(v)
+        kernels = self._close_tiles(queries, keys, values, n_new)
+        exact, lse = self._attend_exactly(q, keys, values, before, kernels)
+        far, far_lse = self._attend_far(queries, n_new, kernels)
+        self.n_seen += n_new
+        if self.n_seen // tile > (self.n_seen - n_new) // tile:
+            n_open = self.n_seen % tile
+            self.q.keep_last(n_open)
+            for kept in (self.k, self.v):
+                kept.keep_last(min(n_open + self.layer.window, kept.size))
+        return merge(exact, lse, far, far_lse)
 
-    def _next(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The output of one more token."""
-        coarsest = self.pyramid.pooling ** (self.pyramid.levels - 1)
-        self.q, self.k, self.v = _longer(self.q, q), _longer(self.k, k), _longer(self.v, v)
-        self.n_seen += 1
-        query = self.q[:, -coarsest:].float().mean(1, keepdim=True).to(q.dtype)
-        if self.n_seen % self.pyramid.tile_tokens == 0:
-            self._close_tile()
-            seen = max(self.layer.window, 1)
-            exact, lse = _to_every_key(q, self.k[:, -seen:], self.v[:, -seen:])
-            self.q = None
-            self.k, self.v = (x[:, max(x.shape[1] - self.layer.window, 0) :] for x in (self.k, self.v))
-        else:
-            exact, lse = _to_every_key(q, self.k, self.v)
-        if self.n_seen % coarsest == 0:
-            self.far = self._attend_far(query)
-        return exact if self.far is None else merge(exact, lse, *self.far)
+    def _close_tiles(self, queries: Tensor, keys: Tensor, values: Tensor, n_new: int) -> bool:
+        """Select the rows of the tiles that the new tokens close; return whether kernels ran."""
+        tile, whole = self.pyramid.tile_tokens, self.pyramid
+        first = self.n_seen // tile
+        n_tiles = (self.n_seen + n_new) // tile - first
+        if not n_tiles:
+            return False
+        n_open = self.n_seen % tile + n_new  # tokens from the first tile on
+        q, (k, v) = queries[:, : n_tiles * tile], (x[:, x.shape[1] - n_open :] for x in (keys, values))
+        k, v = k[:, : n_tiles * tile], v[:, : n_tiles * tile]
+        positions = torch.arange(first * tile, (first + n_tiles) * tile, device=q.device)
+        tiles = Pyramid(n_tiles * tile, whole.levels, whole.pooling, n_tiles * whole.tile, whole.tile)
+        tokens = Tokens(q, k, v, positions)
+        layer = self.layer
+        rows_k, rows_v, kernels = gather_keys(
+            q, k, v, tokens, tiles, layer.backend, self.scorer, layer.selection
+        )
+        self.rows_k.add(rows_k)
+        self.rows_v.add(rows_v)
+        return kernels
 
-    def _close_tile(self) -> None:
-        """Select the rows of the open tile, which is whole now."""
-        assert self.q is not None and self.k is not None and self.v is not None
-        tokens, whole = self.pyramid.tile_tokens, self.pyramid
-        tile = Pyramid(tokens, whole.levels, whole.pooling, whole.tile, whole.tile)
-        k, v = self.k[:, -tokens:], self.v[:, -tokens:]
-        positions = torch.arange(self.n_seen - tokens, self.n_seen, device=k.device)
-        scores = level_scores(self.scorer, Tokens(self.q, k, v, positions), tile)
-        indices = self.layer.selection.reference(*scores, tile, 0)
-        self.rows.append((gather_pooled(k, indices, tile), gather_pooled(v, indices, tile)))
+    def _attend_exactly(
+        self, q: Tensor, keys: Tensor, values: Tensor, before: int, kernels: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the exact part of the new tokens, (B, T, H, D), and its logsumexp (B, T, H)."""
+        first = self.n_seen - before  # the position of the first key
+        if q.shape[1] == 1:
+            tile_start = (self.n_seen + 1) // self.pyramid.tile_tokens * self.pyramid.tile_tokens
+            lo = max(min(tile_start - self.layer.window, self.n_seen), 0)
+            return _one_query(q, keys[:, lo - first :], values[:, lo - first :])
+        positions = torch.arange(self.n_seen, self.n_seen + q.shape[1], device=q.device)
+        ranges = exact_ranges(positions, self.pyramid.tile_tokens, self.layer.window)
+        out, lse = attend(q, keys, values, Ranges(*(bound - first for bound in ranges)), kernels)
+        return out, lse.transpose(1, 2)
 
-    def _attend_far(self, query: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Of a coarsest query to the rows of the closed tiles that the exact part does not cover."""
-        visible = len(self.rows) - self.layer.window // self.pyramid.tile_tokens
-        if visible <= 0:
-            return None
-        rows_k, rows_v = zip(*self.rows[:visible], strict=True)
-        return _to_every_key(query, torch.cat(rows_k, 1), torch.cat(rows_v, 1))
+    def _attend_far(self, queries: Tensor, n_new: int, kernels: bool) -> tuple[Tensor, Tensor]:
+        """Return the far part that each new token uses, (B, T, H, D), and its logsumexp (B, T, H)."""
+        if self.far is None:
+            self.far = _nothing(queries[:, :1])
+        begin, end = self.n_seen // self.coarsest, (self.n_seen + n_new) // self.coarsest
+        if begin == end:
+            far, lse = self.far
+            return far.expand(-1, n_new, -1, -1), lse.expand(-1, n_new, -1)
+        tile_start = self.n_seen - self.n_seen % self.pyramid.tile_tokens
+        windows = queries[:, begin * self.coarsest - tile_start : end * self.coarsest - tile_start]
+        far, lse = self._of_entries(coarsest_queries(windows, self.coarsest), begin, end, kernels)
+        far, lse = torch.cat([self.far[0], far], 1), torch.cat([self.far[1], lse], 1)
+        self.far = far[:, -1:], lse[:, -1:]
+        positions = torch.arange(self.n_seen, self.n_seen + n_new, device=queries.device)
+        entry = (positions + 1) // self.coarsest - begin
+        return far[:, entry], lse[:, entry]
+
+    def _of_entries(self, queries: Tensor, begin: int, end: int, kernels: bool) -> tuple[Tensor, Tensor]:
+        """Attend with the coarsest queries (B, end - begin, H, D) to the rows of the tiles before them."""
+        closed = self.rows_k.size // self.rows_per_tile
+        visible = max(closed - self.layer.window // self.pyramid.tile_tokens, 0) * self.rows_per_tile
+        if not visible:
+            return _nothing(queries)
+        rows_k, rows_v = (kept.seen[:, :visible] for kept in (self.rows_k, self.rows_v))
+        if end - begin == 1:
+            return _one_query(queries, rows_k, rows_v)
+        entries = torch.arange(begin, end, device=queries.device)
+        ranges = far_ranges(entries, self.pyramid, self.layer.window, self.rows_per_tile)
+        out, lse = attend(queries, rows_k, rows_v, ranges, kernels)
+        return out, lse.transpose(1, 2)
 
 
-def _longer(seen: Tensor | None, new: Tensor) -> Tensor:
-    return new if seen is None else torch.cat([seen, new], 1)
+def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> FullCache | StrictCache:
+    """Return an empty cache for a layer that attends with `attend`.
 
-
-def cache_of(attend: Attend, seq_len: int) -> FullCache | StrictCache:
-    """An empty cache for a layer that attends with `attend`; seq_len: that of its training.
+    seq_len: the sequence length of training. capacity: number of tokens to allocate memory for; more may come.
 
     Raises ValueError: a layer whose outputs depend on later tokens, which no cache can give.
     """
     if isinstance(attend, DenseAttention):
-        return FullCache()
+        return FullCache(capacity)
     if isinstance(attend, LighthouseAttention):
-        return StrictCache(attend, seq_len)
+        return StrictCache(attend, seq_len, capacity)
     raise ValueError(f"attention={type(attend).__name__}: there is no cache to decode with")

@@ -1,10 +1,9 @@
-"""Strictly causal Lighthouse layers: nothing depends on later tokens, and they decode."""
+"""Strictly causal Lighthouse layers: nothing depends on later tokens."""
 
 import pytest
 import torch
 
 from lhtrain.attention import LighthouseAttention, dense_attention, lighthouse_attention
-from lhtrain.attention.decode import FullCache, StrictCache
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.selection.naive import select_indices
@@ -93,29 +92,6 @@ def test_a_window_of_the_whole_sequence_is_full_attention(window):
 def test_gradients():
     q, k, v = (x[:1, :, :1].requires_grad_() for x in draw(dim=2))
     assert torch.autograd.gradcheck(lambda *x: layer(*x, 10), (q, k, v), fast_mode=True)
-
-
-@pytest.mark.parametrize("window", [0, 1, 32, 100])
-@pytest.mark.parametrize("groups", [4, 1])
-def test_a_cache_gives_the_same_outputs_token_by_token(window, groups):
-    q, k, v = draw(heads=4, groups=groups)
-    cache = StrictCache(LighthouseAttention(**SIZES, strictly_causal=True, window=window), N)
-    steps = [cache(*(x[:, t : t + 1] for x in (q, k, v))) for t in range(100)]
-    steps.append(cache(*(x[:, 100:] for x in (q, k, v))))  # the rest at once
-    torch.testing.assert_close(torch.cat(steps, 1), layer(q, k, v, window))
-    assert cache.k.shape[1] == window  # all tiles are closed
-
-
-def test_a_cache_of_full_attention():
-    q, k, v = draw(heads=4)
-    cache = FullCache()
-    steps = [cache(*(x[:, part] for x in (q, k, v))) for part in (slice(0, 7), slice(7, 8), slice(8, N))]
-    torch.testing.assert_close(torch.cat(steps, 1), dense_attention(q, k, v))
-
-
-def test_a_cache_refuses_other_layers():
-    with pytest.raises(ValueError, match="strictly_causal=False"):
-        StrictCache(LighthouseAttention(levels=3, pooling=2, budget=128), 1024)
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ STEPS = {
 }  # compute.recompute of the rows in the figure
 
 
+LAYER_GPU = "NVIDIA H200"  # of the rows of one layer in the figure
+
+
 def rows(name: str) -> list[dict[str, str]]:
     with (RESULTS / name).open() as file:
         return list(csv.DictReader(file))
@@ -33,7 +36,8 @@ def layer_times() -> dict[str, dict[int, float]]:
     """
     out: dict[str, dict[int, float]] = {"dense cudnn": {}, "layer": {}}
     for row in rows("attention.csv"):
-        if row["direction"] == "fwd_bwd" and row["impl"] in out and row["levels"] == "3":
+        drawn = row["gpu"] == LAYER_GPU and row["impl"] in out and row["levels"] == "3"
+        if drawn and row["direction"] == "fwd_bwd":
             out[row["impl"]][int(row["seq_len"])] = float(row["ms"])
     return out
 

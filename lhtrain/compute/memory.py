@@ -128,10 +128,12 @@ def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
     block_input = size * n * model.dim
     kept = _kept_by_block(model, n, seen, size) + scattered
     kept += _kept_by_attention(model, n, size) if windowed else 0  # window, besides the selected rows
-    # The gradient of the output, one inside the SwiGLU, and the float32 gradient of the queries.
-    work = size * n * (model.dim + model.ffn_dim) + 4 * (n if windowed else seen) * heads
-    # The window's gradients of queries, keys and values are kept until those of the selected rows are added.
-    work += size * n * (heads + 2 * model.n_kv_heads * model.head_dim) if windowed else 0
+    # The gradient of the output; then one inside the SwiGLU, and the float32 gradient of the queries.
+    swiglu, attention = size * n * model.ffn_dim, 4 * seen * heads
+    if windowed:  # also the window's gradients of queries, keys and values, but nothing of the SwiGLU then
+        attention = 4 * n * heads + size * n * (heads + 2 * model.n_kv_heads * model.head_dim)
+        swiglu, attention = 0, max(swiglu, attention)
+    work = size * n * model.dim + swiglu + attention
     if _recomputes(compute, number):
         if not compute.offload:
             return Layer(block_input, work + kept - block_input)

@@ -79,7 +79,7 @@ def main() -> None:
         "--kernels", type=int, default=0, help="print this many kernels of a step, longest first"
     )
     parser.add_argument("overrides", nargs="*", help="settings of lhtrain, KEY=VALUE")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # options may stand between settings
     config = check_overrides(arguments.overrides, n_ranks=find_ranks().size)
     set_deterministic(config.compute.deterministic)
     world = World.start(pick_device(config.run.device), config.parallel.timeout)

@@ -28,7 +28,9 @@ class ThreadRanks:
     def run(self, function):
         def on(rank):
             self._here.rank = rank
-            return function(rank)
+            # On a GPU, autograd would run the backward passes of all ranks one after the other in one thread.
+            with torch.autograd.set_multithreading_enabled(False):
+                return function(rank)
 
         with ThreadPoolExecutor(self.size) as pool:
             return list(pool.map(on, range(self.size)))

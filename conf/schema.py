@@ -100,6 +100,20 @@ class Selection(Enum):
     local = "local"
 
 
+class DocumentMode(Enum):
+    """Whether tokens attend to other documents in their sequence."""
+
+    together = "together"  # a token attends to all tokens before it, also of other documents
+    apart = "apart"  # a token attends to its own document alone
+
+
+class PositionMode(Enum):
+    """From where the positions of the rotary embedding count."""
+
+    continued = "continued"  # from the beginning of the sequence
+    restarted = "restarted"  # from the beginning of each document; needs data.documents=apart
+
+
 class Launch(Enum):
     """How a SLURM job starts its ranks."""
 
@@ -230,6 +244,10 @@ class DataConfig:
     val_fraction: Annotated[float, below(1, above=0)] = 0.05
     # share of sequences that are taken from long documents; null: as they occur
     long_fraction: Annotated[float | None, between(0, 1, ", or null")] = None
+    # whether tokens attend to the other documents that are packed into their sequence
+    documents: DocumentMode = DocumentMode.together
+    # whether the positions of the rotary embedding restart at each document
+    positions: PositionMode = PositionMode.continued
     # sources of a mixture, {NAME: {path: FOLDER, weight: NUMBER}, ...}; each folder is a prepared one
     mix: Any = None
     out: str | None = None  # folder that `lhtrain data prepare` writes; null: a folder in data.cache_dir

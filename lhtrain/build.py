@@ -12,11 +12,12 @@ from lhtrain.attention.where import Attend
 from lhtrain.compute.apply import apply
 from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, DocumentMode, PositionMode
 from lhtrain.data import Corpus, SequenceOrder, open_corpus
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World
-from lhtrain.loader import Loader
+from lhtrain.errors import RunError
+from lhtrain.loader import Apart, Loader
 from lhtrain.model.decoder import GPT, Block
 from lhtrain.model.optimizer import Optimizer, build_optimizer
 from lhtrain.progress import Progress
@@ -25,7 +26,7 @@ from lhtrain.report.events import Events
 from lhtrain.report.reporter import Reporter
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.run_dir import RunDir
-from lhtrain.stage import Stage, stages_of
+from lhtrain.stage import Stage, coarsest_window, stages_of
 
 
 @dataclass
@@ -87,6 +88,8 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
     optimizer = build_optimizer(model, config.optim)
     backend = config.lighthouse.backend
     kinds = {name: ATTENTIONS[stage.attention].of(stage, backend) for name, stage in stages.items()}
+    if config.data.documents is DocumentMode.apart:
+        _check_apart(kinds, stages)
     attention = {name: mesh.attention(attend) for name, attend in kinds.items()}
     return Engine(stages, dtype, mesh, model, optimizer, attention, mesh.attention(FULL_ATTENTION))
 
@@ -106,6 +109,14 @@ def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
                     block.attention.scorer = scorer(model.config)
 
 
+def _check_apart(kinds: Mapping[str, Attend], stages: Mapping[str, Stage]) -> None:
+    """Raise RunError if the attention of a stage does not keep documents apart."""
+    for name, attend in kinds.items():
+        if not getattr(attend, "keeps_documents", False):
+            rule = f"attention={stages[name].attention} of stages.{name} does not keep documents apart"
+            raise RunError(f"data.documents=apart: {rule}; set data.documents=together")
+
+
 def build_data(config: Config, mesh: Mesh) -> Data:
     """Open the corpus, and build the order in which this rank reads it.
 
@@ -117,10 +128,16 @@ def build_data(config: Config, mesh: Mesh) -> Data:
     with world.first_of_each_machine():  # one rank tokenizes or verifies, and the others wait for it
         corpus = open_corpus(**asdict(config.data))
     world.agree({"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint})
-    lengths = {stage.seq_len for stage in config.stages.values()}
-    order = SequenceOrder(corpus.parts["train"], lengths, config.run.seed, config.data.long_fraction)
-    validation = SequenceOrder(corpus.parts["val"], lengths, seed=0)
-    loader = Loader(order, corpus.tokenizer.eos, world.device, mesh.slice)
+    lengths, alignment, apart = {stage.seq_len for stage in config.stages.values()}, None, None
+    if config.data.documents is DocumentMode.apart:
+        alignment = coarsest_window(stages_of(config).values())
+    long_fraction = config.data.long_fraction
+    order = SequenceOrder(corpus.parts["train"], lengths, config.run.seed, long_fraction, alignment)
+    validation = SequenceOrder(corpus.parts["val"], lengths, seed=0, alignment=alignment)
+    if alignment is not None:
+        restarted = config.data.positions is PositionMode.restarted
+        apart = Apart.of([order, validation], lengths, restarted)
+    loader = Loader(order, corpus.tokenizer.eos, world.device, mesh.slice, apart)
     return Data(corpus, loader, validation, order.notes)
 
 

@@ -1,18 +1,24 @@
 """Batches for the trainer: tensors on the device, and the position in the data after them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lhtrain.attention.documents import Documents, documents_of, positions_in_documents
 from lhtrain.data import PADDING, SequenceOrder
 from lhtrain.distributed.mesh import RankSlice
 from lhtrain.stage import Stage
 
 WHOLE = RankSlice()
+MULTIPLE = 16  # of the largest number of documents in a sequence
+
+
+Split = tuple[Tensor, list[Documents]]  # targets (B, T), and the documents of each micro-batch
 
 
 class Batch(NamedTuple):
@@ -20,40 +26,89 @@ class Batch(NamedTuple):
 
     tokens: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64; PADDING (-100) at positions without a target
-    positions: Tensor | None  # (T,) positions of the tokens in their sequences; None: 0 … T - 1
+    # (T,) positions of the tokens in their sequences, or (B, T) in their documents; None: 0 … T - 1
+    positions: Tensor | None
     loss_weight: float  # n_targets divided by the number of targets of the step, over all ranks
     n_targets: int  # number of targets in this part
+    documents: Documents | None = None  # None: tokens attend to all documents of their sequence
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How batches keep documents apart (data.documents=apart).
+
+    most: sequence length -> the largest number of documents in a sequence. It is the same in the whole run,
+        for training and validation, so that nothing is compiled again.
+    restarted: positions count in each document.
+    """
+
+    most: Mapping[int, int]
+    restarted: bool = False
+
+    @classmethod
+    def of(cls, orders: Sequence[SequenceOrder], seq_lens: set[int], restarted: bool) -> "Apart":
+        """Return the numbers for these orders, rounded up, so that a little more data changes none."""
+        found = {n: max(order.most_documents(n) for order in orders) for n in seq_lens}
+        return cls({n: min(-(-most // MULTIPLE) * MULTIPLE, n) for n, most in found.items()}, restarted)
+
+    def split(self, rows: Tensor, begins: Sequence[np.ndarray], count: int) -> Split:
+        """Return the targets and the documents of rows (B, T + 1), in `count` micro-batches.
+
+        begins: as `SequenceOrder.documents` returns them. The first token of a document is no target.
+        """
+        seq_len, size = rows.shape[1] - 1, len(rows) // count
+        targets = rows[:, 1:].clone()
+        for row, begin in zip(targets, begins, strict=True):
+            row[torch.from_numpy(begin[1:] - 1)] = PADDING
+        inside = [begin[begin < seq_len].tolist() for begin in begins]
+        parts = (inside[first : first + size] for first in range(0, len(rows), size))
+        return targets, [documents_of(part, seq_len, self.most[seq_len]) for part in parts]
 
 
 class Read(NamedTuple):
     """The part of a step on one rank, in host memory.
 
-    tokens, targets and positions are as in Batch, for all micro-batches together. n_targets counts all ranks.
-    Every tensor is contiguous, and pinned for a GPU; otherwise the host would wait for the copy to the GPU.
+    tokens, targets and positions (T,) are as in Batch, for all micro-batches together. n_targets counts all
+    ranks. documents: those of each micro-batch; None: not kept apart. Every tensor is contiguous, and pinned
+    for a GPU; otherwise the host would wait for the copy to the GPU.
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor | None
     n_targets: int
+    documents: list[Documents] | None = None
 
     @classmethod
     def of(
-        cls, rows: Tensor, n_targets: int, eos: int, device: torch.device, part: RankSlice = WHOLE
+        cls,
+        rows: Tensor,
+        n_targets: int,
+        eos: int,
+        device: torch.device,
+        part: RankSlice = WHOLE,
+        apart: "Split | None" = None,
     ) -> "Read":
         """Split rows (B, T + 1) into inputs and targets and return the part of this rank.
 
-        In the inputs, eos replaces PADDING.
+        In the inputs, eos replaces PADDING. apart: the targets and documents of these rows, if they differ.
         """
         tokens, targets, positions = rows[:, :-1], rows[:, 1:], None
+        documents = None
+        if apart is not None:
+            targets, documents = apart
         if part.cp_size > 1:
             positions = part.positions(tokens.shape[1])
             tokens, targets = tokens[:, positions], targets[:, positions]
+            if documents is not None:
+                documents = [Documents(starts[:, positions], bounds) for starts, bounds in documents]
         tokens, targets = tokens.where(tokens != PADDING, eos), targets.contiguous()
         if device.type == "cuda":
             tokens, targets = tokens.pin_memory(), targets.pin_memory()
             positions = None if positions is None else positions.pin_memory()
-        return cls(tokens, targets, positions, n_targets)
+            if documents is not None:
+                documents = [Documents(*(x.pin_memory() for x in one)) for one in documents]
+        return cls(tokens, targets, positions, n_targets, documents)
 
 
 class Loader:
@@ -66,6 +121,7 @@ class Loader:
         eos: the input token at positions without a token.
         device: the device of the batches.
         part: the part of a step that this rank has.
+        apart: how documents are kept apart; None: they are not.
         ahead: read the next step on a thread.
     """
 
@@ -75,11 +131,12 @@ class Loader:
         eos: int,
         device: torch.device,
         part: RankSlice = WHOLE,
+        apart: Apart | None = None,
         ahead: bool = True,
     ) -> None:
-        self.order, self.eos, self.device, self.part = order, eos, device, part
+        self.order, self.eos, self.device, self.part, self.apart = order, eos, device, part, apart
         self._pool = ThreadPoolExecutor(1, "data") if ahead else None
-        self._ahead: tuple[tuple[int, int, int], Future[Read]] | None = None
+        self._ahead: tuple[tuple[int, int, int, int], Future[Read]] | None = None
 
     def micro_batches(self, position: int, stage: Stage) -> tuple[list[Batch], int]:
         """Return the micro-batches of the step that starts at `position`, and the position after it.
@@ -87,7 +144,7 @@ class Loader:
         After a change to longer sequences the step may start at a later position: see SequenceOrder.align.
         """
         position = self.order.align(position, stage.seq_len)
-        wanted = (position, stage.n_sequences, stage.seq_len)
+        wanted = (position, stage.n_sequences, stage.seq_len, stage.grad_accum)
         if self._ahead is not None and self._ahead[0] == wanted:
             read = self._ahead[1].result()
         else:  # the first step of a run or of a stage
@@ -96,18 +153,20 @@ class Loader:
         if self._pool is not None:
             following = (position, *wanted[1:])
             self._ahead = (following, self._pool.submit(self._read, *following))
-        return batches(read, stage.grad_accum, self.device), position
+        return batches(read, stage.grad_accum, self.device, self.apart), position
 
     def close(self) -> None:
         """End the thread."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _read(self, position: int, n_sequences: int, seq_len: int) -> Read:
+    def _read(self, position: int, n_sequences: int, seq_len: int, count: int) -> Read:
         mine = self.part.sequences(n_sequences)
-        rows = torch.from_numpy(self.order.read(position + mine.start * seq_len, len(mine), seq_len))
+        where = position + mine.start * seq_len, len(mine), seq_len
+        rows = torch.from_numpy(self.order.read(*where))
         total = self.order.n_targets(position, n_sequences, seq_len)
-        return Read.of(rows, total, self.eos, self.device, self.part)
+        kept = None if self.apart is None else self.apart.split(rows, self.order.documents(*where), count)
+        return Read.of(rows, total, self.eos, self.device, self.part, kept)
 
 
 def validation_batches(
@@ -117,6 +176,7 @@ def validation_batches(
     eos: int,
     device: torch.device,
     part: RankSlice = WHOLE,
+    apart: Apart | None = None,
 ) -> Iterator[Batch]:
     """Yield the first `tokens` of a validation split as micro-batches, but at least one longest sequence.
 
@@ -130,18 +190,43 @@ def validation_batches(
         first = start + part.dp_rank * at_once
         count = max(min(at_once, n_sequences - first), 0)
         rows = np.full((at_once, stage.seq_len + 1), PADDING, dtype=np.int64)
+        begins = [np.zeros(1, dtype=np.int64)] * at_once
         if count > 0:
-            rows[:count] = order.read(first * stage.seq_len, count, stage.seq_len)
-        n_targets = int((rows[:, 1:] != PADDING).sum())
-        yield from batches(Read.of(torch.from_numpy(rows), n_targets, eos, device, part), 1, device)
+            where = first * stage.seq_len, count, stage.seq_len
+            rows[:count] = order.read(*where)
+            begins[:count] = order.documents(*where)
+        wanted = torch.from_numpy(rows)
+        kept = None if apart is None else apart.split(wanted, begins, 1)
+        n_targets = int(((wanted[:, 1:] if kept is None else kept[0]) != PADDING).sum())
+        yield from batches(Read.of(wanted, n_targets, eos, device, part, kept), 1, device, apart)
 
 
-def batches(read: Read, count: int, device: torch.device) -> list[Batch]:
+def batches(read: Read, count: int, device: torch.device, apart: Apart | None = None) -> list[Batch]:
     """Divide `read` into `count` micro-batches on `device`. Copies from pinned memory are asynchronous."""
     positions = None if read.positions is None else read.positions.to(device, non_blocking=True)
+    of_batches: list[Documents] | list[None] = read.documents or [None] * count
     out = []
-    for tokens, targets in zip(read.tokens.chunk(count), read.targets.chunk(count), strict=True):
+    for tokens, targets, documents in zip(
+        read.tokens.chunk(count), read.targets.chunk(count), of_batches, strict=True
+    ):
         n_targets = int((targets != PADDING).sum())
         tokens, targets = (x.to(device, non_blocking=True) for x in (tokens, targets))
-        out.append(Batch(tokens, targets, positions, n_targets / max(read.n_targets, 1), n_targets))
+        here = positions
+        if documents is not None:
+            documents = Documents(*(x.to(device, non_blocking=True) for x in documents))
+            if apart is not None and apart.restarted:
+                here = positions_in_documents(documents.starts, positions)
+        share = n_targets / max(read.n_targets, 1)
+        out.append(Batch(tokens, targets, here, share, n_targets, documents))
     return out
+
+
+def blank_batch(
+    stage: Stage, device: torch.device, part: RankSlice = WHOLE, apart: Apart | None = None
+) -> Batch:
+    """Return a micro-batch of `stage` with the shapes that the loader gives, for passes that compile."""
+    n_sequences = stage.n_sequences // stage.grad_accum // part.dp_size
+    rows = torch.zeros(n_sequences, stage.seq_len + 1, dtype=torch.int64)
+    begins = [np.zeros(1, dtype=np.int64)] * n_sequences
+    kept = None if apart is None else apart.split(rows, begins, 1)
+    return batches(Read.of(rows, rows[:, 1:].numel(), 0, device, part, kept), 1, device, apart)[0]

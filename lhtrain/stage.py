@@ -1,5 +1,6 @@
 """One stage of a run, with all values filled in. Immutable."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +90,12 @@ def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
         keys += ("strictly_causal",) if stage.get("strictly_causal") else ()
     keys += ("options",) if stage.get("options") else ()
     return {key: stage[key] for key in keys if key in stage}
+
+
+def coarsest_window(stages: Iterable[Stage]) -> int:
+    """Return the largest window of a pyramid of `stages`, in tokens; 1 if they have none."""
+    pyramids = [stage.pyramid for stage in stages if stage.pyramid is not None]
+    return max([1, *(pyramid.pooling ** (pyramid.levels - 1) for pyramid in pyramids)])
 
 
 def stages_of(config: Config) -> dict[str, Stage]:

@@ -27,7 +27,9 @@ def update(
     total = torch.zeros((), device=batches[0].tokens.device)
     for number, batch in enumerate(batches, 1):
         mesh.accumulates(model, last=number == len(batches))
-        loss = model.loss(batch.tokens, batch.targets, batch.positions, z_loss=optim.z_loss)
+        loss = model.loss(
+            batch.tokens, batch.targets, batch.positions, z_loss=optim.z_loss, documents=batch.documents
+        )
         # The step's loss is a sum over the loss ranks, but gradients are averaged: hence this factor.
         loss = loss * (batch.loss_weight * mesh.n_loss_ranks)
         loss.backward()

@@ -191,14 +191,15 @@ class Trainer:
             first = bisect_right(self.schedule.ends, self.progress.step)
             with self.watchdog.phase("compile"):
                 left = list(self.schedule.stages.values())[first:]
-                seconds = warm_up(self.engine, left, self.config.optim.z_loss)
+                seconds = warm_up(self.engine, left, self.config.optim.z_loss, self.data.loader.apart)
         self.report.compiled(seconds)
 
     def _validation_loss(self, stage: Stage) -> float:
         """Return the validation loss with the attention of `stage`; counts in the current stage's clock."""
         data, tokens = self.data, self.config.eval.tokens
         with self.clock.measure("validation"), self.watchdog.phase("validation"):
-            loss = validation_loss(self.engine, data.validation, tokens, stage, data.corpus.tokenizer.eos)
+            eos, apart = data.corpus.tokenizer.eos, data.loader.apart
+            loss = validation_loss(self.engine, data.validation, tokens, stage, eos, apart)
         self.clock.lap()
         return loss
 

@@ -9,7 +9,7 @@ import torch
 from lhtrain.data import PADDING, SequenceOrder, Split, TokenStore
 from lhtrain.data.store.tokens import TokenStoreWriter
 from lhtrain.distributed.mesh import RankSlice
-from lhtrain.loader import Loader, Read, batches, validation_batches
+from lhtrain.loader import Apart, Loader, Read, batches, blank_batch, validation_batches
 from lhtrain.stage import Stage
 
 CPU = torch.device("cpu")
@@ -24,6 +24,11 @@ def order(tmp_path_factory: pytest.TempPathFactory) -> SequenceOrder:
             writer.append(np.arange(3 + 7 * number % 50))
             writer.end_document(EOS)
     return SequenceOrder(Split.whole(TokenStore(path)), [32, 16], seed=0)
+
+
+@pytest.fixture(scope="module")
+def apart_order(order: SequenceOrder) -> SequenceOrder:
+    return SequenceOrder(order._pools[0].split, [32, 16], seed=0, alignment=4)
 
 
 def stage(seq_len: int, batch_tokens: int = 128, grad_accum: int = 2) -> Stage:
@@ -158,3 +163,58 @@ def test_validation_gives_every_rank_the_same_number_of_batches(order: SequenceO
     assert [len(part) for part in found] == [2, 2] and found[1][-1].n_targets == 0
     alone = list(validation_batches(order, 96, plan, EOS, CPU))
     assert sum(b.n_targets for part in found for b in part) == sum(b.n_targets for b in alone)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("seq_len", [16, 32])
+def test_documents_apart(apart_order: SequenceOrder, seq_len: int, restarted: bool) -> None:
+    """A target is the next token of its document; every batch has as many boundaries."""
+    apart = Apart.of([apart_order], {16, 32}, restarted)
+    plan, position = stage(seq_len), 0
+    loader = Loader(apart_order, EOS, CPU, apart=apart, ahead=False)
+    alike = blank_batch(plan, CPU, apart=apart)
+    n_documents = 0
+    for _ in range(5):
+        found, position = loader.micro_batches(position, plan)
+        assert sum(batch.loss_weight for batch in found) == pytest.approx(1)
+        for batch in found:
+            starts, bounds = batch.documents
+            assert bounds.shape == alike.documents.bounds.shape and starts.shape == alike.tokens.shape
+            assert set((starts % 4).flatten().tolist()) == {0}
+            begins = starts == torch.arange(seq_len)
+            n_documents += int(begins.sum())
+            assert (batch.targets[:, :-1][begins[:, 1:]] == PADDING).all()
+            inside = (batch.targets != PADDING)[:, :-1]
+            assert torch.equal(batch.targets[:, :-1][inside], batch.tokens[:, 1:][inside])
+            assert (batch.positions is None) is not restarted
+            if restarted:
+                assert torch.equal(batch.positions, torch.arange(seq_len) - starts)
+                assert batch.positions.shape == alike.positions.shape
+    assert n_documents > 20
+
+
+def test_documents_apart_of_ranks(apart_order: SequenceOrder) -> None:
+    """Ranks that share sequences have the boundaries of whole sequences, and the starts of their tokens."""
+    apart = Apart.of([apart_order], {32}, restarted=True)
+    plan = stage(32, grad_accum=1)
+    (whole,), _ = Loader(apart_order, EOS, CPU, apart=apart, ahead=False).micro_batches(64, plan)
+    for rank in range(4):
+        part = RankSlice(rank // 2, 2, rank % 2, 2)
+        (batch,), _ = Loader(apart_order, EOS, CPU, part, apart, ahead=False).micro_batches(64, plan)
+        here = slice(2 * part.dp_rank, 2 * part.dp_rank + 2), part.positions(32)
+        for one, other in zip(batch[:3], whole[:3], strict=True):
+            assert torch.equal(one, other[here])
+        assert torch.equal(batch.documents.starts, whole.documents.starts[here])
+        begins = batch.documents.bounds.unique()
+        of_rank = whole.documents.bounds.unique() - 64 * part.dp_rank
+        assert torch.equal(begins, of_rank[(of_rank >= 0) & (of_rank <= 64)])
+
+
+def test_validation_with_documents_apart(apart_order: SequenceOrder) -> None:
+    """Sequences that are missing have one document, without targets."""
+    apart = Apart.of([apart_order], {16, 32}, restarted=False)
+    plan = stage(16, batch_tokens=16 * 3, grad_accum=1)
+    found = list(validation_batches(apart_order, 160, plan, EOS, CPU, apart=apart))
+    assert {batch.documents.bounds.shape for batch in found} == {(3 * apart.most[16] + 1,)}
+    assert sum(batch.n_targets for batch in found) == apart_order.n_targets(0, 10, 16)
+    assert (found[-1].documents.starts[1:] == 0).all() and (found[-1].targets[1:] == PADDING).all()

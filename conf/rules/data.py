@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Config, DataConfig
+from lhtrain.conf.schema import Config, DataConfig, DocumentMode, PositionMode
 from lhtrain.conf.typed.paths import path_problem
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare.recipe import PREPARABLE, SOURCES
@@ -23,6 +23,9 @@ from lhtrain.data.tokenizers.named import (
 def all_data_problems(config: Config) -> Iterator[Problem]:
     """Yield broken rules on `data`, and on model.vocab_size, which must cover the tokenizer's tokens."""
     yield from data_problems(config.data)
+    restarted = config.data.positions is PositionMode.restarted
+    if restarted and config.data.documents is DocumentMode.together:
+        yield Problem("data.positions", "restarted", "needs data.documents=apart")
     name = config.data.tokenizer
     if tokenizer_problem(name):
         return

@@ -186,6 +186,11 @@ RELATIONS = (
         ("data.mix={a: {path: x}}",),
     ),
     Relation(
+        ("data.documents", "data.positions"),
+        "data.positions=restarted needs data.documents=apart",
+        ("data.positions=restarted",),
+    ),
+    Relation(
         ("optim.kind", "optim.options"),
         "optim.options are for an optimizer of a plugin",
         ("optim.options={a: 1}",),

@@ -112,7 +112,7 @@ class _Gaps(NamedTuple):
         return cls(numbers, np.zeros_like(numbers), np.full_like(numbers, block_len))
 
     def cut(self, level: int, alignment: int) -> "_Gaps":
-        """Cut the gaps at multiples of `level` and drop empty ones. They begin at multiples of `alignment`."""
+        """Cut the gaps at multiples of `level`; they begin at multiples of `alignment`, and none is empty."""
         stop = self.offset + self.free
         n = -(-stop // level) - self.offset // level
         n[self.free == 0] = 0

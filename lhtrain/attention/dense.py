@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, H query heads, Hkv key/value heads, D head dim.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -145,6 +145,7 @@ class DenseAttention:
     """Full attention as an `Attend`; `backend` as in `dense_attention`."""
 
     backend: str = "auto"
+    keeps_documents: ClassVar[bool] = True  # uses `Where.documents`
 
     def __post_init__(self) -> None:
         check_dense_backend(self.backend)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lhtrain.attention.dense import FULL_ATTENTION
+from lhtrain.attention.documents import Documents
 from lhtrain.attention.where import Attend, Rotation, Where
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.model.loss import ChunkGrad, ChunkLoss, chunk_grad, chunk_loss, linear_cross_entropy
@@ -21,16 +22,16 @@ OWN_SCORER = ".attention.scorer."  # in the names of parameters that only Lighth
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
-    """Cosine and sine of the rotary embedding at `positions` (T,), (T, D) each, in float32."""
+    """Cosine and sine of the rotary embedding at `positions` (T,) or (B, T): (…, D) each, in float32."""
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = torch.outer(positions.float(), theta**-exponents)
+    angles = positions.float().unsqueeze(-1) * theta**-exponents
     angles = torch.cat([angles, angles], -1)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Rotary embedding of x (B, T, H, D) by halves, as Llama's published weights expect; keeps x's dtype."""
-    cos, sin = (part[:, None, :] for part in by)
+    cos, sin = (part.unsqueeze(-2) for part in by)
     first, second = x.float().chunk(2, -1)
     return (x.float() * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
 
@@ -136,16 +137,19 @@ class GPT(nn.Module):
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
-    def hidden(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, positions: Tensor | None = None, documents: Documents | None = None
+    ) -> Tensor:
         """Hidden states before the output head, (B, T, C) in `dtype`, of tokens (B, T) int64.
 
-        positions: (T,), where in their sequence the tokens stand; None: 0 … T - 1.
+        positions: (T,) or (B, T), for the rotary embedding; None: 0 … T - 1. documents: a token attends to
+        its own document alone; None: to its whole sequence.
         """
         x = self.embedding(tokens).to(self.dtype)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         by = rotation(positions, self.config.head_dim, self.config.rope_theta)
-        where = Where(by, positions=positions)
+        where = Where(by, positions=positions, documents=documents)
         for block in self.blocks:
             x = block(x, where)
         return self.norm(x)
@@ -155,11 +159,16 @@ class GPT(nn.Module):
         return self.head(self.hidden(tokens))
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None, z_loss: float = 0.0
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        positions: Tensor | None = None,
+        z_loss: float = 0.0,
+        documents: Documents | None = None,
     ) -> Tensor:
         """Mean cross-entropy of targets (B, T), in nats, float32; the logits never exist whole."""
         return linear_cross_entropy(
-            self.hidden(tokens, positions).flatten(0, 1),
+            self.hidden(tokens, positions, documents).flatten(0, 1),
             self.head.weight,
             targets.flatten(),
             z_loss,

@@ -243,16 +243,16 @@ def _documents(
 ) -> tuple[Tensor, Tensor]:
     flat = (x.flatten(0, 1) for x in (q, k, v))
     out, lse = VARLEN_KERNELS[kernel].forward(*flat, (bounds, bounds), True, window)
-    return out.contiguous().view(q.shape), _of_batch(lse, len(q)).contiguous()
+    return out.contiguous().view(q.shape), lse_of_batch(lse, len(q)).contiguous()
 
 
-def _of_batch(lse: Tensor, batch: int) -> Tensor:
-    """lse (H, B N) -> (B, H, N)."""
+def lse_of_batch(lse: Tensor, batch: int) -> Tensor:
+    """Return lse (H, B N) as (B, H, N)."""
     return lse.unflatten(1, (batch, -1)).transpose(0, 1)
 
 
-def _flattened(lse: Tensor) -> Tensor:
-    """The inverse of `_of_batch`."""
+def flattened_lse(lse: Tensor) -> Tensor:
+    """Return lse (B, H, N) as (H, B N), the inverse of `lse_of_batch`."""
     return lse.transpose(0, 1).flatten(1, 2).contiguous()
 
 
@@ -268,9 +268,9 @@ def _documents_backward(
     lse: Tensor, window: int | None, kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     of_out, *flat = (x.flatten(0, 1) for x in (grad.contiguous(), q, k, v, out))
-    of_lse = None if grad_lse is None else _flattened(grad_lse)
+    of_lse = None if grad_lse is None else flattened_lse(grad_lse)
     further = (bounds, bounds), True, window
-    grads = VARLEN_KERNELS[kernel].backward(of_out, of_lse, *flat, _flattened(lse), *further)
+    grads = VARLEN_KERNELS[kernel].backward(of_out, of_lse, *flat, flattened_lse(lse), *further)
     grad_q, grad_k, grad_v = (x.contiguous().view(y.shape) for x, y in zip(grads, (q, k, v), strict=True))
     return grad_q, grad_k, grad_v
 
@@ -308,4 +308,4 @@ def naive_documents(
     lo = lo if window is None else torch.maximum(lo, hi - window)
     flat_q, flat_k, flat_v = (x.flatten(0, 1)[None] for x in (q, k, v))
     out, lse = attend_ranges(flat_q, flat_k, flat_v, lo, hi)
-    return out.view(q.shape), _of_batch(lse[0], len(q))
+    return out.view(q.shape), lse_of_batch(lse[0], len(q))

@@ -15,20 +15,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lhtrain.attention.dense_kernels import backward_of, kernel_for
+from lhtrain.attention.varlen import Bounds
 from lhtrain.context_parallel.collectives import group_of
+from lhtrain.context_parallel.documents import attend_part, attend_part_backward, bounds_of_part
+from lhtrain.context_parallel.layout import positions
 
 
-def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: str) -> Tensor:
+def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: str, bounds: Tensor | None = None) -> Tensor:
     """Causal attention of q (B, T, H, D) to all ranks' k, v (B, T, Hkv, D), in the load-balanced layout.
 
-    Returns (B, T, H, D). Any numbers of heads; partial results are merged in float32.
+    bounds: `Documents.bounds`, if tokens attend to their own documents alone. Returns (B, T, H, D). Any
+    numbers of heads; partial results are merged in float32.
     """
-    return _ring(q, k, v, group)[0]
+    return _ring(q, k, v, bounds, group)[0]
 
 
-def ring_with_lse(q: Tensor, k: Tensor, v: Tensor, group: str) -> tuple[Tensor, Tensor]:
+def ring_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, group: str, bounds: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`ring_attention`, and the logsumexp of its scores (B, H, T) float32, with gradients through both."""
-    out, lse = _ring(q, k, v, group)
+    out, lse = _ring(q, k, v, bounds, group)
     return out, lse
 
 
@@ -40,8 +46,17 @@ def _parts(rank: int, source: int, tokens: int) -> tuple[slice, slice, bool]:
     return (everything, slice(half), False) if source < rank else (slice(half, None), everything, False)
 
 
+def _bounds(bounds: Tensor, rank: int, source: int, size: int, tokens: int) -> Bounds:
+    """Return where all documents begin among the queries and among the keys of `_parts`."""
+    queries, keys, _ = _parts(rank, source, tokens)
+    n = tokens * size
+    parts = positions(n, rank, size)[queries], positions(n, source, size)[keys]
+    of_queries, of_keys = (bounds_of_part(bounds, n, part.to(bounds.device)) for part in parts)
+    return of_queries, of_keys
+
+
 @torch.library.custom_op("lhtrain::ring", mutates_args=())
-def _ring(q: Tensor, k: Tensor, v: Tensor, group: str) -> tuple[Tensor, Tensor]:
+def _ring(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor | None, group: str) -> tuple[Tensor, Tensor]:
     """-> out (B, T, H, D), lse (B, H, T) float32."""
     members = group_of(group)
     rank, size, kernel = dist.get_rank(members), dist.get_world_size(members), kernel_for(q)
@@ -49,9 +64,14 @@ def _ring(q: Tensor, k: Tensor, v: Tensor, group: str) -> tuple[Tensor, Tensor]:
     out, lse = torch.empty(0), torch.empty(0)
     for step in range(size):
         arrives = _pass_on(travelling, members) if step + 1 < size else None
-        queries, keys, causal = _parts(rank, (rank - step) % size, q.shape[1])
+        source = (rank - step) % size
+        queries, keys, causal = _parts(rank, source, q.shape[1])
         part_k, part_v = travelling[:, :, keys].unbind()
-        part, part_lse = kernel.forward(q[:, queries], part_k, part_v, causal)
+        if bounds is None:
+            part, part_lse = kernel.forward(q[:, queries], part_k, part_v, causal)
+        else:
+            here = _bounds(bounds, rank, source, size, q.shape[1])
+            part, part_lse = attend_part(q[:, queries], part_k, part_v, here, causal)
         if step == 0:
             out = part.float().contiguous()  # as the compiler is told, whatever the kernel's strides
             lse = part_lse.clone(memory_format=torch.contiguous_format)
@@ -69,7 +89,7 @@ def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
 
 
 @_ring.register_fake
-def _(q, k, v, group):
+def _(q, k, v, bounds, group):
     batch, tokens, heads, _ = q.shape
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
         batch, heads, tokens, dtype=torch.float32
@@ -83,6 +103,7 @@ def _ring_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    bounds: Tensor | None,
     out: Tensor,
     lse: Tensor,
     group: str,
@@ -98,11 +119,16 @@ def _ring_backward(
     grad, grad_q = grad.contiguous(), torch.zeros_like(q, dtype=torch.float32)
     for step in range(size):
         arrives = _pass_on(travelling, members) if step + 1 < size else None
-        queries, keys, causal = _parts(rank, (rank - step) % size, q.shape[1])
+        source = (rank - step) % size
+        queries, keys, causal = _parts(rank, source, q.shape[1])
         part_k, part_v = travelling[:, :, keys].unbind()
         of_lse = None if grad_lse is None else grad_lse[:, :, queries].contiguous()
         saved = (q[:, queries], part_k, part_v, out[:, queries], lse[:, :, queries])
-        part = backward_of(kernel, grad[:, queries], of_lse, *saved, causal)
+        if bounds is None:
+            part = backward_of(kernel, grad[:, queries], of_lse, *saved, causal)
+        else:
+            here = _bounds(bounds, rank, source, size, q.shape[1])
+            part = attend_part_backward(grad[:, queries], of_lse, *saved, here, causal)
         grad_q[:, queries] += part[0]
         grads = gradients_arrive() if gradients_arrive else grads
         grads[0, :, keys] += part[1]
@@ -133,7 +159,7 @@ def _pass_on(x: Tensor, members: dist.ProcessGroup) -> Callable[[], Tensor]:
 
 
 @_ring_backward.register_fake
-def _(grad, grad_lse, q, k, v, out, lse, group):
+def _(grad, grad_lse, q, k, v, bounds, out, lse, group):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
@@ -146,7 +172,7 @@ def _ring_context(ctx, inputs, output):
 def _ring_autograd(ctx, grad, grad_lse):
     q, *saved = ctx.saved_tensors
     grad = torch.zeros_like(q) if grad is None else grad
-    return *_ring_backward(grad, grad_lse, q, *saved, ctx.group), None
+    return *_ring_backward(grad, grad_lse, q, *saved, ctx.group), None, None
 
 
 _ring.register_autograd(_ring_autograd, setup_context=_ring_context)

@@ -8,27 +8,40 @@ import torch
 from torch import Tensor
 
 from lhtrain.attention.dense import dense_attention
+from lhtrain.attention.documents import Documents
+from lhtrain.attention.varlen import attend_documents
 from lhtrain.attention.windowed import attend_rows
 from lhtrain.context_parallel.collectives import all_to_all
 from lhtrain.context_parallel.layout import shared_out, whole
 
 
-def ulysses_attention(q: Tensor, k: Tensor, v: Tensor, group: str, size: int, backend: str) -> Tensor:
+def ulysses_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: str,
+    size: int,
+    backend: str,
+    documents: Documents | None = None,
+) -> Tensor:
     """Causal attention of q (B, T, H, D) to all ranks' k, v (B, T, Hkv, D), in the load-balanced layout.
 
-    Returns (B, T, H, D). H and Hkv must be multiples of `size`; any dense backend will do.
+    Returns (B, T, H, D). H and Hkv must be multiples of `size`; any dense backend will do. documents: as in
+    `dense_attention`.
     """
-    return _all_heads(dense_attention(*_own_heads(q, k, v, group, size), backend), group, size)
+    return _all_heads(dense_attention(*_own_heads(q, k, v, group, size), backend, documents), group, size)
 
 
 def ulysses_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, group: str, size: int, kernels: bool
+    q: Tensor, k: Tensor, v: Tensor, group: str, size: int, kernels: bool, bounds: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`ulysses_attention`, and the logsumexp of its scores (B, H, T) float32, with gradients through both.
 
-    kernels: whether GPU kernels serve, as in `attend_rows`.
+    kernels: whether GPU kernels serve, as in `attend_rows`. bounds: `Documents.bounds`, if tokens attend to
+    their own documents alone.
     """
-    out, lse = attend_rows(*_own_heads(q, k, v, group, size), kernels)
+    heads = _own_heads(q, k, v, group, size)
+    out, lse = attend_rows(*heads, kernels) if bounds is None else attend_documents(*heads, bounds)
     return _all_heads(out, group, size), _all_heads(lse.transpose(1, 2), group, size).transpose(1, 2)
 
 

@@ -5,7 +5,10 @@ import torch
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse, backward_of
+from lhtrain.attention.documents import Documents, documents_of
 from lhtrain.attention.flash4 import fa4_runs
+from lhtrain.attention.varlen import naive_documents
+from lhtrain.attention.where import Where
 from lhtrain.attention.windowed import attend_rows
 from lhtrain.context_parallel import over_ranks, positions, ring
 from lhtrain.context_parallel.ring import ring_with_lse
@@ -50,6 +53,42 @@ def test_the_result_is_that_of_one_rank(kind, method, n_kv, size, monkeypatch):
     for here, got in ThreadRanks(size, monkeypatch).run(on):
         for mine, whole in zip(got, want, strict=True):
             torch.testing.assert_close(mine, whole[:, here], rtol=1e-4, atol=1e-5)
+
+
+# Documents that begin and end inside a chunk, at a border of chunks (of 2 and of 4 ranks), and that span all.
+BEGINS = {
+    "some": [[1, 64, 130, 200, 255], [128]],
+    "one document": [[], []],
+    "one, and one of each token": [[], range(256)],
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(("method", "n_kv"), METHODS)
+@pytest.mark.parametrize("begins", BEGINS)
+def test_documents_apart_as_on_one_rank(begins, method, n_kv, size, monkeypatch):
+    """Output, logsumexp and gradients, against attention to ranges of keys on one rank."""
+    torch.manual_seed(0)
+    n = 256
+    q, k, v, grad = (torch.randn(BATCH, n, heads, DIM) for heads in (HEADS, n_kv, n_kv, HEADS))
+    grad_lse, documents = torch.randn(BATCH, HEADS, n), documents_of(BEGINS[begins], n, most=n)
+    want = both_results(lambda *x: naive_documents(*x, documents.bounds), q, k, v, grad, grad_lse)
+    of_output = result(lambda *x: naive_documents(*x, documents.bounds)[0], (q, k, v, grad))
+
+    def on(rank):
+        here = positions(n, rank, size)
+        attend = over_ranks(DenseAttention(), method, True, "group", rank, size)
+        mine = [x[:, here] for x in (q, k, v, grad)]
+        where = Where((q, q), documents=Documents(documents.starts[:, here], documents.bounds))
+        got = both_results(
+            lambda *x: attend.with_lse(*x, False, documents.bounds), *mine, grad_lse[..., here]
+        )
+        return here, got, result(lambda *x: attend(*x, where), mine)
+
+    for here, got, output in ThreadRanks(size, monkeypatch).run(on):
+        for mine, whole in zip([*got, *output], [*want, *of_output], strict=True):
+            whole = whole[:, here] if whole.ndim == 4 else whole[..., here]
+            torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strictly_causal", [False, True])

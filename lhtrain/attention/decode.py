@@ -28,7 +28,7 @@ class Kept:
         self._memory: Tensor | None = None
 
     def add(self, new: Tensor) -> Tensor:
-        """Append new (B, T, ...); return all tokens, (B, n, ...), a view that is valid until the next call."""
+        """Append new (B, T, ...); return all tokens (B, n, ...), a view to use before the next call."""
         size = self.size + new.shape[1]
         if self._memory is None or size > self._memory.shape[1]:
             grown = 0 if self._memory is None else self._memory.shape[1] * 3 // 2
@@ -84,8 +84,8 @@ class FullCache:
         if not seen:
             return dense_attention(q, k, v)
         if q.shape[1] == 1:
-            heads = (x.transpose(1, 2) for x in (q, all_k, all_v))
-            return F.scaled_dot_product_attention(*heads, enable_gqa=True).transpose(1, 2)
+            q, k, v = (x.transpose(1, 2) for x in (q, all_k, all_v))
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2)
         hi = torch.arange(seen, seen + q.shape[1], device=q.device) + 1
         return attend_ranges(q, all_k, all_v, torch.zeros_like(hi), hi)[0]
 
@@ -214,7 +214,7 @@ class StrictCache:
 def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> FullCache | StrictCache:
     """Return an empty cache for a layer that attends with `attend`.
 
-    seq_len: the sequence length of training. capacity: number of tokens to allocate memory for; more may come.
+    seq_len: the sequence length of training. capacity: tokens to allocate memory for; more may come.
 
     Raises ValueError: a layer whose outputs depend on later tokens, which no cache can give.
     """

@@ -2,11 +2,11 @@
 
 import difflib
 import importlib
+import os
 import re
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lhtrain.errors import UsageError
@@ -108,7 +108,7 @@ class Command:
         names = [key.name for key in self.keys]
         for word in words:
             match = _KEY_VALUE.fullmatch(word) if names else None
-            if match is None or (match[1] not in names and self.settings) or Path(word).exists():
+            if match is None or (match[1] not in names and self.settings) or os.path.exists(word):
                 rest.append(word)
             elif match[1] not in names:
                 rule = f"no such setting{nearest(match[1], names)} (settings: {', '.join(names)})"

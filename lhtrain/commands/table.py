@@ -259,6 +259,38 @@ Examples
     docs=("judging",),
 )
 
+GENERATE = Command(
+    "generate",
+    "write text with a trained model",
+    "lhtrain.commands.generate:generate",
+    (argument("RUN", type=_folder, help="folder of a run, for its newest checkpoint, or of a checkpoint"),),
+    (
+        Key("prompt", "TEXT", "text to continue; without it the model begins a document"),
+        Key("file", "FILE", "file with the prompt, in place of prompt=; - reads standard input"),
+        Key("tokens", "200", "most tokens to write; the text ends earlier at an end of text", "200"),
+        Key("temperature", "0.8", "below 1: likelier tokens; 0: always the likeliest", "0.8"),
+        Key("top_p", "0.95", "draw from the likeliest tokens that together have this probability", "0.95"),
+        Key("seed", "0", "another number gives another text", "0"),
+        Key(
+            "attention",
+            "full",
+            "full, or strict: that of the stage with lighthouse.strictly_causal=true",
+            "full",
+        ),
+        Key("device", "auto", "cpu or cuda; auto: cuda if there is a GPU", "auto"),
+        Key("tokenizer", "FILE", "a tokenizer.json, if the run's own has been deleted"),
+    ),
+    details="""\
+Text goes to stdout as it is written, everything else to stderr. Ctrl-C stops. The prompt is read in one pass,
+and a cache holds what each token needs. attention=strict needs less memory and time for long texts.
+
+Examples
+  lhtrain generate runs/mine 'prompt=Once upon a time' tokens=100
+  lhtrain generate runs/mine/checkpoints/step_00002000 file=chapter.txt temperature=0
+  lhtrain generate runs/mine prompt=def seed=1 > text.txt""",
+    docs=("judging",),
+)
+
 SLURM = Command(
     "slurm",
     "submit, resume and extend runs as SLURM jobs, and list runs",
@@ -403,7 +435,7 @@ Examples
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE, EXPORT),
+        *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE, EXPORT, GENERATE),
         *(SLURM, SLURM_SUBMIT, SLURM_RESUME, SLURM_EXTEND, SLURM_STATUS, SLURM_BEGIN, SLURM_END),
         *(ENV, COMPLETION, HELP),
     )

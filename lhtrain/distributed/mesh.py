@@ -105,6 +105,7 @@ class Mesh:
             policy = replace(policy, param_dtype=None)
         fully_shard(model, mesh=self.sharding, mp_policy=policy)
         register_fsdp_forward_method(model, "loss")
+        register_fsdp_forward_method(model, "next_logits")
 
     def initialize(self, model: GPT, seed: int) -> None:
         """Allocate a model that is on the meta device and set its initial weights, the same on any mesh."""

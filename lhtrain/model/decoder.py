@@ -158,6 +158,10 @@ class GPT(nn.Module):
         """Logits (B, T, V) in `dtype`."""
         return self.head(self.hidden(tokens))
 
+    def next_logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits (B, V) of the token that follows `tokens` (B, T); the arguments are those of `hidden`."""
+        return self.head(self.hidden(tokens, positions)[:, -1])
+
     def loss(
         self,
         tokens: Tensor,

@@ -39,17 +39,23 @@ class Apart:
 
     most: sequence length -> the largest number of documents in a sequence. It is the same in the whole run,
         for training and validation, so that nothing is compiled again.
+    share: sequence length -> the share of pairs of tokens that are of one document, for counting FLOPs.
     restarted: positions count in each document.
     """
 
     most: Mapping[int, int]
+    share: Mapping[int, float]
     restarted: bool = False
 
     @classmethod
     def of(cls, orders: Sequence[SequenceOrder], seq_lens: set[int], restarted: bool) -> "Apart":
-        """Return the numbers for these orders, rounded up, so that a little more data changes none."""
+        """Return the numbers for these orders, of which the first is that of the training data.
+
+        `most` is rounded up, so that a little more data does not change it.
+        """
         found = {n: max(order.most_documents(n) for order in orders) for n in seq_lens}
-        return cls({n: min(-(-most // MULTIPLE) * MULTIPLE, n) for n, most in found.items()}, restarted)
+        most = {n: min(-(-count // MULTIPLE) * MULTIPLE, n) for n, count in found.items()}
+        return cls(most, {n: orders[0].share_of_pairs(n) for n in seq_lens}, restarted)
 
     def split(self, rows: Tensor, begins: Sequence[np.ndarray], count: int) -> Split:
         """Return the targets and the documents of rows (B, T + 1), in `count` micro-batches.

@@ -187,6 +187,15 @@ class SequenceOrder:
         self._check(0, 0, seq_len)
         return max(_most_documents(pool.packing, self.block_len, seq_len) for pool in self._pools)
 
+    def share_of_pairs(self, seq_len: int) -> float:
+        """Return the share of all pairs of two tokens of a sequence that are of one document, on average.
+
+        Attention to documents apart needs this share of the products. Raises ValueError as `read` does.
+        """
+        self._check(0, 0, seq_len)
+        shares = [_share_of_pairs(pool, self.block_len, seq_len) for pool in self._pools]
+        return float(np.average(shares, weights=[pool.weight for pool in self._pools]))
+
     def _locate(self, position: int, n_sequences: int, seq_len: int) -> list[tuple["_Pool", int, int]]:
         """Return for each sequence its pool, the block in the pool's packing and the offset in the block."""
         self._check(position, n_sequences, seq_len)
@@ -312,6 +321,21 @@ def _most_documents(packing: Packing, block_len: int, seq_len: int) -> int:
     slices = (blocks * (block_len // seq_len) + packing.offset // seq_len)[inside]  # rising
     edges = np.flatnonzero(np.diff(slices, prepend=-1, append=-1))
     return 1 + int(np.diff(edges).max(initial=0))
+
+
+def _share_of_pairs(pool: _Pool, block_len: int, seq_len: int) -> float:
+    """Return the share of pairs of one document in slices of seq_len tokens of the pool's blocks."""
+    mine = _pieces_of(pool)
+    begin = pool.packing.offset[mine]
+    end = np.minimum(begin + pool.packing.length[mine], block_len)
+    first, last = begin // seq_len, (end - 1) // seq_len  # slices that the piece is in
+    inside = [end - begin, np.zeros_like(begin)]  # its tokens in the first and in the last of several
+    cut = first < last
+    inside[0][cut] = (first[cut] + 1) * seq_len - begin[cut]
+    inside[1][cut] = end[cut] - last[cut] * seq_len
+    whole = seq_len * (seq_len + 1) / 2
+    pairs = sum(float((n * (n + 1.0)).sum()) / 2 for n in inside) + whole * float((last - first - cut).sum())
+    return pairs / (whole * len(pool.blocks) * (block_len // seq_len))
 
 
 def _check_size(split: Split, block_len: int) -> None:

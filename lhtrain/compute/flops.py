@@ -2,7 +2,9 @@
 
 Only necessary matrix products count. Every weight counts once per token. Attention counts the causal half of
 its matrix, over the rows that it attends to: S instead of N in a Lighthouse stage. A windowed layer adds the
-exact window of each token, and a strictly causal layer adds the tokens of its tile too. The backward pass
+exact window of each token, and a strictly causal layer adds the tokens of its tile too. With documents apart,
+attention counts only pairs of tokens of one document, as a share of all pairs that is an average over the
+training data; an exact window counts at most these. The backward pass
 counts twice the forward pass. A scorer counts once, because it has no backward pass. Recomputation counts
 nothing, and neither does anything that is not a matrix product.
 """
@@ -12,15 +14,18 @@ from lhtrain.kernels.pyramid import DILATION
 from lhtrain.stage import Stage
 
 
-def step_flops(model: ModelConfig, stage: Stage) -> int:
-    """Return the FLOPs of the forward and backward pass of one optimizer step of `stage`, of all ranks."""
+def step_flops(model: ModelConfig, stage: Stage, share: float = 1.0) -> int:
+    """Return the FLOPs of the forward and backward pass of one optimizer step of `stage`, of all ranks.
+
+    share: the share of pairs of tokens that are of one document, if documents are kept apart.
+    """
     weights = 2 * stage.batch_tokens * _weights(model)
     attention = 0
     for layer in range(model.n_layers):
         if layer in model.dense_layers:
-            attention += stage.n_sequences * _attention(model, stage.seq_len)
+            attention += stage.n_sequences * int(share * _attention(model, stage.seq_len))
         else:
-            attention += stage.n_sequences * _lighthouse(model, stage)
+            attention += stage.n_sequences * _lighthouse(model, stage, share)
     layers = model.n_layers - len(set(model.dense_layers))
     return 3 * (weights + attention) + stage.n_sequences * layers * _scores(model, stage)
 
@@ -32,16 +37,17 @@ def _weights(model: ModelConfig) -> int:
     return model.n_layers * per_layer + model.dim * model.vocab_size
 
 
-def _lighthouse(model: ModelConfig, stage: Stage) -> int:
+def _lighthouse(model: ModelConfig, stage: Stage, share: float) -> int:
     """Return the FLOPs of the forward pass of one Lighthouse layer on one sequence."""
     n, window = stage.seq_len, stage.window
     if stage.strictly_causal:
-        return 4 * model.n_heads * model.head_dim * _strict_pairs(stage)
+        return int(share * 4 * model.n_heads * model.head_dim * _strict_pairs(stage))
     near = 0
     if window < n:  # otherwise n_attended is the whole sequence
         # Position j has min(j + 1, window) keys.
-        near = 4 * model.n_heads * model.head_dim * (window * (window + 1) // 2 + (n - window) * window)
-    return near + _attention(model, stage.n_attended)
+        pairs = window * (window + 1) // 2 + (n - window) * window
+        near = 4 * model.n_heads * model.head_dim * min(pairs, int(share * (n * (n + 1) // 2)))
+    return near + int(share * _attention(model, stage.n_attended))
 
 
 def _scores(model: ModelConfig, stage: Stage) -> int:

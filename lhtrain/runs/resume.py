@@ -118,12 +118,17 @@ def start_from(
         return Progress(), f"{note}; the data differ and are read from their start"
     note += f"; data continue at token {position:,}"
     if order != _order(as_container(config)):
-        note += ", in another order (run.seed, sequence lengths or data.long_fraction differ), so some are"
-        note += " read again"
+        note += ", in another order (run.seed, sequence lengths, data.long_fraction or data.documents differ)"
+        note += ", so some are read again"
     return Progress(position=position), note
 
 
 def _order(config: dict[str, Any]) -> tuple:
     """Return the settings that determine the order of the data."""
-    lengths = {stage["seq_len"] for stage in config["stages"].values()}
-    return lengths, config["run"]["seed"], config["data"]["long_fraction"]
+    stages, data = config["stages"].values(), config["data"]
+    alignment = 1
+    if data.get("documents") == "apart":
+        windows = [s["pooling"] ** (s["levels"] - 1) for s in stages if s["attention"] == "lighthouse"]
+        alignment = max([1, *windows])
+    lengths = {stage["seq_len"] for stage in stages}
+    return lengths, config["run"]["seed"], data["long_fraction"], alignment

@@ -11,6 +11,8 @@ B = 1, H = 8, D = 128, bf16, L = 3, p = 4, k = N / 64; from 1,048,576 tokens on 
 
 import argparse
 import csv
+import itertools
+import random
 import statistics
 import sys
 from datetime import date
@@ -23,6 +25,7 @@ import triton
 
 from lhtrain.attention import Pyramid, dense_attention, lighthouse_attention
 from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse, backward_of, kernel_for
+from lhtrain.attention.documents import Documents, documents_of
 from lhtrain.attention.flash4 import FA4_FROM, INSTALLED
 from lhtrain.attention.lighthouse import level_scores
 from lhtrain.attention.window_kernels import WINDOW_KERNELS, window_kernel_for
@@ -219,6 +222,21 @@ def time_windowed(q, k, v, grad, pyramid: Pyramid) -> dict[str, dict[str, float]
     return times
 
 
+def time_documents(seq_len: int) -> None:
+    """Time dense attention to documents apart: many short ones of 1,024 to 8,192 tokens, and one long one."""
+    q, k, v, grad = draw(seq_len)
+    lengths = random.Random(0)
+    short = list(itertools.accumulate(lengths.randint(1024, 8192) for _ in range(seq_len // 1024)))
+    cases: dict[str, list[int] | None] = {"together": None, "apart, one document": []}
+    cases["apart, documents of 1,024 to 8,192"] = [begin for begin in short if begin < seq_len]
+    print(f"\ndense attention at N={seq_len}: ms of the forward pass, and of both passes")
+    for name, begins in cases.items():
+        documents = None if begins is None else documents_of([begins], seq_len, seq_len // 1024 + 16)
+        documents = documents and Documents(*(x.cuda() for x in documents))
+        times = both_directions(partial(dense_attention, documents=documents), (q, k, v), grad)
+        print(f"  {name:36}", *(f"{ms:9.3f}" for ms in times.values()))
+
+
 def time_scorers(seq_len: int) -> None:
     """Time each scorer alone, as the layer calls it; the norms also by their own kernel."""
     pyramid = pyramid_for(seq_len)
@@ -313,6 +331,7 @@ def main() -> int:
     parser.add_argument("--sizes", default=SIZES, help="sequence lengths to time the layer at")
     parser.add_argument("--kernels", default="32768,98304,262144", help="lengths to time each kernel at")
     parser.add_argument("--scorers", default="98304", help="lengths to time each scorer at")
+    parser.add_argument("--documents", default="98304", help="lengths to time documents apart at")
     parser.add_argument("--eager", action="store_true", help="also time the layer without a CUDA graph")
     parser.add_argument("--csv", type=Path, help="file to write the results to")
     args = parser.parse_args()
@@ -328,6 +347,8 @@ def main() -> int:
     ceiling = copy_ceiling()
     for seq_len in filter(None, args.kernels.split(",")):
         time_kernels(int(seq_len), ceiling)
+    for seq_len in filter(None, args.documents.split(",")):
+        time_documents(int(seq_len))
     peak_memory(98_304)
     for seq_len in filter(None, args.scorers.split(",")):
         time_scorers(int(seq_len))

@@ -8,16 +8,20 @@ NCCL kernels run; exposed is the share in which only NCCL kernels run.
     python scripts/bench/train.py --csv scripts/bench/results/train.csv model=lighthouse_530m
     torchrun --nproc-per-node=2 scripts/bench/train.py --csv scripts/bench/results/multi_gpu.csv \\
         model=lighthouse_530m parallel.cp=2
+
+With data.documents=apart, sequences are packed with documents of random lengths: --documents 1024,8192.
 """
 
 import argparse
 import csv
 import datetime
+import random
 import statistics
 import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from spans import communication, kernel_spans, print_kernels
 
@@ -34,11 +38,11 @@ from lhtrain.compute.device import (
 from lhtrain.compute.fill import filled
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.compose import check_overrides
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, DocumentMode, PositionMode
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World, close, find_ranks
-from lhtrain.loader import Read, batches
-from lhtrain.stage import Stage
+from lhtrain.loader import Apart, Read, batches
+from lhtrain.stage import Stage, coarsest_window
 from lhtrain.step import update
 
 COLUMNS = [
@@ -78,6 +82,9 @@ def main() -> None:
     parser.add_argument(
         "--kernels", type=int, default=0, help="print this many kernels of a step, longest first"
     )
+    parser.add_argument(
+        "--documents", default="1024,8192", help="shortest and longest document, for data.documents=apart"
+    )
     parser.add_argument("overrides", nargs="*", help="settings of lhtrain, KEY=VALUE")
     arguments = parser.parse_intermixed_args()  # options may stand between settings
     config = check_overrides(arguments.overrides, n_ranks=find_ranks().size)
@@ -107,17 +114,22 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
     ceiling, out = matmul_ceiling(device), []
     for name, stage in engine.stages.items():
         engine.enter(stage)
+        packed = None
+        if config.data.documents is DocumentMode.apart:
+            lengths = tuple(int(length) for length in arguments.documents.split(","))
+            packed = Packed(stage, lengths, coarsest_window([stage]), config)
         began = time.perf_counter()
         for _ in range(arguments.warmup):
-            step(engine, config, stage)
+            step(engine, config, stage, packed)
         print(f"{name}: warm-up took {time.perf_counter() - began:.1f} s", flush=True)
         reset_peak_memory(device)
-        timed = [step(engine, config, stage) for _ in range(arguments.steps)]
+        timed = [step(engine, config, stage, packed) for _ in range(arguments.steps)]
         times, losses = zip(*timed, strict=True)
         seconds, sheet = statistics.median(times), peak_flops(device)
         peak = peak_memory(device) / 1e9
-        flops = step_flops(config.model, stage) / world.size
-        profiled = partial(step, engine, config, stage)
+        share = packed.apart.share[stage.seq_len] if packed else 1.0
+        flops = step_flops(config.model, stage, share) / world.size
+        profiled = partial(step, engine, config, stage, packed)
         spans = kernel_spans(profiled, device) if arguments.kernels or world.is_distributed else []
         if world.is_main and arguments.kernels and spans:  # a CPU has no spans
             print_kernels(spans, arguments.kernels)
@@ -139,7 +151,13 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             round(losses[-1], 4),
             world.size,
             *(communication(spans) if world.is_distributed else (None, None)),
-            " ".join([*arguments.overrides, *derived(config, stage, arguments.overrides)]),
+            " ".join(
+                [
+                    *arguments.overrides,
+                    *derived(config, stage, arguments.overrides),
+                    *([f"--documents {arguments.documents}"] if packed else []),
+                ]
+            ),
         ]
         out.append(dict(zip(COLUMNS, values, strict=True)))
     return out
@@ -155,14 +173,35 @@ def derived(config: Config, stage: Stage, overrides: list[str]) -> list[str]:
     return [setting for setting in settings if setting.split("=")[0] not in given]
 
 
-def step(engine: Engine, config: Config, stage: Stage) -> tuple:
+class Packed:
+    """Documents of random lengths, in sequences of a stage; the same ones in every run."""
+
+    def __init__(self, stage: Stage, lengths: tuple[int, int], align: int, config: Config):
+        self.random, self.lengths, self.align, self.seq_len = random.Random(0), lengths, align, stage.seq_len
+        some = [self.begins() for _ in range(100)]
+        ends = [np.append(begins, self.seq_len) for begins in some]
+        pairs = np.mean([(np.diff(end) * (np.diff(end) + 1.0)).sum() for end in ends])
+        most = {self.seq_len: -(-self.seq_len // lengths[0])}
+        share = {self.seq_len: float(pairs / self.seq_len / (self.seq_len + 1))}
+        self.apart = Apart(most, share, config.data.positions is PositionMode.restarted)
+
+    def begins(self) -> np.ndarray:
+        """Return where the documents of one sequence begin."""
+        begins = [0]
+        while (begin := begins[-1] + self.random.randint(*self.lengths)) < self.seq_len:
+            begins.append(-(-begin // self.align) * self.align)
+        return np.array([begin for begin in begins if begin < self.seq_len])
+
+
+def step(engine: Engine, config: Config, stage: Stage, packed: Packed | None) -> tuple:
     """Run one step on random tokens; return its seconds (without making the tokens) and its loss."""
     mesh = engine.mesh
     device, part = mesh.world.device, mesh.slice
     mine = part.sequences(stage.n_sequences)
     tokens = torch.randint(0, 256, (len(mine), stage.seq_len + 1))
-    read = Read.of(tokens, stage.batch_tokens, eos=0, device=device, part=part)
-    parts = batches(read, stage.grad_accum, device)
+    kept = packed and packed.apart.split(tokens, [packed.begins() for _ in mine], stage.grad_accum)
+    read = Read.of(tokens, stage.batch_tokens, eos=0, device=device, part=part, apart=kept)
+    parts = batches(read, stage.grad_accum, device, packed and packed.apart)
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()

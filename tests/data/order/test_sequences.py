@@ -1,6 +1,7 @@
 """The order: every token once per epoch for any sequence lengths; a pure function of (seed, position)."""
 
 import hashlib
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -406,3 +407,19 @@ def test_shorter_than_one_sequence(folder: Path) -> None:
         DataError, match=r"val split has 8 tokens.*need 9.*model\.seq_len.*data\.val_fraction"
     ):
         SequenceOrder(split, 8, seed=0)
+
+
+@given(orders())
+def test_the_share_of_pairs_of_one_document(folder: Path, made) -> None:
+    lengths, seq_lens, seed = made
+    order = SequenceOrder(numbered_split(folder / "pairs.bin", lengths), seq_lens, seed, alignment=1)
+    for seq_len in set(seq_lens):
+        count = order.tokens_per_epoch // seq_len
+        pairs = 0
+        for row, begins in zip(
+            order.read(0, count, seq_len), order.documents(0, count, seq_len), strict=True
+        ):
+            for begin, end in itertools.pairwise([*begins[begins < seq_len].tolist(), seq_len]):
+                n = int((row[begin:end] != PADDING).sum())
+                pairs += n * (n + 1)
+        assert order.share_of_pairs(seq_len) == pytest.approx(pairs / (count * seq_len * (seq_len + 1)))

@@ -28,6 +28,8 @@ from lhtrain.runs.changes import as_container
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.stage import Stage, coarsest_window, stages_of
 
+MUCH_PADDING = 0.1  # share of positions
+
 
 @dataclass
 class Engine:
@@ -138,7 +140,17 @@ def build_data(config: Config, mesh: Mesh) -> Data:
         restarted = config.data.positions is PositionMode.restarted
         apart = Apart.of([order, validation], lengths, restarted)
     loader = Loader(order, corpus.tokenizer.eos, world.device, mesh.slice, apart)
-    return Data(corpus, loader, validation, order.notes)
+    return Data(corpus, loader, validation, [*order.notes, *_padding_notes(order)])
+
+
+def _padding_notes(order: SequenceOrder) -> list[str]:
+    """Return a warning if much of the sequences is padding, because documents are aligned."""
+    share = 1 - order.n_tokens / order.tokens_per_epoch
+    if (order.alignment or 1) == 1 or share < MUCH_PADDING:
+        return []
+    why = f"each document begins at a multiple of {order.alignment}, the coarsest Lighthouse window"
+    remedy = "a smaller lighthouse.pooling or lighthouse.levels needs less"
+    return [f"data.documents=apart: {share:.0%} of the positions are padding, because {why}; {remedy}"]
 
 
 def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data, engine: Engine) -> Events:

@@ -7,6 +7,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy
 
 from lhtrain.attention import LighthouseAttention
+from lhtrain.attention.documents import documents_of, positions_in_documents
 from lhtrain.compute.apply import Offloaded, _policy, apply, block_runner
 from lhtrain.conf.schema import Compile, ComputeConfig, ModelConfig, Recompute
 from lhtrain.model.decoder import GPT, run_plainly
@@ -52,6 +53,22 @@ def test_results_equal_those_of_plain_blocks(kind):
     plain, other = losses_and_gradients(), losses_and_gradients(KINDS[kind])
     assert plain[0] == other[0]
     assert all(torch.equal(one, two) for one, two in zip(plain[1], other[1], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["selective", "full", "offload"])
+def test_documents_apart_are_recomputed_alike(kind):
+    tokens = torch.randint(0, 64, (2, 512), generator=torch.Generator().manual_seed(1))
+    documents = documents_of([[100, 357], [8]], 512, most=4)
+    positions = positions_in_documents(documents.starts)
+    found = []
+    for compute in (ComputeConfig(compile=Compile.off, recompute=Recompute.none), KINDS[kind]):
+        model = GPT(CONFIG)
+        model.init_weights(0)
+        apply(model, compute, CPU)
+        loss = model.loss(tokens, tokens, positions, documents=documents)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 def saved_bytes(compute):

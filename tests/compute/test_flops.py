@@ -53,6 +53,17 @@ def test_a_window_adds_the_keys_that_each_position_has_in_it(window):
     assert windowed.n_attended == published.n_attended
 
 
+@pytest.mark.parametrize("kind", ["dense", "lighthouse"])
+def test_documents_apart_count_their_own_pairs_alone(kind):
+    """A share of the products of attention, and of a window at most that; weights count as before."""
+    none, some, every = (step_flops(MODEL, stage(kind), share) for share in (0.0, 0.25, 1.0))
+    assert every == step_flops(MODEL, stage(kind))
+    assert some - none == pytest.approx((every - none) / 4)
+    narrow, wide = (replace(stage("lighthouse"), window=window) for window in (1, 511))
+    assert step_flops(MODEL, narrow, 0.5) > step_flops(MODEL, stage("lighthouse"), 0.5)
+    assert step_flops(MODEL, wide, 0.01) < step_flops(MODEL, wide)
+
+
 def counted(scorer):
     """Forward FLOPs of a scorer on one sequence of 512 tokens, by PyTorch's counter."""
     torch.manual_seed(0)

@@ -23,5 +23,5 @@ def test_much_padding_by_alignment_is_noted():
 def test_attention_that_does_not_keep_documents_apart_is_refused():
     stages = {name: Stage(name, kind, 64, 64, 1) for name, kind in (("a", "dense"), ("b", "chunked"))}
     _check_apart({"a": FULL_ATTENTION}, stages)
-    with pytest.raises(RunError, match="attention=chunked of stages.b does not keep documents apart"):
+    with pytest.raises(RunError, match=r"attention=chunked of .* does not keep"):
         _check_apart({"a": FULL_ATTENTION, "b": lambda q, k, v, where: q}, stages)

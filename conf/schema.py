@@ -148,6 +148,13 @@ class ModelConfig:
     ffn_dim: Size = MISSING  # hidden size of the SwiGLU
     # base of the rotary position embedding; longer contexts need a larger one
     rope_theta: Positive = 10_000.0
+    # how the rotary embedding of a model for shorter sequences is stretched: a mapping as in config.json of
+    # Hugging Face models, such as {rope_type: yarn, factor: 4, original_max_position_embeddings: 32768};
+    # rope_type is linear, dynamic, llama3 or yarn; null: not at all
+    rope_scaling: Any = None
+    qkv_bias: bool = False  # add biases to queries, keys and values, as Qwen2 does
+    # normalize each head of queries and keys before the rotary embedding, as Qwen3 does
+    qk_norm: bool = False
     norm_eps: Eps = 1e-5  # added to the mean square in RMSNorm
     tie_embeddings: bool = False  # use the embedding matrix as the output projection too
     # layers with full attention in all stages, counted from 0; -1 is the last

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
+from lhtrain.conf.rope_scaling import broken_rules
 from lhtrain.conf.schema import Config
 
 
@@ -20,6 +21,10 @@ def model_problems(config: Config) -> Iterator[Problem]:
     elif model.head_dim % 2:
         rule = "must be even, because the rotary embedding rotates pairs"
         yield Problem("model.head_dim", model.head_dim, rule)
+    for rule in broken_rules(model.rope_scaling):
+        yield Problem("model.rope_scaling", model.rope_scaling, rule)
+    if isinstance(model.rope_scaling, dict) and model.head_dim < 4:
+        yield Problem("model.head_dim", model.head_dim, "must be at least 4 with model.rope_scaling")
     for layer in model.dense_layers:
         if not -model.n_layers <= layer < model.n_layers:
             rule = f"there is no layer {layer}: model.n_layers={model.n_layers}"

@@ -5,11 +5,12 @@ from typing import Any
 # With other values, tensors of the same shape are divided into different heads.
 LAYOUT = ("n_heads", "n_kv_heads", "head_dim")
 # The weights keep their meaning but were trained with these values. Longer contexts change them on purpose.
-TRAINED_FOR = ("rope_theta", "norm_eps")
+TRAINED_FOR = ("rope_theta", "rope_scaling", "norm_eps")
 
 
 def differing_settings(saved: dict[str, Any], now: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
     """Return a line 'model.key: saved -> now' for each of `keys` that differs between two configurations."""
+    saved = {"rope_scaling": None} | saved  # checkpoints of earlier versions lack it
     return [
         f"model.{key}: {saved[key]} -> {now.get(key)}"
         for key in keys

@@ -140,7 +140,8 @@ def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
         return Layer(0, work + kept + (block_input if number > 0 else 0))  # the next input is prefetched
     if compute.recompute is Recompute.selective and number % compute.recompute_every == 0:
         # Recomputed: the outputs of both norms and of the gate, and the scattered output of the layer.
-        again = size * n * (2 * model.dim + model.ffn_dim) + scattered
+        normed = (model.n_heads + model.n_kv_heads) * model.head_dim if model.qk_norm else 0
+        again = size * n * (2 * model.dim + model.ffn_dim + normed) + scattered
         return Layer(kept - again, work + again)
     return Layer(kept, work)
 
@@ -149,6 +150,8 @@ def parameters(model: ModelConfig) -> tuple[int, int]:
     """Return the number of weights of the blocks (with the last norm) and of the embeddings."""
     heads = 2 * model.n_heads + 2 * model.n_kv_heads
     block = model.dim * heads * model.head_dim + 3 * model.dim * model.ffn_dim + 2 * model.dim
+    block += (model.n_heads + 2 * model.n_kv_heads) * model.head_dim if model.qkv_bias else 0
+    block += 2 * model.head_dim if model.qk_norm else 0
     tables = 1 if model.tie_embeddings else 2
     return model.n_layers * block + model.dim, tables * model.vocab_size * model.dim
 
@@ -159,7 +162,8 @@ def _kept_by_block(model: ModelConfig, n: int, s: int, size: int) -> int:
     Counts the block's input, the outputs of both norms, the second residual, the tensors of attention, and
     gate, up and product of the SwiGLU.
     """
-    return size * n * (4 * model.dim + 3 * model.ffn_dim) + _kept_by_attention(model, s, size)
+    normed = (model.n_heads + model.n_kv_heads) * model.head_dim if model.qk_norm else 0
+    return size * n * (4 * model.dim + 3 * model.ffn_dim + normed) + _kept_by_attention(model, s, size)
 
 
 def _kept_by_attention(model: ModelConfig, n: int, size: int) -> int:

@@ -14,36 +14,23 @@ from torch import Tensor, nn
 
 from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.attention.documents import Documents
-from lhtrain.attention.where import Attend, Rotation, Where
+from lhtrain.attention.where import Attend, Where
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.model.loss import ChunkGrad, ChunkLoss, chunk_grad, chunk_loss, linear_cross_entropy
+from lhtrain.model.rope import Rope, rotate
 
 OWN_SCORER = ".attention.scorer."  # in the names of parameters that only Lighthouse layers use
 
 
-def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
-    """Cosine and sine of the rotary embedding at `positions` (T,) or (B, T): (…, D) each, in float32."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.float().unsqueeze(-1) * theta**-exponents
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Rotary embedding of x (B, T, H, D) by halves, as Llama's published weights expect; keeps x's dtype."""
-    cos, sin = (part.unsqueeze(-2) for part in by)
-    first, second = x.float().chunk(2, -1)
-    return (x.float() * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
-
-
 class Linear(nn.Linear):
-    """Without bias, in the dtype of its input: the weight stays float32 and is cast at use."""
+    """In the dtype of its input: weight and bias stay float32 and are cast at use."""
 
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__(n_in, n_out, bias=False)
+    def __init__(self, n_in: int, n_out: int, bias: bool = False):
+        super().__init__(n_in, n_out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -59,18 +46,30 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim = config.head_dim
-        self.wq = Linear(config.dim, config.n_heads * self.head_dim)
-        self.wk = Linear(config.dim, config.n_kv_heads * self.head_dim)
-        self.wv = Linear(config.dim, config.n_kv_heads * self.head_dim)
+        self.wq = Linear(config.dim, config.n_heads * self.head_dim, config.qkv_bias)
+        self.wk = Linear(config.dim, config.n_kv_heads * self.head_dim, config.qkv_bias)
+        self.wv = Linear(config.dim, config.n_kv_heads * self.head_dim, config.qkv_bias)
         self.wo = Linear(config.n_heads * self.head_dim, config.dim)
+        self.q_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.attend: Attend = FULL_ATTENTION
         self.scorer: Any = None  # a module of a Lighthouse layer, where the scorer has parameters
 
     def forward(self, x: Tensor, where: Where) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = (norm_heads(x, norm) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
         q, k = rotate(q, where.rotation), rotate(k, where.rotation)
         where = where._replace(scorer=self.scorer, x=x)  # for scorers of Lighthouse layers
         return self.wo(self.attend(q, k, v, where).flatten(2))
+
+
+def norm_heads(x: Tensor, norm: RMSNorm) -> Tensor:
+    """Normalize each head of x (B, T, H, D).
+
+    As three dimensions, because selective recomputation keeps results with four: rotated queries and keys.
+    """
+    return norm(x.flatten(1, 2)).view_as(x)
 
 
 class SwiGLU(nn.Module):
@@ -121,6 +120,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.rope = Rope.of(config)  # a stage may have another one
         # Empty until init_weights: nn.Embedding would draw weights, which on a meta device imports dynamo.
         self.embedding = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.dim), freeze=False
@@ -148,7 +148,7 @@ class GPT(nn.Module):
         x = self.embedding(tokens).to(self.dtype)
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        by = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        by = self.rope.rotation(positions, self.config.head_dim)
         where = Where(by, positions=positions, documents=documents)
         for block in self.blocks:
             x = block(x, where)
@@ -191,7 +191,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
-        """Normal weights of `init_std`, output projections over sqrt(2 n_layers) (GPT-2); norms at one.
+        """Normal weights of `init_std`, output projections over sqrt(2 n_layers) (GPT-2); norms 1, biases 0.
 
         Drawn whole on the CPU in the order of the modules, one at a time, so that a seed gives the same
         weights on every device and however they are sharded: put(parameter, drawn) stores each.
@@ -199,7 +199,8 @@ class GPT(nn.Module):
         draw = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
-                put(parameter, torch.ones(parameter.shape))
+                bias = name.endswith(".bias")
+                put(parameter, torch.zeros(parameter.shape) if bias else torch.ones(parameter.shape))
                 continue
             output = name.endswith(("attention.wo.weight", "ffn.down.weight"))
             std = self.config.init_std / (math.sqrt(2 * self.config.n_layers) if output else 1.0)

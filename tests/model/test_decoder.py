@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
@@ -42,6 +43,40 @@ def test_logits_and_gradients_equal_llamas(changes):
     llama(tokens, labels=tokens).loss.backward()
     there = llama.model.layers[1].self_attn.k_proj.weight.grad
     torch.testing.assert_close(model.blocks[1].attention.wk.weight.grad, there, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "own"), [("Qwen2", {"qkv_bias": True}), ("Qwen3", {"qk_norm": True})])
+def test_biases_and_normed_heads_equal_qwens(family, own):
+    model = GPT(tiny(n_kv_heads=2, **own))
+    model.init_weights(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    config = llama_config(model.config) | {"use_sliding_window": False}
+    for key in ("architectures", "model_type", "attention_bias", "mlp_bias"):
+        config.pop(key, None)
+    theirs = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**config))
+    state = {}
+    for name, tensor in model.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        own_name = module.replace("q_norm", "wq").replace("k_norm", "wk")
+        there = llama_name(f"{own_name}.weight").removesuffix(".weight")
+        for norm, projection in (("q_norm", "q_proj"), ("k_norm", "k_proj")):
+            there = there.replace(projection, norm) if norm in name else there
+        state[f"{there}.{kind}"] = tensor
+    theirs.load_state_dict(state)
+    tokens = torch.randint(0, 96, (2, 50))
+    torch.testing.assert_close(model(tokens), theirs.eval()(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_biases_start_at_zero_and_leave_the_other_weights_as_they_are():
+    plain, biased = GPT(tiny()), GPT(tiny(qkv_bias=True, qk_norm=True))
+    plain.init_weights(3)
+    biased.init_weights(3)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, biased.get_parameter(name))
+    assert not biased.blocks[0].attention.wq.bias.any()
+    assert (biased.blocks[0].attention.q_norm.weight == 1).all()
 
 
 @pytest.mark.parametrize("tie", [False, True])

@@ -61,6 +61,11 @@ class Data:
     validation: SequenceOrder
     notes: list[str]
 
+    def attended(self, stage: Stage) -> float:
+        """Return the share of pairs of tokens of a sequence that full attention computes."""
+        apart = self.loader.apart
+        return 1.0 if apart is None else apart.share[stage.seq_len]
+
 
 def build(config: Config, world: World) -> tuple[Data, Engine]:
     """Build all parts of a run of a filled configuration, on this rank. Raises as the functions below."""

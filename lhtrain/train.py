@@ -170,9 +170,7 @@ class Trainer:
             return stage
         self.entered = plan.stage
         self.engine.enter(stage)
-        apart = self.data.loader.apart
-        share = 1.0 if apart is None else apart.share[stage.seq_len]
-        self.flops = step_flops(self.config.model, stage, share) // self.world.size
+        self.flops = step_flops(self.config.model, stage, self.data.attended(stage)) // self.world.size
         reset_peak_memory(self.world.device)
         # If the plan was changed on resume, any stage may follow; so compare with the last record.
         records, settings = self.progress.stages, stage.attention_settings()

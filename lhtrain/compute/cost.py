@@ -1,7 +1,7 @@
 """Estimates the cost of a run before it starts: epochs of the data, disk space, time. Pure functions."""
 
 from lhtrain.compute.flops import step_flops
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, DocumentMode
 from lhtrain.registry import OPTIMIZERS
 from lhtrain.stage import stages_of
 
@@ -36,7 +36,9 @@ def cost(
     if peak is not None:
         time = _duration(flops / (peak * n_ranks * ASSUMED_MFU))
         gpus = "this GPU" if n_ranks == 1 else f"{n_ranks} of these GPUs"
-        lines.append(f"about {time}, estimated at {ASSUMED_MFU:.0%} of the peak FLOP/s of {gpus}")
+        # FLOPs count whole sequences: how long documents are is not known here.
+        about = "at most" if config.data.documents is DocumentMode.apart else "about"
+        lines.append(f"{about} {time}, estimated at {ASSUMED_MFU:.0%} of the peak FLOP/s of {gpus}")
     return lines
 
 

@@ -9,7 +9,7 @@ import torch
 from lhtrain.compute.advice import outlook
 from lhtrain.compute.cost import cost, repeats
 from lhtrain.compute.device import describe, gpu_memory, peak_flops
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, DocumentMode
 from lhtrain.data import Corpus
 from lhtrain.distributed.world import World
 from lhtrain.model.decoder import GPT
@@ -54,6 +54,9 @@ def about_data(config: Config, corpus: Corpus) -> list[str]:
     """Return the number of tokens, and a warning if the run reads them too often."""
     train, val = (corpus.n_tokens(split) for split in ("train", "val"))
     lines = [f"data      {train:,} training tokens, {val:,} validation tokens"]
+    if config.data.documents is DocumentMode.apart:
+        where = f"positions {config.data.positions.value}"
+        lines.append(f"data      documents apart: no attention from one document to another; {where}")
     if many := repeats(config, train):
         lines.append(f"warning   {many}")
     return lines

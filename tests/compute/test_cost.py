@@ -23,6 +23,12 @@ def test_the_papers_run():
     assert repeats(config, 50_949_000_000) is None
 
 
+def test_documents_apart_take_at_most_the_time_of_whole_sequences():
+    settings = (["experiment=paper_98k", *more] for more in ([], ["data.documents=apart"]))
+    together, apart = (cost(compose_config(one, 8), 10**9, 10**9, 989e12)[-1] for one in settings)
+    assert apart == together.replace("about", "at most") != together
+
+
 def test_what_is_left_after_a_resume():
     config = compose_config(["run.steps=160", "checkpoint.every=30"])  # 100 + 60
     whole, rest = cost(config, 1000, 40_960), cost(config, 1000, 40_960, done=120)

@@ -1,5 +1,7 @@
 """The lines that a run prints before its first step."""
 
+from types import SimpleNamespace
+
 import torch
 
 from lhtrain.compute.fill import compose_config, filled
@@ -32,3 +34,11 @@ def test_memory_is_estimated_before_a_run_on_a_gpu():
     first, *others = greeting.about_memory(config, world, 16 * 10**9)
     assert first.startswith("memory    ") and " of 16.0 GB per GPU, with compute.recompute=" in first
     assert others and all(line.startswith("warning   ") for line in others)
+
+
+def test_documents_apart_are_named():
+    corpus = SimpleNamespace(n_tokens=lambda split: 10**9)
+    apart = compose_config(["data=text", "data.path=.", "data.documents=apart", "data.positions=restarted"])
+    assert "documents apart" in greeting.about_data(apart, corpus)[1]
+    assert "positions restarted" in greeting.about_data(apart, corpus)[1]
+    assert len(greeting.about_data(compose_config(["data=text", "data.path=."]), corpus)) == 1

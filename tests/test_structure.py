@@ -23,6 +23,7 @@ FLOORS = [
     ["compute"],
     ["checkpoint"],
     ["health", "progress", "runs", "report", "interop", "slurm"],
+    ["compare", "pages"],
     ["step", "evaluate", "loader", "build", "opened", "train", "session"],
     ["commands"],
     ["cli"],

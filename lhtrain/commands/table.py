@@ -291,6 +291,70 @@ Examples
     docs=("judging",),
 )
 
+RUNS = Command(
+    "runs",
+    "list the runs in folders: state, stage, step, validation loss, tokens/s, age",
+    "lhtrain.commands.compare:list_runs",
+    (
+        argument("FOLDER", nargs="*", default=["runs"], help="folders that contain runs; default: runs"),
+        argument(
+            "--sort",
+            metavar="ORDER",
+            default="age",
+            help="age (the newest first, default), name, loss (the lowest first), step or state",
+        ),
+        argument("--json", action="store_true", help="print JSON"),
+    ),
+    details="""\
+A run is running, waiting (its job is in the queue), finished, stopped (by a signal, or killed) or failed.
+The age is the time since the run last wrote a row.
+
+Examples
+  lhtrain runs
+  lhtrain runs runs/lr_sweep --sort loss
+  lhtrain runs --json""",
+    docs=("judging",),
+)
+
+_RUNS = argument("RUN", nargs="+", help="folder of a run, or a folder that contains runs, such as a sweep")
+
+COMPARE = Command(
+    "compare",
+    "compare runs: settings that differ, losses, speed-up at equal validation loss",
+    "lhtrain.commands.compare:compare_runs",
+    (
+        _RUNS,
+        argument(
+            "--assert-equal",
+            action="store_true",
+            help="compare losses, steps and data of two runs bit for bit; exit status 1 if they differ",
+        ),
+        argument(
+            "--save-reference",
+            metavar="FILE",
+            help="keep the losses of one run in a file, which --assert-equal takes in place of a run",
+        ),
+        argument(
+            "--sort",
+            choices=("given", "loss"),
+            default="given",
+            help="order of the runs: as given, or by validation loss; the first one is the baseline",
+        ),
+        argument("--json", action="store_true", help="print JSON"),
+    ),
+    details="""\
+The first run is the baseline. Only validations under the attention with which a run ends are compared, so a
+two-stage run counts from its switch on. Times include validation and checkpoints, but not compilation.
+
+Examples
+  lhtrain compare runs/dense runs/two_stage
+  lhtrain compare runs/lr_sweep --sort loss
+  lhtrain compare --assert-equal runs/a runs/b
+  lhtrain compare --save-reference cpu.jsonl runs/a
+  lhtrain compare --assert-equal cpu.jsonl runs/b""",
+    docs=("judging",),
+)
+
 SLURM = Command(
     "slurm",
     "submit, resume and extend runs as SLURM jobs, and list runs",
@@ -436,6 +500,7 @@ COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
         *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE, EXPORT, GENERATE),
+        *(RUNS, COMPARE),
         *(SLURM, SLURM_SUBMIT, SLURM_RESUME, SLURM_EXTEND, SLURM_STATUS, SLURM_BEGIN, SLURM_END),
         *(ENV, COMPLETION, HELP),
     )

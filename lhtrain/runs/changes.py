@@ -66,7 +66,7 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """
     out, saved = [], current_tree(saved)
     for group in COMPARED:
-        before, after = _flat(saved.get(group) or {}), _flat(now.get(group) or {})
+        before, after = flat(saved.get(group) or {}), flat(now.get(group) or {})
         if group == "stages":  # runs of earlier versions have the published layer
             published = {"window": 0, "tile": None, "strictly_causal": False}
             known = {
@@ -110,7 +110,7 @@ def all_differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
 
     `resume` and `init_from` are excluded, because they only choose how a run starts.
     """
-    before, after = ({k: v for k, v in _flat(c).items() if k not in START} for c in (saved, now))
+    before, after = ({k: v for k, v in flat(c).items() if k not in START} for c in (saved, now))
     # A key that exists in only one of them is of another version, unless it is of a stage or a data source.
     keys = [
         key
@@ -151,11 +151,11 @@ def _without_path(value: Any) -> Any:
     return "tokenizer.json" if value.endswith(".json") else value
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            out.update(_flat(value, f"{prefix}{key}."))
+            out.update(flat(value, f"{prefix}{key}."))
         else:
             out[f"{prefix}{key}"] = value
     return out

@@ -46,7 +46,8 @@ def find_runs(folders: list[Path]) -> list[Path]:
 
 
 def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
-    if SlurmFolder(folder).config.exists() or RunDir(folder).metrics.exists():
+    run_dir = RunDir(folder)  # a run that failed before its first row has only its history
+    if SlurmFolder(folder).config.exists() or run_dir.metrics.exists() or run_dir.history.exists():
         yield folder
     elif depth and folder.is_dir():
         try:

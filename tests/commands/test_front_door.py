@@ -17,6 +17,8 @@ COMMANDS = [
     "estimate model=lighthouse_530m",
     "slurm submit --dry-run cluster.partition=gpu run.dir=run",
     "slurm status .",
+    "runs .",
+    "compare none",
     "resume none",
     "data prepare data=text data.path=text data.out=out data.workers=1",
     "data verify out",
@@ -62,7 +64,7 @@ def after(tmp_path_factory):
 @pytest.mark.parametrize("line", COMMANDS)
 def test_no_command_imports_more_than_it_needs(after, line):
     status, found, out = after[line]
-    assert status == {"trian": 2, "model.n_layer=3": 2, "resume none": 1}.get(line, 0), out
+    assert status == {"trian": 2, "model.n_layer=3": 2, "resume none": 1, "compare none": 1}.get(line, 0), out
     assert "Traceback" not in out and out
     assert not set(found) & set(HEAVY)
     if line in WITHOUT_HYDRA:

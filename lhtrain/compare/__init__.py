@@ -1,0 +1,1 @@
+"""Reads finished, running and damaged runs, and compares them."""

@@ -1,0 +1,168 @@
+"""Several runs beside each other: losses, times, speed-ups against the first one, and notes on them."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lhtrain.compare.curve import attention_of, comparable, value_of
+from lhtrain.compare.measures import SpeedUp, loss_at, speed_up
+from lhtrain.compare.run import Run
+from lhtrain.compare.settings import Difference, differing
+
+# Settings that decide on which tokens a run is validated.
+VALIDATED_ON = ("data.tokenizer", "data.val_fraction", "eval.tokens", "data.eos")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The numbers of one run. None: not known. Losses in nats per token, times in seconds.
+
+    speed_up and loss_at_equal_time are against the first run, and None for the first run itself:
+      speed_up            how many times sooner the run reached the lowest validation loss that both reached
+      loss_at_equal_time  its validation loss, and that of the first run, when the shorter of the two ended
+    """
+
+    label: str
+    state: str
+    stages: str
+    step: int
+    tokens: float | None
+    val_loss: float | None
+    attention: str | None  # of the last validation
+    seconds: float | None
+    tokens_per_second: float | None  # of the whole run: tokens / wall-clock seconds
+    mfu: float | None  # of the last stage
+    peak_memory_gb: float | None
+    flops: float | None
+    device_hours: float | None
+    speed_up: SpeedUp | None = None
+    loss_at_equal_time: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """runs: in the order in which they were given. notes: what makes their losses hard to compare."""
+
+    runs: list[Compared]
+    settings: list[Difference]
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        out = asdict(self)
+        for run, compared in zip(out["runs"], self.runs, strict=True):
+            run["speed_up"] = compared.speed_up._asdict() if compared.speed_up else None
+        return out
+
+
+def compare(runs: list[Run]) -> Comparison:
+    """Compare each run with the first one."""
+    rows = [_compared(run, runs[0] if number else None) for number, run in enumerate(runs)]
+    many = len(runs) > 1
+    return Comparison(rows, differing(runs) if many else [], _notes(runs) if many else [])
+
+
+def by_loss(rows: list[Compared]) -> list[int]:
+    """Return the numbers of the runs, those with the lowest validation loss first, those without one last."""
+    return sorted(range(len(rows)), key=lambda at: math.inf if (x := rows[at].val_loss) is None else x)
+
+
+def summary_stages(run: Run) -> list[dict[str, Any]]:
+    """Return the entries of stages in summary.json."""
+    stages = run.summary.get("stages")
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+
+def seconds_of(run: Run) -> float | None:
+    """Return the wall-clock seconds of a run, without compilation."""
+    found = [value_of(run.summary, "wall_clock_seconds")]
+    found += [value_of(row, "seconds") for row in run.rows[-1:]]
+    return max((value for value in found if value is not None), default=None)
+
+
+def device_hours(run: Run) -> float | None:
+    """Return the hours of all ranks, with compilation; None if the number of ranks is not known."""
+    seconds, ranks = seconds_of(run), value_of(run.summary, "ranks")
+    if seconds is None or ranks is None:
+        return None
+    return (seconds + (value_of(run.summary, "compile_seconds") or 0)) * ranks / 3600
+
+
+def flops_of(run: Run) -> float | None:
+    """Return the FLOPs of a run; None if not known."""
+    if not run.flops:
+        return None
+    done = [
+        (run.flops.get(str(stage.get("name"))), value_of(stage, "steps")) for stage in summary_stages(run)
+    ]
+    return sum(each * steps for each, steps in done if each and steps) or None
+
+
+def _compared(run: Run, baseline: Run | None) -> Compared:
+    points, seconds = comparable(run), seconds_of(run)
+    stages = summary_stages(run)
+    last: dict[str, Any] = run.rows[-1] if run.rows else {}
+    tokens = value_of(last, "tokens") or value_of(run.summary, "tokens")
+    memory = [found for stage in stages if (found := value_of(stage, "peak_memory_gb")) is not None]
+    return Compared(
+        run.label,
+        run.state,
+        " -> ".join(str(stage.get("name")) for stage in stages) or "-",
+        int(last.get("step", 0)),
+        tokens,
+        points[-1].value if points else None,
+        _attention(run, points[-1].stage) if points else None,
+        seconds,
+        tokens / seconds if tokens and seconds else None,
+        value_of(stages[-1], "mfu") if stages else None,
+        max(memory, default=None),
+        flops_of(run),
+        device_hours(run),
+        speed_up(comparable(baseline), points) if baseline else None,
+        _at_equal_time(baseline, run) if baseline else None,
+    )
+
+
+def _at_equal_time(baseline: Run, run: Run) -> tuple[float, float] | None:
+    both = comparable(run), comparable(baseline)
+    if not all(both):
+        return None
+    time = min(points[-1].seconds for points in both)
+    losses = [loss_at(points, time) for points in both]
+    return None if losses[0] is None or losses[1] is None else (losses[0], losses[1])
+
+
+def _attention(run: Run, stage: str) -> str:
+    return str(attention_of(run, stage).get("attention", stage))
+
+
+def _notes(runs: list[Run]) -> list[str]:
+    """Return reasons why the validation losses of `runs` may not be comparable."""
+    notes = []
+    if _differ([run.summary.get("data") for run in runs]):
+        notes.append(
+            "the runs read different data: their losses are comparable only if the validation is equal"
+        )
+    for key in VALIDATED_ON:
+        group, name = key.split(".")
+        values = [(run.config.get(group) or {}).get(name) for run in runs]
+        if _differ(values):
+            notes.append(f"{key} differs, so the validation losses are not of the same tokens")
+    if _differ([max((stage.get("seq_len") or 0 for stage in _stages(run)), default=None) for run in runs]):
+        notes.append(
+            "the longest sequence length differs, so the validation losses are not of the same tokens"
+        )
+    kinds = [_attention(run, points[-1].stage) if (points := comparable(run)) else None for run in runs]
+    if _differ(kinds):
+        each = ", ".join(f"{run.label}: {kind}" for run, kind in zip(runs, kinds, strict=True) if kind)
+        notes.append(f"the last validations used different attention ({each})")
+    return notes
+
+
+def _stages(run: Run) -> list[dict[str, Any]]:
+    stages = run.config.get("stages")
+    return [s for s in stages.values() if isinstance(s, dict)] if isinstance(stages, dict) else []
+
+
+def _differ(values: list[Any]) -> bool:
+    """Return whether known values differ."""
+    return len({str(value) for value in values if value is not None}) > 1

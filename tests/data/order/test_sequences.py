@@ -423,3 +423,23 @@ def test_the_share_of_pairs_of_one_document(folder: Path, made) -> None:
                 n = int((row[begin:end] != PADDING).sum())
                 pairs += n * (n + 1)
         assert order.share_of_pairs(seq_len) == pytest.approx(pairs / (count * seq_len * (seq_len + 1)))
+
+
+def test_a_mixture_with_documents_apart(folder: Path) -> None:
+    """Two sources, short and long blocks, sequences of two lengths: reads, counts and alignment agree."""
+    short = numbered_split(folder / "mixed_short.bin", [3, 9, 14, 5] * 30)
+    long = numbered_split(folder / "mixed_long.bin", [200, 7, 31] * 10, first=10**6)
+    parts = [Part(short, 1.0, "short"), Part(long, 3.0, "long")]
+    order = SequenceOrder(parts, [32, 16], seed=0, long_fraction=0.5, alignment=4)
+    for seq_len in (16, 32):
+        rows, found = order.read(0, 64, seq_len), order.documents(0, 64, seq_len)
+        assert all((begins % 4 == 0).all() for begins in found)
+        most = max(int((begins < seq_len).sum()) for begins in found)
+        assert 1 < most <= order.most_documents(seq_len)
+        targets = rows[:, 1:].copy()
+        for row, begins in zip(targets, found, strict=True):
+            row[begins[1:] - 1] = PADDING
+        assert (targets != PADDING).sum() == order.n_targets(0, 64, seq_len)
+        inside = targets != PADDING
+        np.testing.assert_array_equal(targets[inside], rows[:, :-1][inside] + 1)
+        assert 0 < order.share_of_pairs(seq_len) < 1

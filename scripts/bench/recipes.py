@@ -1,0 +1,212 @@
+"""Compare recipes for a long context: train each with lhtrain's own command, evaluate it, write a row.
+
+All recipes of a study see the same data in the same order and the same number of tokens, with the same
+learning rate. Each is evaluated with full attention (`lhtrain eval`), the strictly causal one also with its
+own. A recipe whose row is already in the file is skipped, so that a study can be made in several portions.
+
+    python scripts/bench/recipes.py extend --csv scripts/bench/results/recipes.csv --out runs/recipes \\
+        --data prepared/train --texts prepared/val init_from=smollm2.ckpt run.steps=100
+
+    extend       lengthen a model: needs init_from=CHECKPOINT
+    scratch      train a model from nothing: needs model=NAME
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lhtrain.attention.varlen import attend_documents
+from lhtrain.registry import ATTENTIONS
+
+COLUMNS = [
+    "study",
+    "recipe",
+    "kind",
+    "seq_len",
+    "model",
+    "seed",
+    "tokens",
+    "seconds",
+    "val_loss",
+    "val_loss_far",
+]
+COLUMNS += ["recall", "recall_far", "passkey", "passkey_far", "switch_before", "switch_after"]
+COLUMNS += ["tokens_per_second", "judged_with", "gpu", "date", "command"]
+
+
+class Recipe(NamedTuple):
+    """stage: a file in recipes/stage. kind: dense or lighthouse. own: judge it with its own attention."""
+
+    stage: str
+    kind: str
+    own: bool = False
+    settings: tuple[str, ...] = ()
+
+
+ALONE = "plugins=[scripts.bench.recipes]"  # adds the attention below
+# In the order of worth: a study may be cut short.
+STUDIES = {
+    "extend": {
+        "windowed, recovery 10 %": Recipe("windowed_10", "lighthouse"),
+        "full attention": Recipe("full", "dense"),
+        "ladder": Recipe("ladder_extend", "dense"),
+        "published, recovery 10 %": Recipe("published_10", "lighthouse"),
+        "windowed, recovery 3 %": Recipe("windowed_3", "lighthouse"),
+        "windowed, no recovery": Recipe("windowed_0", "lighthouse"),
+        "window alone, recovery 10 %": Recipe("window_alone", "dense", settings=(ALONE,)),
+        "strictly causal, its own attention": Recipe("strict", "lighthouse", own=True),
+        "rotary base at the short length": Recipe("short_only", "dense"),
+    },
+    "scratch": {
+        "curriculum": Recipe("scratch_curriculum", "dense"),
+        "windowed after short": Recipe("scratch_windowed", "lighthouse"),
+        "published": Recipe("scratch_published", "lighthouse", settings=("model.dense_layers=[0,1,-2,-1]",)),
+        "full attention": Recipe("full", "dense"),
+    },
+}
+
+
+@ATTENTIONS.add("window_alone")
+class WindowAlone:
+    """Exact attention to the last `window` tokens and to nothing else, the rival without a far part."""
+
+    keeps_documents = True
+
+    def __init__(self, window: int):
+        self.window = window
+
+    @classmethod
+    def of(cls, stage: Any, backend: str) -> "WindowAlone":
+        return cls(stage.options["window"])
+
+    def __call__(self, q: Any, k: Any, v: Any, where: Any = None) -> Any:
+        documents = None if where is None else where.documents
+        if documents is None:
+            bounds = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32) * q.shape[1]
+        else:
+            bounds = documents.bounds
+        return attend_documents(q, k, v, bounds, self.window)[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--only", help="recipes to run, by the beginning of their names, A,B; default: all")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--csv", type=Path, required=True, help="file to append rows to")
+    parser.add_argument("--data", required=True, help="prepared folder to train on")
+    parser.add_argument("--texts", required=True, help="prepared folder to evaluate on")
+    parser.add_argument("--model", default="", help="name of the model in the rows")
+    parser.add_argument("--base", type=float, default=6e6, help="rotary base for the full length")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--eval", default="eval.samples=4", help="settings of lhtrain eval, separated by spaces"
+    )
+    parser.add_argument("overrides", nargs="*", help="settings for all runs, KEY=VALUE")
+    arguments = parser.parse_intermixed_args()
+    for name, recipe in STUDIES[arguments.study].items():
+        wanted = arguments.only is None or any(name.startswith(one) for one in arguments.only.split(","))
+        if wanted and not is_done(arguments, name):
+            run(arguments, name, recipe)
+    return 0
+
+
+def is_done(arguments: argparse.Namespace, name: str) -> bool:
+    return any(
+        (row["study"], row["recipe"], row["seed"]) == (arguments.study, name, str(arguments.seed))
+        for row in rows(arguments.csv)
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def run(arguments: argparse.Namespace, name: str, recipe: Recipe) -> None:
+    """Train and evaluate a recipe, and append its row."""
+    folder = arguments.out / f"{arguments.study}-{name}-{arguments.seed}".replace(" ", "_").replace(",", "")
+    settings = ["--config-dir", "scripts/bench/recipes", f"stage={recipe.stage}", *recipe.settings]
+    settings += [*arguments.overrides, f"run.seed={arguments.seed}", f"model.rope_theta={arguments.base:g}"]
+    settings += ["data=prepared", f"data.path={arguments.data}", "eval.tasks=[]"]
+    command = [sys.executable, "-m", "lhtrain", *settings]
+    subprocess.run([*command, f"run.dir={folder}", "resume=auto"], check=True)
+    judge = ["eval", str(folder), f"eval.data={arguments.texts}", *arguments.eval.split()]
+    subprocess.run([sys.executable, "-m", "lhtrain", *judge], check=True)
+    write(arguments.csv, row_of(arguments, name, recipe, folder, shlex.join(["lhtrain", *settings])))
+
+
+def row_of(
+    arguments: argparse.Namespace, name: str, recipe: Recipe, folder: Path, command: str
+) -> dict[str, Any]:
+    """Return the row of a finished run."""
+    summary = json.loads((folder / "summary.json").read_text())
+    judged = json.loads((folder / "eval.json").read_text())
+    results = judged["lighthouse"] if recipe.own else judged["full"]
+    position, recall = results.get("loss_by_position") or {}, results.get("recall") or {}
+    passkey = results.get("passkey") or {}
+    seconds = sum(stage["wall_clock_seconds"]["compute"] for stage in summary["stages"])
+    switch = summary["switches"][-1] if summary["switches"] else {}
+    return {
+        "study": arguments.study,
+        "recipe": name,
+        "kind": recipe.kind,
+        "seq_len": judged["context"],
+        "model": arguments.model or summary["name"],
+        "seed": arguments.seed,
+        "tokens": summary["tokens"],
+        "seconds": round(seconds, 1),
+        "val_loss": rounded(position.get("loss")),
+        "val_loss_far": rounded((position.get("last") or {}).get("loss")),
+        "recall": rounded(recall.get("exact")),
+        "recall_far": farthest(recall.get("cells"), "exact"),
+        "passkey": rounded(passkey.get("accuracy")),
+        "passkey_far": farthest(passkey.get("cells"), "accuracy"),
+        "switch_before": rounded(switch.get("val_loss_before")),
+        "switch_after": rounded(switch.get("val_loss_after")),
+        "tokens_per_second": round(summary["tokens"] / seconds),
+        "judged_with": "its own attention" if recipe.own else "full attention",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "date": datetime.date.today().isoformat(),
+        "command": command,
+    }
+
+
+def farthest(cells: list[dict[str, Any]] | None, key: str) -> float | None:
+    """Return the mean of `key` over the cells of the greatest length."""
+    if not cells:
+        return None
+    longest = max(cell["length"] for cell in cells)
+    values = [cell[key] for cell in cells if cell["length"] == longest and cell[key] is not None]
+    return rounded(sum(values) / len(values)) if values else None
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def write(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(*(f"{key} {row[key]}" for key in COLUMNS[:-3]), sep="; ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -90,9 +90,13 @@ def at_most(most: int) -> Within:
     return Within(-math.inf, most, "", rule, rule)
 
 
-def positive(least: float = 0.0, why: str = "") -> Within:
-    """A finite number above 0. least: the smallest allowed value, if not 0; why: the reason, for the rule."""
-    rule, most = "must be greater than 0 and finite", f"must be at most {FLOAT:g}"
+def positive(least: float = 0.0, why: str = "", remedy: str = "") -> Within:
+    """A finite number above 0.
+
+    least: the smallest allowed value, if not 0; why: the reason, for the rule.
+    remedy: text to add to the rule, such as ', or null'.
+    """
+    rule, most = f"must be greater than 0 and finite{remedy}", f"must be at most {FLOAT:g}"
     if least:
         return Within(least, FLOAT, f"must be at least {least:g}: {why}", most, rule)
     return Within(0, FLOAT, rule, most, rule, excludes_low=True)

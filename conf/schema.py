@@ -146,7 +146,7 @@ class ModelConfig:
     # width of a head, an even number; by default dim / n_heads. Ring attention on GPUs needs a multiple of 8
     head_dim: Size = II("div:${.dim},${.n_heads}")
     ffn_dim: Size = MISSING  # hidden size of the SwiGLU
-    # base of the rotary position embedding; longer contexts need a larger one
+    # base of the rotary position embedding; longer contexts need a larger one, see docs/stages.md
     rope_theta: Positive = 10_000.0
     # how the rotary embedding of a model for shorter sequences is stretched: a mapping as in config.json of
     # Hugging Face models, such as {rope_type: yarn, factor: 4, original_max_position_embeddings: 32768};
@@ -199,16 +199,35 @@ class LighthouseConfig:
 class StageConfig:
     """One stage of the run."""
 
-    # attention of all layers except model.dense_layers; dense: full causal attention; lighthouse: attention
-    # over rows selected from a pyramid (arXiv:2605.06554)
+    # attention of all layers except dense_layers; dense: full causal attention; lighthouse: attention over
+    # rows selected from a pyramid (arXiv:2605.06554)
     attention: Annotated[str, one_of(ATTENTIONS)] = MISSING
-    # number of optimizer steps; if it is set, fraction is ignored
+    # number of optimizer steps; if it or tokens is set, fraction is ignored
     steps: Annotated[int | None, at_least(1)] = None
-    fraction: Annotated[float | None, above(0, at_most=1)] = None  # share of run.steps, if steps is null
+    # length of the stage in tokens, instead of steps; rounded up to whole steps of batch_tokens
+    tokens: Annotated[int | None, at_least(1, MOST_TOKENS)] = None
+    # share of run.steps, if steps and tokens are null
+    fraction: Annotated[float | None, above(0, at_most=1)] = None
     seq_len: Count = II("model.seq_len")  # like model.seq_len
+    rope_theta: Positive = II("model.rope_theta")  # like model.rope_theta
+    dense_layers: list[int] = II("model.dense_layers")  # like model.dense_layers
     batch_tokens: Any = II("run.batch_tokens")  # like run.batch_tokens
     grad_accum: Any = II("run.grad_accum")  # like run.grad_accum
+    # peak learning rate in this stage; null: optim.lr times lr_scale
+    lr: Annotated[float | None, positive(remedy=", or null")] = None
     lr_scale: Positive = 1.0  # factor by which the learning rate is multiplied in this stage
+    # number of steps at the beginning of the stage in which the learning rate goes linearly from its last
+    # value, or from 0 in the first stage, to that of the stage; null: no warm-up except the run's own,
+    # optim.warmup_fraction
+    warmup_steps: Annotated[int | None, at_least(0)] = None
+    # shape of the learning rate in this stage. If schedule, decay_fraction or final_lr_ratio is set, the rate
+    # falls within the stage, and those of the three that are null are as in optim; if all are null, the stage
+    # takes part in the decay of the whole run
+    schedule: LrSchedule | None = None
+    # share of this stage, at its end, in which the learning rate falls; for schedule=wsd
+    decay_fraction: Annotated[float | None, between(0, 1, ", or null")] = None
+    # learning rate at the end of this stage, divided by that of the stage
+    final_lr_ratio: Annotated[float | None, between(0, 1, ", or null")] = None
     levels: int = II("lighthouse.levels")  # like lighthouse.levels
     pooling: int = II("lighthouse.pooling")  # like lighthouse.pooling
     # like lighthouse.budget; if that is null, computed from seq_len of this stage

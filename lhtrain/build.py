@@ -35,8 +35,8 @@ MUCH_PADDING = 0.1  # share of positions
 class Engine:
     """The model of a run, sharded and initialized, its optimizer, and the attention of each stage.
 
-    attention: stage name -> the attention of its layers. dense: the attention of model.dense_layers. Each is
-    one object for the whole run, because the compiler compiles again for another object.
+    attention: stage name -> the attention of its layers. dense: the attention of dense_layers. Each is one
+    object for the whole run, because the compiler compiles again for another object.
     """
 
     stages: dict[str, Stage]
@@ -49,7 +49,7 @@ class Engine:
 
     def enter(self, stage: Stage) -> None:
         """Set the attention of the model's layers to that of `stage`."""
-        self.model.attend_with(self.attention[stage.name], self.dense)
+        self.model.attend_with(self.attention[stage.name], self.dense, stage.dense_layers)
 
 
 @dataclass
@@ -107,12 +107,12 @@ def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
     Such a scorer is a module, built from the model's configuration. The layer keeps it in stages with full
     attention too; `lhtrain export` drops it.
     """
-    for name in dict.fromkeys(stage.scorer for stage in stages.values() if stage.pyramid is not None):
-        scorer = SCORERS[name]
+    for stage in stages.values():
+        scorer = SCORERS[stage.scorer] if stage.pyramid is not None else None
         if isinstance(scorer, type) and issubclass(scorer, nn.Module):
             for block in model.blocks:
                 assert isinstance(block, Block)
-                if block.number not in model.config.dense_layers:
+                if block.number not in stage.dense_layers and block.attention.scorer is None:
                     block.attention.scorer = scorer(model.config)
 
 

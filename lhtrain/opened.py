@@ -93,7 +93,7 @@ def trained_stages(path: Path, state: State) -> dict[str, Stage]:
         for record in state["progress"]["stages"]:
             name, settings = record["name"], record.get("settings")
             if settings is None and name in config["stages"]:
-                settings = saved_attention_settings(config["stages"][name])
+                settings = saved_attention_settings(config["stages"][name], config["model"])
             if record.get("steps") and settings is not None:
                 found[name] = Stage.of(name, _stage_config(config, name, settings))
     return found

@@ -2,9 +2,9 @@
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby, pairwise
 
 from lhtrain.conf.schema import Config, LrSchedule, OptimConfig
 from lhtrain.stage import Stage, stages_of
@@ -47,51 +47,93 @@ class Schedule:
         """Return the stage and learning rate of `step`, counted from 0. Raises ValueError outside the run."""
         if not 0 <= step < self.steps:
             raise ValueError(f"step={step}: must be at least 0 and below the run's {self.steps} steps")
-        stage = bisect_right(self.ends, step)
-        first = self.ends[stage - 1] if stage else 0
-        scale = self.stages[self.names[stage]].lr_scale
-        return StepPlan(stage, step - first, self.optim.lr * scale * lr_factor(step, self.steps, self.optim))
+        index = bisect_right(self.ends, step)
+        first, stage = self._first(index), self.stages[self.names[index]]
+        lr = self._peak(stage) * self._factor(index, step)
+        if step - first < (stage.warmup_steps or 0):
+            before = self.lookup(first - 1).lr if first else 0.0
+            lr = before + (lr - before) * (step - first + 1) / (stage.warmup_steps or 1)
+        return StepPlan(index, step - first, lr)
 
     def plan(self, done: int) -> list[str]:
         """Return a line for each stage that is not finished after `done` steps, with its learning rates."""
         lines = []
-        for name, end in zip(self.names, self.ends, strict=True):
-            first = max(end - self.stages[name].steps, done)
+        for index, (name, end) in enumerate(zip(self.names, self.ends, strict=True)):
+            first = max(self._first(index), done)
             if first < end:
                 what = f"{name} ({self.stages[name].attention}): steps {first + 1:,} to {end:,}"
-                lines.append(f"{what}, learning rate {self._course(first, end)}")
+                lines.append(f"{what}, learning rate {self._course(index, first)}")
         return lines
 
-    def _course(self, first: int, end: int) -> str:
-        """Describe the learning rates of the steps from `first`, counted from 0, to `end` - 1.
+    def _first(self, index: int) -> int:
+        """Return the first step of a stage, counted from 0."""
+        return self.ends[index - 1] if index else 0
 
-        Warm-up, constant part and decay are each monotonic, so the rates at their ends are enough.
+    def _peak(self, stage: Stage) -> float:
+        return self.optim.lr * stage.lr_scale if stage.lr is None else stage.lr
+
+    def _factor(self, index: int, step: int) -> float:
+        """Return the learning rate of `step` divided by its stage's peak, without the stage's warm-up."""
+        stage = self.stages[self.names[index]]
+        if not decays(stage):
+            factor = decay_factor(step, self.steps, self.optim)
+        else:
+            first = self._first(index)
+            factor = decay_factor(
+                step - first, stage.steps, own_optim(stage, self.optim), self._warmup(index)
+            )
+        # The run's warm-up counts in stages without their own.
+        warmup = warmup_steps(self.steps, self.optim) if stage.warmup_steps is None else 0
+        return factor if step >= warmup else (step + 1) / warmup
+
+    def _warmup(self, index: int) -> int:
+        """Return the number of steps at the beginning of a stage that are part of a warm-up."""
+        stage = self.stages[self.names[index]]
+        if stage.warmup_steps is not None:
+            return stage.warmup_steps
+        return min(max(warmup_steps(self.steps, self.optim) - self._first(index), 0), stage.steps)
+
+    def _course(self, index: int, begin: int) -> str:
+        """Describe the learning rates of a stage from step `begin`, counted from 0, to its end.
+
+        The rate turns only where a warm-up ends and where a decay begins, so the rates there are enough.
         """
-        warmup, decay = warmup_steps(self.steps, self.optim), decay_steps(self.steps, self.optim)
-        turns = {first, end - 1, warmup - 1, warmup, self.steps - decay}
-        rates = {step: self.lookup(step).lr for step in sorted(turns) if first <= step < end}
-        top = max(rates.values())
-        highest = [step for step, rate in rates.items() if rate == top]
-        if len(highest) == len(rates):
-            return f"{top:.3g}"
-        words = [f"{rates[first]:.3g}"]
-        if rates[first] < top:
-            words.append(f"up to {top:.3g} at step {highest[0] + 1:,}")
-        if first < highest[-1] < end - 1:
-            words.append(f"constant until step {highest[-1] + 1:,}")
-        if rates[end - 1] < top:
-            words.append(f"down to {rates[end - 1]:.3g} at step {end:,}")
+        stage, first, end = self.stages[self.names[index]], self._first(index), self.ends[index]
+        warmup = first + self._warmup(index)
+        falling = self.steps - decay_steps(self.steps, self.optim)
+        if decays(stage):
+            falling = end - decay_steps(stage.steps, own_optim(stage, self.optim), self._warmup(index))
+        turns = sorted(step for step in {begin, warmup - 1, warmup, falling, end - 1} if begin <= step < end)
+        rates = [(step, self.lookup(step).lr) for step in turns]
+        words = [f"{rates[0][1]:.3g}"]
+        # Each part of the course rises, falls, or is constant.
+        parts = [
+            ((after > before) - (after < before), step, after)
+            for (_, before), (step, after) in pairwise(rates)
+        ]
+        for sign, part in groupby(parts, key=lambda one: one[0]):
+            *_, (_, step, rate) = part
+            if sign:
+                words.append(f"{'up' if sign > 0 else 'down'} to {rate:.3g} at step {step + 1:,}")
+            elif step < end - 1:
+                words.append(f"constant until step {step + 1:,}")
         return ", ".join(words)
 
 
-def lr_factor(step: int, steps: int, optim: OptimConfig) -> float:
-    """Return the learning rate of `step` divided by `optim.lr`: linear warm-up, then the schedule's shape.
+def decays(stage: Stage) -> bool:
+    """Return whether the learning rate falls within the stage, instead of over the run."""
+    return not (stage.schedule is stage.decay_fraction is stage.final_lr_ratio is None)
 
-    The decay ends with the last step of the run, so a stage switch does not affect it.
-    """
-    warmup, span = warmup_steps(steps, optim), decay_steps(steps, optim)
-    if step < warmup:
-        return (step + 1) / warmup
+
+def own_optim(stage: Stage, optim: OptimConfig) -> OptimConfig:
+    """Return `optim` with the decay of a stage."""
+    own = {key: getattr(stage, key) for key in ("schedule", "decay_fraction", "final_lr_ratio")}
+    return replace(optim, **{key: value for key, value in own.items() if value is not None})
+
+
+def decay_factor(step: int, steps: int, optim: OptimConfig, warmup: int | None = None) -> float:
+    """Return the factor of the decay at `step` of `steps`: 1.0 until it begins. warmup: see `decay_steps`."""
+    span = decay_steps(steps, optim, warmup)
     left = steps - step  # equals span at the start of the decay, and 1 in the last step
     if left >= span:
         return 1.0
@@ -106,8 +148,11 @@ def warmup_steps(steps: int, optim: OptimConfig) -> int:
     return round(optim.warmup_fraction * steps)
 
 
-def decay_steps(steps: int, optim: OptimConfig) -> int:
-    """Return the number of steps at the end of a run of `steps` steps in which the learning rate falls."""
+def decay_steps(steps: int, optim: OptimConfig, warmup: int | None = None) -> int:
+    """Return the number of steps at the end of a run of `steps` steps in which the learning rate falls.
+
+    warmup: the number of warm-up steps; None: `warmup_steps`.
+    """
     if optim.schedule is LrSchedule.wsd:
         return round(optim.decay_fraction * steps)
-    return steps - warmup_steps(steps, optim)
+    return steps - (warmup_steps(steps, optim) if warmup is None else warmup)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.conf.schema import Config, LrSchedule, StageConfig
 from lhtrain.kernels.pyramid import TILE, Pyramid
 
 
@@ -13,7 +13,7 @@ class Stage:
     """A stage of a filled configuration."""
 
     name: str
-    attention: str  # a name of registry.ATTENTIONS, for all layers except model.dense_layers
+    attention: str  # a name of registry.ATTENTIONS, for all layers except dense_layers
     seq_len: int  # tokens per sequence
     batch_tokens: int  # tokens per optimizer step, over all ranks
     grad_accum: int  # micro-batches per step
@@ -25,6 +25,14 @@ class Stage:
     window: int = 0  # tokens that a Lighthouse layer attends to exactly; 0: the published layer
     strictly_causal: bool = False  # no output depends on later tokens, not even through the selection of rows
     options: dict[str, Any] = field(default_factory=dict)  # for an attention kind of a plugin
+    rope_theta: float = 10_000.0
+    dense_layers: tuple[int, ...] = ()  # layers with full attention, counted from 0
+    lr: float | None = None  # peak learning rate; None: optim.lr * lr_scale
+    warmup_steps: int | None = None  # None: the warm-up of the run
+    # If one of these is not None, the learning rate falls within the stage.
+    schedule: LrSchedule | None = None
+    decay_fraction: float | None = None
+    final_lr_ratio: float | None = None
 
     @classmethod
     def of(cls, name: str, config: StageConfig) -> "Stage":
@@ -47,6 +55,13 @@ class Stage:
             config.window if config.attention == "lighthouse" else 0,
             config.strictly_causal and config.attention == "lighthouse",
             dict(config.options),
+            config.rope_theta,
+            tuple(config.dense_layers),
+            config.lr,
+            config.warmup_steps,
+            config.schedule,
+            config.decay_fraction,
+            config.final_lr_ratio,
         )
 
     @property
@@ -67,6 +82,7 @@ class Stage:
     def attention_settings(self) -> dict[str, Any]:
         """Return the settings of the attention as plain values. If they change, it is a stage switch."""
         out: dict[str, Any] = {"attention": self.attention, "seq_len": self.seq_len}
+        out |= {"rope_theta": self.rope_theta}
         if self.pyramid is not None:
             out |= {key: getattr(self.pyramid, key) for key in ("levels", "pooling", "budget")}
             out |= {"scorer": self.scorer, "cover_prefix": self.cover_prefix}
@@ -74,12 +90,15 @@ class Stage:
             out |= {"window": self.window} if self.window else {}
             out |= {"tile": self.pyramid.tile} if self.pyramid.tile != TILE else {}
             out |= {"strictly_causal": True} if self.strictly_causal else {}
+            out |= {"dense_layers": list(self.dense_layers)}
         return out | ({"options": self.options} if self.options else {})
 
 
-def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
-    """Return `Stage.attention_settings` for a stage in a saved configuration."""
-    keys: tuple[str, ...] = ("attention", "seq_len")
+def saved_attention_settings(stage: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """Return `Stage.attention_settings` for a stage in a saved configuration. model: its group `model`."""
+    # Configurations of earlier versions have these keys only in `model`.
+    stage = {key: model[key] for key in ("rope_theta", "dense_layers") if key in model} | stage
+    keys: tuple[str, ...] = ("attention", "seq_len", "rope_theta")
     if stage["attention"] == "lighthouse":
         keys += ("levels", "pooling", "budget", "scorer", "cover_prefix")
         stage = stage | {
@@ -88,6 +107,7 @@ def saved_attention_settings(stage: dict[str, Any]) -> dict[str, Any]:
         keys += ("window",) if stage.get("window") else ()
         keys += ("tile",) if stage["tile"] != TILE else ()
         keys += ("strictly_causal",) if stage.get("strictly_causal") else ()
+        keys += ("dense_layers",)
     keys += ("options",) if stage.get("options") else ()
     return {key: stage[key] for key in keys if key in stage}
 

@@ -23,12 +23,12 @@ from lhtrain.health.hang import Watchdog
 from lhtrain.health.nonfinite import NonFiniteGuard
 from lhtrain.health.signals import StopSignal
 from lhtrain.health.straggler import StragglerCheck
-from lhtrain.progress import Progress, StageClock, StageRecord
+from lhtrain.progress import StageClock, StageRecord
 from lhtrain.report.greeting import about_end, greeting
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.history import History
 from lhtrain.runs.record import record_start
-from lhtrain.runs.resume import begin, find_start
+from lhtrain.runs.resume import begin, find_start, progress_of
 from lhtrain.runs.run_dir import RunDir, keep_tokenizer
 from lhtrain.schedule import Schedule, StepPlan
 from lhtrain.stage import Stage
@@ -218,7 +218,7 @@ class Trainer:
         if path is None:
             raise RunError(f"{failed}, and there is no checkpoint to return to; {ADVICE}")
         position, left = self.progress.position, self.progress.step
-        self.progress = Progress.from_dict(checkpoint.state_of(path)["progress"])
+        self.progress = progress_of(checkpoint.state_of(path))
         checkpoint.load(path, self.tensors)
         self.report.rewound(self.progress, left, skipped_to=position)
         self.progress.position = position

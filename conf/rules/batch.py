@@ -79,6 +79,11 @@ def _nearest(number: int, unit: int) -> str:
     return " or ".join(str(value) for value in (below, below + unit) if value > 0)
 
 
+def auto_batch(config: Config, n_ranks: int | None) -> int:
+    """Return the batch_tokens that `auto` stands for: one longest sequence for each data-parallel rank."""
+    return max(stage.seq_len for stage in config.stages.values()) * data_ranks(config, n_ranks)
+
+
 def data_ranks(config: Config, n_ranks: int | None) -> int:
     """Return the number of data-parallel ranks. Without `n_ranks`, dp_shard=-1 counts as one rank."""
     parallel = config.parallel

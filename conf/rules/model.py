@@ -25,13 +25,25 @@ def model_problems(config: Config) -> Iterator[Problem]:
         yield Problem("model.rope_scaling", model.rope_scaling, rule)
     if isinstance(model.rope_scaling, dict) and model.head_dim < 4:
         yield Problem("model.head_dim", model.head_dim, "must be at least 4 with model.rope_scaling")
-    for layer in model.dense_layers:
-        if not -model.n_layers <= layer < model.n_layers:
-            rule = f"there is no layer {layer}: model.n_layers={model.n_layers}"
-            yield Problem("model.dense_layers", model.dense_layers, rule)
-    lighthouse = [name for name, stage in config.stages.items() if stage.attention == "lighthouse"]
-    dense = {layer % model.n_layers for layer in model.dense_layers} if model.n_layers >= 1 else set()
-    if lighthouse and len(dense) == model.n_layers:
-        rule = f"names every layer, so stage {lighthouse[0]} has no layer with Lighthouse Attention; "
-        rule += "name fewer, such as [0], or use stage=dense"
-        yield Problem("model.dense_layers", model.dense_layers, rule)
+    yield from _dense_layers(config)
+
+
+def _dense_layers(config: Config) -> Iterator[Problem]:
+    """Check the dense_layers of the model, and those of stages that have their own."""
+    n_layers = config.model.n_layers
+    users = {"model.dense_layers": config.model.dense_layers}  # key -> its value
+    lighthouse: dict[str, str] = {}  # key -> the first Lighthouse stage that uses it
+    for name, stage in config.stages.items():
+        is_own = stage.dense_layers != config.model.dense_layers
+        key = f"stages.{name}.dense_layers" if is_own else "model.dense_layers"
+        users[key] = stage.dense_layers
+        if stage.attention == "lighthouse":
+            lighthouse.setdefault(key, name)
+    for key, layers in users.items():
+        for layer in layers:
+            if not -n_layers <= layer < n_layers:
+                yield Problem(key, layers, f"there is no layer {layer}: model.n_layers={n_layers}")
+        if n_layers >= 1 and key in lighthouse and len({layer % n_layers for layer in layers}) == n_layers:
+            rule = f"names every layer, so stage {lighthouse[key]} has no layer with Lighthouse Attention; "
+            rule += "name fewer, such as [0], or use full attention in the stage (attention=dense)"
+            yield Problem(key, layers, rule)

@@ -37,6 +37,8 @@ POOLING = ("lighthouse.pooling", "stages.NAME.pooling")
 TILES = ("lighthouse.tile", "stages.NAME.tile", "lighthouse.strictly_causal", "stages.NAME.strictly_causal")
 BUDGETS = ("lighthouse.budget", "stages.NAME.budget")
 BATCHES = ("run.batch_tokens", "stages.NAME.batch_tokens", "run.grad_accum", "stages.NAME.grad_accum")
+DENSE = ("model.dense_layers", "stages.NAME.dense_layers")
+SPANS = ("stages.NAME.steps", "stages.NAME.tokens", "stages.NAME.fraction")
 HEADS = ("model.n_heads", "model.n_kv_heads")
 MESH = ("parallel.dp_replicate", "parallel.dp_shard", "parallel.cp")
 
@@ -60,13 +62,13 @@ RELATIONS = (
         ("lighthouse.scorer=dilated", "model.seq_len=258", "lighthouse.levels=2", "lighthouse.pooling=2"),
     ),
     Relation(
-        ("model.dense_layers", "model.n_layers"),
-        "each of model.dense_layers must be from -model.n_layers to model.n_layers - 1",
-        ("model.dense_layers=[9]",),
+        (*DENSE, "model.n_layers"),
+        "each of dense_layers must be from -model.n_layers to model.n_layers - 1",
+        ("stages.recovery.dense_layers=[9]",),
     ),
     Relation(
-        ("model.dense_layers", "stages.NAME.attention"),
-        "if a stage uses lighthouse, model.dense_layers must leave at least one layer out",
+        (*DENSE, "stages.NAME.attention"),
+        "if a stage uses lighthouse, its dense_layers must leave at least one layer out",
         ("model.dense_layers=[0,1,2,3]",),
     ),
     Relation(
@@ -96,10 +98,26 @@ RELATIONS = (
         ("stages.recovery.seq_len=3072",),
     ),
     Relation(
-        ("run.steps", "stages.NAME.steps", "stages.NAME.fraction"),
-        "the steps of all stages must add up to run.steps; one stage may leave steps and fraction null and "
-        "gets the remaining steps",
+        ("run.steps", *SPANS),
+        "the steps of all stages must add up to run.steps; one stage may leave steps, tokens and fraction "
+        "null and gets the remaining steps",
         ("stages.recovery.steps=1",),
+    ),
+    Relation(
+        SPANS,
+        "the length of a stage is steps, tokens or a fraction: steps and tokens cannot both be set, and a "
+        "fraction counts only if both are null",
+        ("stages.recovery.steps=10", "stages.recovery.tokens=4096"),
+    ),
+    Relation(
+        ("stages.NAME.lr", "stages.NAME.lr_scale"),
+        "a stage with lr must leave lr_scale at 1",
+        ("stages.recovery.lr=1e-4", "stages.recovery.lr_scale=0.5"),
+    ),
+    Relation(
+        ("stages.NAME.warmup_steps", *SPANS, "stages.NAME.schedule", "stages.NAME.decay_fraction"),
+        "the warm-up of a stage and, with schedule=wsd, its own decay must fit into the steps of the stage",
+        ("stages.recovery.warmup_steps=60", "stages.recovery.decay_fraction=0.5"),
     ),
     Relation(
         (*BATCHES, *LENGTHS, *MESH),

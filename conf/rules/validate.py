@@ -10,6 +10,7 @@ from lhtrain.conf.rules.parallel import parallel_problems
 from lhtrain.conf.rules.plugins import option_problems
 from lhtrain.conf.rules.run import optim_problems, run_problems
 from lhtrain.conf.rules.stages import stage_problems
+from lhtrain.conf.rules.steps import step_problems
 from lhtrain.conf.rules.tracking import logger_problems
 from lhtrain.conf.rules.values import value_problems
 from lhtrain.conf.schema import Config
@@ -23,4 +24,5 @@ RULES = (
 def validate(config: Config, n_ranks: int | None = None) -> list[Problem]:
     """Return every broken rule; [] means that `config` can run. n_ranks: the number of ranks, if known."""
     problems = [problem for rule in RULES for problem in rule(config)]
-    return [*problems, *parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]
+    problems += [*parallel_problems(config, n_ranks), *batch_problems(config, n_ranks)]
+    return [*problems, *step_problems(config, n_ranks)]

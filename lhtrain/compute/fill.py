@@ -8,9 +8,9 @@ from copy import deepcopy
 
 from lhtrain.compute.memory import estimate
 from lhtrain.conf.compose import check_overrides
-from lhtrain.conf.rules.batch import AUTO, data_ranks, number_or_auto
-from lhtrain.conf.rules.stages import stage_steps
-from lhtrain.conf.schema import Config, Recompute, RunConfig, StageConfig
+from lhtrain.conf.rules.batch import AUTO, auto_batch, data_ranks, number_or_auto
+from lhtrain.conf.rules.steps import stage_steps
+from lhtrain.conf.schema import Config, ModelConfig, Recompute, RunConfig, StageConfig
 from lhtrain.stage import Stage
 
 USABLE = 0.9  # usable fraction of GPU memory; the rest: CUDA, NCCL, fragmentation, error of the estimate
@@ -35,8 +35,8 @@ def compose_config(overrides: list[str], n_ranks: int | None = None, memory: int
 def filled(config: Config, n_ranks: int | None = None, memory: int | None = None) -> Config:
     """Return a copy of a valid `config` without open values.
 
-    Every stage has a number of steps, dense_layers counts from the first layer, and `auto` is replaced by
-    `derive`.
+    Every stage has a number of steps, instead of tokens or a fraction, dense_layers counts from the first
+    layer, and `auto` is replaced by `derive`.
 
     Args:
         config: a valid configuration.
@@ -45,10 +45,12 @@ def filled(config: Config, n_ranks: int | None = None, memory: int | None = None
     """
     config = deepcopy(config)
     model = config.model
-    model.dense_layers = sorted({layer % model.n_layers for layer in model.dense_layers})
-    steps, _ = stage_steps(config)
+    owners: list[ModelConfig | StageConfig] = [model, *config.stages.values()]
+    for owner in owners:
+        owner.dense_layers = sorted({layer % model.n_layers for layer in owner.dense_layers})
+    steps, _ = stage_steps(config, n_ranks)
     for stage, count in zip(config.stages.values(), steps, strict=True):
-        stage.steps, stage.fraction = count, None
+        stage.steps, stage.tokens, stage.fraction = count, None, None
     derive(config, n_ranks, memory)
     return config
 
@@ -60,10 +62,10 @@ def derive(config: Config, n_ranks: int | None = None, memory: int | None = None
     If none fits, chooses the one with the lowest estimated peak.
     """
     dp = data_ranks(config, n_ranks)
-    longest = max(stage.seq_len for stage in config.stages.values())
     parts: list[RunConfig | StageConfig] = [config.run, *config.stages.values()]
+    automatic = auto_batch(config, n_ranks)
     for part in parts:
-        part.batch_tokens = number_or_auto(part.batch_tokens) or longest * dp
+        part.batch_tokens = number_or_auto(part.batch_tokens) or automatic
     config.run.grad_accum = number_or_auto(config.run.grad_accum) or AUTO  # the stages have the numbers
     if memory is None:
         for stage in config.stages.values():

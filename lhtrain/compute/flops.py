@@ -22,11 +22,11 @@ def step_flops(model: ModelConfig, stage: Stage, share: float = 1.0) -> int:
     weights = 2 * stage.batch_tokens * _weights(model)
     attention = 0
     for layer in range(model.n_layers):
-        if layer in model.dense_layers:
+        if layer in stage.dense_layers:
             attention += stage.n_sequences * int(share * _attention(model, stage.seq_len))
         else:
             attention += stage.n_sequences * _lighthouse(model, stage, share)
-    layers = model.n_layers - len(set(model.dense_layers))
+    layers = model.n_layers - len(set(stage.dense_layers))
     return 3 * (weights + attention) + stage.n_sequences * layers * _scores(model, stage)
 
 

@@ -5,7 +5,7 @@ Knows nothing of devices or parallelism. What a layer attends with is handed in 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -180,14 +180,18 @@ class GPT(nn.Module):
             value_of_logits=self.chunk_loss,
         )
 
-    def attend_with(self, attend: Attend, dense: Attend = FULL_ATTENTION) -> None:
-        """Let every layer attend with `attend`, except `config.dense_layers`, which have `dense`.
+    def attend_with(
+        self, attend: Attend, dense: Attend = FULL_ATTENTION, dense_layers: Collection[int] | None = None
+    ) -> None:
+        """Let every layer attend with `attend`, except `dense_layers`, which have `dense`.
 
-        One object of each for all layers and stages: a compiler takes several for different code.
+        dense_layers: None means those of the configuration. One object of each for all layers and stages: a
+        compiler takes several for different code.
         """
+        dense_layers = self.config.dense_layers if dense_layers is None else dense_layers
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            block.attention.attend = dense if number in self.config.dense_layers else attend
+            block.attention.attend = dense if number in dense_layers else attend
 
     @torch.no_grad()
     def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:

@@ -78,7 +78,7 @@ def about_stages(config: Config) -> list[str]:
         if stage.pyramid is not None:
             layers += f" reduced to {stage.pyramid.n_selected:,} rows (budget k = {stage.pyramid.budget:,})"
             layers += f" and an exact window of {stage.window:,} tokens" if stage.window else ""
-            if dense := config.model.dense_layers:
+            if dense := stage.dense_layers:
                 layers += f" in {config.model.n_layers - len(dense)} of {config.model.n_layers} layers"
         parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
         lines.append(

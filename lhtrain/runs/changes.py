@@ -4,6 +4,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
+from lhtrain.conf.keys import copied_from
 from lhtrain.conf.renamed import current_tree
 from lhtrain.conf.schema import (
     ComputeConfig,
@@ -13,6 +14,7 @@ from lhtrain.conf.schema import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    StageConfig,
 )
 from lhtrain.data.tokenizers.base import PREPARED
 
@@ -67,20 +69,16 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     out, saved = [], current_tree(saved)
     for group in COMPARED:
         before, after = flat(saved.get(group) or {}), flat(now.get(group) or {})
-        if group == "stages":  # runs of earlier versions have the published layer
-            published = {"window": 0, "tile": None, "strictly_causal": False}
-            known = {
-                f"{stage}.{key}": value
-                for stage in saved.get(group) or {}
-                for key, value in published.items()
-            }
-            before = {key: value for key, value in known.items() if key in after} | before
+        if group == "stages":
+            before = {key: value for key, value in _stage_defaults(saved).items() if key in after} | before
         if group in DEFAULTS:  # keys that exist in only one of the two versions
             before = _defaults(DEFAULTS[group]) | before
             before = {key: value for key, value in before.items() if "." in key or key in after}
         for key in sorted(before.keys() | after.keys()):
-            if group == "stages" and key not in before and key.split(".")[0] in (saved.get(group) or {}):
-                continue  # the setting is newer than the run
+            stage, _, name = key.partition(".")
+            is_newer = key not in before and stage in (saved.get(group) or {}) and "." not in name
+            if group == "stages" and is_newer:
+                continue  # the setting is newer than the run, and its default depends on several others
             old, new = (_without_path(values.get(key)) for values in (before, after))
             if old != new and _compared(group, key):
                 out.append(Change(f"{group}.{key}", old, new))
@@ -89,6 +87,24 @@ def differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     if orders[0] != orders[1] and set(orders[0]) == set(orders[1]):
         out.append(Change("stages", ", ".join(orders[0]), ", ".join(orders[1])))
     return out + _compute_changes(saved, now)
+
+
+def _stage_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the default values of keys of stages, with the settings of the run for those that copy one.
+
+    Defaults that follow from several keys are omitted.
+    """
+    known = {}
+    for name in saved.get("stages") or {}:
+        for key, value in _defaults(StageConfig).items():
+            known[f"{name}.{key}"] = value
+        for field in fields(StageConfig):
+            if origin := copied_from(f"stages.{name}.{field.name}"):
+                group, _, key = origin.partition(".")
+                values = _defaults(DEFAULTS[group]) | (saved.get(group) or {})
+                if key in values:
+                    known[f"{name}.{field.name}"] = values[key]
+    return known
 
 
 def _compute_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:

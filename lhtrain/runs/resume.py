@@ -78,16 +78,29 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     state = checkpoint.state_of(path)
     with checkpoint.as_written(path):
         start.changed = differences(state, config, corpus.fingerprint)
-        progress = Progress.from_dict(state["progress"])
+        progress = progress_of(state)
     check_changes(path, state, start.changed, run_dir, config)
     started = History(run_dir.history).accepted("start")
     start.new = [one for one in start.changed if not is_accepted(started, one)]
     start.guard = state.get("guard")
-    for record in progress.stages:  # older versions did not save the attention settings of a stage
-        if record.settings is None and record.name in state["config"]["stages"]:
-            record.settings = saved_attention_settings(state["config"]["stages"][record.name])
     checkpoint.load(path, tensors, optional=[OWN_SCORER])
     return progress
+
+
+def progress_of(state: dict[str, Any]) -> Progress:
+    """Return the progress in state.json. Settings of stages that older versions did not save are added."""
+    progress, config = Progress.from_dict(state["progress"]), state["config"]
+    for record in progress.stages:
+        if record.name in config["stages"]:
+            settings = saved_attention_settings(config["stages"][record.name], config["model"])
+            record.settings = settings if record.settings is None else _completed(record.settings, settings)
+    return progress
+
+
+def _completed(recorded: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Add the keys that older versions did not record."""
+    newer = ("rope_theta", "dense_layers")
+    return recorded | {key: settings[key] for key in newer if key in settings and key not in recorded}
 
 
 def start_from(

@@ -85,3 +85,14 @@ def test_problems_reach_other_ranks():
     error = ConfigError([Problem("steps", "4", "must be more", is_here=True)])
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error) and copy.problems == error.problems and copy.status == 1
+
+
+def test_a_stage_with_a_number_of_tokens_gets_whole_steps_whatever_its_fraction_is():
+    made = config("stages.lighthouse.tokens=100000", "run.batch_tokens=8192", "run.steps=20")
+    assert [stage.steps for stage in made.stages.values()] == [13, 7]  # 12.2 steps, rounded up
+    assert [stage.tokens for stage in made.stages.values()] == [None, None]
+
+
+def test_the_dense_layers_of_a_stage_count_from_the_first_layer():
+    made = config("model.dense_layers=[-1]", "stages.recovery.dense_layers=[-4,0]")
+    assert [stage.dense_layers for stage in made.stages.values()] == [[3], [0]]

@@ -114,7 +114,20 @@ def test_the_error_has_the_number_of_problems_and_that_nothing_was_started():
             ["stage=dense", "stages.dense.steps=20"],
             "run.steps=200: must equal the sum of its stages' steps (dense 20 = 20)",
         ),
-        (["stages.lighthouse.fraction=null"], "stages=lighthouse, recovery: only one stage may leave both"),
+        (["stages.lighthouse.fraction=null"], "stages=lighthouse, recovery: only one stage may leave"),
+        (
+            ["stages.recovery.steps=10", "stages.recovery.tokens=4096"],
+            "stages.recovery.tokens=4096: the length of a stage is either steps or tokens",
+        ),
+        (["stages.recovery.tokens=100000", "stages.lighthouse.tokens=300000"], "lighthouse 74 + recovery 25"),
+        (
+            ["stages.recovery.warmup_steps=76"],
+            "stages.recovery.warmup_steps=76: must be at most the 75 steps",
+        ),
+        (
+            ["stages.lighthouse.dense_layers=[0,1,2,-1]"],
+            "stages.lighthouse.dense_layers=[0, 1, 2, -1]: names every layer",
+        ),
         (["stages.lighthouse.fraction=1.5"], "stages.lighthouse.fraction=1.5: must be above 0 and at most 1"),
         (["stages.recovery.lr_scale=0"], "stages.recovery.lr_scale=0.0: must be greater than 0"),
         (

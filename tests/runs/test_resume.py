@@ -105,6 +105,20 @@ def test_a_run_older_than_the_window_setting_has_no_window():
     assert [str(change) for change in differing(saved, now)] == ["stages.lighthouse.window: 0 -> 512"]
 
 
+def test_keys_of_stages_that_are_newer_than_the_run_count_as_the_values_of_the_run():
+    now = as_container(compose_config(["run.steps=8", "model.rope_theta=5e5"]))
+    saved = json.loads(json.dumps(now))
+    for stage in saved["stages"].values():
+        for key in ("rope_theta", "dense_layers", "lr", "warmup_steps", "schedule", "tokens"):
+            del stage[key]
+    assert differing(saved, now) == []
+    now["stages"]["recovery"] |= {"rope_theta": 1e6, "warmup_steps": 3}
+    assert [str(change) for change in differing(saved, now)] == [
+        "stages.recovery.rope_theta: 500000.0 -> 1000000.0",
+        "stages.recovery.warmup_steps: null -> 3",
+    ]
+
+
 def test_the_plan_names_stages_steps_and_learning_rates():
     config = compose_config(["run.steps=200", "optim.lr=0.01"])
     assert Schedule.of(config).plan(0) == [

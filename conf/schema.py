@@ -210,6 +210,7 @@ class StageConfig:
     fraction: Annotated[float | None, above(0, at_most=1)] = None
     seq_len: Count = II("model.seq_len")  # like model.seq_len
     rope_theta: Positive = II("model.rope_theta")  # like model.rope_theta
+    rope_scaling: Any = II("model.rope_scaling")  # like model.rope_scaling
     dense_layers: list[int] = II("model.dense_layers")  # like model.dense_layers
     batch_tokens: Any = II("run.batch_tokens")  # like run.batch_tokens
     grad_accum: Any = II("run.grad_accum")  # like run.grad_accum

@@ -20,6 +20,7 @@ from lhtrain.errors import RunError
 from lhtrain.loader import Apart, Loader
 from lhtrain.model.decoder import GPT, Block
 from lhtrain.model.optimizer import Optimizer, build_optimizer
+from lhtrain.model.rope import Rope
 from lhtrain.progress import Progress
 from lhtrain.registry import ATTENTIONS, SCORERS
 from lhtrain.report.events import Events
@@ -48,8 +49,9 @@ class Engine:
     dense: Attend
 
     def enter(self, stage: Stage) -> None:
-        """Set the attention of the model's layers to that of `stage`."""
+        """Set the attention of the model's layers and the rotary embedding to those of `stage`."""
         self.model.attend_with(self.attention[stage.name], self.dense, stage.dense_layers)
+        self.model.rope = Rope(stage.rope_theta, stage.rope_scaling, stage.seq_len)
 
 
 @dataclass

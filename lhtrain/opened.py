@@ -25,6 +25,9 @@ from lhtrain.stage import Stage, saved_attention_settings
 # Settings of a Lighthouse stage that `Stage.attention_settings` leaves out at these values.
 OMITTED = {"window": 0, "tile": TILE, "strictly_causal": False, "options": {}}
 
+# Groups whose keys stages copy, for checkpoints of versions that did not have a key.
+GROUPS = {"lighthouse": LighthouseConfig, "model": ModelConfig}
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -117,7 +120,7 @@ def _default(value: Any, config: dict[str, Any]) -> Any:
         return value
     group, _, key = value.removeprefix("${").removesuffix("}").partition(".")
     found = config.get(group, {}).get(key)
-    return getattr(LighthouseConfig(), key, None) if found is None and group == "lighthouse" else found
+    return getattr(GROUPS[group](), key, None) if found is None and group in GROUPS else found
 
 
 def _model(path: Path, state: State, device: torch.device, dtype: torch.dtype) -> GPT:

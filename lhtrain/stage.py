@@ -33,6 +33,7 @@ class Stage:
     schedule: LrSchedule | None = None
     decay_fraction: float | None = None
     final_lr_ratio: float | None = None
+    rope_scaling: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, name: str, config: StageConfig) -> "Stage":
@@ -62,6 +63,7 @@ class Stage:
             config.schedule,
             config.decay_fraction,
             config.final_lr_ratio,
+            config.rope_scaling,
         )
 
     @property
@@ -83,6 +85,7 @@ class Stage:
         """Return the settings of the attention as plain values. If they change, it is a stage switch."""
         out: dict[str, Any] = {"attention": self.attention, "seq_len": self.seq_len}
         out |= {"rope_theta": self.rope_theta}
+        out |= {"rope_scaling": self.rope_scaling} if self.rope_scaling else {}
         if self.pyramid is not None:
             out |= {key: getattr(self.pyramid, key) for key in ("levels", "pooling", "budget")}
             out |= {"scorer": self.scorer, "cover_prefix": self.cover_prefix}
@@ -97,8 +100,10 @@ class Stage:
 def saved_attention_settings(stage: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     """Return `Stage.attention_settings` for a stage in a saved configuration. model: its group `model`."""
     # Configurations of earlier versions have these keys only in `model`.
-    stage = {key: model[key] for key in ("rope_theta", "dense_layers") if key in model} | stage
+    of_model = ("rope_theta", "rope_scaling", "dense_layers")
+    stage = {key: model[key] for key in of_model if key in model} | stage
     keys: tuple[str, ...] = ("attention", "seq_len", "rope_theta")
+    keys += ("rope_scaling",) if stage.get("rope_scaling") else ()
     if stage["attention"] == "lighthouse":
         keys += ("levels", "pooling", "budget", "scorer", "cover_prefix")
         stage = stage | {

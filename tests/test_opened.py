@@ -59,3 +59,15 @@ def test_a_folder_without_a_checkpoint_is_an_error(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(RunError, match="no finished checkpoint yet"):
         open_trained(tmp_path, CPU, torch.float32)
+
+
+def test_the_rotary_embedding_is_that_of_the_last_stage_that_ran(tmp_path):
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    done = [
+        {"name": "short", "steps": 3, "settings": DENSE | {"rope_theta": 1e4}},
+        {"name": "long", "steps": 1, "settings": DENSE | {"rope_theta": 5e6, "rope_scaling": scaling}},
+        {"name": "later", "steps": 0, "settings": DENSE | {"rope_theta": 7e6}},
+    ]
+    _, _, got = opened(tmp_path, done=done)
+    assert (got.config.rope_theta, got.config.rope_scaling) == (5e6, scaling)
+    assert (got.model.rope.theta, got.model.rope.scaling) == (5e6, scaling)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
+from lhtrain.conf.rope_scaling import broken_rules
 from lhtrain.conf.schema import Config, StageConfig
 from lhtrain.kernels.pyramid import DILATION, Pyramid
 
@@ -17,6 +18,9 @@ def stage_problems(config: Config) -> Iterator[Problem]:
             yield Problem("stages", repr(name), "the name of a stage must be printable and not empty")
         yield from _pyramid(f"stages.{name}", stage)
         yield from _dilated(f"stages.{name}", stage, config.parallel.cp)
+        if stage.rope_scaling != config.model.rope_scaling:
+            for rule in broken_rules(stage.rope_scaling):
+                yield Problem(f"stages.{name}.rope_scaling", stage.rope_scaling, rule)
     longest = max(stage.seq_len for stage in config.stages.values())
     for name, stage in config.stages.items():
         if stage.seq_len >= 1 and longest % stage.seq_len:

@@ -58,9 +58,17 @@ def newest(source: Path) -> Path:
 
 
 def model_config(path: Path, state: State) -> ModelConfig:
-    """Return the model's shape from the state of the checkpoint `path`. Raises RunError: it has none."""
+    """Return the model's shape from the state of the checkpoint `path`. Raises RunError: it has none.
+
+    The rotary embedding is that of the last stage that did a step.
+    """
     try:
-        return ModelConfig(**state["config"]["model"])
+        model = ModelConfig(**state["config"]["model"])
+        for record in state["progress"]["stages"]:
+            settings = record.get("settings") or {}
+            if record.get("steps") and "rope_theta" in settings:
+                model.rope_theta, model.rope_scaling = settings["rope_theta"], settings.get("rope_scaling")
+        return model
     except (AttributeError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from error
 

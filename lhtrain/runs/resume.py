@@ -99,7 +99,7 @@ def progress_of(state: dict[str, Any]) -> Progress:
 
 def _completed(recorded: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Add the keys that older versions did not record."""
-    newer = ("rope_theta", "dense_layers")
+    newer = ("rope_theta", "rope_scaling", "dense_layers")
     return recorded | {key: settings[key] for key in newer if key in settings and key not in recorded}
 
 

@@ -12,6 +12,7 @@ from lhtrain.kernels.pyramid import TILE, Pyramid
 from lhtrain.kernels.ranges import kernel as ranges
 from lhtrain.kernels.scores.kernel import score
 from lhtrain.kernels.selection import kernel as selection
+from lhtrain.kernels.selection.precedence import with_precedence
 from lhtrain.kernels.shapes import check_tokens
 from lhtrain.kernels.windows import kernel as windows
 
@@ -95,16 +96,21 @@ def _(qk, kq, seq_len, levels, pooling, budget, n_covered, tile=TILE):
 
 @torch.library.custom_op("lhtrain::select_by_norm", mutates_args=())
 def select_by_norm(
-    q: Tensor, k: Tensor, levels: int, pooling: int, budget: int, n_covered: int, tile: int = TILE
-) -> tuple[Tensor, Tensor]:
-    """Select by norm scores: q (B, N, H, D), k (B, N, G, D) -> the results of `select_rows`."""
+    q: Tensor, k: Tensor, levels: int, pooling: int, budget: int, n_covered: int, tile: int = TILE,
+    precedence: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Select by norm scores: q (B, N, H, D), k (B, N, G, D) -> the results of `select_rows`.
+
+    precedence: (B, E - N) int8, `selection.precedence`, or None.
+    """
     check_tokens(q, k, k, pooling)
     pyramid = Pyramid(q.shape[1], levels, pooling, budget, tile).check()
-    return selection.select_rows(*score(q, k, pyramid), pyramid, n_covered)
+    scores = with_precedence(*score(q, k, pyramid), precedence)
+    return selection.select_rows(*scores, pyramid, n_covered)
 
 
 @select_by_norm.register_fake
-def _(q, k, levels, pooling, budget, n_covered, tile=TILE):
+def _(q, k, levels, pooling, budget, n_covered, tile=TILE, precedence=None):
     pyramid = Pyramid(q.shape[1], levels, pooling, budget)
     sizes = pyramid.n_selected, pyramid.n_entries
     return tuple(k.new_empty(k.shape[0], k.shape[2], size, dtype=torch.int32) for size in sizes)
@@ -148,14 +154,18 @@ gather_selected.register_autograd(_selected_autograd, setup_context=_selected_co
 
 @torch.library.custom_op("lhtrain::scatter_rows", mutates_args=())
 def scatter_rows(
-    rows: Tensor, row_of_entry: Tensor, seq_len: int, levels: int, pooling: int, budget: int
-) -> Tensor:
-    """Attention's rows (B, S, H, D) back to all positions, (B, N, H, D)."""
-    return windows.scatter(rows, row_of_entry, Pyramid(seq_len, levels, pooling, budget).check())
+    rows: Tensor, row_of_entry: Tensor, seq_len: int, levels: int, pooling: int, budget: int,
+    starts: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention's rows (B, S, H, D) back to all positions, (B, N, H, D).
+
+    starts: (B, N) int32, the document of each position, or None; see `windows.naive.scatter_back`.
+    """
+    return windows.scatter(rows, row_of_entry, Pyramid(seq_len, levels, pooling, budget), starts)
 
 
 @scatter_rows.register_fake
-def _(rows, row_of_entry, seq_len, levels, pooling, budget):
+def _(rows, row_of_entry, seq_len, levels, pooling, budget, starts=None):
     return rows.new_empty(rows.shape[0], seq_len, *rows.shape[2:])
 
 
@@ -168,27 +178,30 @@ def scatter_rows_backward(
     pooling: int,
     budget: int,
     n_rows: int | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Gradient of the positions (B, N, H, D) -> of the rows (B, S, H, D). n_rows: S; None: `TopK`'s."""
-    return windows.scatter_backward(grad, row_of_entry, Pyramid(seq_len, levels, pooling, budget), n_rows)
+    pyramid = Pyramid(seq_len, levels, pooling, budget)
+    return windows.scatter_backward(grad, row_of_entry, pyramid, n_rows, starts)
 
 
 @scatter_rows_backward.register_fake
-def _(grad, row_of_entry, seq_len, levels, pooling, budget, n_rows=None):
+def _(grad, row_of_entry, seq_len, levels, pooling, budget, n_rows=None, starts=None):
     if n_rows is None:
         n_rows = Pyramid(seq_len, levels, pooling, budget).n_selected
     return grad.new_empty(grad.shape[0], n_rows, *grad.shape[2:])
 
 
 def _scatter_context(ctx, inputs, output):
-    rows, row_of_entry, *ctx.sizes = inputs
+    rows, row_of_entry, *ctx.sizes, starts = inputs
     ctx.n_rows = rows.shape[1]
-    ctx.save_for_backward(row_of_entry)
+    ctx.save_for_backward(row_of_entry, starts)
 
 
 def _scatter_autograd(ctx, grad):
-    rows = scatter_rows_backward(grad, *ctx.saved_tensors, *ctx.sizes, ctx.n_rows)
-    return rows, None, None, None, None, None
+    row_of_entry, starts = ctx.saved_tensors
+    rows = scatter_rows_backward(grad, row_of_entry, *ctx.sizes, ctx.n_rows, starts)
+    return rows, None, None, None, None, None, None
 
 
 scatter_rows.register_autograd(_scatter_autograd, setup_context=_scatter_context)

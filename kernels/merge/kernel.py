@@ -10,7 +10,8 @@ its gradients, since exp(score - L_j) are its weights in the merged softmax.
 
 B batch, N tokens, H query heads, G key/value heads, D head dim, E pyramid entries, S rows, L levels. Tensors
 of heads are contiguous (B, N or S, H, D). p_places: row_of_entry (B, G, E) int32; p_before (B, G, L - 1)
-int32, the rows of the entries before the first of each level, as in `naive.finest_rows`.
+int32, the rows of the entries before the first of each level, and p_starts (B, N) int32, where the document
+of each position begins: both as in `naive.finest_rows`.
 """
 
 import torch
@@ -27,7 +28,8 @@ ROWS_LAUNCH = {"BLOCK_E": 16, "num_warps": 2}
 
 @triton.jit
 def _row_at(
-    p_places, p_before, o_t, m_t, size, P: tl.constexpr, LEVEL: tl.constexpr, HAS_BEFORE: tl.constexpr
+    p_places, p_before, o_t, m_t, b_start, size, P: tl.constexpr, LEVEL: tl.constexpr,
+    HAS_BEFORE: tl.constexpr, HAS_STARTS: tl.constexpr,
 ):  # fmt: skip
     """The row of the entry of LEVEL that reaches each token, -1 for none; p_places points at the level."""
     shift: tl.constexpr = P**LEVEL - 1
@@ -36,15 +38,18 @@ def _row_at(
     if HAS_BEFORE and LEVEL > 0:
         ahead = tl.load(p_before + (LEVEL - 1) + o_t * 0, mask=m_t & (o_t < shift), other=-1)
         place = tl.where(o_t < shift, ahead, place)
+    if HAS_STARTS and LEVEL > 0:
+        first = tl.where(o_t < shift, -(shift + 1), o_e * P**LEVEL)  # of the entry's window
+        place = tl.where(first >= b_start, place, -1)
     return place
 
 
 @triton.jit
 def merge_kernel(
-    p_out, p_lse, p_rows, p_rows_lse, p_places, p_before,
+    p_out, p_lse, p_rows, p_rows_lse, p_places, p_before, p_starts,
     seq_len, n_blocks, n_rows, n_entries,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr, HAS_BEFORE: tl.constexpr,
-    BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_STARTS: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_T tokens of one head: p_out (B, N, H, D) and p_lse (B, H, N) get the merged values in place."""
     i_p = tl.program_id(0)
@@ -57,9 +62,10 @@ def merge_kernel(
     p_places += i_bg * n_entries
     p_before += i_bg * (LEVELS - 1)
     place = tl.full([BLOCK_T], -1, tl.int32)
+    b_start = tl.load(p_starts + i_b * seq_len + o_t, mask=m_t, other=0) if HAS_STARTS else o_t
     size = seq_len
     for level in tl.static_range(LEVELS):
-        of_level = _row_at(p_places, p_before, o_t, m_t, size, P, level, HAS_BEFORE)
+        of_level = _row_at(p_places, p_before, o_t, m_t, b_start, size, P, level, HAS_BEFORE, HAS_STARTS)
         place = tl.where(place < 0, of_level, place)
         p_places += size
         size = size // P
@@ -83,10 +89,11 @@ def merge_kernel(
 
 @triton.jit
 def merge_backward_kernel(
-    p_grad, p_out, p_lse, p_rows, p_rows_lse, p_places, p_before, p_grad_rows, p_grad_rows_lse,
+    p_grad, p_out, p_lse, p_rows, p_rows_lse, p_places, p_before, p_starts, p_grad_rows, p_grad_rows_lse,
     seq_len, n_blocks, n_level, n_rows, n_entries, n_finer,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, LEVEL: tl.constexpr, LEVELS: tl.constexpr,
-    HAS_BEFORE: tl.constexpr, BLOCK_E: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_BEFORE: tl.constexpr, HAS_STARTS: tl.constexpr,
+    BLOCK_E: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_E entries of LEVEL of one head, from entry -1 on where HAS_BEFORE; n_finer: of finer levels."""
     SIZE: tl.constexpr = P**LEVEL
@@ -116,10 +123,14 @@ def merge_backward_kernel(
     for i in tl.range(SIZE, loop_unroll_factor=UNROLL):
         o_t = o_e * SIZE + (SIZE - 1) + i
         m_t = kept & (o_t >= 0) & (o_t < seq_len)
+        b_start = tl.load(p_starts + i_b * seq_len + o_t, mask=m_t, other=0) if HAS_STARTS else o_t
+        if HAS_STARTS:
+            m_t = m_t & (o_e * SIZE >= b_start)
         p_finer = p_places
         size = seq_len
         for finer in tl.static_range(LEVEL):
-            m_t = m_t & (_row_at(p_finer, p_before, o_t, m_t, size, P, finer, HAS_BEFORE) < 0)
+            of_finer = _row_at(p_finer, p_before, o_t, m_t, b_start, size, P, finer, HAS_BEFORE, HAS_STARTS)
+            m_t = m_t & (of_finer < 0)
             p_finer += size
             size = size // P
         b_lse = tl.load(p_lse + (i_b * H + i_h) * seq_len + o_t, mask=m_t, other=float("inf"))
@@ -143,18 +154,25 @@ def merge(
     row_of_entry: Tensor,
     pyramid: Pyramid,
     before: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`naive.merge` in place: near and near_lse, contiguous, become the results, which are returned."""
     batch, seq_len, n_heads, dim = near.shape
     rows, rows_lse, row_of_entry = rows.contiguous(), rows_lse.contiguous(), row_of_entry.contiguous()
     n_blocks = triton.cdiv(seq_len, TOKENS_LAUNCH["BLOCK_T"])
     merge_kernel[(batch * n_blocks * n_heads,)](
-        near, near_lse, rows, rows_lse, row_of_entry, row_of_entry if before is None else before.contiguous(),
+        near, near_lse, rows, rows_lse, row_of_entry, *_given(row_of_entry, before, starts),
         seq_len, n_blocks, rows.shape[1], pyramid.n_entries,
         H=n_heads, G=row_of_entry.shape[1], P=pyramid.pooling, LEVELS=pyramid.levels,
-        HAS_BEFORE=before is not None, D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
+        HAS_BEFORE=before is not None, HAS_STARTS=starts is not None, D=dim, BLOCK_D=power_of_two(dim),
+        **TOKENS_LAUNCH,
     )  # fmt: skip
     return near, near_lse
+
+
+def _given(otherwise: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The tensors for a kernel; where it reads none, an address of some other."""
+    return tuple(otherwise if x is None else x.contiguous() for x in tensors)
 
 
 def merge_backward(
@@ -166,6 +184,7 @@ def merge_backward(
     row_of_entry: Tensor,
     pyramid: Pyramid,
     before: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of rows (B, S, H, D) and rows_lse (B, H, S) from that of out; out, lse: the merged ones."""
     grad, out, lse, rows = (x.contiguous() for x in (grad, out, lse, rows))
@@ -180,9 +199,10 @@ def merge_backward(
         n_blocks = triton.cdiv(n_level + first, ROWS_LAUNCH["BLOCK_E"])
         merge_backward_kernel[(batch * n_blocks * n_heads,)](
             grad, out, lse, rows, rows_lse, row_of_entry,
-            row_of_entry if before is None else before.contiguous(), grad_rows, grad_rows_lse,
+            *_given(row_of_entry, before, starts), grad_rows, grad_rows_lse,
             seq_len, n_blocks, n_level, rows.shape[1], pyramid.n_entries, pyramid.offset(level),
             H=n_heads, G=row_of_entry.shape[1], P=pyramid.pooling, LEVEL=level, LEVELS=pyramid.levels,
-            HAS_BEFORE=before is not None, D=dim, BLOCK_D=power_of_two(dim), **ROWS_LAUNCH,
+            HAS_BEFORE=before is not None, HAS_STARTS=starts is not None, D=dim, BLOCK_D=power_of_two(dim),
+            **ROWS_LAUNCH,
         )  # fmt: skip
     return grad_rows, grad_rows_lse

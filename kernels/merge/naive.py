@@ -9,12 +9,15 @@ from torch import Tensor
 from lhtrain.kernels.pyramid import Pyramid
 
 
-def finest_rows(row_of_entry: Tensor, pyramid: Pyramid, before: Tensor | None = None) -> Tensor:
+def finest_rows(
+    row_of_entry: Tensor, pyramid: Pyramid, before: Tensor | None = None, starts: Tensor | None = None
+) -> Tensor:
     """The row that each position takes, (B, G, N) int64, -1 for none: the finest kept entry that reaches it.
 
     Entry i of level l reaches the p^l positions from the last of its window on. row_of_entry (B, G, E): -1
     where an entry is not kept. before (B, G, L - 1): the rows of the entries that precede the first of each
-    level from 1 up, which end right before the first position.
+    level from 1 up, which end right before the first position. starts (B, N): where the document of each
+    position begins, counted from the first position; an entry reaches positions of its own document alone.
     """
     found = torch.full((*row_of_entry.shape[:2], pyramid.seq_len), -1, device=row_of_entry.device)
     position = torch.arange(pyramid.seq_len, device=row_of_entry.device)
@@ -23,7 +26,10 @@ def finest_rows(row_of_entry: Tensor, pyramid: Pyramid, before: Tensor | None = 
         rows = row_of_entry[..., first : first + pyramid.size(level)].long()
         ahead = before[..., level - 1 : level].long() if level and before is not None else None
         rows = torch.cat([torch.full_like(rows[..., :1], -1) if ahead is None else ahead, rows], -1)
-        of_level = rows[..., (position - (window - 1)).div(window, rounding_mode="floor") + 1]
+        entry = (position - (window - 1)).div(window, rounding_mode="floor")
+        of_level = rows[..., entry + 1]
+        if starts is not None:
+            of_level = of_level.masked_fill((entry * window < starts).unsqueeze(1), -1)
         found = torch.where(found < 0, of_level, found)
     return found
 
@@ -36,13 +42,14 @@ def merge(
     row_of_entry: Tensor,
     pyramid: Pyramid,
     before: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two parts of each position's softmax: near (B, N, H, D) and the finest of the rows (B, S, H, D).
 
     near_lse (B, H, N), rows_lse (B, H, S) float32; the others as in `finest_rows`. A position that no row
     reaches keeps its near part. Returns out (B, N, H, D) in near's dtype and its logsumexp (B, H, N) float32.
     """
-    taken = finest_rows(row_of_entry, pyramid, before)
+    taken = finest_rows(row_of_entry, pyramid, before, starts)
     taken = taken.repeat_interleave(near.shape[2] // taken.shape[1], 1)  # (B, H, N)
     place = taken.clamp(min=0)
     far_lse = rows_lse.gather(2, place).masked_fill(taken < 0, -torch.inf)

@@ -4,7 +4,8 @@ lo[t] and hi[t] never fall, so a block of queries sees one range of key blocks, 
 one range of queries. Each output element is written by one program, once: nothing is added atomically.
 
 B batch, T queries, S keys, H query heads, G key/value heads, D head dim. q, k, v (B, T or S, H or G, D) with
-free strides but the last; outputs are contiguous. Scores are multiplied by log2(e), so that exp2 serves.
+free strides but the last; outputs are contiguous. p_lo and p_hi are the same for all batch elements or groups
+where their strides are 0. Scores are multiplied by log2(e), so that exp2 serves.
 Source: FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
 """
 
@@ -68,7 +69,7 @@ def _key_bounds(b_lo, b_hi, BLOCK_K: tl.constexpr):
 def forward_kernel(
     p_q, p_k, p_v, p_lo, p_hi, p_out, p_lse,
     n_queries, n_keys, scale,
-    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, lo_b, lo_g, hi_b, hi_g,
     H: tl.constexpr, G: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -80,11 +81,14 @@ def forward_kernel(
     i_b = (i_p // (H * n_blocks)).to(tl.int64)
     o_q = i_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     m_q = o_q < n_queries
+    i_g = i_h // (H // G)
+    p_lo += i_b * lo_b + i_g * lo_g
+    p_hi += i_b * hi_b + i_g * hi_g
     o_last = tl.minimum(o_q, n_queries - 1)  # rows beyond the last repeat its range
     b_lo, b_hi = tl.load(p_lo + o_last), tl.load(p_hi + o_last)
     b_q = _rows(p_q + i_b * q_b + i_h * q_h, o_q, m_q, q_n, D, BLOCK_D)
-    p_k += i_b * k_b + i_h // (H // G) * k_h
-    p_v += i_b * v_b + i_h // (H // G) * v_h
+    p_k += i_b * k_b + i_g * k_h
+    p_v += i_b * v_b + i_g * v_h
     b_out = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     b_max = tl.full([BLOCK_Q], -float("inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
@@ -127,7 +131,7 @@ def _statistics(p_lse, p_delta, o_q, m_q):
 def grad_q_kernel(
     p_q, p_k, p_v, p_grad, p_lo, p_hi, p_lse, p_delta, p_grad_q,
     n_queries, n_keys, scale,
-    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, lo_b, lo_g, hi_b, hi_g,
     H: tl.constexpr, G: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -139,14 +143,17 @@ def grad_q_kernel(
     i_b = (i_p // (H * n_blocks)).to(tl.int64)
     o_q = i_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     m_q = o_q < n_queries
+    i_g = i_h // (H // G)
+    p_lo += i_b * lo_b + i_g * lo_g
+    p_hi += i_b * hi_b + i_g * hi_g
     o_last = tl.minimum(o_q, n_queries - 1)
     b_lo, b_hi = tl.load(p_lo + o_last), tl.load(p_hi + o_last)
     b_q = _rows(p_q + i_b * q_b + i_h * q_h, o_q, m_q, q_n, D, BLOCK_D)
     b_grad = _rows(p_grad + (i_b * n_queries * H + i_h) * D, o_q, m_q, H * D, D, BLOCK_D)
     at = (i_b * H + i_h) * n_queries
     b_lse, b_delta = _statistics(p_lse + at, p_delta + at, o_q, m_q)
-    p_k += i_b * k_b + i_h // (H // G) * k_h
-    p_v += i_b * v_b + i_h // (H // G) * v_h
+    p_k += i_b * k_b + i_g * k_h
+    p_v += i_b * v_b + i_g * v_h
     b_grad_q = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for i in range(tl.min(b_lo, 0) // BLOCK_K * BLOCK_K, tl.max(b_hi, 0), BLOCK_K):
         o_k = i + tl.arange(0, BLOCK_K)
@@ -165,7 +172,8 @@ def grad_q_kernel(
 def grad_kv_kernel(
     p_q, p_k, p_v, p_grad, p_lo, p_hi, p_lse, p_delta, p_first, p_last, p_grad_k, p_grad_v,
     n_queries, n_keys, scale,
-    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+    q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, lo_b, lo_g, hi_b, hi_g,
+    first_b, first_g, last_b, last_g,
     H: tl.constexpr, G: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -181,8 +189,10 @@ def grad_kv_kernel(
     b_v = _rows(p_v + i_b * v_b + i_g * v_h, o_k, m_k, v_n, D, BLOCK_D)
     b_grad_k = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     b_grad_v = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
-    first = tl.load(p_first + i_block) // BLOCK_Q * BLOCK_Q
-    last = tl.load(p_last + i_block)
+    p_lo += i_b * lo_b + i_g * lo_g
+    p_hi += i_b * hi_b + i_g * hi_g
+    first = tl.load(p_first + i_b * first_b + i_g * first_g + i_block) // BLOCK_Q * BLOCK_Q
+    last = tl.load(p_last + i_b * last_b + i_g * last_g + i_block)
     for i_r in range(H // G):
         i_h = i_g * (H // G) + i_r
         p_head = p_q + i_b * q_b + i_h * q_h
@@ -227,9 +237,22 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
+def _of_groups(bounds: Tensor) -> Tensor:
+    """Bounds (T,), (B, T) or (B, G, T) with three dimensions, of size 1 where they are the same for all."""
+    bounds = bounds.contiguous()
+    if bounds.ndim == 1:
+        return bounds[None, None]
+    return bounds[:, None] if bounds.ndim == 2 else bounds
+
+
+def _group_strides(*tensors: Tensor) -> list[int]:
+    """The steps from one batch element and from one group to the next, 0 where `_of_groups` gave size 1."""
+    return [x.stride(i) if x.shape[i] > 1 else 0 for x in tensors for i in range(2)]
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-    """Arguments and results of `naive.attend_ranges`; lo, hi int32 and contiguous."""
-    q, k, v = rows_last(q), rows_last(k), rows_last(v)
+    """Arguments and results of `naive.attend_ranges`; lo, hi int32."""
+    q, k, v, lo, hi = rows_last(q), rows_last(k), rows_last(v), _of_groups(lo), _of_groups(hi)
     batch, n_queries, n_heads, dim = q.shape
     constants = _constants(q, k) | ({} if q.dtype == torch.float32 or dim > 128 else FORWARD)
     out = q.new_empty(batch, n_queries, n_heads, dim)
@@ -237,7 +260,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lo: Tensor, hi: Tensor) -> tuple[Te
     grid = (batch * n_heads * triton.cdiv(n_queries, constants["BLOCK_Q"]),)
     forward_kernel[grid](
         q, k, v, lo, hi, out, lse, n_queries, k.shape[1], dim**-0.5 * math.log2(math.e),
-        *_strides(q, k, v), **constants,
+        *_strides(q, k, v), *_group_strides(lo, hi), **constants,
     )  # fmt: skip
     return out, lse
 
@@ -255,12 +278,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from those of out and lse. The gradient of an lse of -inf is ignored."""
     q, k, v, grad = rows_last(q), rows_last(k), rows_last(v), grad.contiguous()
+    lo, hi = _of_groups(lo), _of_groups(hi)
     batch, n_queries, n_heads, dim = q.shape
     n_keys, n_groups = k.shape[1], k.shape[2]
     delta = (grad.float() * out.float()).sum(-1).transpose(1, 2)  # (B, H, T)
     delta = (delta if grad_lse is None else delta - grad_lse).contiguous()
     constants = _constants(q, k)
-    sizes = n_queries, n_keys, dim**-0.5 * math.log2(math.e), *_strides(q, k, v)
+    sizes = n_queries, n_keys, dim**-0.5 * math.log2(math.e), *_strides(q, k, v), *_group_strides(lo, hi)
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     n_blocks = triton.cdiv(n_queries, constants["BLOCK_Q"])
     grad_q_kernel[(batch * n_heads * n_blocks,)](
@@ -269,9 +293,13 @@ def backward(
     # The queries that see a block of keys: from the first with hi above its first key to the last with lo
     # not above its last key.
     first_keys = torch.arange(0, n_keys, constants["BLOCK_K"], device=q.device, dtype=torch.int32)
-    first = torch.searchsorted(hi, first_keys, right=True).int()
-    last = torch.searchsorted(lo, first_keys + (constants["BLOCK_K"] - 1), right=True).int()
-    grad_kv_kernel[(batch * n_groups * len(first_keys),)](
-        q, k, v, grad, lo, hi, lse, delta, first, last, grad_k, grad_v, *sizes, **constants
+    last_keys = first_keys + (constants["BLOCK_K"] - 1)
+    first, last = (
+        torch.searchsorted(bounds, keys.expand(*bounds.shape[:2], -1).contiguous(), right=True).int()
+        for bounds, keys in ((hi, first_keys), (lo, last_keys))
     )
+    grad_kv_kernel[(batch * n_groups * len(first_keys),)](
+        q, k, v, grad, lo, hi, lse, delta, first, last, grad_k, grad_v,
+        *sizes, *_group_strides(first, last), **constants,
+    )  # fmt: skip
     return grad_q, grad_k, grad_v

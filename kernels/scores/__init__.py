@@ -1,7 +1,7 @@
 """The interface of scorers, which decide the tokens that keep their full resolution, and their input."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -18,11 +18,15 @@ class Tokens(NamedTuple):
     q: (B, T, H, D); k, v: (B, T, G, D), after the rotary embedding.
     positions: (T,) int64, the positions of the tokens in their sequence.
     x: (B, T, C), the input of the attention layer; None without a layer.
-    attend: causal attention over the whole sequence, (q, k, v) of these tokens -> (B, T, H, D). It also
-        accepts (B, T / d, d H, D), with the tokens of every d-th position as separate heads. None if only
-        single tokens can be scored.
+    attend: causal attention over the whole sequence, attend(q, k, v, documents=None) of these tokens
+        -> (B, T, H, D). It also accepts (B, T / d, d H, D), with the tokens of every d-th position as
+        separate heads; `every` gives their documents. None if only single tokens can be scored.
     chunks: these tokens are P equal chunks of the sequence; chunks holds their numbers in the sequence.
     all_chunks: a tensor (P, ...) of these chunks -> the tensor of all chunks of the sequence, in order.
+    documents: where the documents begin if they are kept apart, else None: `starts` (B, T), for each token
+        the position of the first of its document, and `bounds` (n + 1,), in the flattened batch of whole
+        sequences. No score may then depend on tokens of another document.
+    align: documents begin at multiples of it.
     """
 
     q: Tensor
@@ -30,9 +34,18 @@ class Tokens(NamedTuple):
     v: Tensor
     positions: Tensor
     x: Tensor | None = None
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    attend: Callable[..., Tensor] | None = None
     chunks: tuple[int, ...] = (0,)
     all_chunks: Callable[[Tensor], Tensor] = _alone
+    documents: Any = None
+    align: int = 1
+
+    def every(self, n: int) -> Any:
+        """The documents of the tokens of every n-th position. n divides `align`."""
+        if self.documents is None:
+            return None
+        starts, bounds = self.documents.starts[:, ::n] // n, self.documents.bounds // n
+        return self.documents._replace(starts=starts, bounds=bounds)
 
 
 class Scorer(Protocol):

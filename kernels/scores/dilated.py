@@ -27,10 +27,14 @@ class Dilated:
         if chunk % DILATION:
             rule = f"the scorer dilated needs a multiple of {DILATION} in each chunk of the sequence"
             raise ValueError(f"seq_len={chunk}: {rule}")
+        if tokens.documents is not None and tokens.align % DILATION:
+            rule = f"the scorer dilated needs a multiple of {DILATION} where documents are kept apart"
+            raise ValueError(f"pooling^(levels-1)={tokens.align}: {rule}")
         # In the second role q acts as the key with H heads, so k and v are repeated to H heads too.
         k_of_heads, v_of_heads = (x.repeat_interleave(n_heads // n_groups, 2) for x in (k, v))
         roles = ((q, k, v), (k_of_heads, q, v_of_heads))
-        qk, kq = (norms_of(_together(tokens.attend(*map(_apart, role))), n_groups) for role in roles)
+        outs = (tokens.attend(*map(_apart, role), documents=tokens.every(DILATION)) for role in roles)
+        qk, kq = (norms_of(_together(out), n_groups) for out in outs)
         return qk, kq
 
 

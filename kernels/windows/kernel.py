@@ -9,7 +9,8 @@ it starts p^l - 1 later and is clipped to N, with scale 1. One program writes ea
 outputs need no zeros first and no atomic additions. Sums are float32.
 
 Shapes: x (B, N, H, D), contiguous in the last dimension only; rows (B, S, H, D) contiguous; row_of_entry
-(B, G, E) int32, -1 for no row (p_places in the kernels).
+(B, G, E) int32, -1 for no row (p_places in the kernels). p_starts (B, N) int32, for SHIFTED with HAS_STARTS:
+where the document of each position begins; an entry then goes to positions of its own document alone.
 """
 
 import triton
@@ -27,8 +28,8 @@ TOKENS_LAUNCH = {"BLOCK_T": 16, "num_warps": 2}
 
 @triton.jit
 def _pool_level(
-    p_x, s_n, p_rows, s_row, p_places, i_block, n_entries, seq_len,
-    SIZE: tl.constexpr, SHIFTED: tl.constexpr,
+    p_x, s_n, p_rows, s_row, p_places, p_starts, i_block, n_entries, seq_len,
+    SIZE: tl.constexpr, SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr,
     BLOCK_E: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write the rows of BLOCK_E entries of one level, with SIZE tokens each."""
@@ -46,7 +47,10 @@ def _pool_level(
         for i in tl.static_range(SIZE):
             m_x = m_row
             if SHIFTED:
-                m_x = m_row & (o_t + i < seq_len)[:, None]
+                m_t = o_t + i < seq_len
+                if HAS_STARTS:
+                    m_t = m_t & (tl.load(p_starts + o_t + i, mask=m_t, other=0) <= o_e * SIZE)
+                m_x = m_row & m_t[:, None]
             # [BLOCK_E, BLOCK_D]: one token of every window
             b_row += tl.load(p_t + i * s_n, mask=m_x, other=0.0).to(tl.float32)
         if not SHIFTED:
@@ -57,19 +61,19 @@ def _pool_level(
 
 @triton.jit
 def _pool_level_in_chunks(
-    p_x, s_n, p_rows, s_row, p_places, i_block, n_entries, seq_len,
-    SIZE: tl.constexpr, SHIFTED: tl.constexpr,
+    p_x, s_n, p_rows, s_row, p_places, p_starts, i_block, n_entries, seq_len,
+    SIZE: tl.constexpr, SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr,
     BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Call `_pool_level` for at most CHUNK rows at a time, which limits the registers."""
     if BLOCK_E <= CHUNK:
-        _pool_level(p_x, s_n, p_rows, s_row, p_places, i_block, n_entries, seq_len,
-                    SIZE, SHIFTED, BLOCK_E, D, BLOCK_D)  # fmt: skip
+        _pool_level(p_x, s_n, p_rows, s_row, p_places, p_starts, i_block, n_entries, seq_len,
+                    SIZE, SHIFTED, HAS_STARTS, BLOCK_E, D, BLOCK_D)  # fmt: skip
     else:
         for i in range(BLOCK_E // CHUNK):
-            _pool_level(p_x, s_n, p_rows, s_row, p_places,
+            _pool_level(p_x, s_n, p_rows, s_row, p_places, p_starts,
                         i_block * (BLOCK_E // CHUNK) + i, n_entries, seq_len,
-                        SIZE, SHIFTED, CHUNK, D, BLOCK_D)  # fmt: skip
+                        SIZE, SHIFTED, HAS_STARTS, CHUNK, D, BLOCK_D)  # fmt: skip
 
 
 @triton.jit
@@ -95,11 +99,11 @@ def _slot(
 
 @triton.jit
 def rows_from_tokens_kernel(
-    p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places,
+    p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places, p_starts,
     seq_len, n_blocks, n_rows, n_entries,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
     H: tl.constexpr, G: tl.constexpr, N_SLOTS: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr,
-    SHIFTED: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr,
+    SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_T tokens of one head slot; with SHIFTED only the query heads have slots."""
@@ -115,8 +119,8 @@ def rows_from_tokens_kernel(
     size = seq_len
     for level in tl.static_range(LEVELS):
         _pool_level_in_chunks(
-            p_x, s_n, p_rows, s_row, p_places, i_block, size, seq_len,
-            P**level, SHIFTED, BLOCK_T // P**level, CHUNK, D, BLOCK_D,
+            p_x, s_n, p_rows, s_row, p_places, p_starts + i_b * seq_len, i_block, size, seq_len,
+            P**level, SHIFTED, HAS_STARTS, BLOCK_T // P**level, CHUNK, D, BLOCK_D,
         )  # fmt: skip
         p_places += size
         size = size // P
@@ -124,8 +128,8 @@ def rows_from_tokens_kernel(
 
 @triton.jit
 def long_rows_kernel(
-    p_x, p_rows, p_places, n_level, seq_len, n_rows, n_entries, window, s_b, s_n, s_h,
-    H: tl.constexpr, G: tl.constexpr, SHIFTED: tl.constexpr,
+    p_x, p_rows, p_places, p_starts, n_level, seq_len, n_rows, n_entries, window, s_b, s_n, s_h,
+    H: tl.constexpr, G: tl.constexpr, SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr,
     BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One entry of a level with windows too long to unroll; p_places points to this level."""
@@ -143,7 +147,11 @@ def long_rows_kernel(
         b_row = tl.zeros([BLOCK_D], tl.float32)
         for start in range(0, window, BLOCK_T):
             o_t = first + start + tl.arange(0, BLOCK_T)
-            m_x = (o_t < seq_len)[:, None] & (o_d < D)[None, :]
+            m_t = o_t < seq_len
+            if HAS_STARTS:
+                b_start = tl.load(p_starts + i_b * seq_len + o_t, mask=m_t, other=0)
+                m_t = m_t & (b_start <= i_e.to(tl.int64) * window)
+            m_x = m_t[:, None] & (o_d < D)[None, :]
             b_x = tl.load(p_x + o_t[:, None] * s_n + o_d[None, :], mask=m_x, other=0.0)  # [BLOCK_T, BLOCK_D]
             b_row += tl.sum(b_x.to(tl.float32), 0)
         if not SHIFTED:
@@ -154,10 +162,11 @@ def long_rows_kernel(
 
 @triton.jit
 def tokens_from_rows_kernel(
-    p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places,
+    p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places, p_starts,
     seq_len, n_blocks, n_rows, n_entries,
     H: tl.constexpr, G: tl.constexpr, N_SLOTS: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr,
-    SHIFTED: tl.constexpr, ADD: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr, ADD: tl.constexpr,
+    BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_T tokens of one head slot, contiguous (B, N, H or G, D) outputs; SHIFTED: only query heads."""
     i_p = tl.program_id(0)
@@ -175,11 +184,15 @@ def tokens_from_rows_kernel(
     m_d = (o_d < D)[None, :]
     m_t = o_t < seq_len
     b_x = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    b_start = tl.load(p_starts + i_b * seq_len + o_t, mask=m_t, other=0) if HAS_STARTS else o_t
     size = seq_len
     for level in tl.static_range(LEVELS):
         shift = P**level - 1 if SHIFTED else 0
         o_e = (o_t - shift) // P**level
-        place = tl.load(p_places + o_e, mask=m_t & (o_t >= shift), other=-1)
+        m_e = m_t & (o_t >= shift)
+        if HAS_STARTS and level > 0:
+            m_e = m_e & (o_e * P**level >= b_start)
+        place = tl.load(p_places + o_e, mask=m_e, other=-1)
         p_row = p_rows + place.to(tl.int64)[:, None] * s_row + o_d[None, :]
         # [BLOCK_T, BLOCK_D]: neighbouring tokens read the same row, which the L1 cache holds
         b_row = tl.load(p_row, mask=(place >= 0)[:, None] & m_d, other=0.0).to(tl.float32)
@@ -192,19 +205,27 @@ def tokens_from_rows_kernel(
     tl.store(p_out, b_x.to(p_q.dtype.element_ty), mask=m_t[:, None] & m_d)
 
 
-def _long_rows(x: Tensor, rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid, shifted: bool) -> None:
+def _long_rows(
+    x: Tensor, rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid, shifted: bool, starts: Tensor | None
+) -> None:
     batch, seq_len, n_heads, dim = x.shape
     for level in range(unrolled_levels(pyramid), pyramid.levels):
         size = pyramid.size(level)
         long_rows_kernel[(batch * size * n_heads,)](
-            x, rows, row_of_entry[..., pyramid.offset(level) :], size, seq_len, rows.shape[1],
-            pyramid.n_entries, pyramid.pooling**level, *x.stride()[:3],
-            H=n_heads, G=row_of_entry.shape[1], SHIFTED=shifted, BLOCK_T=64, D=dim, BLOCK_D=power_of_two(dim),
+            x, rows, row_of_entry[..., pyramid.offset(level) :], row_of_entry if starts is None else starts,
+            size, seq_len, rows.shape[1], pyramid.n_entries, pyramid.pooling**level, *x.stride()[:3],
+            H=n_heads, G=row_of_entry.shape[1], SHIFTED=shifted, HAS_STARTS=starts is not None,
+            BLOCK_T=64, D=dim, BLOCK_D=power_of_two(dim),
         )  # fmt: skip
 
 
 def _rows_from_tokens(
-    tokens: tuple[Tensor, ...], row_of_entry: Tensor, pyramid: Pyramid, n_rows: int | None, shifted: bool
+    tokens: tuple[Tensor, ...],
+    row_of_entry: Tensor,
+    pyramid: Pyramid,
+    n_rows: int | None,
+    shifted: bool,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     tokens = tuple(rows_last(x) for x in tokens)
     batch, seq_len, n_heads, dim = tokens[0].shape
@@ -216,14 +237,16 @@ def _rows_from_tokens(
     constants = blocks(pyramid, dim, **ROWS_BLOCK)
     n_blocks = -(-seq_len // constants["BLOCK_T"])
     n_slots = sum(x.shape[2] for x in tokens)
+    starts = None if starts is None else starts.contiguous()
     rows_from_tokens_kernel[(batch * n_blocks * n_slots,)](
-        *three, *three_rows, row_of_entry, seq_len, n_blocks, n_rows, pyramid.n_entries,
+        *three, *three_rows, row_of_entry, row_of_entry if starts is None else starts,
+        seq_len, n_blocks, n_rows, pyramid.n_entries,
         *(stride for x in three for stride in x.stride()[:3]),
         H=n_heads, G=n_groups, N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=unrolled_levels(pyramid),
-        SHIFTED=shifted, **constants, **ROWS_LAUNCH,
+        SHIFTED=shifted, HAS_STARTS=starts is not None, **constants, **ROWS_LAUNCH,
     )  # fmt: skip
     for x, x_rows in zip(tokens, rows, strict=True):
-        _long_rows(x, x_rows, row_of_entry, pyramid, shifted)
+        _long_rows(x, x_rows, row_of_entry, pyramid, shifted, starts)
     return rows
 
 
@@ -233,6 +256,7 @@ def _tokens_from_rows(
     pyramid: Pyramid,
     shifted: bool,
     add_to: tuple[Tensor, ...] | None = None,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     rows = tuple(x.contiguous() for x in rows)
     batch, n_rows, n_heads, dim = rows[0].shape
@@ -242,9 +266,11 @@ def _tokens_from_rows(
     n_blocks = -(-pyramid.seq_len // TOKENS_LAUNCH["BLOCK_T"])
     n_slots = sum(x.shape[2] for x in rows)
     tokens_from_rows_kernel[(batch * n_blocks * n_slots,)](
-        *three, *three_rows, row_of_entry, pyramid.seq_len, n_blocks, n_rows, pyramid.n_entries,
+        *three, *three_rows, row_of_entry, row_of_entry if starts is None else starts.contiguous(),
+        pyramid.seq_len, n_blocks, n_rows, pyramid.n_entries,
         H=n_heads, G=row_of_entry.shape[1], N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=pyramid.levels,
-        SHIFTED=shifted, ADD=add_to is not None, D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
+        SHIFTED=shifted, HAS_STARTS=starts is not None, ADD=add_to is not None,
+        D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
     )  # fmt: skip
     return tokens
 
@@ -284,13 +310,20 @@ def gather_backward(
     return grad_q, grad_k, grad_v
 
 
-def scatter(rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid) -> Tensor:
-    """Add each row to p^l positions, starting at its window's last: (B, S, H, D) -> (B, N, H, D)."""
-    return _tokens_from_rows((rows,), row_of_entry, pyramid, True)[0]
+def scatter(rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid, starts: Tensor | None = None) -> Tensor:
+    """Add each row to p^l positions, starting at its window's last: (B, S, H, D) -> (B, N, H, D).
+
+    starts: (B, N) int32, or None; see `naive.scatter_back`.
+    """
+    return _tokens_from_rows((rows,), row_of_entry, pyramid, True, starts=starts)[0]
 
 
 def scatter_backward(
-    grad: Tensor, row_of_entry: Tensor, pyramid: Pyramid, n_rows: int | None = None
+    grad: Tensor,
+    row_of_entry: Tensor,
+    pyramid: Pyramid,
+    n_rows: int | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """From the gradient of positions (B, N, H, D), return the rows' (B, S, H, D). n_rows: see `gather`."""
-    return _rows_from_tokens((grad,), row_of_entry, pyramid, n_rows, True)[0]
+    return _rows_from_tokens((grad,), row_of_entry, pyramid, n_rows, True, starts)[0]

@@ -26,11 +26,13 @@ def gather_pooled(x: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
     return entries.gather(1, where).flatten(2, 3)
 
 
-def scatter_back(rows: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
+def scatter_back(rows: Tensor, indices: Tensor, pyramid: Pyramid, starts: Tensor | None = None) -> Tensor:
     """Add each row to p^l positions, starting at its window's last: (B, S, H, D) -> (B, N, H, D).
 
-    The output of entry (l, i) goes to positions i p^l + p^l - 1 ... i p^l + 2 p^l - 2, clipped to N.
+    The output of entry (l, i) goes to positions i p^l + p^l - 1 ... i p^l + 2 p^l - 2, clipped to N. starts
+    (B, N): where the document of each position begins; an entry goes to positions of its own document alone.
     """
+    position = torch.arange(pyramid.seq_len, device=rows.device)
     rows = rows.unflatten(2, (indices.shape[1], -1))  # (B, S, G, R, D)
     where = indices.transpose(1, 2)[..., None, None].expand_as(rows)
     shape = (rows.shape[0], pyramid.n_entries, *rows.shape[2:])
@@ -40,5 +42,9 @@ def scatter_back(rows: Tensor, indices: Tensor, pyramid: Pyramid) -> Tensor:
         window, first = pyramid.pooling**level, pyramid.offset(level)
         spread = entries[:, first : first + pyramid.size(level)].repeat_interleave(window, 1)
         shifted = torch.nn.functional.pad(spread, (0, 0) * 3 + (window - 1, 0))
-        out = out + shifted[:, : pyramid.seq_len]
+        shifted = shifted[:, : pyramid.seq_len]
+        if starts is not None:
+            entry = (position - (window - 1)).div(window, rounding_mode="floor")
+            shifted = shifted.masked_fill((entry * window < starts)[..., None, None, None], 0)
+        out = out + shifted
     return out.flatten(2, 3)

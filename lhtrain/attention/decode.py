@@ -158,7 +158,7 @@ class StrictCache:
         tiles = Pyramid(n_tiles * tile, whole.levels, whole.pooling, n_tiles * whole.tile, whole.tile)
         tokens = Tokens(q, k, v, positions)
         layer = self.layer
-        rows_k, rows_v, kernels = gather_keys(
+        rows_k, rows_v, _, kernels = gather_keys(
             q, k, v, tokens, tiles, layer.backend, self.scorer, layer.selection
         )
         self.rows_k.add(rows_k)

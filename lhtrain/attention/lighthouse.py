@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
+from lhtrain.attention.documents import Documents
+from lhtrain.attention.row_documents import by_group, check_aligned, coarsest_rows, of_groups, row_documents
+from lhtrain.attention.strict import Rows
 from lhtrain.attention.strict import strictly_causal as strict_attention
 from lhtrain.attention.where import Where
 from lhtrain.attention.windowed import windowed_attention
@@ -23,6 +26,8 @@ from lhtrain.kernels.scores import Scorer, Tokens
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.scores.norm import Norm
 from lhtrain.kernels.selection import Selection
+from lhtrain.kernels.selection.naive import inverse
+from lhtrain.kernels.selection.precedence import documents_first, last_document_only, with_precedence
 from lhtrain.kernels.selection.topk import TopK
 from lhtrain.kernels.windows.naive import gather_pooled, scatter_back
 from lhtrain.registry import BACKENDS, SCORERS
@@ -52,6 +57,7 @@ def lighthouse_attention(
     dense: str = "auto",
     positions: Tensor | None = None,
     x: Tensor | None = None,
+    documents: Documents | None = None,
 ) -> Tensor:
     """Causal attention over the S pyramid entries worth their full resolution.
 
@@ -73,6 +79,8 @@ def lighthouse_attention(
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
         dense: the kernel of attention over the S rows without a window; see `dense_attention`.
         positions, x: for scorers, (N,) int64, unless given 0 ... N - 1; the layer's input (B, N, C).
+        documents: each token attends to its own document alone; None: to its whole sequence. Documents begin
+            at multiples of p^(L-1). The prefix of each document is covered as the sequence's is.
 
     Returns:
         (B, N, H, D), q's dtype.
@@ -82,18 +90,51 @@ def lighthouse_attention(
     """
     pyramid = Pyramid.of(q.shape[1], levels, pooling, budget, tile, strictly_causal).check()
     _check(backend, window)
-    tokens = _tokens(q, k, v, positions, x, dense)
+    if window >= q.shape[1] and not strictly_causal:
+        return dense_attention(q, k, v, dense, documents)
+    precedence = precedence_of(documents, pyramid, cover_prefix, strictly_causal)
+    tokens = _tokens(q, k, v, positions, x, dense)._replace(
+        documents=documents, align=coarsest_window(pyramid)
+    )
+    scorer = scorer_of(scorer)
     if strictly_causal:
-        rows_k, rows_v, kernels = gather_keys(q, k, v, tokens, pyramid, backend, scorer_of(scorer), selection)
-        return strict_attention(q, k, v, rows_k, rows_v, pyramid, window, kernels)
-    if window >= q.shape[1]:
-        return dense_attention(q, k, v, dense)
-    n_covered, scorer = len(q) if cover_prefix else 0, scorer_of(scorer)
+        keys = gather_keys(q, k, v, tokens, pyramid, backend, scorer, selection, precedence)
+        starts = None if documents is None else documents.starts
+        return strict_attention(q, k, v, keys, pyramid, window, starts=starts)
+    n_covered = len(q) if cover_prefix else 0
     if window:
-        indices, row_of_entry = choose(q, k, tokens, pyramid, n_covered, backend, scorer, selection)
-        return windowed_attention(q, k, v, indices, row_of_entry, pyramid, window)
-    selected = gather(q, k, v, tokens, pyramid, n_covered, backend, scorer, selection)
-    return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
+        indices, row_of_entry = choose(
+            q, k, tokens, pyramid, n_covered, backend, scorer, selection, precedence
+        )
+        return windowed_attention(q, k, v, indices, row_of_entry, pyramid, window, documents)
+    selected = gather(q, k, v, tokens, pyramid, n_covered, backend, scorer, selection, precedence)
+    if documents is None:
+        return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
+    n_groups, n_rows = selected.indices.shape[1:]
+    apart = row_documents(documents, selected.coarsest_rows(pyramid), q.shape[1], n_rows)
+    rows_q, rows_k, rows_v = (by_group(x, n_groups) for x in (selected.q, selected.k, selected.v))
+    out = of_groups(dense_attention(rows_q, rows_k, rows_v, dense, apart), n_groups)
+    return scatter(out, selected, pyramid, documents.starts)
+
+
+def coarsest_window(pyramid: Pyramid) -> int:
+    """The tokens of a coarsest entry, p^(L-1), of which the beginnings of documents are multiples."""
+    return pyramid.pooling ** (pyramid.levels - 1)
+
+
+def precedence_of(
+    documents: Documents | None, pyramid: Pyramid, cover_prefix: bool, strictly_causal: bool, first: int = 0
+) -> Tensor | None:
+    """The precedence of entries in the selection that keeps documents apart; `selection.precedence`.
+
+    pyramid: of the tokens of `documents.starts`, the first of which is at the position `first`.
+    """
+    if documents is None:
+        return None
+    check_aligned(documents, coarsest_window(pyramid))
+    if strictly_causal:
+        return last_document_only(documents.starts, pyramid)
+    return documents_first(documents.starts - first, pyramid) if cover_prefix else None
 
 
 def _tokens(
@@ -115,6 +156,11 @@ class Selected(NamedTuple):
     indices: Tensor
     row_of_entry: Tensor | None
 
+    def coarsest_rows(self, pyramid: Pyramid) -> Tensor:
+        """The rows of the coarsest entries, (B, G, M)."""
+        own = self.row_of_entry
+        return coarsest_rows(inverse(self.indices, pyramid) if own is None else own, pyramid)
+
 
 def gather(
     q: Tensor,
@@ -126,21 +172,25 @@ def gather(
     backend: str,
     scorer: Scorer,
     selection: Selection = TOP_K,
+    precedence: Tensor | None = None,
 ) -> Selected:
     """Score, select, and gather with pooling.
 
     tokens: what is scored. q, k, v may be P chunks of its sequences, (P B, N, H, D), all batch elements of
     the first chunk first; tokens.q is (B, P N, H, D). n_covered: batch elements, from the first on, whose
-    prefix gets an output whatever its scores. The other arguments are those of `lighthouse_attention`.
+    prefix gets an output whatever its scores. precedence: (P B, E - N) int8, see `precedence_of`. The other
+    arguments are those of `lighthouse_attention`.
     """
     sizes = pyramid.levels, pyramid.pooling, pyramid.budget
     published = type(scorer) is Norm and type(selection) is TopK and pyramid.tile == TILE
-    if published and _runs_kernels(q, pyramid.pooling, backend):  # all three steps are one operator
+    if (
+        published and precedence is None and _runs_kernels(q, pyramid.pooling, backend)
+    ):  # all three steps are one operator
         _check_heads(q, k)
         from lhtrain.kernels import ops
 
         return Selected(*ops.gather_rows(q, k, v, *sizes, n_covered))
-    indices, row_of_entry = choose(q, k, tokens, pyramid, n_covered, backend, scorer, selection)
+    indices, row_of_entry = choose(q, k, tokens, pyramid, n_covered, backend, scorer, selection, precedence)
     if row_of_entry is None:
         rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
         return Selected(rows_q, rows_k, rows_v, indices, None)
@@ -160,6 +210,7 @@ def choose(
     backend: str,
     scorer: Scorer,
     selection: Selection,
+    precedence: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Score and select: indices (B, G, S) in attention order, and row_of_entry (B, G, E) where kernels run.
 
@@ -167,14 +218,16 @@ def choose(
     """
     _check_heads(q, k)
     if not _runs_kernels(q, pyramid.pooling, backend):
-        return selection.reference(*level_scores(scorer, tokens, pyramid), pyramid, n_covered), None
+        scores = with_precedence(*level_scores(scorer, tokens, pyramid), precedence)
+        return selection.reference(*scores, pyramid, n_covered), None
     if type(scorer) is Norm and type(selection) is TopK:  # one pass over q and k, in a kernel
         from lhtrain.kernels import ops
 
         sizes = pyramid.levels, pyramid.pooling, pyramid.budget
-        indices, row_of_entry = ops.select_by_norm(q, k, *sizes, n_covered, pyramid.tile)
+        indices, row_of_entry = ops.select_by_norm(q, k, *sizes, n_covered, pyramid.tile, precedence)
         return indices, row_of_entry
-    return selection.kernel(*level_scores(scorer, tokens, pyramid), pyramid, n_covered)
+    scores = with_precedence(*level_scores(scorer, tokens, pyramid), precedence)
+    return selection.kernel(*scores, pyramid, n_covered)
 
 
 def gather_keys(
@@ -186,19 +239,18 @@ def gather_keys(
     backend: str,
     scorer: Scorer,
     selection: Selection,
-) -> tuple[Tensor, Tensor, bool]:
-    """Score, select, and gather keys and values alone: rows k, v (B, S, G, D), and whether kernels ran.
-
-    The arguments are those of `gather`.
-    """
-    indices, row_of_entry = choose(q, k, tokens, pyramid, 0, backend, scorer, selection)
+    precedence: Tensor | None = None,
+) -> Rows:
+    """Score, select, and gather keys and values alone. The arguments are those of `gather`."""
+    indices, row_of_entry = choose(q, k, tokens, pyramid, 0, backend, scorer, selection, precedence)
     if row_of_entry is None:
-        return gather_pooled(k, indices, pyramid), gather_pooled(v, indices, pyramid), False
+        places = coarsest_rows(inverse(indices, pyramid), pyramid)
+        return Rows(gather_pooled(k, indices, pyramid), gather_pooled(v, indices, pyramid), places, False)
     from lhtrain.kernels import ops
 
     sizes = selection.n_rows(pyramid), pyramid.levels, pyramid.pooling, pyramid.budget, pyramid.tile
     _, rows_k, rows_v = ops.gather_selected(k, k, v, row_of_entry, *sizes)
-    return rows_k, rows_v, True
+    return Rows(rows_k, rows_v, coarsest_rows(row_of_entry, pyramid), True)
 
 
 def _check_heads(q: Tensor, k: Tensor) -> None:
@@ -217,14 +269,17 @@ def level_scores(scorer: Scorer, tokens: Tokens, pyramid: Pyramid) -> tuple[Tens
     return qk, kq
 
 
-def scatter(rows: Tensor, selected: Selected, pyramid: Pyramid) -> Tensor:
-    """The outputs (B, S, H, D) of the selected rows to all positions, (B, N, H, D)."""
+def scatter(rows: Tensor, selected: Selected, pyramid: Pyramid, starts: Tensor | None = None) -> Tensor:
+    """The outputs (B, S, H, D) of the selected rows to all positions, (B, N, H, D).
+
+    starts: (B, N), where the document of each position begins, counted from the first; None: no documents.
+    """
     if selected.row_of_entry is None:
-        return scatter_back(rows, selected.indices, pyramid)
+        return scatter_back(rows, selected.indices, pyramid, starts)
     from lhtrain.kernels import ops
 
     sizes = pyramid.levels, pyramid.pooling, pyramid.budget
-    return ops.scatter_rows(rows, selected.row_of_entry, pyramid.seq_len, *sizes)
+    return ops.scatter_rows(rows, selected.row_of_entry, pyramid.seq_len, *sizes, starts)
 
 
 def _runs_kernels(q: Tensor, pooling: int, backend: str) -> bool:
@@ -324,6 +379,7 @@ class LighthouseAttention:
             tile=self.tile,
             backend=self.backend,
             dense=self.dense,
-            positions=None if where is None else where.positions,
+            positions=None if where is None else where.positions_in_sequence,
             x=None if where is None else where.x,
+            documents=None if where is None else where.documents,
         )

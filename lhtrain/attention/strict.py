@@ -9,6 +9,9 @@ then its tokens are attended to exactly, and so are the W tokens before the tile
 - far: the last coarsest query that ends at or before j, the mean of p^(L-1) queries, attends to the kept rows
   of all closed tiles that the W tokens do not cover. Its resolution depends on no score.
 
+With documents kept apart, both parts stay in the document of the position, and a tile selects among the
+entries of its last document, as only that one continues behind the tile.
+
 The two are merged by their logsumexps. Both are attention to one range of keys for each query
 (`kernels/ranges`). A model that was trained so decodes with a cache (`decode.py`).
 
@@ -20,12 +23,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lhtrain.attention.row_documents import rows_before
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.ranges.naive import attend_ranges
 
 
+class Rows(NamedTuple):
+    """The kept rows, tile after tile: k, v (B, S, G, D). coarsest: (B, G, M), rows of the coarsest entries.
+    kernels: whether the GPU kernels run."""
+
+    k: Tensor
+    v: Tensor
+    coarsest: Tensor
+    kernels: bool
+
+
 class Ranges(NamedTuple):
-    """The keys that queries see: lo[t] ... hi[t] - 1, int32."""
+    """The keys that queries see: lo[t] ... hi[t] - 1, int32, the same for all heads or (B, [G,] T)."""
 
     lo: Tensor
     hi: Tensor
@@ -90,34 +104,51 @@ def strictly_causal(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rows_k: Tensor,
-    rows_v: Tensor,
+    rows: Rows,
     pyramid: Pyramid,
     window: int,
-    kernels: bool,
     chunk: Chunk | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """The layer after its rows have been selected.
 
     Args:
         q: (B, T, H, D); k, v: (B, n_before + T, G, D), G dividing H.
-        rows_k, rows_v: (B, S, G, D), the kept rows of the whole sequence, tile after tile.
-        pyramid: of the whole sequence.
-        kernels: whether the GPU kernels run.
+        rows, pyramid: of the whole sequence.
         chunk: which of the sequence's tokens q has; None: all of them.
+        starts: (B, T), the position where the document of each of q's tokens begins; None: no documents.
     """
     if chunk is None:
         chunk = Chunk(0, 0, torch.zeros_like(q[:, :1]))
     coarsest, n = pyramid.pooling ** (pyramid.levels - 1), q.shape[1]
     positions = torch.arange(chunk.start, chunk.start + n, device=q.device)
     first_key = chunk.start - chunk.n_before
-    keys = (bound - first_key for bound in exact_ranges(positions, pyramid.tile_tokens, window))
-    exact, lse = attend(q, k, v, Ranges(*keys), kernels)
+    lo, hi = exact_ranges(positions, pyramid.tile_tokens, window)
+    lo = lo if starts is None else torch.maximum(lo, starts)
+    exact, lse = attend(q, k, v, Ranges(lo - first_key, hi - first_key), rows.kernels)
 
     queries = torch.cat([chunk.query_before, coarsest_queries(q, coarsest)], 1)
     first = chunk.start // coarsest
     entries = torch.arange(first - 1, first + n // coarsest, device=q.device)
-    rows = far_ranges(entries, pyramid, window, rows_k.shape[1] // pyramid.n_tiles)
-    far, far_lse = attend(queries, rows_k, rows_v, rows, kernels)
+    seen = far_ranges(entries, pyramid, window, rows.k.shape[1] // pyramid.n_tiles)
+    if starts is not None:
+        seen = in_documents(seen, rows.coarsest, starts, coarsest)
+    far, far_lse = attend(queries, rows.k, rows.v, seen, rows.kernels)
     far, far_lse = (to_positions(x, coarsest, n) for x in (far, far_lse.transpose(1, 2)))
+    if starts is not None:  # the last coarsest query may be one of another document
+        first = ((positions + 1) // coarsest - 1) * coarsest
+        far_lse = far_lse.masked_fill((first < starts).unsqueeze(-1), -torch.inf)
     return merge(exact, lse.transpose(1, 2), far, far_lse)
+
+
+def in_documents(seen: Ranges, coarsest: Tensor, starts: Tensor, window: int) -> Ranges:
+    """Limit the rows that coarsest queries see, from the one before the first token on, to their documents.
+
+    coarsest: (B, G, M), `Rows.coarsest`. starts: (B, T), of the tokens; every window-th begins a query.
+    Returns ranges whose `lo` is (B, G, T / window + 1).
+    """
+    # The query before the first token: if it is of another document than that token, no position uses it.
+    begins = torch.cat([starts[:, :1], starts[:, ::window]], 1)
+    sequences = torch.arange(len(starts), device=starts.device).unsqueeze(1)
+    lo = rows_before(coarsest, sequences, begins, window).transpose(1, 2)
+    return Ranges(torch.minimum(lo, seen.hi).int().contiguous(), seen.hi)

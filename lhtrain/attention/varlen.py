@@ -236,11 +236,10 @@ def attend_documents(
     return out, lse
 
 
-# An operator, so that the compiler does not look inside: the graph is the same for all boundaries.
-@torch.library.custom_op("lhtrain::documents", mutates_args=())
-def _documents(
+def documents_forward(
     q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, window: int | None, kernel: str
 ) -> tuple[Tensor, Tensor]:
+    """`attend_documents` without gradients, for operators."""
     flat = (x.flatten(0, 1) for x in (q, k, v))
     out, lse = VARLEN_KERNELS[kernel].forward(*flat, (bounds, bounds), True, window)
     return out.contiguous().view(q.shape), lse_of_batch(lse, len(q)).contiguous()
@@ -256,6 +255,27 @@ def flattened_lse(lse: Tensor) -> Tensor:
     return lse.transpose(0, 1).flatten(1, 2).contiguous()
 
 
+def documents_backward(
+    grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, out: Tensor,
+    lse: Tensor, window: int | None, kernel: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v from those of both results, which may be parts of a larger attention."""
+    of_out, *flat = (x.flatten(0, 1) for x in (grad.contiguous(), q, k, v, out))
+    of_lse = None if grad_lse is None else flattened_lse(grad_lse)
+    further = (bounds, bounds), True, window
+    grads = VARLEN_KERNELS[kernel].backward(of_out, of_lse, *flat, flattened_lse(lse), *further)
+    grad_q, grad_k, grad_v = (x.contiguous().view(y.shape) for x, y in zip(grads, (q, k, v), strict=True))
+    return grad_q, grad_k, grad_v
+
+
+# An operator, so that the compiler does not look inside: the graph is the same for all boundaries.
+@torch.library.custom_op("lhtrain::documents", mutates_args=())
+def _documents(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, window: int | None, kernel: str
+) -> tuple[Tensor, Tensor]:
+    return documents_forward(q, k, v, bounds, window, kernel)
+
+
 @_documents.register_fake
 def _(q, k, v, bounds, window, kernel):
     batch, n, n_heads, _ = q.shape
@@ -267,12 +287,7 @@ def _documents_backward(
     grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, out: Tensor,
     lse: Tensor, window: int | None, kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    of_out, *flat = (x.flatten(0, 1) for x in (grad.contiguous(), q, k, v, out))
-    of_lse = None if grad_lse is None else flattened_lse(grad_lse)
-    further = (bounds, bounds), True, window
-    grads = VARLEN_KERNELS[kernel].backward(of_out, of_lse, *flat, flattened_lse(lse), *further)
-    grad_q, grad_k, grad_v = (x.contiguous().view(y.shape) for x, y in zip(grads, (q, k, v), strict=True))
-    return grad_q, grad_k, grad_v
+    return documents_backward(grad, grad_lse, q, k, v, bounds, out, lse, window, kernel)
 
 
 @_documents_backward.register_fake

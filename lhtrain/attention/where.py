@@ -23,6 +23,11 @@ class Where(NamedTuple):
     x: Tensor | None = None  # (B, T, C), the input of the layer
     documents: Documents | None = None  # None: tokens attend to all documents of their sequence
 
+    @property
+    def positions_in_sequence(self) -> Tensor | None:
+        """`positions` where they count in the sequence (T,), and None where each document has its own."""
+        return self.positions if self.positions is not None and self.positions.ndim == 1 else None
+
 
 # q (B, T, H, D), k, v (B, T, Hkv, D), after the rotary embedding -> (B, T, H, D)
 Attend = Callable[[Tensor, Tensor, Tensor, Where], Tensor]

@@ -26,12 +26,12 @@ class WindowKernel:
     runs(q): whether it takes such queries, on their device. forward(q, k, v, window) -> out (B, T, H, D) in
     q's dtype and lse (B, H, T) float32, of q (B, T, H, D) and k, v (B, S, G, D). backward(grad, q, k, v, out,
     lse, window) -> the gradients of q, k and v; out and lse may be those of a larger attention of which this
-    one is a part.
+    one is a part. The kernel "ranges" alone has another argument of both, `starts` of `window_bounds`.
     """
 
     name: str
     runs: Callable[[Tensor], bool]
-    forward: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., Gradients]
 
 
@@ -45,10 +45,16 @@ def naive_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, 
     return attend_ranges(q, k, v, *window_bounds(q.shape[1], k.shape[1], window, q.device))
 
 
-def window_bounds(n_queries: int, n_keys: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The keys of each query, as `kernels/ranges` takes them: lo[t] ... hi[t] - 1, int32."""
+def window_bounds(
+    n_queries: int, n_keys: int, window: int, device: torch.device, starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The keys of each query, as `kernels/ranges` takes them: lo[t] ... hi[t] - 1, int32.
+
+    starts: (B, T) int32, where the document of each query begins, counted from the first query: lo is (B, T).
+    """
     hi = torch.arange(n_keys - n_queries + 1, n_keys + 1, device=device, dtype=torch.int32)
-    return (hi - window).clamp(min=0), hi
+    lo = hi - window if starts is None else torch.maximum(hi - window, starts + (n_keys - n_queries))
+    return lo.clamp(min=0), hi
 
 
 class _CpuWindow(torch.autograd.Function):
@@ -197,18 +203,22 @@ def _flash_backward(
     return grad_q, summed(grad_k, k), summed(grad_v, k)
 
 
-def _ranges_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+def _ranges_forward(
+    q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """starts: as in `window_bounds`."""
     from lhtrain.kernels.ranges import kernel
 
-    return kernel.forward(q, k, v, *window_bounds(q.shape[1], k.shape[1], window, q.device))
+    return kernel.forward(q, k, v, *window_bounds(q.shape[1], k.shape[1], window, q.device, starts))
 
 
 def _ranges_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, window: int
-) -> Gradients:
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, window: int,
+    starts: Tensor | None = None,
+) -> Gradients:  # fmt: skip
     from lhtrain.kernels.ranges import kernel
 
-    bounds = window_bounds(q.shape[1], k.shape[1], window, q.device)
+    bounds = window_bounds(q.shape[1], k.shape[1], window, q.device, starts)
     return kernel.backward(grad, None, q, k, v, *bounds, out, lse)
 
 

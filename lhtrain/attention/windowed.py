@@ -13,12 +13,22 @@ A window of the whole sequence is full attention, without rows. Gradients flow t
 B batch, N tokens, S rows, H query heads, G key/value heads, D head dim, E pyramid entries, L levels.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lhtrain.attention.dense_kernels import DENSE_KERNELS, Gradients, attend_with_lse, backward_of, kernel_for
+from lhtrain.attention.documents import Documents
+from lhtrain.attention.row_documents import by_group, coarsest_rows, of_groups, row_bounds
+from lhtrain.attention.varlen import (
+    attend_documents,
+    documents_backward,
+    documents_forward,
+    naive_documents,
+)
 from lhtrain.attention.window_kernels import (
     WINDOW_KERNELS,
     cpu_window,
@@ -28,6 +38,7 @@ from lhtrain.attention.window_kernels import (
 )
 from lhtrain.kernels.merge import naive
 from lhtrain.kernels.pyramid import Pyramid
+from lhtrain.kernels.ranges.naive import attend_ranges
 from lhtrain.kernels.selection.naive import inverse
 from lhtrain.kernels.windows.naive import gather_pooled
 
@@ -40,16 +51,29 @@ def windowed_attention(
     row_of_entry: Tensor | None,
     pyramid: Pyramid,
     window: int,
+    documents: Documents | None = None,
 ) -> Tensor:
     """The layer after its selection, on one rank: q (B, N, H, D), k, v (B, N, G, D) -> (B, N, H, D).
 
     indices (B, G, S): the selected entries. row_of_entry (B, G, E): their inverse, where GPU kernels serve.
+    documents: those that are kept apart, or None.
     """
+    if row_of_entry is not None and documents is not None:
+        kernel = window_kernel_for(q)  # one that serves documents of any length
+        sizes = indices.shape[-1], window, pyramid.levels, pyramid.pooling
+        return windowed(q, k, v, row_of_entry, *sizes, kernel, kernel, documents.starts, documents.bounds)[0]
     if row_of_entry is not None:
         kernels = window_kernel_for(q), _rows_kernel_for(q, indices.shape[-1])
         sizes = indices.shape[-1], window, pyramid.levels, pyramid.pooling
         return windowed(q, k, v, row_of_entry, *sizes, *kernels)[0]
     rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
+    if documents is not None:
+        places, attend = inverse(indices, pyramid), naive_documents if q.is_cuda else attend_documents
+        coarsest = coarsest_rows(places, pyramid)
+        bounds = row_bounds(documents.bounds, coarsest, q.shape[1], rows_q.shape[1])
+        near = attend(q, k, v, documents.bounds, window)
+        far = rows_apart(rows_q, rows_k, rows_v, partial(attend, bounds=bounds))
+        return naive.merge(*near, *far, places, pyramid, starts=documents.starts)[0]
     rows, rows_lse = attend_rows(rows_q, rows_k, rows_v, kernels=False)
     return merge_window(q, k, v, rows, rows_lse, inverse(indices, pyramid), pyramid, window, kernels=False)
 
@@ -63,6 +87,19 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, kernels: bool) -> tuple[Tensor,
     return out, lse
 
 
+def rows_apart(
+    q: Tensor, k: Tensor, v: Tensor, attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Attend with the rows of each key/value head as a sequence of its own (`row_documents.by_group`).
+
+    q (B, S, H, D), k, v (B, S, G, D). attend: q (G B, S, R, D), k, v (G B, S, 1, D) -> out, lse (G B, R, S).
+    Returns out (B, S, H, D) and lse (B, H, S).
+    """
+    n_groups = k.shape[2]
+    out, lse = attend(by_group(q, n_groups), by_group(k, n_groups), by_group(v, n_groups))
+    return of_groups(out, n_groups), of_groups(lse.transpose(1, 2), n_groups).transpose(1, 2)
+
+
 def merge_window(
     q: Tensor,
     k: Tensor,
@@ -74,6 +111,7 @@ def merge_window(
     window: int,
     kernels: bool,
     before: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Attend to the last `window` tokens and merge the result with the rows': (B, N, H, D), q's dtype.
 
@@ -82,15 +120,23 @@ def merge_window(
         rows: (B, S, H, D); rows_lse: (B, H, S) float32; row_of_entry: (B, G, E), -1 where nothing is kept.
         pyramid: of the N tokens.
         before: (B, G, L - 1), the rows of the entries that precede the first of each level; `merge.naive`.
+        starts: (B, N), where the document of each query begins, counted from the first; None: no documents.
     """
     if not kernels:
-        near, near_lse = (naive_window if q.is_cuda else cpu_window)(q, k, v, window)
-        return naive.merge(near, near_lse, rows, rows_lse, row_of_entry, pyramid, before)[0]
+        if starts is not None:
+            near, near_lse = attend_ranges(
+                q, k, v, *window_bounds(q.shape[1], k.shape[1], window, q.device, starts)
+            )
+        else:
+            near, near_lse = (naive_window if q.is_cuda else cpu_window)(q, k, v, window)
+        return naive.merge(near, near_lse, rows, rows_lse, row_of_entry, pyramid, before, starts)[0]
     sizes = pyramid.levels, pyramid.pooling
     if before is None:
         before = row_of_entry.new_empty(0)
     far = rows, rows_lse, row_of_entry, before
-    out, _ = window_merge(q, k, v, *far, window, *sizes, window_kernel_for(q))
+    # Here keys begin earlier than queries, and documents with them: only the kernel of ranges takes both.
+    kernel = window_kernel_for(q) if starts is None else "ranges"
+    out, _ = window_merge(q, k, v, *far, window, *sizes, kernel, starts)
     return out
 
 
@@ -103,27 +149,38 @@ def _rows_kernel_for(q: Tensor, n_rows: int) -> str:
 @torch.library.custom_op("lhtrain::windowed", mutates_args=())
 def windowed(
     q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, n_rows: int, window: int, levels: int,
-    pooling: int, near_kernel: str, rows_kernel: str,
+    pooling: int, near_kernel: str, rows_kernel: str, starts: Tensor | None = None,
+    bounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The layer after its selection, on one rank: gather, attend to the rows, attend to the window, merge.
 
     One operator, so that the backward pass adds the rows' part to the window's gradients of q, k and v where
     they lie. q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32, n_rows = S. Returns out (B, N,
     H, D) and its lse (B, H, N); and for the backward pass the rows of q, k and v and their out and lse.
+    starts, bounds: `Documents` that are kept apart, or None; the kernels are then those of VARLEN_KERNELS.
     """
     from lhtrain.kernels.merge.kernel import merge
     from lhtrain.kernels.windows.kernel import gather
 
     pyramid = Pyramid(q.shape[1], levels, pooling, 0)
     rows = gather(q, k, v, row_of_entry, pyramid, n_rows)
-    rows_out, rows_lse = _rows_forward(*rows, rows_kernel)
-    near, lse = WINDOW_KERNELS[near_kernel].forward(q, k, v, window)
-    out, lse = merge(near.contiguous(), lse.contiguous(), rows_out, rows_lse, row_of_entry, pyramid)
+    if bounds is None:
+        rows_out, rows_lse = _rows_forward(*rows, rows_kernel)
+        near, lse = WINDOW_KERNELS[near_kernel].forward(q, k, v, window)
+    else:
+        of_rows = row_bounds(bounds, coarsest_rows(row_of_entry, pyramid), q.shape[1], n_rows)
+        attend = partial(documents_forward, bounds=of_rows, window=None, kernel=rows_kernel)
+        rows_out, rows_lse = (x.contiguous() for x in rows_apart(*rows, attend))
+        near, lse = documents_forward(q, k, v, bounds, window, near_kernel)
+    far = rows_out, rows_lse, row_of_entry
+    out, lse = merge(near.contiguous(), lse.contiguous(), *far, pyramid, starts=starts)
     return out, lse, *rows, rows_out, rows_lse
 
 
 @windowed.register_fake
-def _(q, k, v, row_of_entry, n_rows, window, levels, pooling, near_kernel, rows_kernel):
+def _(
+    q, k, v, row_of_entry, n_rows, window, levels, pooling, near_kernel, rows_kernel, starts=None, bounds=None
+):
     batch, n, n_heads, dim = q.shape
     rows = [x.new_empty(batch, n_rows, x.shape[2], dim) for x in (q, k, v, q)]
     lses = [q.new_empty(batch, n_heads, size, dtype=torch.float32) for size in (n, n_rows)]
@@ -135,15 +192,22 @@ def windowed_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, row_of_entry: Tensor, out: Tensor, lse: Tensor,
     rows_q: Tensor, rows_k: Tensor, rows_v: Tensor, rows_out: Tensor, rows_lse: Tensor,
     window: int, levels: int, pooling: int, near_kernel: str, rows_kernel: str,
+    starts: Tensor | None = None, bounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v. The near part takes the merged output and logsumexp."""
     from lhtrain.kernels.merge.kernel import merge_backward
     from lhtrain.kernels.windows.kernel import gather_backward
 
     grad, pyramid = grad.contiguous(), Pyramid(q.shape[1], levels, pooling, 0)
-    grads_out = merge_backward(grad, out, lse, rows_out, rows_lse, row_of_entry, pyramid)
-    grads_rows = _rows_backward(*grads_out, rows_q, rows_k, rows_v, rows_out, rows_lse, rows_kernel)
-    grads = WINDOW_KERNELS[near_kernel].backward(grad, q, k, v, out, lse, window)
+    grads_out = merge_backward(grad, out, lse, rows_out, rows_lse, row_of_entry, pyramid, starts=starts)
+    rows = rows_q, rows_k, rows_v, rows_out, rows_lse
+    if bounds is None:
+        grads_rows = _rows_backward(*grads_out, *rows, rows_kernel)
+        grads = WINDOW_KERNELS[near_kernel].backward(grad, q, k, v, out, lse, window)
+    else:
+        of_rows = row_bounds(bounds, coarsest_rows(row_of_entry, pyramid), q.shape[1], rows_q.shape[1])
+        grads_rows = _rows_backward_apart(*grads_out, *rows, of_rows, rows_kernel)
+        grads = documents_backward(grad, None, q, k, v, bounds, out, lse, window, near_kernel)
     grads = tuple(x.contiguous() for x in grads)  # type: ignore[assignment]  # three
     return gather_backward(*grads_rows, row_of_entry, pyramid, add_to=grads)
 
@@ -154,13 +218,14 @@ def _(grad, q, k, v, *others):
 
 
 def _windowed_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, _, ctx.window, ctx.levels, ctx.pooling, ctx.near_kernel, ctx.rows_kernel = inputs
-    ctx.save_for_backward(*tensors, *output)
+    *tensors, _, ctx.window, ctx.levels, ctx.pooling, ctx.near_kernel, ctx.rows_kernel = inputs[:-2]
+    ctx.save_for_backward(*tensors, *output, *inputs[-2:])
 
 
 def _windowed_autograd(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+    *saved, starts, bounds = ctx.saved_tensors
     sizes = ctx.window, ctx.levels, ctx.pooling, ctx.near_kernel, ctx.rows_kernel
-    return *windowed_backward(grad, *ctx.saved_tensors, *sizes), *(None,) * 7
+    return *windowed_backward(grad, *saved, *sizes, starts, bounds), *(None,) * 9
 
 
 windowed.register_autograd(_windowed_autograd, setup_context=_windowed_context)
@@ -185,6 +250,19 @@ def _rows_backward(
         return backward(grad, grad_lse, q, k, v, *bounds, out, lse)
     tensors = grad.contiguous(), grad_lse.contiguous(), q, k, v, out, lse
     return backward_of(DENSE_KERNELS[kernel], *tensors, True)
+
+
+def _rows_backward_apart(
+    grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    bounds: Tensor, kernel: str,
+) -> Gradients:  # fmt: skip
+    """`_rows_backward` where rows attend to the rows of their document alone; bounds: `row_bounds`."""
+    n_groups = k.shape[2]
+    of_lse, own_lse = (by_group(x.transpose(1, 2), n_groups).transpose(1, 2) for x in (grad_lse, lse))
+    grad, q, k, v, out = (by_group(x, n_groups) for x in (grad, q, k, v, out))
+    grads = documents_backward(grad, of_lse, q, k, v, bounds, out, own_lse, None, kernel)
+    grad_q, grad_k, grad_v = (of_groups(x, n_groups) for x in grads)
+    return grad_q, grad_k, grad_v
 
 
 @torch.library.custom_op("lhtrain::dense_with_lse", mutates_args=())
@@ -228,22 +306,26 @@ dense_with_lse.register_autograd(_dense_autograd, setup_context=_dense_context)
 @torch.library.custom_op("lhtrain::window_merge", mutates_args=())
 def window_merge(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor, rows_lse: Tensor, row_of_entry: Tensor, before: Tensor,
-    window: int, levels: int, pooling: int, kernel: str,
+    window: int, levels: int, pooling: int, kernel: str, starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`merge_window` by a kernel of WINDOW_KERNELS, and the merged logsumexp (B, H, N) float32.
 
-    before: without elements where nothing precedes the first token.
+    before: without elements where nothing precedes the first token. starts: only with the kernel "ranges".
     """
     from lhtrain.kernels.merge.kernel import merge
 
-    near, lse = WINDOW_KERNELS[kernel].forward(q, k, v, window)
+    near, lse = WINDOW_KERNELS[kernel].forward(q, k, v, window, *_given(starts))
     pyramid = Pyramid(q.shape[1], levels, pooling, 0)
     ahead = before if before.numel() else None
-    return merge(near.contiguous(), lse.contiguous(), rows, rows_lse, row_of_entry, pyramid, ahead)
+    return merge(near.contiguous(), lse.contiguous(), rows, rows_lse, row_of_entry, pyramid, ahead, starts)
+
+
+def _given(starts: Tensor | None) -> tuple[Tensor, ...]:
+    return () if starts is None else (starts,)
 
 
 @window_merge.register_fake
-def _(q, k, v, rows, rows_lse, row_of_entry, before, window, levels, pooling, kernel):
+def _(q, k, v, rows, rows_lse, row_of_entry, before, window, levels, pooling, kernel, starts=None):
     batch, n, n_heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(batch, n_heads, n, dtype=torch.float32)
 
@@ -252,30 +334,33 @@ def _(q, k, v, rows, rows_lse, row_of_entry, before, window, levels, pooling, ke
 def window_merge_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, rows_lse: Tensor, row_of_entry: Tensor,
     before: Tensor, out: Tensor, lse: Tensor, window: int, levels: int, pooling: int, kernel: str,
+    starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, rows and rows_lse. The near part takes the merged output and logsumexp."""
     from lhtrain.kernels.merge.kernel import merge_backward
 
     grad, pyramid = grad.contiguous(), Pyramid(q.shape[1], levels, pooling, 0)
-    near = WINDOW_KERNELS[kernel].backward(grad, q, k, v, out, lse, window)
+    near = WINDOW_KERNELS[kernel].backward(grad, q, k, v, out, lse, window, *_given(starts))
     ahead = before if before.numel() else None
-    far = merge_backward(grad, out, lse, rows, rows_lse, row_of_entry, pyramid, ahead)
+    far = merge_backward(grad, out, lse, rows, rows_lse, row_of_entry, pyramid, ahead, starts)
     return *(x.contiguous() for x in near), *far  # type: ignore[return-value]  # three and two
 
 
 @window_merge_backward.register_fake
-def _(grad, q, k, v, rows, rows_lse, row_of_entry, before, out, lse, window, levels, pooling, kernel):
+def _(grad, q, k, v, *others):
+    rows, rows_lse = others[:2]
     return tuple(x.new_empty(x.shape) for x in (q, k, v, rows, rows_lse))
 
 
 def _window_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.window, ctx.levels, ctx.pooling, ctx.kernel = inputs
-    ctx.save_for_backward(*tensors, *output)
+    *tensors, ctx.window, ctx.levels, ctx.pooling, ctx.kernel, starts = inputs
+    ctx.save_for_backward(*tensors, *output, starts)
 
 
 def _window_autograd(ctx: Any, grad: Tensor, _lse: Tensor) -> tuple[Tensor | None, ...]:
+    *saved, starts = ctx.saved_tensors
     sizes = ctx.window, ctx.levels, ctx.pooling, ctx.kernel
-    return *window_merge_backward(grad, *ctx.saved_tensors, *sizes), *(None,) * 6
+    return *window_merge_backward(grad, *saved, *sizes, starts), *(None,) * 7
 
 
 window_merge.register_autograd(_window_autograd, setup_context=_window_context)

@@ -42,7 +42,7 @@ class ContextStrict:
         chunks = [x.unflatten(1, (2, -1)).movedim(1, 0) for x in (q, k, v)]  # (2, B, c, H, D)
         q, k, v = chunks
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in chunks)
-        rows_k, rows_v, kernels = gather_keys(
+        rows = gather_keys(
             flat_q,
             flat_k,
             flat_v,
@@ -52,7 +52,8 @@ class ContextStrict:
             layer.scorer_in(where),
             layer.selection,
         )
-        rows_k, rows_v = (self._of_all_chunks(x) for x in (rows_k, rows_v))
+        rows_k, rows_v = (self._of_all_chunks(x) for x in (rows.k, rows.v))
+        rows = rows._replace(k=rows_k, v=rows_v)
         coarsest = pyramid.pooling ** (pyramid.levels - 1)
         last = coarsest_queries(flat_q[:, -coarsest:], coarsest).unflatten(0, (2, -1))  # (2, B, 1, H, D)
         queries = from_chunk_before(last, *ranks)
@@ -60,7 +61,7 @@ class ContextStrict:
         numbers = self.rank, 2 * self.size - 1 - self.rank
         parts = [
             strictly_causal(
-                q[i], keys[i], values[i], rows_k, rows_v, pyramid, layer.window, kernels,
+                q[i], keys[i], values[i], rows, pyramid, layer.window,
                 Chunk(number * q.shape[2], layer.window, queries[i]),
             )
             for i, number in enumerate(numbers)

@@ -25,7 +25,7 @@ from lhtrain.kernels.windows.kernel import (
 )
 
 ROWS_LSE = ("p_rows_lse", "p_grad_rows_lse")
-INTEGERS = ("p_places", "p_indices", "p_scratch", "p_lo", "p_hi", "p_first", "p_last", "p_before")
+INTEGERS = ("p_places", "p_indices", "p_scratch", "p_lo", "p_hi", "p_first", "p_last", "p_before", "p_starts")
 TYPES = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(
     ("p_qk", "p_kq", "p_lse", "p_delta", *ROWS_LSE), "*fp32"
 )
@@ -63,16 +63,29 @@ def main(levels: int, pooling: int, group: int, dim: int) -> None:
         {"HEADS": group, "LEVELS": levels, "P": pooling, "EXPANDED": 128, "BLOCK": 1024},
         num_warps=SELECT_LAUNCH["num_warps"],
     )
-    compile_kernel(rows_from_tokens_kernel, all_slots | rows | {"SHIFTED": False})
-    compile_kernel(rows_from_tokens_kernel, q_slots | rows | {"SHIFTED": True})
+    compile_kernel(rows_from_tokens_kernel, all_slots | rows | {"SHIFTED": False, "HAS_STARTS": False})
+    for has_starts in (False, True):
+        shifted = {"SHIFTED": True, "HAS_STARTS": has_starts}
+        compile_kernel(rows_from_tokens_kernel, q_slots | rows | shifted)
     tokens = size | {"BLOCK_T": TOKENS_LAUNCH["BLOCK_T"]}
-    compile_kernel(tokens_from_rows_kernel, all_slots | tokens | {"SHIFTED": False, "ADD": True})
-    compile_kernel(tokens_from_rows_kernel, q_slots | tokens | {"SHIFTED": True, "ADD": False})
+    compile_kernel(
+        tokens_from_rows_kernel, all_slots | tokens | {"SHIFTED": False, "HAS_STARTS": False, "ADD": True}
+    )
+    shifted = {"SHIFTED": True, "HAS_STARTS": True, "ADD": False}
+    compile_kernel(tokens_from_rows_kernel, q_slots | tokens | shifted)
     compile_kernel(
         long_rows_kernel,
-        {"H": 8, "G": 8, "SHIFTED": True, "BLOCK_T": 64, "D": dim, "BLOCK_D": size["BLOCK_D"]},
+        {
+            "H": 8,
+            "G": 8,
+            "SHIFTED": True,
+            "HAS_STARTS": True,
+            "BLOCK_T": 64,
+            "D": dim,
+            "BLOCK_D": size["BLOCK_D"],
+        },
     )
-    merged = common | size | {"HAS_BEFORE": True}
+    merged = common | size | {"HAS_BEFORE": True, "HAS_STARTS": True}
     compile_kernel(merge.merge_kernel, merged | {"BLOCK_T": merge.TOKENS_LAUNCH["BLOCK_T"]}, num_warps=2)
     for level in range(levels):
         constants = merged | {"LEVEL": level, "BLOCK_E": merge.ROWS_LAUNCH["BLOCK_E"]}

@@ -76,6 +76,37 @@ def test_naive_is_masked_attention(case):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+def apart(case, groups):
+    """Other ranges for each of two batch elements, and for each group where there are several."""
+    n, n_keys, lo, hi = CASES[case]
+    los = [(lo - by).clamp(min=0) for by in range(2 * groups)]
+    his = [(hi - 2 * by).clamp(min=0) for by in range(2 * groups)]
+    shape = (2, groups, n) if groups > 1 else (2, n)
+    return n, n_keys, torch.stack(los).view(shape), torch.stack(his).view(shape)
+
+
+@pytest.mark.parametrize("case", ["window", "tiles, the first sees nothing"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_ranges_of_each_batch_element_and_group(case, groups, device, poison):
+    """Naive is naive for each alone, and the kernel is naive."""
+    n, n_keys, lo, hi = apart(case, groups)
+    q, k, v, grad, grad_lse = draw(n, n_keys, 4, groups, 16, device)
+    got, want = (
+        results(attend, q, k, v, lo.to(device), hi.to(device), grad, grad_lse)
+        for attend in (ops.attend_ranges, naive.attend_ranges)
+    )
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-5)
+    for b in range(2):
+        for g in range(groups):
+            heads, bounds = slice(g * 4 // groups, (g + 1) * 4 // groups), (lo[b], hi[b])
+            own = [x.to(device) if groups == 1 else x[g].to(device) for x in bounds]
+            out, lse = naive.attend_ranges(*(x[b, None, :, s] for x, s in zip(
+                (q, k, v), (heads, slice(g, g + 1), slice(g, g + 1)), strict=True)), *own)  # fmt: skip
+            torch.testing.assert_close(want[0][b, :, heads], out[0])
+            torch.testing.assert_close(want[1][b, heads], lse[0])
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("heads", "groups", "dim"), [(2, 2, 16), (4, 2, 20)])
 def test_kernel_is_naive(case, heads, groups, dim, device, poison):

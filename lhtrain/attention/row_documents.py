@@ -1,0 +1,76 @@
+"""Where documents begin among the selected rows, so that rows attend to the rows of their own document alone.
+
+No window crosses the boundary of a document, so the rows of a document are contiguous in attention order.
+But where they begin differs for each sequence and key/value head. So each key/value head becomes a sequence
+of its own, with the R query heads of its group: G B sequences of S rows, one head after the other.
+
+Every entry of the coarsest level has a row, which follows the rows of all finer entries in its window. So the
+rows before a document are those up to the last coarsest entry before it: no search, no sort.
+
+B batch, N tokens, S rows, H query heads, G key/value heads, R = H / G, M coarsest entries, n documents.
+"""
+
+import torch
+from torch import Tensor
+
+from lhtrain.attention.documents import Documents, first_keys
+from lhtrain.kernels.pyramid import Pyramid
+
+
+def by_group(x: Tensor, n_groups: int) -> Tensor:
+    """(B, S, H, ...) -> (G B, S, R, ...)."""
+    return x.unflatten(2, (n_groups, -1)).movedim(2, 0).flatten(0, 1)
+
+
+def of_groups(x: Tensor, n_groups: int) -> Tensor:
+    """The inverse of `by_group`."""
+    return x.unflatten(0, (n_groups, -1)).movedim(0, 2).flatten(2, 3)
+
+
+def coarsest_rows(row_of_entry: Tensor, pyramid: Pyramid) -> Tensor:
+    """The rows of the coarsest entries: row_of_entry (B, G, E) -> (B, G, M)."""
+    return row_of_entry[..., pyramid.offset(pyramid.levels - 1) :]
+
+
+def rows_before(coarsest: Tensor, sequences: Tensor, begins: Tensor, window: int) -> Tensor:
+    """The number of rows before the positions `begins` (...) of `sequences`, for each head: (..., G) int64.
+
+    coarsest: (B, G, M), see `coarsest_rows`. begins: multiples of `window`, the tokens of a coarsest entry.
+    """
+    entry = begins.long() // window - 1
+    return torch.where((entry < 0).unsqueeze(-1), 0, coarsest[sequences, :, entry.clamp(min=0)].long() + 1)
+
+
+def row_bounds(bounds: Tensor, coarsest: Tensor, seq_len: int, n_rows: int) -> Tensor:
+    """The beginnings of the documents in the flattened G B sequences of rows: (G n + 1,) int32.
+
+    bounds: (n + 1,), those in the flattened batch of tokens (`Documents.bounds`). Its length fixes that of
+    the result, and the device is not waited for.
+    """
+    batch, n_groups, n_coarsest = coarsest.shape
+    begins = bounds[:-1].long()
+    sequence = (begins // seq_len).clamp(max=batch - 1)
+    before = rows_before(coarsest, sequence, begins - sequence * seq_len, seq_len // n_coarsest)  # (n, G)
+    group = torch.arange(n_groups, device=bounds.device)
+    rows = before + (group * batch + sequence.unsqueeze(1)) * n_rows
+    return torch.nn.functional.pad(rows.T.flatten(), (0, 1), value=n_groups * batch * n_rows).int()
+
+
+def row_documents(documents: Documents, coarsest: Tensor, seq_len: int, n_rows: int) -> Documents:
+    """The documents of the G B sequences of rows; `starts` (G B, S) are rows of each sequence."""
+    batch, n_groups, _ = coarsest.shape
+    bounds = row_bounds(documents.bounds, coarsest, seq_len, n_rows)
+    starts = first_keys(bounds, n_groups * batch * n_rows).view(-1, n_rows)
+    return Documents(
+        starts - torch.arange(len(starts), device=starts.device).unsqueeze(1).int() * n_rows, bounds
+    )
+
+
+def check_aligned(documents: Documents, window: int) -> None:
+    """Raise ValueError where a document does not begin at a multiple of `window`, the tokens of a coarsest
+    entry. Only on a CPU, as reading the boundaries of a GPU would wait for it."""
+    if torch.compiler.is_compiling() or documents.starts.is_cuda:
+        return
+    if len(wrong := documents.starts[documents.starts % window != 0]):
+        rule = f"documents kept apart must begin at multiples of pooling^(levels-1) = {window}"
+        raise ValueError(f"documents: one begins at {int(wrong[0])}: {rule}")

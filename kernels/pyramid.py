@@ -79,6 +79,11 @@ class Pyramid:
         return self.offset(self.levels)
 
     @property
+    def coarsest_window(self) -> int:
+        """Tokens of a coarsest entry. Documents kept apart begin at multiples of it."""
+        return self.pooling ** (self.levels - 1)
+
+    @property
     def n_tiles(self) -> int:
         return self.budget // self.tile
 

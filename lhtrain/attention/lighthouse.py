@@ -9,14 +9,14 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lhtrain.attention.dense import check_dense_backend, dense_attention
 from lhtrain.attention.documents import Documents
-from lhtrain.attention.row_documents import by_group, check_aligned, coarsest_rows, of_groups, row_documents
+from lhtrain.attention.row_documents import aligned_starts, by_group, coarsest_rows, of_groups, row_documents
 from lhtrain.attention.strict import Rows
 from lhtrain.attention.strict import strictly_causal as strict_attention
 from lhtrain.attention.where import Where
@@ -92,14 +92,13 @@ def lighthouse_attention(
     _check(backend, window)
     if window >= q.shape[1] and not strictly_causal:
         return dense_attention(q, k, v, dense, documents)
-    precedence = precedence_of(documents, pyramid, cover_prefix, strictly_causal)
-    tokens = _tokens(q, k, v, positions, x, dense)._replace(
-        documents=documents, align=coarsest_window(pyramid)
-    )
+    starts = None if documents is None else aligned_starts(documents, pyramid)
+    precedence = precedence_of(starts, pyramid, cover_prefix, strictly_causal)
+    tokens = _tokens(q, k, v, positions, x, dense)
+    tokens = tokens._replace(documents=documents, align=pyramid.coarsest_window)
     scorer = scorer_of(scorer)
     if strictly_causal:
         keys = gather_keys(q, k, v, tokens, pyramid, backend, scorer, selection, precedence)
-        starts = None if documents is None else documents.starts
         return strict_attention(q, k, v, keys, pyramid, window, starts=starts)
     n_covered = len(q) if cover_prefix else 0
     if window:
@@ -114,27 +113,21 @@ def lighthouse_attention(
     apart = row_documents(documents, selected.coarsest_rows(pyramid), q.shape[1], n_rows)
     rows_q, rows_k, rows_v = (by_group(x, n_groups) for x in (selected.q, selected.k, selected.v))
     out = of_groups(dense_attention(rows_q, rows_k, rows_v, dense, apart), n_groups)
-    return scatter(out, selected, pyramid, documents.starts)
-
-
-def coarsest_window(pyramid: Pyramid) -> int:
-    """The tokens of a coarsest entry, p^(L-1), of which the beginnings of documents are multiples."""
-    return pyramid.pooling ** (pyramid.levels - 1)
+    return scatter(out, selected, pyramid, starts)
 
 
 def precedence_of(
-    documents: Documents | None, pyramid: Pyramid, cover_prefix: bool, strictly_causal: bool, first: int = 0
+    starts: Tensor | None, pyramid: Pyramid, cover_prefix: bool, strictly_causal: bool
 ) -> Tensor | None:
-    """The precedence of entries in the selection that keeps documents apart; `selection.precedence`.
+    """The precedence of entries in a selection that keeps documents apart; `selection.precedence`.
 
-    pyramid: of the tokens of `documents.starts`, the first of which is at the position `first`.
+    starts: (B, N), where the document of each of the pyramid's tokens begins, counted from the first of them.
     """
-    if documents is None:
+    if starts is None:
         return None
-    check_aligned(documents, coarsest_window(pyramid))
     if strictly_causal:
-        return last_document_only(documents.starts, pyramid)
-    return documents_first(documents.starts - first, pyramid) if cover_prefix else None
+        return last_document_only(starts, pyramid)
+    return documents_first(starts, pyramid) if cover_prefix else None
 
 
 def _tokens(
@@ -314,6 +307,8 @@ def _check(backend: str, window: int = 0) -> None:
 @dataclass(frozen=True)
 class LighthouseAttention:
     """The callable that layers attend with; its fields are the options of `lighthouse_attention`."""
+
+    keeps_documents: ClassVar[bool] = True  # uses `Where.documents`
 
     levels: int
     pooling: int

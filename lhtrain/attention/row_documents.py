@@ -66,11 +66,13 @@ def row_documents(documents: Documents, coarsest: Tensor, seq_len: int, n_rows: 
     )
 
 
-def check_aligned(documents: Documents, window: int) -> None:
-    """Raise ValueError where a document does not begin at a multiple of `window`, the tokens of a coarsest
-    entry. Only on a CPU, as reading the boundaries of a GPU would wait for it."""
-    if torch.compiler.is_compiling() or documents.starts.is_cuda:
-        return
-    if len(wrong := documents.starts[documents.starts % window != 0]):
+def aligned_starts(documents: Documents, pyramid: Pyramid) -> Tensor:
+    """Return `documents.starts`. Raise ValueError where a document begins inside of a coarsest window.
+
+    Only on a CPU: reading the boundaries from a GPU would wait for it.
+    """
+    starts, window = documents.starts, pyramid.coarsest_window
+    if not (torch.compiler.is_compiling() or starts.is_cuda) and len(wrong := starts[starts % window != 0]):
         rule = f"documents kept apart must begin at multiples of pooling^(levels-1) = {window}"
         raise ValueError(f"documents: one begins at {int(wrong[0])}: {rule}")
+    return starts

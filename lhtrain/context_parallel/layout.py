@@ -49,6 +49,16 @@ def as_sequence(x: Tensor) -> Tensor:
     return x.unflatten(0, (2, -1)).movedim(0, 1).flatten(1, 2)
 
 
+def starts_in_chunks(starts: Tensor, rank: int, size: int) -> Tensor:
+    """Where documents begin, counted from the first token of a chunk: starts (B, 2 c) of `rank` -> (2 B, c).
+
+    Negative where a document begins before the chunk.
+    """
+    head, tail = starts.chunk(2, 1)
+    chunk = head.shape[1]
+    return torch.cat([head - rank * chunk, tail - (2 * size - 1 - rank) * chunk])
+
+
 def chunk_pyramid(whole: Pyramid, size: int) -> Pyramid:
     """The pyramid of one of the 2 W chunks of a sequence. Raises ValueError as `Pyramid.check` does."""
     return replace(whole, seq_len=whole.seq_len // (2 * size), budget=whole.budget // (2 * size)).check()

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lhtrain.attention.lighthouse import LighthouseAttention, gather_keys
+from lhtrain.attention.lighthouse import LighthouseAttention, gather_keys, precedence_of
+from lhtrain.attention.row_documents import aligned_starts
 from lhtrain.attention.strict import Chunk, coarsest_queries, strictly_causal
 from lhtrain.attention.where import Where
 from lhtrain.context_parallel.collectives import all_gather
 from lhtrain.context_parallel.halo import from_chunk_before, with_tokens_before
-from lhtrain.context_parallel.layout import chunk_pyramid, whole
+from lhtrain.context_parallel.layout import as_chunks, chunk_pyramid, whole
+from lhtrain.context_parallel.rows import coarsest_of_all_chunks
 from lhtrain.context_parallel.tokens import Attend, rank_tokens
 
 
@@ -38,7 +40,11 @@ class ContextStrict:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         layer, ranks = self.layer, (self.group, self.rank, self.size)
         pyramid = layer.pyramid(q.shape[1] * self.size)
-        tokens = rank_tokens(q, k, v, where, self.attend, *ranks)
+        chunks_of = chunk_pyramid(pyramid, self.size)
+        documents = None if where is None else where.documents
+        starts = None if documents is None else as_chunks(aligned_starts(documents, pyramid))
+        precedence = precedence_of(starts, chunks_of, False, True)
+        tokens = rank_tokens(q, k, v, where, pyramid.coarsest_window, self.attend, *ranks)
         chunks = [x.unflatten(1, (2, -1)).movedim(1, 0) for x in (q, k, v)]  # (2, B, c, H, D)
         q, k, v = chunks
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in chunks)
@@ -47,14 +53,20 @@ class ContextStrict:
             flat_k,
             flat_v,
             tokens,
-            chunk_pyramid(pyramid, self.size),
+            chunks_of,
             layer.backend,
             layer.scorer_in(where),
             layer.selection,
+            precedence,
         )
         rows_k, rows_v = (self._of_all_chunks(x) for x in (rows.k, rows.v))
-        rows = rows._replace(k=rows_k, v=rows_v)
-        coarsest = pyramid.pooling ** (pyramid.levels - 1)
+        coarsest_rows = rows.coarsest
+        if documents is not None:
+            n_rows = rows.k.shape[1]
+            coarsest_rows = coarsest_of_all_chunks(coarsest_rows, n_rows, tokens.all_chunks)
+        rows = rows._replace(k=rows_k, v=rows_v, coarsest=coarsest_rows)
+        of_chunks = [None, None] if starts is None else list(starts.chunk(2))
+        coarsest = pyramid.coarsest_window
         last = coarsest_queries(flat_q[:, -coarsest:], coarsest).unflatten(0, (2, -1))  # (2, B, 1, H, D)
         queries = from_chunk_before(last, *ranks)
         keys, values = (with_tokens_before(x, layer.window, *ranks) for x in (k, v))
@@ -62,7 +74,7 @@ class ContextStrict:
         parts = [
             strictly_causal(
                 q[i], keys[i], values[i], rows, pyramid, layer.window,
-                Chunk(number * q.shape[2], layer.window, queries[i]),
+                Chunk(number * q.shape[2], layer.window, queries[i]), of_chunks[i],
             )
             for i, number in enumerate(numbers)
         ]  # fmt: skip

@@ -4,6 +4,8 @@ B batch, T tokens of a rank, W ranks, H query heads, Hkv key/value heads, D head
 Source: DeepSpeed Ulysses, arXiv:2309.14509.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -40,8 +42,23 @@ def ulysses_with_lse(
     kernels: whether GPU kernels serve, as in `attend_rows`. bounds: `Documents.bounds`, if tokens attend to
     their own documents alone.
     """
-    heads = _own_heads(q, k, v, group, size)
-    out, lse = attend_rows(*heads, kernels) if bounds is None else attend_documents(*heads, bounds)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return attend_rows(q, k, v, kernels) if bounds is None else attend_documents(q, k, v, bounds)
+
+    return ulysses_by(attend, q, k, v, group, size)
+
+
+def ulysses_by(
+    attend: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: str,
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    """Attend by a function of this rank's heads over the whole sequence: out (B, T, H, D), lse (B, H, T)."""
+    out, lse = attend(*_own_heads(q, k, v, group, size))
     return _all_heads(out, group, size), _all_heads(lse.transpose(1, 2), group, size).transpose(1, 2)
 
 

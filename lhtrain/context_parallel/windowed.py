@@ -35,6 +35,7 @@ def windowed(
     attend: AttendWithLse,
     exact: bool,
     ranks: tuple[str, int, int],
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Attend to the last `window` tokens and merge the result with the rows': (2 B, c, H, D), q's dtype.
 
@@ -44,6 +45,8 @@ def windowed(
             kernels run -> out (B, 2 s, H, D), lse (B, H, 2 s) float32.
         exact: give the result of one rank, which takes the entries before a chunk into account.
         ranks: the group, this rank and the number of ranks.
+        starts: (2 B, c), where the document of each token begins, counted from the first token of its chunk;
+            None: no documents.
 
     Raises:
         ValueError: a window longer than a chunk.
@@ -57,6 +60,7 @@ def windowed(
     if places is None:
         places = inverse(selected.indices, pyramid)
     before: list[Tensor] | list[None] = [None, None]
+    of_chunks: list[Tensor] | list[None] = [None, None] if starts is None else list(starts.chunk(2))
     if exact:
         ahead = rows_before(rows, lse, places, pyramid, ranks)
         rows, lse = torch.cat([rows, ahead[0]], 1), torch.cat([lse, ahead[1]], 1)
@@ -68,7 +72,10 @@ def windowed(
         first = window - 1 if i == 0 and ranks[1] == 0 else 0  # nothing precedes the first chunk
         near_k, near_v = keys[i, :, first:], values[i, :, first:]
         far = of_rows, of_lse, of_places
-        parts.append(merge_window(of_q, near_k, near_v, *far, pyramid, window, kernels, before[i]))
+        near = of_q, near_k, near_v
+        parts.append(
+            merge_window(*near, *far, pyramid, window, kernels, before=before[i], starts=of_chunks[i])
+        )
     return torch.cat(parts)
 
 

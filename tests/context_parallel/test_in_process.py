@@ -1,5 +1,7 @@
 """Ring, Ulysses and Lighthouse over ranks that are threads, against one rank, forward and backward."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from lhtrain.attention.windowed import attend_rows
 from lhtrain.context_parallel import over_ranks, positions, ring
 from lhtrain.context_parallel.ring import ring_with_lse
 from lhtrain.context_parallel.ulysses import ulysses_with_lse
+from lhtrain.kernels.scores.gla import Gla
 from tests.context_parallel.threads import ThreadRanks
 
 HEADS, DIM, BATCH, SEQ_LEN = 4, 8, 2, 2048
@@ -89,6 +92,41 @@ def test_documents_apart_as_on_one_rank(begins, method, n_kv, size, monkeypatch)
         for mine, whole in zip([*got, *output], [*want, *of_output], strict=True):
             whole = whole[:, here] if whole.ndim == 4 else whole[..., here]
             torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("method", "n_kv"), [("ring", 2), ("ulysses", 4)])
+@pytest.mark.parametrize("kind", ["published", "windowed", "whole window", "strict", "dilated", "gla"])
+def test_documents_apart_are_those_of_one_rank(kind, method, n_kv, size, monkeypatch):
+    """Documents that begin in a chunk, at its border, and in the chunk before."""
+    n, options = 256, {"window": 21} if kind != "published" else {}
+    options |= {"window": 256} if kind == "whole window" else {}
+    options |= {"scorer": kind} if kind == "dilated" else {"scorer": None} if kind == "gla" else {}
+    plain = LighthouseAttention(3, 2, 16, tile=2, strictly_causal=kind == "strict", **options)
+    docs = documents_of([[28, 64, 68, 132, 192], [244]], n, most=8)
+    torch.manual_seed(0)
+    tensors = [torch.randn(BATCH, n, heads, DIM) for heads in (HEADS, n_kv, n_kv, HEADS)]
+    x, scorer = torch.randn(BATCH, n, 12), None
+    if kind == "gla":
+        scorer = Gla(SimpleNamespace(dim=12, n_kv_heads=n_kv))
+        torch.nn.init.normal_(scorer.weight, std=3.0)
+
+    def where(here):
+        own = Documents(docs.starts[:, here], docs.bounds)
+        return Where(tuple(tensors[:2]), scorer, x=x[:, here], documents=own)
+
+    def of(attend, here):
+        return result(lambda *own: attend(*own, where(here)), [x[:, here] for x in tensors])
+
+    want = of(plain, torch.arange(n))
+
+    def on(rank):
+        here = positions(n, rank, size)
+        return here, of(over_ranks(plain, method, True, "group", rank, size), here)
+
+    for here, got in ThreadRanks(size, monkeypatch).run(on):
+        for mine, whole in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, whole[:, here], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strictly_causal", [False, True])

@@ -1,6 +1,8 @@
 """Scorers and selections of a user give the same results with the reference and with the kernels."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -8,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lhtrain.attention import LighthouseAttention, lighthouse_attention
+from lhtrain.attention.dense import dense_attention
+from lhtrain.attention.documents import documents_of
 from lhtrain.kernels import ops
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores import Tokens
+from lhtrain.kernels.scores.dilated import Dilated
+from lhtrain.kernels.scores.gla import CHUNK, Gla
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.scores.norm import Norm
 from lhtrain.kernels.selection import naive
@@ -154,3 +160,38 @@ def test_an_unknown_scorer_is_refused():
     q = torch.zeros(1, 512, 2, 4)
     with pytest.raises(ValueError, match="scorer=nrom: must be one of norm"):
         lighthouse_attention(q, q, q, scorer="nrom", **cases.options(PYRAMID))
+
+
+@pytest.mark.parametrize("scorer", ["dilated", "gla"])
+def test_scores_of_documents_apart_are_those_of_each_alone(scorer):
+    """Boundaries inside of the chunks of gated linear attention, at their borders, and none for long."""
+    n, begins = 3 * CHUNK, [[8, 20, CHUNK, 2 * CHUNK + 4], [CHUNK // 2]]
+    torch.manual_seed(0)
+    q, k, v, x = (torch.randn(2, n, heads, 8) for heads in (4, 2, 2, 1))
+    own = Gla(SimpleNamespace(dim=8, n_kv_heads=2)) if scorer == "gla" else Dilated()
+    if scorer == "gla":
+        nn.init.normal_(own.weight)
+
+    def scores(rows, part, documents=None):
+        tensors = (of[rows, part] for of in (q, k, v))
+        positions = torch.arange(part.stop - part.start)
+        return own.scores(
+            Tokens(
+                *tensors, positions, x[rows, part].flatten(2), dense_attention, documents=documents, align=4
+            )
+        )
+
+    got = scores(slice(2), slice(0, n), documents_of(begins, n, most=8))
+    for b, starts in enumerate(begins):
+        bounds = [0, *starts, n]
+        for begin, end in pairwise(bounds):
+            alone = scores(slice(b, b + 1), slice(begin, end))
+            for one, other in zip(got, alone, strict=True):
+                torch.testing.assert_close(one[b, :, begin:end], other[0], rtol=1e-4, atol=1e-5)
+
+
+def test_dilated_scores_need_documents_that_begin_at_multiples_of_the_dilation():
+    q, k, v = (torch.randn(1, 8, 1, 4) for _ in range(3))
+    tokens = Tokens(q, k, v, torch.arange(8), attend=dense_attention)
+    with pytest.raises(ValueError, match="=2: the scorer dilated needs a multiple of 4"):
+        Dilated().scores(tokens._replace(documents=documents_of([[2]], 8, most=2), align=2))

@@ -70,7 +70,7 @@ def attention_of(run: Run, stage: str) -> dict[str, Any]:
     If the configuration does not have the stage: its name.
     """
     try:
-        settings = saved_attention_settings(run.config["stages"][stage], run.config["model"])
+        settings = saved_attention_settings(run.config["stages"][stage], run.config.get("model") or {})
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
         return {"stage": stage}
     return {key: value for key, value in settings.items() if key != "seq_len"}

@@ -43,9 +43,10 @@ def type_of(key: str) -> Any:
 
 
 def is_option(key: str) -> bool:
-    """Return whether `key` is a plugin's setting (optim.options.NAME) or all of them (optim.options)."""
-    parent, found, _ = f"{key}.".partition(".options.")
-    return bool(found) and type_of(f"{parent}.options") == dict[str, Any]
+    """Return whether `key` is a dictionary with any names, such as logger.kinds, or is in one."""
+    names = key.split(".")
+    kinds = (type_of(".".join(names[: n + 1])) for n in range(len(names)))
+    return any(kind in (dict[str, Any], dict[str, bool]) for kind in kinds)
 
 
 def limit_of(key: str) -> Any:

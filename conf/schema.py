@@ -406,10 +406,14 @@ class CheckpointConfig:
 
 @dataclass
 class LoggerConfig:
-    """The experiment tracker that gets the rows of metrics.jsonl."""
+    """The experiment trackers that get the rows of metrics.jsonl, besides run.dir."""
 
-    # none: metrics are only written to run.dir; wandb: Weights & Biases, pip install 'lhtrain[wandb]'
+    # none: metrics are only written to run.dir; wandb: Weights & Biases, pip install 'lhtrain[wandb]';
+    # tensorboard: event files in run.dir/tensorboard, pip install 'lhtrain[tensorboard]'; jsonl: run.dir/
+    # scalars.jsonl, whose names are those of the other trackers
     kind: Annotated[str, one_of("none", TRACKERS)] = "none"
+    # several trackers, {NAME: true, ...}, besides kind; logger=[wandb,tensorboard] sets it
+    kinds: dict[str, bool] = field(default_factory=dict)
     project: str = "lhtrain"  # project of the run in Weights & Biases
     entity: str | None = None  # user or team in Weights & Biases; null: the account's default
     group: str | None = None  # group under which Weights & Biases shows runs together
@@ -471,7 +475,7 @@ class Config:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)  # validation
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # when checkpoints are saved
-    logger: LoggerConfig = field(default_factory=LoggerConfig)  # the experiment tracker
+    logger: LoggerConfig = field(default_factory=LoggerConfig)  # the experiment trackers
     # the job that `lhtrain slurm submit` asks for
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     # Python modules to import, also from the current folder; they can add attention kinds, scorers,

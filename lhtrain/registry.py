@@ -84,7 +84,14 @@ SCORERS = Registry(
     },
 )
 OPTIMIZERS = Registry("optimizer", {"adamw": "lhtrain.model.optimizer:AdamW"})
-TRACKERS = Registry("tracker", {"wandb": "lhtrain.report.trackers:WandbTracker"})
+TRACKERS = Registry(
+    "tracker",
+    {
+        "wandb": "lhtrain.report.tracker_wandb:WandbTracker",
+        "tensorboard": "lhtrain.report.tracker_tensorboard:TensorboardTracker",
+        "jsonl": "lhtrain.report.tracker_lines:LinesTracker",
+    },
+)
 BACKENDS = ("auto", "reference", "triton")  # for pooling and selection in Lighthouse layers
 
 

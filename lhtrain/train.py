@@ -142,9 +142,8 @@ class Trainer:
             self.record.val_loss = self._validation_loss(stage)
             self.report.validation()
         if step % self.config.parallel.compare_every == 0:
-            for line in self.stragglers.compare(
-                self.clock.data_seconds() / self.config.parallel.compare_every
-            ):
+            waited = self.clock.data_seconds() / self.config.parallel.compare_every
+            for line in self.stragglers.compare(waited):
                 self.report.behind(line)
         due = ends or step % self.config.checkpoint.every == 0
         if signal or step == self.schedule.steps or (due and self._is_sound()):

@@ -24,7 +24,7 @@ FLOORS = [
     ["checkpoint"],
     ["health", "progress", "runs", "report", "interop", "slurm"],
     ["compare", "pages"],
-    ["step", "evaluate", "loader", "build", "opened", "train", "session"],
+    ["step", "evaluate", "loader", "build", "opened", "samples", "train", "session"],
     ["commands"],
     ["cli"],
     ["__main__"],

@@ -19,7 +19,7 @@ from lhtrain.report.remaining import Remaining
 from lhtrain.report.stage_switch import SwitchWatch, last_validation
 from lhtrain.report.summary import End, Summary, SummaryFile
 from lhtrain.report.terminal import Terminal
-from lhtrain.report.trackers import SafeTracker
+from lhtrain.report.trackers import Trackers
 from lhtrain.text import finite, one_line
 
 
@@ -73,7 +73,7 @@ class Reporter(Events):
         self.remaining = Remaining(config)
         self.terminal = Terminal(config.run.steps, progress.step, progress.seconds, self._seconds_left)
         self.metrics = MetricsFile(run_dir.metrics, self.say)
-        self.tracker = SafeTracker(config.logger, config.run.name, run_dir.path, settings, self.say)
+        self.tracker = Trackers(config.logger, config.run.name, run_dir.path, settings, self.say)
         self.plot = Plot(run_dir.plot, config.run.name)
         self.summary = SummaryFile(run_dir.summary, config.run.name, peak_flops, about)
         self._failed: set[str] = set()
@@ -114,6 +114,7 @@ class Reporter(Events):
             tokens_per_second=tokens / seconds if measured else None,
             mfu=flops / seconds / self.peak_flops if self.peak_flops and measured else None,
             step_seconds=seconds,
+            peak_memory_gb=round(self.progress.stages[-1].peak_memory_bytes / 1e9, 2) or None,
         )
 
     def validation(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 from lhtrain.conf.compose import check_overrides, search_path
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.rules.cluster import slurm_seconds
+from lhtrain.conf.rules.tracking import tracker_names
 
 MODELS = ("gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "llama3_8b", "lighthouse_530m")
 STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum", "extend")
@@ -186,6 +187,7 @@ def test_the_error_has_the_number_of_problems_and_that_nothing_was_started():
         (["cluster.partition='a\nb'"], "cluster.partition='a\\nb': must be printable, on one line"),
         (["cluster.extra_args=['qos=x']"], "cluster.extra_args='qos=x': each must be one option"),
         (["cluster.srun_args=['--x\n--y']"], "cluster.srun_args='--x\\n--y': each must be one option"),
+        (["logger.kinds.wandbb=true"], "logger.kinds.wandbb=True: no such tracker; must be one of wandb"),
         (["logger=wandb", "logger.tags=[ok,'']"], "logger.tags='': each must have 1 to 64 characters"),
         (["logger=wandb", f"logger.tags=[{'x' * 65}]"], "': each must have 1 to 64 characters, but has 65"),
         (["logger=wandb", "logger.tags=['a\nb']"], r"logger.tags='a\nb': each must be printable"),
@@ -251,3 +253,19 @@ def test_time_limits_of_slurm_are_converted_to_seconds(text, seconds):
 def test_a_setting_that_hydra_cannot_parse_is_reported_by_its_key(typed, rule):
     with pytest.raises(ConfigError, match=re.escape(rule)):
         check_overrides([typed])
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ([], []),
+        (["logger=wandb"], ["wandb"]),
+        (["logger.kind=jsonl"], ["jsonl"]),
+        (["logger=[wandb,tensorboard]"], ["tensorboard", "wandb"]),
+        (["logger=[wandb,tensorboard]", "logger.kinds.wandb=false"], ["tensorboard"]),
+        (["logger.kinds={jsonl: true, wandb: true}"], ["jsonl", "wandb"]),
+        (["logger=wandb", "logger.kinds.jsonl=true"], ["wandb", "jsonl"]),
+    ],
+)
+def test_several_trackers(settings, names):
+    assert tracker_names(check_overrides(settings).logger) == names

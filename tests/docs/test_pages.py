@@ -58,7 +58,11 @@ def test_commands_have_no_comments(page):
 def test_keys_in_the_text_exist(page):
     for number, text in page.code():
         match = KEY.fullmatch(text)
-        if match and match[1].partition(".")[0] in GROUPS and not text.endswith((".py", ".md", ".yaml", ".json")):
+        if (
+            match
+            and match[1].partition(".")[0] in GROUPS
+            and not text.endswith((".py", ".md", ".yaml", ".json"))
+        ):
             assert type_of(match[1]) is not None, f"{page.name}:{number}: no key {match[1]}"
 
 

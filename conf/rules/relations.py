@@ -62,6 +62,11 @@ RELATIONS = (
         ("lighthouse.scorer=dilated", "model.seq_len=258", "lighthouse.levels=2", "lighthouse.pooling=2"),
     ),
     Relation(
+        (*SCORERS, *POOLING, "data.documents"),
+        "with the scorer dilated and data.documents=apart, pooling^(levels-1) must be a multiple of 4",
+        ("lighthouse.scorer=dilated", "data.documents=apart", "lighthouse.levels=2", "lighthouse.pooling=2"),
+    ),
+    Relation(
         (*DENSE, "model.n_layers"),
         "each of dense_layers must be from -model.n_layers to model.n_layers - 1",
         ("stages.recovery.dense_layers=[9]",),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.rope_scaling import broken_rules
-from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.conf.schema import Config, DocumentMode, StageConfig
 from lhtrain.kernels.pyramid import DILATION, Pyramid
 
 
@@ -18,6 +18,8 @@ def stage_problems(config: Config) -> Iterator[Problem]:
             yield Problem("stages", repr(name), "the name of a stage must be printable and not empty")
         yield from _pyramid(f"stages.{name}", stage)
         yield from _dilated(f"stages.{name}", stage, config.parallel.cp)
+        if config.data.documents is DocumentMode.apart:
+            yield from _dilated_apart(f"stages.{name}", stage)
         if stage.rope_scaling != config.model.rope_scaling:
             for rule in broken_rules(stage.rope_scaling):
                 yield Problem(f"stages.{name}.rope_scaling", stage.rope_scaling, rule)
@@ -42,6 +44,15 @@ def _dilated(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
         chunks = f" with the {2 * cp} chunks of parallel.cp={cp}" if cp > 1 else ""
         rule = f"must be a multiple of {unit} for the scorer dilated{chunks}"
         yield Problem(f"{key}.seq_len", stage.seq_len, rule)
+
+
+def _dilated_apart(key: str, stage: StageConfig) -> Iterator[Problem]:
+    """Yield a problem if the scorer `dilated` cannot divide what documents begin at multiples of."""
+    if stage.attention == "lighthouse" and stage.scorer == "dilated":
+        pyramid = pyramid_of(stage)
+        if not pyramid.problems() and pyramid.coarsest_window % DILATION:
+            rule = f"pooling^(levels-1) must be a multiple of {DILATION} for the scorer dilated"
+            yield Problem(f"{key}.pooling", stage.pooling, f"{rule} with data.documents=apart")
 
 
 def pyramid_of(stage: StageConfig) -> Pyramid:

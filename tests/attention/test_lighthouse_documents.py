@@ -4,10 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from lhtrain.attention import lighthouse_attention
 from lhtrain.attention.documents import documents_of
 from lhtrain.attention.row_documents import by_group, coarsest_rows, of_groups, row_bounds, row_documents
+from lhtrain.attention.window_kernels import WINDOW_KERNELS
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.selection.naive import inverse, select_indices
@@ -233,3 +235,93 @@ def test_where_documents_begin_among_the_rows():
     x = torch.randn(2, 5, 4, 3)
     assert torch.equal(of_groups(by_group(x, groups), groups), x)
     assert torch.equal(by_group(x, groups)[3], x[1, :, 2:])
+
+
+GPU_CASES = [(8, 8, 128), (9, 3, 64), (8, 2, 128)]
+
+
+def gpu_case(heads, dtype, n=8192):
+    """Documents of 5,008, 16 and 3,168 tokens, and one whole sequence; tiles of 2,048 tokens."""
+    tensors = draw(*heads, n=n, dtype=dtype, device="cuda")
+    return tensors, documents([[5008, 5024], []], n, "cuda")
+
+
+def gpu_layer(q, k, v, kind, docs, backend="auto"):
+    options = {"levels": 3, "pooling": 4, "budget": 512, "scorer": "position"}  # rounding changes no choice
+    options |= {key: 512 if key == "window" else value for key, value in KINDS[kind].items()}
+    return lighthouse_attention(q, k, v, **options, backend=backend, documents=docs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("heads", GPU_CASES, ids=str)
+@pytest.mark.parametrize("kind", ["published", "windowed", "strict"])
+def test_the_kernels_of_a_gpu_are_the_reference(kind, heads, dtype):
+    tensors, docs = gpu_case(heads, dtype)
+    got = results(lambda *x: gpu_layer(*x, kind, docs), tensors)
+    wide = [x.float() for x in tensors]
+    want = results(lambda *x: gpu_layer(*x, kind, docs, "reference"), wide)
+    bound = 1e-4 if dtype == torch.float32 else 1.5e-2
+    for one, other in zip(got, want, strict=True):
+        assert (one.float() - other).norm() <= bound * other.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["fa4", "flash", "ranges"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", GPU_CASES, ids=str)
+def test_every_kernel_of_windows_keeps_documents_apart(name, heads, dtype, monkeypatch):
+    (q, *others), docs = gpu_case(heads, dtype)
+    if not WINDOW_KERNELS[name].runs(q):
+        pytest.skip(f"{name} does not run here")
+    monkeypatch.setattr("lhtrain.attention.windowed.window_kernel_for", lambda q: name)
+    got = results(lambda *x: gpu_layer(*x, "windowed", docs), (q, *others))
+    wide = [x.float() for x in (q, *others)]
+    want = results(lambda *x: gpu_layer(*x, "windowed", docs, "reference"), wide)
+    for one, other in zip(got, want, strict=True):
+        assert (one.float() - other).norm() <= 1.5e-2 * other.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["published", "windowed", "strict"])
+def test_a_token_changes_no_other_document_on_a_gpu(kind, dtype):
+    (q, k, v), docs = gpu_case((8, 2, 64), dtype)
+    outside = torch.ones(2, 8192, 1, 1, device="cuda", dtype=dtype)
+    outside[0, :5008] = 0
+    changed = [x.clone() for x in (q, k, v)]
+    for x in changed:
+        x[0, 4900] *= 30
+    torch.use_deterministic_algorithms(True)
+    try:
+        got, want = (
+            results(lambda *x: gpu_layer(*x, kind, docs), own, outside) for own in (changed, (q, k, v))
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one * outside, other * outside)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["published", "windowed", "strict"])
+def test_on_a_gpu_the_layer_compiles_once_and_never_waits(kind):
+    """Boundaries change without another compilation, and nothing reads the device."""
+    tensors, docs = gpu_case((8, 2, 64), torch.bfloat16)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    compiled = torch.compile(gpu_layer, fullgraph=True, backend=counter, dynamic=False)
+    for begins in ([[5008, 5024], []], [[16, 4096], [800]]):
+        docs = documents(begins, 8192, "cuda")
+        got, want = (
+            results(lambda *x, own=own, docs=docs: own(*x, kind, docs), tensors)
+            for own in (compiled, gpu_layer)
+        )
+        for one, other in zip(got, want, strict=True):
+            assert (one.float() - other.float()).norm() <= 1.5e-2 * other.float().norm()
+    assert counter.frame_count == 1
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results_on_device = gpu_layer(*(x.requires_grad_() for x in tensors), kind, docs)
+        results_on_device.backward(torch.ones_like(results_on_device))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -19,6 +19,7 @@ from lhtrain.interop.tokenizer import trained_tokenizer
 from lhtrain.interop.trained import longest
 from lhtrain.kernels.pyramid import TILE
 from lhtrain.model.decoder import GPT, OWN_SCORER
+from lhtrain.model.rope import Rope
 from lhtrain.registry import ATTENTIONS
 from lhtrain.stage import Stage, saved_attention_settings
 
@@ -37,7 +38,7 @@ class Opened:
         path: the checkpoint, or the exported folder.
         state: content of its state.json; {} for an exported folder.
         config: the shape of the model.
-        model: the model, with full attention; its weights have the dtype of the activations.
+        model: the model, with full attention until `enter`; its weights have the dtype of the activations.
         tokenizer: the tokenizer of the training data.
         stages: stages that did at least one step, in order. Empty for an exported folder.
         longest: length in tokens of the longest sequences that the weights were trained on.
@@ -57,6 +58,14 @@ class Opened:
             return FULL_ATTENTION
         attend: Attend = ATTENTIONS[stage.attention].of(stage, "auto")
         return attend
+
+    def enter(self, stage: Stage | None) -> None:
+        """Let the model attend as in a stage. None: full attention, with the positions of the last stage."""
+        layers = () if stage is None else stage.dense_layers
+        self.model.attend_with(self.attention(stage), dense_layers=layers)
+        last = stage or (self.stages[-1] if self.stages else None)
+        if last is not None:
+            self.model.rope = Rope(last.rope_theta, last.rope_scaling, last.seq_len)
 
 
 def open_trained(
@@ -85,7 +94,9 @@ def open_trained(
         remedy = "give the tokenizer.json of the run with tokenizer=FILE"
         raise RunError(f"{path}: its tokenizer cannot be read ({error}); {remedy}") from error
     stages = tuple(trained_stages(path, state).values())
-    return Opened(path, state, model.config, model, its_tokenizer, stages, longest(state))
+    out = Opened(path, state, model.config, model, its_tokenizer, stages, longest(state))
+    out.enter(None)
+    return out
 
 
 def trained_stages(path: Path, state: State) -> dict[str, Stage]:
@@ -107,6 +118,7 @@ def _stage_config(config: dict[str, Any], name: str, settings: dict[str, Any]) -
     known = {field.name for field in fields(StageConfig)}
     values = {key: value for key, value in config["stages"].get(name, {}).items() if key in known}
     values |= OMITTED if settings["attention"] == "lighthouse" else {}
+    values |= {"rope_scaling": None} if "rope_theta" in settings else {}
     values |= {key: value for key, value in settings.items() if key in known}
     for field in fields(StageConfig):  # that the version of the checkpoint did not have
         if field.name not in values and field.default is not MISSING:

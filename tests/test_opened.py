@@ -46,6 +46,21 @@ def test_stages_are_those_that_ran_with_the_settings_of_then(tmp_path):
     assert got.attention(strict).strictly_causal and got.attention(None) is FULL_ATTENTION
 
 
+def test_a_stage_brings_its_positions_and_dense_layers(tmp_path):
+    strict = STRICT | {"rope_theta": 2e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    first = {"name": "a", "steps": 3, "settings": strict | {"dense_layers": [0]}}
+    last = {"name": "b", "steps": 3, "settings": DENSE | {"rope_theta": 3e5}}
+    got = opened(tmp_path, stages={}, done=[first, last])[2]
+    assert (got.model.rope.theta, got.model.rope.scaling) == (3e5, None)
+    got.enter(got.stages[0])
+    assert (got.model.rope.theta, got.model.rope.scaling["factor"]) == (2e5, 2.0)
+    attends = [block.attention.attend for block in got.model.blocks]
+    assert attends[0] is FULL_ATTENTION and all(attend.strictly_causal for attend in attends[1:])
+    got.enter(None)
+    assert all(block.attention.attend is FULL_ATTENTION for block in got.model.blocks)
+    assert got.model.rope.theta == 3e5
+
+
 def test_a_layer_that_omits_keys_has_their_defaults(tmp_path):
     stages = {"it": STRICT}  # the configuration changed after the stage ran
     done = [{"name": "it", "steps": 3, "settings": LIGHTHOUSE | LAYER | {"budget": 128, "seq_len": 512}}]

@@ -39,8 +39,7 @@ def generate(arguments: Namespace) -> None:
     except DataError as error:
         raise UsageError(f"prompt=: {error}") from error
     stage = _strict_stage(opened) if arguments.attention == "strict" else None
-    if stage is not None:
-        opened.model.attend_with(opened.attention(stage))
+    opened.enter(stage)
     for note in (*_about_attention(opened, stage), *_beyond(len(prompt) + n, opened.longest)):
         print(f"note: {note}", file=sys.stderr)
     sampler = Sampler(temperature, top_p, seed, opened.tokenizer.vocab_size)

@@ -262,6 +262,7 @@ def _typed(config: DictConfig) -> Config:
     out.init_from = None if out.init_from is None else expanded(out.init_from)
     out.cluster.python = None if out.cluster.python is None else expanded(out.cluster.python)
     _expand_data(out.data)
+    out.eval.data = _expanded_path(out.eval.data)
     counts: list[Any] = [out.run, *out.stages.values()]
     for owner in counts:
         owner.batch_tokens, owner.grad_accum = number(owner.batch_tokens), number(owner.grad_accum)
@@ -270,15 +271,19 @@ def _typed(config: DictConfig) -> Config:
 
 def _expand_data(data: DataConfig) -> None:
     """Expand `~` in the paths of `data` and convert the weights to numbers; both are text as typed before."""
-    if isinstance(data.path, str):
-        data.path = expanded(data.path)
-    elif isinstance(data.path, list):
-        data.path = [expanded(path) if isinstance(path, str) else path for path in data.path]
+    data.path = _expanded_path(data.path)
     data.tokenizer = expanded(data.tokenizer)
     data.out = None if data.out is None else expanded(data.out)
     data.cache_dir = None if data.cache_dir is None else expanded(data.cache_dir)
     if isinstance(data.mix, dict):
         data.mix = {str(name): _part(part) for name, part in data.mix.items()}
+
+
+def _expanded_path(path: Any) -> Any:
+    """Expand `~` in a path, or in each path of a list."""
+    if isinstance(path, list):
+        return [_expanded_path(one) for one in path]
+    return expanded(path) if isinstance(path, str) else path
 
 
 def _part(part: Any) -> Any:

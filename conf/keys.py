@@ -19,6 +19,7 @@ PATHS = (
     "data.tokenizer",
     "init_from",
     "cluster.python",
+    "eval.data",
 )
 
 

@@ -18,6 +18,7 @@ def with_absolute_paths(config: Config) -> Config:
     data.path = _absolute(data.path)
     data.out, data.cache_dir = _absolute(data.out), _absolute(data.cache_dir)
     config.init_from = _absolute(config.init_from)
+    config.eval.data = _absolute(config.eval.data)
     if data.source not in ("files", "hf", "code"):  # prepared folders of these have the name as typed
         data.tokenizer = _absolute_tokenizer(data.tokenizer)
     if isinstance(data.mix, dict):

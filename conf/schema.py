@@ -387,11 +387,29 @@ class WatchdogConfig:
 
 @dataclass
 class EvalConfig:
-    """Validation: the loss on documents that are not trained on."""
+    """Validation, and the tasks that measure how a model uses a long context (docs/judging.md)."""
 
     every: Count = 50  # number of steps between validations; each stage also ends with one
     # tokens per validation, at most: if there are fewer, all are used
     tokens: Annotated[int, at_least(1, most=MOST_TOKENS)] = 32_768
+    # what is measured, the most important first: loss_by_position, gain_of_context, recall, passkey, copy or
+    # long_ppl; []: nothing
+    tasks: list[str] = field(default_factory=lambda: ["loss_by_position", "recall", "passkey"])
+    # number of steps between these measurements; null: one at the end of each stage
+    tasks_every: Annotated[int | None, at_least(1)] = None
+    # largest share of the run's computation that the tasks may take: there are fewer samples and tasks if
+    # they need more, and nothing is measured in a very short run
+    share: Annotated[float, above(0, at_most=1)] = 0.03
+    # sequence lengths of recall, passkey and copy, up to twice the context; []: 1,024, its doubles below the
+    # context, and the context
+    lengths: Annotated[list[int], at_least(64, most=2**31 - 1)] = field(default_factory=list)
+    # where sentences are hidden in a text, from 0, its beginning, to 1
+    depths: Annotated[list[float], between(0, 1)] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9])
+    samples: Count = 4  # sequences for each length, depth and number of pairs; four times as many documents
+    # texts for the tasks: a file, a folder, a pattern, or a prepared folder; null: the validation documents
+    data: Any = None
+    # seed of the choice of texts and of hidden values
+    seed: Annotated[int, at_least(0, most=2**63 - 1)] = 0
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from lhtrain.text import finite
 
-PARTS = ("data", "compute", "validation", "checkpoint")
+PARTS = ("data", "compute", "validation", "evaluation", "checkpoint")
 LAST = 20  # number of logged losses to average, because the loss of a single batch is too noisy
 
 
@@ -126,10 +126,12 @@ class Progress:
 
 
 def _record(saved: dict[str, Any]) -> StageRecord:
-    """Read a saved stage; checkpoints of earlier versions hold only its last loss."""
+    """Read a saved stage; checkpoints of earlier versions hold only its last loss, and fewer parts."""
     saved = dict(saved)
     last = saved.pop("last_loss", None)
     losses = saved.pop("losses", {"last": [] if last is None else [last]})
+    for key, nothing in (("seconds", 0.0), ("times", 0)):  # parts that earlier versions did not measure
+        saved[key] = dict.fromkeys(PARTS, nothing) | saved.get(key, {})
     return StageRecord(**saved, losses=Losses(**losses))
 
 

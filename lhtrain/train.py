@@ -18,7 +18,7 @@ from lhtrain.conf.schema import Config
 from lhtrain.distributed.torchrun import too_short
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
-from lhtrain.evaluate import validation_loss, warm_up
+from lhtrain.evaluation import LoopTasks, validation_loss, warm_up
 from lhtrain.health.hang import Watchdog
 from lhtrain.health.nonfinite import NonFiniteGuard
 from lhtrain.health.signals import StopSignal
@@ -49,6 +49,7 @@ class Trainer:
         self.start = find_start(self.dir, config.resume, world)
         self.schedule = Schedule.of(config)
         self.data, self.engine = build(config, world)
+        self.tasks = LoopTasks(config, self.data, self.engine)
         self.tensors = checkpoint.tensors_of(self.engine.model, self.engine.optimizer)
         self.guard, self.stragglers = NonFiniteGuard(config.guard), StragglerCheck(world)
         self.progress, self.start_note = begin(
@@ -96,8 +97,8 @@ class Trainer:
                     signal = self.world.largest(stop.requested or 0)
                     self._after_step(stage, signal)
             self._finish_saving(stop)
-            result = {"finished": self.progress.step == self.schedule.steps, "signal": signal}
-            result |= self.report.finish(signal)
+            finished = self.progress.step == self.schedule.steps
+            result = {"finished": finished, "signal": signal} | self.report.finish(signal)
         self.data.loader.close()
         return result
 
@@ -141,6 +142,9 @@ class Trainer:
             self._look_for_skips()  # waits for pending steps, so that they do not count as validation time
             self.record.val_loss = self._validation_loss(stage)
             self.report.validation()
+        if plan := self.tasks.plan(step, stage):
+            with self.clock.measure("evaluation"), self.watchdog.phase("validation"):
+                self.report.evaluated(self.tasks.measure(stage, plan, step))
         if step % self.config.parallel.compare_every == 0:
             waited = self.clock.data_seconds() / self.config.parallel.compare_every
             for line in self.stragglers.compare(waited):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lhtrain.progress import LAST, Losses, Progress, StageClock, StageRecord
+from lhtrain.progress import LAST, PARTS, Losses, Progress, StageClock, StageRecord
 
 
 def test_the_mean_and_its_standard_error_are_of_the_last_losses():
@@ -63,4 +63,4 @@ def test_the_clock_counts_how_often_each_part_was_done():
     for part in ("validation", "compute", "validation"):
         with clock.measure(part):
             pass
-    assert record.times == {"data": 0, "compute": 1, "validation": 2, "checkpoint": 0}
+    assert record.times == dict.fromkeys(PARTS, 0) | {"compute": 1, "validation": 2}

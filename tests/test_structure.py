@@ -24,14 +24,14 @@ FLOORS = [
     ["checkpoint"],
     ["health", "progress", "runs", "report", "interop", "slurm"],
     ["compare", "pages"],
-    ["step", "evaluate", "loader", "build", "opened", "samples", "train", "session"],
+    ["step", "evaluation", "loader", "build", "opened", "samples", "train", "session"],
     ["commands"],
     ["cli"],
     ["__main__"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-TRAIN_LINES = 280
+TRAIN_LINES = 290
 LONGEST = 60  # lines of a function
 LONGEST_KERNEL = 100  # lines of a Triton kernel, which cannot always be split
 

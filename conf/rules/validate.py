@@ -5,6 +5,7 @@ from lhtrain.conf.rules.batch import batch_problems, count_problems
 from lhtrain.conf.rules.cluster import cluster_problems
 from lhtrain.conf.rules.compute import compute_problems
 from lhtrain.conf.rules.data import all_data_problems
+from lhtrain.conf.rules.evaluation import eval_problems
 from lhtrain.conf.rules.model import model_problems
 from lhtrain.conf.rules.parallel import parallel_problems
 from lhtrain.conf.rules.plugins import option_problems
@@ -18,6 +19,7 @@ from lhtrain.conf.schema import Config
 RULES = (
     *(value_problems, option_problems, count_problems, optim_problems, run_problems, model_problems),
     *(stage_problems, compute_problems, all_data_problems, logger_problems, cluster_problems),
+    eval_problems,
 )
 
 

@@ -355,6 +355,50 @@ Examples
     docs=("judging",),
 )
 
+EVAL = Command(
+    "eval",
+    "measure how a trained model uses a long context",
+    "lhtrain.commands.eval:evaluate",
+    (
+        argument(
+            "SOURCE",
+            type=_folder,
+            help="folder of a run, for its newest checkpoint; of a checkpoint; or an exported folder",
+        ),
+    ),
+    (
+        Key("eval.tasks", "[recall,passkey]", "what is measured; by default all of the tasks below"),
+        Key("eval.lengths", "[4096,32768]", "sequence lengths, up to twice the context"),
+        Key("eval.depths", "[0.1,0.9]", "where sentences are hidden, from 0, the beginning, to 1"),
+        Key("eval.samples", "4", "sequences for each length, depth and number of pairs"),
+        Key("eval.data", "books/", "other texts than the validation documents: files or a prepared folder"),
+        Key("eval.seed", "0", "seed of the choice of texts and hidden values"),
+        Key("attention", "both", "full, lighthouse (that of the stage) or both", "both"),
+        Key("stage", "NAME", "stage whose attention is measured; by default the last one"),
+        Key("device", "auto", "auto, cpu or cuda", "auto"),
+        Key("precision", "auto", "auto, float32 or bfloat16; auto: bfloat16 on a GPU", "auto"),
+        Key("batch_tokens", "32768", "most tokens of a pass, unless a sequence has more", "32768"),
+        Key("out", "FILE", "where the results are written; by default eval.json of the run"),
+    ),
+    details="""\
+Tasks
+  loss_by_position  loss in documents at least as long as the context, by position
+  gain_of_context   how much lower the loss of the last tokens is with all of the context than with its end
+  recall            the value of a key, hidden in a text 1, 4 or 16 times, by length and depth
+  passkey           one digit hidden in filler text; chance is 10 %
+  copy              loss of a random string that is repeated, by distance
+  long_ppl          perplexity of the tokens that need a long context (LongPPL)
+
+Prints tables and writes eval.json into the folder of the run, or beside the folder of a checkpoint or export.
+Quote values with brackets: 'eval.tasks=[recall,passkey]'
+
+Examples
+  lhtrain eval runs/mine
+  lhtrain eval runs/mine 'eval.tasks=[loss_by_position,passkey]' eval.samples=1
+  lhtrain eval runs/mine/checkpoints/step_00002000 eval.data=books/ attention=full""",
+    docs=("judging",),
+)
+
 SLURM = Command(
     "slurm",
     "submit, resume and extend runs as SLURM jobs, and list runs",
@@ -499,8 +543,8 @@ Examples
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE, EXPORT, GENERATE),
-        *(RUNS, COMPARE),
+        *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE),
+        *(EXPORT, GENERATE, EVAL, RUNS, COMPARE),
         *(SLURM, SLURM_SUBMIT, SLURM_RESUME, SLURM_EXTEND, SLURM_STATUS, SLURM_BEGIN, SLURM_END),
         *(ENV, COMPLETION, HELP),
     )

@@ -104,8 +104,8 @@ class Mesh:
             # A CPU sums the embedding's gradient in the weight's dtype; in bfloat16 most of it would be lost.
             policy = replace(policy, param_dtype=None)
         fully_shard(model, mesh=self.sharding, mp_policy=policy)
-        register_fsdp_forward_method(model, "loss")
-        register_fsdp_forward_method(model, "next_logits")
+        for method in ("loss", "token_losses", "next_logits"):
+            register_fsdp_forward_method(model, method)
 
     def initialize(self, model: GPT, seed: int) -> None:
         """Allocate a model that is on the meta device and set its initial weights, the same on any mesh."""
@@ -118,10 +118,16 @@ class Mesh:
         if isinstance(model, FSDPModule) and not self.config.reduce_always:
             model.set_requires_gradient_sync(last)
 
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum x over all ranks, in place, and return it."""
+        if self.world.is_distributed:
+            dist.all_reduce(x)
+        return x
+
     def mean(self, x: Tensor) -> Tensor:
         """Average x over the loss ranks, in place, and return it."""
         if self.world.is_distributed:
-            dist.all_reduce(x)
+            self.sum(x)
             x /= self.n_loss_ranks
         return x
 

@@ -16,7 +16,16 @@ from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.attention.documents import Documents
 from lhtrain.attention.where import Attend, Where
 from lhtrain.conf.schema import ModelConfig
-from lhtrain.model.loss import ChunkGrad, ChunkLoss, chunk_grad, chunk_loss, linear_cross_entropy
+from lhtrain.model.loss import (
+    IGNORE,
+    ChunkGrad,
+    ChunkLoss,
+    TokenLosses,
+    chunk_grad,
+    chunk_loss,
+    linear_cross_entropy,
+    per_token_losses,
+)
 from lhtrain.model.rope import Rope, rotate
 
 OWN_SCORER = ".attention.scorer."  # in the names of parameters that only Lighthouse layers use
@@ -179,6 +188,21 @@ class GPT(nn.Module):
             of_logits=self.chunk_grad,
             value_of_logits=self.chunk_loss,
         )
+
+    def token_losses(
+        self, tokens: Tensor, targets: Tensor, positions: Tensor | None = None, among: Tensor | None = None
+    ) -> TokenLosses:
+        """Cross-entropy of each target (B, T), without gradients; 0 and False at positions without a target.
+
+        among: the tokens of which the most likely one is compared with the target; None: all.
+        """
+        counted = targets != IGNORE
+        hidden = self.hidden(tokens, positions)[counted]
+        found = per_token_losses(hidden, self.head.weight, targets[counted], among)
+        losses = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+        right = torch.zeros_like(targets, dtype=torch.bool)
+        losses[counted], right[counted] = found
+        return TokenLosses(losses, right)
 
     def attend_with(
         self, attend: Attend, dense: Attend = FULL_ATTENTION, dense_layers: Collection[int] | None = None

@@ -6,7 +6,7 @@ it and adds it to the gradients of the hidden states and of the weight. The back
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,40 @@ def linear_cross_entropy(
         total += loss
         del logits  # otherwise it would be in memory together with the next chunk's logits
     return total / (targets != IGNORE).sum().clamp(min=1)
+
+
+class TokenLosses(NamedTuple):
+    """The loss of each target, and whether it was the most likely token; one shape."""
+
+    losses: Tensor  # float32, in nats
+    right: Tensor  # bool
+
+
+@torch.no_grad()
+def per_token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, among: Tensor | None = None, chunk: int | None = None
+) -> TokenLosses:
+    """Cross-entropy of each target under the logits hidden @ weight.T, in chunks, without gradients.
+
+    Args:
+        hidden, weight, chunk: as in `linear_cross_entropy`.
+        targets: (M,) int64, each below V.
+        among: (m,) int64, the tokens of which the most likely one is compared with the target; None: all.
+
+    Returns:
+        (M,) each.
+    """
+    matrix, rows = weight.to(hidden.dtype), chunk or chunk_rows(weight.shape[0])
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+    right = torch.empty(targets.shape, dtype=torch.bool, device=hidden.device)
+    parts = zip(*(x.split(rows) for x in (hidden, targets, losses, right)), strict=True)
+    for part, target, loss, hit in parts:
+        logits = (part @ matrix.T).float()
+        loss.copy_(logits.logsumexp(-1) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1))
+        best = logits.argmax(-1) if among is None else among[logits[:, among].argmax(-1)]
+        hit.copy_(best == target)
+        del logits  # otherwise it would be in memory together with the next chunk's logits
+    return TokenLosses(losses, right)
 
 
 def plain_linear_cross_entropy(

@@ -33,6 +33,9 @@ class Events:
     def validation(self) -> None:
         """The current stage has a new validation loss."""
 
+    def evaluated(self, result: dict[str, Any]) -> None:
+        """The tasks of eval.tasks were measured. result: the content of eval.json."""
+
     def switch(self, val_loss: float) -> None:
         """A new stage begins. val_loss: of the same weights with the new stage's attention."""
 

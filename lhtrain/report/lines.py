@@ -1,5 +1,6 @@
 """The lines that are printed for rows of metrics.jsonl, except those of training steps."""
 
+from lhtrain.report import evaluation
 from lhtrain.report.metrics import Row
 from lhtrain.report.stage_switch import Entry, Validation
 from lhtrain.report.summary import steps_until
@@ -12,6 +13,11 @@ def validated(row: Row, before: Validation) -> str:
     if now is not None and before.loss is not None:
         change = f" ({now - before.loss:+.4f} since step {before.step:,})"
     return f"validated step {row['step']:,}: validation loss {number(now)}{change}"
+
+
+def evaluated(step: int, attention: str, values: dict[str, float | None]) -> str:
+    """Return the line for the main numbers of a measurement under one attention."""
+    return f"evaluated step {step:,}: {evaluation.line(attention, values)}"
 
 
 def recovered(entry: Entry) -> str:

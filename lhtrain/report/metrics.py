@@ -10,7 +10,7 @@ from lhtrain.files import numbered, open_regular, write_atomic
 from lhtrain.runs.metrics_file import Row, read_rows
 from lhtrain.text import to_json
 
-KINDS = ("train", "validation", "switch", "recovered", "skipped", "spike", "rewound", "changed")
+KINDS = ("train", "validation", "evaluation", "switch", "recovered", "skipped", "spike", "rewound", "changed")
 
 
 class MetricsFile:

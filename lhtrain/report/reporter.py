@@ -8,10 +8,11 @@ from typing import Any, Protocol, Self
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.failure import lost_contact
 from lhtrain.errors import LOST_CONTACT, reason
+from lhtrain.files import write_atomic
 from lhtrain.health.nonfinite import Skip
 from lhtrain.progress import Progress
 from lhtrain.provenance import resume_command
-from lhtrain.report import lines, summary
+from lhtrain.report import evaluation, lines, summary
 from lhtrain.report.events import Events
 from lhtrain.report.metrics import MetricsFile, Row
 from lhtrain.report.plot import Plot
@@ -20,7 +21,7 @@ from lhtrain.report.stage_switch import SwitchWatch, last_validation
 from lhtrain.report.summary import End, Summary, SummaryFile
 from lhtrain.report.terminal import Terminal
 from lhtrain.report.trackers import Trackers
-from lhtrain.text import finite, one_line
+from lhtrain.text import finite, one_line, to_json
 
 
 class Listener(Protocol):
@@ -38,6 +39,8 @@ class RunFiles(Protocol):
     def metrics(self) -> Path: ...
     @property
     def summary(self) -> Path: ...
+    @property
+    def evaluation(self) -> Path: ...
     @property
     def plot(self) -> Path: ...
 
@@ -128,6 +131,17 @@ class Reporter(Events):
             self.say(lines.recovered(entry))
         self._write_summary()
         self._attempt("loss.png was not drawn", lambda: self.plot.renew(self.metrics.rows))
+
+    def evaluated(self, result: dict[str, Any]) -> None:
+        for attention in ("full", "lighthouse"):
+            if result[attention] is not None:
+                values = evaluation.numbers(result[attention])
+                self._row("evaluation", attention=attention, **values)
+                self.summary.about.setdefault("evaluation", {})[attention] = finite(values)
+                self.say(lines.evaluated(self.progress.step, attention, values))
+        unwritten = "eval.json was not written"
+        self._attempt(unwritten, lambda: write_atomic(self.dir.evaluation, to_json(result, indent=2) + "\n"))
+        self._write_summary()
 
     def switch(self, val_loss: float) -> None:
         before, after = self.progress.stages[-2:]

@@ -113,11 +113,16 @@ def _cells(stage: dict[str, Any]) -> dict[str, str]:
         "mfu": number(stage["mfu"], ".1%"),
         "peak memory, GB": number(stage["peak_memory_gb"], ".1f"),
         "wall-clock time, s": f"{seconds['total']:,.1f}",
-        **{f"  {part}": f"{seconds[part]:,.1f}" for part in seconds if part != "total"},
+        **{f"  {part}": _seconds(part, seconds[part]) for part in seconds if part != "total"},
         "training loss, first": number(stage["first_loss"], ".2f"),
         "training loss, end": with_width(stage["loss_mean"], stage["loss_stderr"]),
         "validation loss": number(stage["val_loss"]),
     }
+
+
+def _seconds(part: str, seconds: float) -> str:
+    """Return the time of a part of a stage; "-" for an evaluation that did not take place."""
+    return "-" if part == "evaluation" and not seconds else f"{seconds:,.1f}"
 
 
 def switch_lines(summary: Summary) -> list[str]:

@@ -54,6 +54,10 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def evaluation(self) -> Path:
+        return self.path / "eval.json"
+
+    @property
     def tokenizer(self) -> Path:
         """A copy of the tokenizer.json of the data, if the data have one."""
         return self.path / "tokenizer.json"

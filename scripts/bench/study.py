@@ -32,7 +32,7 @@ from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World, close, find_ranks
-from lhtrain.evaluate import validation_loss, warm_up
+from lhtrain.evaluation import validation_loss, warm_up
 from lhtrain.kernels import ops
 from lhtrain.registry import ATTENTIONS
 from lhtrain.stage import Stage

@@ -23,7 +23,7 @@ def test_the_summary_accounts_for_the_time(undisturbed):
     assert summary["finished"] and summary["steps"] == 16 and summary["tokens"] == 16 * 4096
     for stage in summary["stages"]:
         seconds = stage["wall_clock_seconds"]
-        assert list(seconds) == ["total", "data", "compute", "validation", "checkpoint"]
+        assert list(seconds) == ["total", "data", "compute", "validation", "evaluation", "checkpoint"]
         assert all(part > 0 for part in seconds.values())
         assert sum(seconds.values()) - seconds["total"] <= seconds["total"] + 0.01
         rate = stage["tokens"] / (seconds["data"] + seconds["compute"])
@@ -214,7 +214,7 @@ def test_help_is_for_newcomers(lhtrain):
         (
             ["frobnicate"],
             2,
-            "no command 'frobnicate' (commands: completion, data, env, estimate, export, extend, help",
+            "no command 'frobnicate' (commands: completion, data, env, estimate, eval, export, extend, ",
         ),
         (["optim.lr=1,2"], 2, "optim.lr=1,2: several values need a sweep (add -m)"),
         (["model.n_layer=3", "nonsense=1"], 2, "2 problems in the configuration"),

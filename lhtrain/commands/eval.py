@@ -1,0 +1,114 @@
+"""`lhtrain eval RUN`: measure how a trained model uses a long context."""
+
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.rules.evaluation import task_problems
+from lhtrain.conf.rules.values import value_problems
+from lhtrain.conf.schema import Device, EvalConfig, Precision
+from lhtrain.conf.typed.paths import expanded
+from lhtrain.errors import RunError, UsageError
+from lhtrain.files import write_atomic
+from lhtrain.report.evaluation import tables
+from lhtrain.runs.own_config import value_of
+from lhtrain.runs.run_dir import RunDir
+from lhtrain.text import to_json
+
+ATTENTIONS = ("both", "full", "lighthouse")
+TASKS = ["loss_by_position", "gain_of_context", "recall", "passkey", "copy", "long_ppl"]
+BATCH_TOKENS = "32768"
+
+
+def evaluate(arguments: Namespace) -> None:
+    """Measure the tasks, print the tables and write eval.json. Raises UsageError, ConfigError, RunError."""
+    config = eval_config(arguments)
+    if arguments.attention not in ATTENTIONS:
+        raise UsageError(f"attention={arguments.attention}: must be one of {', '.join(ATTENTIONS)}")
+    at_once = arguments.batch_tokens
+    if not (at_once.isdecimal() and int(at_once) > 0):
+        raise UsageError(f"batch_tokens={at_once}: must be a whole number, at least 1")
+    choices = {"device": Device, "precision": Precision}
+    chosen: dict[str, Any] = {}
+    for name, kind in choices.items():
+        if getattr(arguments, name) not in kind.__members__:
+            names = ", ".join(kind.__members__)
+            raise UsageError(f"{name}={getattr(arguments, name)}: must be one of {names}")
+        chosen[name] = kind[getattr(arguments, name)]
+    source = Path(arguments.SOURCE)
+    out = None if arguments.out is None else Path(expanded(arguments.out))
+    if out is not None and not os.access(out.absolute().parent, os.W_OK):
+        raise UsageError(f"out={arguments.out}: {out.absolute().parent} must be a writable folder")
+
+    from lhtrain.evaluation.trained import evaluate_trained  # imports torch
+
+    began = time.perf_counter()
+    console = Console(markup=False, emoji=False, highlight=False)
+    try:
+        result, path = evaluate_trained(
+            source,
+            config,
+            device=chosen["device"],
+            precision=chosen["precision"],
+            attention=arguments.attention,
+            stage=arguments.stage,
+            batch_tokens=int(at_once),
+            say=lambda text: print(text, flush=True),
+        )
+    except OSError as error:
+        raise RunError(str(error)) from error
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    console.print(tables(result))
+    print(written(result, out or beside(source, path)))
+
+
+def eval_config(arguments: Namespace) -> EvalConfig:
+    """Return the typed settings. Raises ConfigError, which names each that is not valid."""
+    given = {key: value for key, value in vars(arguments).items() if key.startswith("eval.") and value}
+    values: dict[str, Any] = {"tasks": TASKS}
+    problems = []
+    for key, text in given.items():
+        try:
+            values[key.removeprefix("eval.")] = value_of(f"{key}={text}")
+        except ValueError as error:
+            problems.append(Problem(key, text, str(error).strip().splitlines()[0]))
+    try:
+        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvalConfig), values))
+    except OmegaConfBaseException as error:
+        key = f"eval.{error.full_key}".partition("[")[0]
+        problems.append(Problem(key, given.get(key), str(error).strip().splitlines()[0]))
+        raise ConfigError(problems) from error
+    problems += [*value_problems(config, "eval."), *task_problems(config)]
+    if problems:
+        raise ConfigError(problems)
+    config.data = expanded(config.data) if isinstance(config.data, str) else config.data
+    return config
+
+
+def beside(source: Path, path: Path) -> Path:
+    """Return where the results of the checkpoint or folder `path` are written.
+
+    A run: its eval.json. A checkpoint of a run: eval_STEP.json in the run. Else: a file beside the folder.
+    """
+    if path.parent.name == "checkpoints":
+        run = RunDir(path.parent.parent)
+        named = source.resolve() == path.resolve()
+        return run.path / f"eval_{path.name}.json" if named else run.evaluation
+    path = path.absolute()
+    return path.parent / f"{path.name}.eval.json"
+
+
+def written(result: dict[str, Any], path: Path) -> str:
+    """Write eval.json to `path`; return a line that says so, or why it is not written."""
+    try:
+        write_atomic(path, to_json(result, indent=2) + "\n")
+    except OSError as error:
+        return f"{path} was not written ({error}); out=FILE names another place"
+    return f"written to {path}"

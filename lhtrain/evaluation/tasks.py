@@ -1,0 +1,51 @@
+"""The tasks by name, and their results as one dictionary."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lhtrain.evaluation import copying, gain_of_context, long_ppl, loss_by_position, passkey, recall
+from lhtrain.evaluation.judge import Score
+from lhtrain.evaluation.plan import Plan
+from lhtrain.evaluation.texts import Texts
+from lhtrain.evaluation.trial import Trial
+
+Result = dict[str, Any]
+
+TASKS: dict[str, Callable[[Trial], Result | None]] = {
+    "loss_by_position": loss_by_position.run,
+    "gain_of_context": gain_of_context.run,
+    "recall": recall.run,
+    "passkey": passkey.run,
+    "copy": copying.run,
+    "long_ppl": long_ppl.run,
+}
+FULL, OWN = "full", "lighthouse"  # full attention; the attention of the stage
+
+
+def measure(
+    scores: Mapping[str, Score], texts: Texts, plan: Plan, say: Callable[[str], object] = lambda text: None
+) -> dict[str, Any]:
+    """Run the tasks of `plan` under each attention.
+
+    Args:
+        scores: FULL, OWN or both -> how to score. If both are given, FULL chooses the tokens of long_ppl.
+        say: takes a line for each task that is done.
+
+    Returns:
+        FULL and OWN -> task -> result, None for an attention that is not measured.
+    """
+    results: dict[str, Any] = {FULL: None, OWN: None}
+    first: Trial | None = None
+    for name in (FULL, OWN):
+        if name not in scores:
+            continue
+        chosen_by = f"the same weights, {FULL if first or name == FULL else OWN} attention"
+        trial = Trial(scores[name], texts, plan, first, chosen_by)
+        results[name] = {}
+        for task in plan.tasks:
+            began = time.perf_counter()
+            results[name][task] = TASKS[task](trial)
+            say(f"{name:<10} {task:<16} {time.perf_counter() - began:8.1f} s")
+        first = first or trial
+    return results

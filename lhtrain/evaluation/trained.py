@@ -1,0 +1,111 @@
+"""Evaluates a trained model on one device: a run, a checkpoint or an exported folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lhtrain.compute.device import compute_dtype, pick_device
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.rules.evaluation import BEYOND
+from lhtrain.conf.schema import Device, EvalConfig, Precision
+from lhtrain.data import DataError
+from lhtrain.errors import RunError, UsageError
+from lhtrain.evaluation.attention import FullAttention, StageAttention, length_problem
+from lhtrain.evaluation.judge import AttentionAt, Judge
+from lhtrain.evaluation.plan import Plan
+from lhtrain.evaluation.result import described
+from lhtrain.evaluation.sources import own_texts, trained_texts
+from lhtrain.evaluation.tasks import FULL, OWN, measure
+from lhtrain.evaluation.texts import Texts
+from lhtrain.opened import Opened, open_trained
+from lhtrain.stage import Stage
+
+
+def evaluate_trained(
+    source: Path,
+    config: EvalConfig,
+    device: Device = Device.auto,
+    precision: Precision = Precision.auto,
+    attention: str = "both",
+    stage: str | None = None,
+    batch_tokens: int = 32_768,
+    say: Callable[[str], object] = print,
+) -> tuple[dict[str, Any], Path]:
+    """Measure the tasks of `config`.
+
+    Args:
+        source: one checkpoint; a run directory, for its newest one; or an exported folder.
+        attention: "full", "lighthouse" (that of the stage) or "both".
+        stage: a stage that ran, whose attention is measured. None: the last one.
+        batch_tokens: most tokens of a forward pass, unless one sequence has more.
+        say: takes lines for the reader.
+
+    Returns:
+        The content of eval.json, and the checkpoint or folder that was measured.
+
+    Raises:
+        UsageError: there is no such stage, or it has no attention of its own.
+        ConfigError: lengths that the stage does not allow.
+        RunError, DataError: the checkpoint or the texts cannot be read.
+    """
+    place = pick_device(device)
+    opened = open_trained(source, place, compute_dtype(precision, place))
+    chosen = _stage(opened, stage, attention)
+    context = opened.longest if chosen is None else chosen.seq_len
+    plan = Plan.of(config, context)
+    if problems := [*_length_problems(config, plan, chosen)]:
+        raise ConfigError(problems)
+    texts = _texts(opened, config, say)
+    attentions: dict[str, AttentionAt] = {}
+    if attention != OWN:
+        attentions[FULL] = FullAttention()
+    if attention != FULL and chosen is not None and chosen.attention != "dense":
+        attentions[OWN] = StageAttention(chosen, "auto")
+    scores = {name: Judge(opened.model, at, place, batch_tokens) for name, at in attentions.items()}
+    where = f"stage {chosen.name}, " if chosen else ""
+    say(f"{opened.path}: {where}context {context:,}; texts: {texts.name}; on {place}")
+    results = measure(scores, texts, plan, say)
+    step = opened.state.get("progress", {}).get("step", 0)
+    return described(results, plan, chosen, texts, step), opened.path
+
+
+def _stage(opened: Opened, name: str | None, attention: str) -> Stage | None:
+    """Return the stage `name`, or the last one. Raises UsageError."""
+    stages = {stage.name: stage for stage in opened.stages}
+    if name is not None and name not in stages:
+        known = f"the stages that ran are {', '.join(stages)}" if stages else "it has no stages"
+        raise UsageError(f"stage={name}: {opened.path} has no such stage; {known}")
+    chosen = stages[name] if name else (opened.stages[-1] if opened.stages else None)
+    if attention == OWN and (chosen is None or chosen.attention == "dense"):
+        what = f"stage {chosen.name} has full attention" if chosen else f"{opened.path} has no stages"
+        own = [stage.name for stage in opened.stages if stage.attention != "dense"]
+        remedy = f"; stage={own[-1]} names one that has another" if own else ""
+        raise UsageError(f"attention={OWN}: {what}{remedy}")
+    return chosen
+
+
+def _length_problems(config: EvalConfig, plan: Plan, stage: Stage | None) -> list[Problem]:
+    lengths = plan.lengths
+    found = []
+    if max(lengths) > BEYOND * plan.context:
+        rule = f"each must be at most {BEYOND} times the context, {plan.context:,}"
+        found.append(Problem("eval.lengths", config.lengths, rule))
+    wrong = (length_problem(stage, length) for length in lengths if stage is not None)
+    if broken := next(filter(None, wrong), None):
+        found.append(Problem("eval.lengths", config.lengths, broken))
+    return found
+
+
+def _texts(opened: Opened, config: EvalConfig, say: Callable[[str], object]) -> Texts:
+    """Open eval.data, the validation documents of the run, or else the standard library of Python."""
+    data = dict(opened.state.get("config", {}).get("data", {}))
+    try:
+        if config.data is not None or "source" not in data:
+            return own_texts(config.data, opened.tokenizer, data, config.seed)
+        texts, fingerprint = trained_texts(data, config.seed)
+    except DataError as error:
+        remedy = "" if config.data is not None else "; eval.data=PATH names other texts"
+        raise RunError(f"{error}{remedy}") from error
+    if fingerprint != opened.state.get("data"):
+        say("warning: the data are no longer those of the training; some may have been trained on")
+    return texts

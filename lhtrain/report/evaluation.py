@@ -1,0 +1,120 @@
+"""The table and the heat maps of an evaluation, and its numbers for metrics.jsonl."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from lhtrain.text import number
+
+Result = dict[str, Any]
+
+# Numbers of a row of metrics.jsonl: name -> task, path in its result, and its name in the table.
+NUMBERS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "position_loss": ("loss_by_position", ("loss",), "loss of long documents"),
+    "last_loss": ("loss_by_position", ("last", "loss"), "loss of their last tokens"),
+    "gain_of_context": ("gain_of_context", ("gain",), "gain of context"),
+    "recall_exact": ("recall", ("exact",), "recall, exact"),
+    "recall_loss": ("recall", ("loss",), "recall, loss"),
+    "recall_control_loss": ("recall", ("control_loss",), "recall, loss without the pair"),
+    "passkey": ("passkey", ("accuracy",), "pass key, one digit"),
+    "copy_loss": ("copy", ("loss",), "copy, loss"),
+    "long_ppl": ("long_ppl", ("ppl",), "LongPPL"),
+}
+SHARES = ("recall_exact", "passkey")  # shown in percent
+
+
+def numbers(of_attention: Result) -> dict[str, float | None]:
+    """Return the main numbers of the results under one attention."""
+    found = {}
+    for name, (task, path, _) in NUMBERS.items():
+        if task in of_attention:
+            value: Any = of_attention[task]
+            for key in path:
+                value = None if value is None else value[key]
+            found[name] = value
+    return found
+
+
+def line(attention: str, values: dict[str, float | None]) -> str:
+    """Return the main numbers as text for one line."""
+    shown = [f"{NUMBERS[name][2]} {_shown(name, value)}" for name, value in values.items() if name in NUMBERS]
+    return f"{attention} attention: {', '.join(shown)}"
+
+
+def tables(result: Result) -> Group:
+    """Return the tables of the content of eval.json: main numbers, losses by position, and heat maps."""
+    measured = {name: result[name] for name in ("full", "lighthouse") if result[name] is not None}
+    parts = [_main(measured), *_positions(measured)]
+    for name, of in measured.items():
+        if of.get("recall"):
+            parts += [Text(f"\nrecall, exact match in %, by depth: {name} attention"), _recall(of["recall"])]
+        if of.get("passkey"):
+            parts += [Text(f"\npass key of one digit, % right, by depth: {name} attention")]
+            parts += [_passkey(of["passkey"])]
+        if of.get("copy"):
+            parts += [Text(f"\nloss of a repeated random string: {name} attention"), _copy(of["copy"])]
+    return Group(*parts)
+
+
+def _shown(name: str, value: float | None) -> str:
+    return number(value, ".0%" if name in SHARES else ".4f")
+
+
+def _main(measured: Result) -> Table:
+    out = Table("attention", *measured)
+    values = {name: numbers(of) for name, of in measured.items()}
+    for key in next(iter(values.values())):
+        out.add_row(NUMBERS[key][2], *(_shown(key, of[key]) for of in values.values()))
+    return out
+
+
+def _positions(measured: Result) -> Iterator[Text | Table]:
+    found = {name: of["loss_by_position"] for name, of in measured.items() if of.get("loss_by_position")}
+    if not found:
+        return
+    one = next(iter(found.values()))
+    texts = "joined documents: none is long enough" if one["joined"] else "documents"
+    yield Text(f"\nloss by position, mean of {one['documents']} {texts}")
+    out = Table("positions", *found)
+    for index, bucket in enumerate(one["buckets"]):
+        losses = (number(of["buckets"][index]["loss"]) for of in found.values())
+        out.add_row(f"{bucket['begin']:,} to {bucket['end']:,}", *losses)
+    out.add_row(f"the last {one['last']['tokens']:,}", *(number(of["last"]["loss"]) for of in found.values()))
+    yield out
+
+
+def _recall(result: Result) -> Table:
+    out = Table("pairs", "length", *(f"{depth:g}" for depth in result["depths"]), "loss", "without the pair")
+    for control in result["control"]:
+        pairs, length = control["pairs"], control["length"]
+        cells = [one for one in result["cells"] if (one["pairs"], one["length"]) == (pairs, length)]
+        loss = sum(cell["loss"] for cell in cells) / len(cells)
+        heat = (_heat(cell["exact"]) for cell in cells)
+        out.add_row(f"{pairs}", f"{length:,}", *heat, number(loss), number(control["loss"]))
+    return out
+
+
+def _passkey(result: Result) -> Table:
+    out = Table("length", *(f"{depth:g}" for depth in result["depths"]), "mean")
+    for length in result["lengths"]:
+        cells = [cell["accuracy"] for cell in result["cells"] if cell["length"] == length]
+        if cells:
+            out.add_row(f"{length:,}", *map(_heat, cells), _heat(sum(cells) / len(cells)))
+    return out
+
+
+def _copy(result: Result) -> Table:
+    out = Table("length", "distance", "loss", "right", "loss when it is new")
+    for cell in result["cells"]:
+        share, new = number(cell["exact"], ".0%"), number(cell["first_loss"])
+        out.add_row(f"{cell['length']:,}", f"{cell['distance']:,}", number(cell["loss"]), share, new)
+    return out
+
+
+def _heat(share: float) -> Text:
+    """Return a share in percent, on green if it is high, on red if it is low."""
+    red, green = round(200 * (1 - share)), round(160 * share)
+    return Text(f"{100 * share:.0f}", style=f"white on rgb({red},{green},0)", justify="right")

@@ -20,8 +20,9 @@ class At(NamedTuple):
     """
 
     layers: Attend
-    dense: Attend  # of model.dense_layers
+    dense: Attend  # of `dense_layers`
     shared: bool
+    dense_layers: tuple[int, ...] = ()
 
 
 class FullAttention:
@@ -57,8 +58,8 @@ class StageAttention:
             return full
         attend = ATTENTIONS[there.attention].of(there, self.backend)
         if self.mesh is None or not full.shared or not _divides(there, self.mesh.slice.cp_size):
-            return At(attend, FULL_ATTENTION, False)
-        return At(self.mesh.attention(attend), full.dense, True)
+            return At(attend, FULL_ATTENTION, False, there.dense_layers)
+        return At(self.mesh.attention(attend), full.dense, True, there.dense_layers)
 
 
 def stage_at(stage: Stage, length: int) -> Stage | None:

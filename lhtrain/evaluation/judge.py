@@ -82,7 +82,7 @@ class Judge:
         positions = part.positions(length)
         among = None if among is None else among.to(self.device)
         with plainly(self.model):
-            self.model.attend_with(at.layers, at.dense)
+            self.model.attend_with(at.layers, at.dense, at.dense_layers)
             for mine in self._batches(count, length):
                 rows = torch.from_numpy(np.stack([build(number) for number in mine or (count - 1,)]))
                 assert rows.shape[1] == length + 1, f"{rows.shape[1]} tokens instead of {length} + 1"

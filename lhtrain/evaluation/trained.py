@@ -51,6 +51,7 @@ def evaluate_trained(
     place = pick_device(device)
     opened = open_trained(source, place, compute_dtype(precision, place))
     chosen = _stage(opened, stage, attention)
+    opened.enter(chosen)  # its positions
     context = opened.longest if chosen is None else chosen.seq_len
     plan = Plan.of(config, context)
     if problems := [*_length_problems(config, plan, chosen)]:

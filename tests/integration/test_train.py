@@ -203,7 +203,7 @@ def test_help_is_for_newcomers(lhtrain):
         "--cfg job",
     ):
         assert part in text
-    assert len(text.splitlines()) < 50
+    assert len(text.splitlines()) < 55
     config = yaml.safe_load(lhtrain.bare("--cfg", "job").stdout)
     assert config["model"]["name"] == "gpt_tiny" and "hydra" not in config
 
@@ -214,7 +214,7 @@ def test_help_is_for_newcomers(lhtrain):
         (
             ["frobnicate"],
             2,
-            "no command 'frobnicate' (commands: completion, data, env, estimate, eval, export, extend, ",
+            "no command 'frobnicate' (commands: compare, completion, data, env, estimate, eval, export, ",
         ),
         (["optim.lr=1,2"], 2, "optim.lr=1,2: several values need a sweep (add -m)"),
         (["model.n_layer=3", "nonsense=1"], 2, "2 problems in the configuration"),

@@ -29,7 +29,7 @@ from lhtrain.runs.changes import as_container
 from lhtrain.runs.history import History
 from lhtrain.runs.record import record_start
 from lhtrain.runs.resume import begin, find_start, progress_of
-from lhtrain.runs.run_dir import RunDir, keep_tokenizer
+from lhtrain.runs.run_dir import RunDir, keep_files
 from lhtrain.schedule import Schedule, StepPlan
 from lhtrain.stage import Stage
 from lhtrain.step import Measured, update
@@ -78,7 +78,7 @@ class Trainer:
             lambda: record_start(self.start, self.dir, self.config, self.progress.step, about)
         )
         with self.report, StopSignal(self.saver.saved_in_words) as stop, self.saver:
-            self.world.on_main(lambda: keep_tokenizer(self.dir, self.data.corpus.tokenizer))
+            self.world.on_main(lambda: keep_files(self.dir, self.data.corpus.tokenizer, self.start.source))
             for line in self._greeting(recorded):
                 self.report.say(line)
             if self.start.new:
@@ -235,6 +235,7 @@ class Trainer:
             "data": self.data.corpus.fingerprint,
             "tokenizer": self.data.corpus.tokenizer.as_meta(),
             "guard": self.guard.as_dict(),
+            "imported": self.start.imported,
         }
         with self.clock.measure("checkpoint"), self.watchdog.phase("save"):
             self.saver.save(self.progress.step, self.tensors, state)

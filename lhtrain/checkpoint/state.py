@@ -53,7 +53,8 @@ def parse_state(path: Path, described: Manifest) -> dict[str, Any]:
             f"state.json has format {version!r:.40}; this version of lhtrain reads 2 and {manifest.FORMAT}"
         )
     for key, kind in (("progress", dict), ("config", dict), ("data", str)):
-        if not isinstance(state.get(key, kind()), kind):
+        value = state.get(key, kind())
+        if not isinstance(value, kind) and not (key == "data" and value is None):  # None: imported weights
             raise Invalid(f"state.json: {key} must be {'an object' if kind is dict else 'text'}")
     for key in ("step", "position"):
         number = state.get("progress", {}).get(key, 0)

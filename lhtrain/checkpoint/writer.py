@@ -1,16 +1,17 @@
 """Writing of a rank's file, and publishing of a finished checkpoint."""
 
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lhtrain.checkpoint import manifest
 from lhtrain.checkpoint.folder import REPLACED, WRITING, free_name, in_words, remove
-from lhtrain.checkpoint.hashed import FileEntry, digest, pieces_of
+from lhtrain.checkpoint.hashed import PIECE, FileEntry, digest, pieces_of
 from lhtrain.checkpoint.staging import Staging
 from lhtrain.files import open_regular
 from lhtrain.process.threads import in_background
@@ -72,6 +73,29 @@ def write_file(path: Path, content: memoryview) -> FileEntry:
     return FileEntry(len(content), digests.result())
 
 
+def write_stream(path: Path, chunks: Iterable[bytes]) -> FileEntry:
+    """Write a new file from chunks of any length and sync it. Raises OSError with the file's path."""
+    handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    digests, size, room, hashed = [], 0, PIECE, hashlib.sha256()
+    try:
+        for chunk in chunks:
+            left = memoryview(chunk)
+            while left:
+                part = left[: os.write(handle, left[:room])]
+                hashed.update(part)
+                left, room, size = left[len(part) :], room - len(part), size + len(part)
+                if not room:
+                    digests.append(hashed.hexdigest())
+                    room, hashed = PIECE, hashlib.sha256()
+        os.fsync(handle)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(handle)
+    return FileEntry(size, (*digests, hashed.hexdigest()) if size % PIECE else tuple(digests))
+
+
 def publish(
     aside: Path, target: Path, step: int, state: str, parts: list[RankPart], before: Callable[[], object]
 ) -> tuple[int, list[str]]:
@@ -89,16 +113,7 @@ def publish(
 
     Raises OSError, Invalid: the checkpoint was not published.
     """
-    tensors: dict[str, Any] = {}
-    files = {name: entry for part in parts for name, entry in part.files.items()}
-    for part in parts:
-        for name, tensor in part.tensors.items():
-            chunks = tensors.setdefault(name, tensor | {"chunks": []})["chunks"]
-            chunks.extend(tensor["chunks"])
-    files[manifest.STATE] = write_file(aside / manifest.STATE, memoryview(state.encode()))
-    content = manifest.write(step, files, tensors)
-    write_file(aside / manifest.NAME, memoryview(content))
-    _sync(aside)
+    size = describe(aside, step, state, parts)
     before()
     replaced = None
     if os.path.lexists(target):  # a checkpoint of the same step
@@ -117,7 +132,25 @@ def publish(
             remove(replaced)
     except OSError as error:
         notes.append(f"checkpoint {target.name} was written, but a later step failed: {in_words(error)}")
-    return sum(entry.bytes for entry in files.values()) + len(content), notes
+    return size, notes
+
+
+def describe(aside: Path, step: int, state: str, parts: list[RankPart]) -> int:
+    """Write state.json and manifest.json beside the files of all ranks. Returns the checkpoint's bytes.
+
+    Raises OSError, Invalid.
+    """
+    tensors: dict[str, Any] = {}
+    files = {name: entry for part in parts for name, entry in part.files.items()}
+    for part in parts:
+        for name, tensor in part.tensors.items():
+            chunks = tensors.setdefault(name, tensor | {"chunks": []})["chunks"]
+            chunks.extend(tensor["chunks"])
+    files[manifest.STATE] = write_file(aside / manifest.STATE, memoryview(state.encode()))
+    content = manifest.write(step, files, tensors)
+    write_file(aside / manifest.NAME, memoryview(content))
+    _sync(aside)
+    return sum(entry.bytes for entry in files.values()) + len(content)
 
 
 def _sync(folder: Path) -> None:

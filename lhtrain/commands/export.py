@@ -14,7 +14,7 @@ _SIZE = re.compile(r"[1-9]\d*(\.\d+)?[KMGT]B")
 def export(arguments: Namespace) -> None:
     """Write the folder and print its contents. Raises UsageError, RunError."""
     dtype, tokenizer, size = arguments.dtype, arguments.tokenizer, arguments.max_shard_size.upper()
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
     if not _SIZE.fullmatch(size):
         raise UsageError(f"max_shard_size={size}: must be a number followed by KB, MB, GB or TB, such as 5GB")

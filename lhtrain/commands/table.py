@@ -225,6 +225,29 @@ Examples
     docs=("memory_and_gpus",),
 )
 
+IMPORT = Command(
+    "import",
+    "turn a published model into a checkpoint to start from",
+    "lhtrain.commands.import_model:run",
+    (
+        argument("SOURCE", help="folder of Hugging Face transformers, or hub:NAME of the Hugging Face hub"),
+        argument("DIR", type=_folder, help="new or empty folder to write to"),
+    ),
+    (Key("revision", "main", "branch, tag or commit of the repository on the hub"),),
+    details="""\
+Reads weights in safetensors files, in bfloat16, float16 or float32, of Llama, SmolLM2, Mistral and Ministral
+without sliding window, Qwen2, Qwen2.5 and Qwen3. `lhtrain init_from=DIR` starts from them; the shape of the
+model and its tokenizer come with them. `lhtrain export` writes the same family again. If the import fails,
+DIR stays as it was. Models of the hub are kept in its cache, HF_HOME, and are taken from there without a
+network.
+
+Examples
+  lhtrain import hub:HuggingFaceTB/SmolLM2-135M smollm2
+  lhtrain import downloads/Llama-3.2-1B llama
+  lhtrain import hub:Qwen/Qwen3-0.6B-Base qwen revision=main""",
+    docs=("extend",),
+)
+
 EXPORT = Command(
     "export",
     "write the weights and the tokenizer of a run for Hugging Face transformers",
@@ -236,7 +259,11 @@ EXPORT = Command(
         argument("FOLDER", type=_folder, help="new or empty folder to write to"),
     ),
     (
-        Key("dtype", "float32", "type of the weights: float32 or bfloat16", "float32"),
+        Key(
+            "dtype",
+            "float32",
+            "float32, bfloat16 or float16; default: the type of imported weights, else float32",
+        ),
         Key(
             "tokenizer",
             "FILE",
@@ -251,7 +278,8 @@ EXPORT = Command(
     ),
     details="""\
 Writes model.safetensors, config.json, generation_config.json, tokenizer.json, tokenizer_config.json and a
-model card, README.md. If the export fails, FOLDER stays as it was. Write a path that contains = as ./a=b
+model card, README.md. A model that began with `lhtrain import` is written as the same family, with the
+files of its tokenizer. If the export fails, FOLDER stays as it was. Write a path that contains = as ./a=b
 
 Examples
   lhtrain export runs/mine exported
@@ -544,7 +572,7 @@ COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
         *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE),
-        *(EXPORT, GENERATE, EVAL, RUNS, COMPARE),
+        *(IMPORT, EXPORT, GENERATE, EVAL, RUNS, COMPARE),
         *(SLURM, SLURM_SUBMIT, SLURM_RESUME, SLURM_EXTEND, SLURM_STATUS, SLURM_BEGIN, SLURM_END),
         *(ENV, COMPLETION, HELP),
     )

@@ -1,11 +1,14 @@
 """Writes README.md of an exported folder, the model card: the model, its training, how to load it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 import lhtrain
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.data.tokenizers.base import PREPARED
+from lhtrain.interop.carried import is_imported
 from lhtrain.interop.tokenizer import ExportedTokenizer
 from lhtrain.interop.trained import Trained, longest, stages
 
@@ -32,18 +35,16 @@ def card(
         notes: warnings of the export.
     """
     progress, config = state["progress"], state["config"]
-    ran = stages(state)
+    ran, imported = stages(state), state.get("imported")
     name = _on_one_line(model.name)
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
+        _header(imported),
         f"# {name}",
-        f"A Llama-style decoder with {n_parameters:,} parameters, pre-trained with lhtrain "
-        f"{lhtrain.__version__} and exported after step {progress['step']:,}. It is a base model: it "
-        "continues text and was not trained to follow instructions.",
+        _origin(imported, n_parameters, progress["step"]),
         _usage(tokenizer, dtype),
-        "## Notes\n\n" + "\n".join(f"- {note}" for note in [*notes, *remarks(model, tokenizer)]),
+        "## Notes\n\n" + "\n".join(f"- {note}" for note in [*notes, *remarks(model, tokenizer, imported)]),
         "## Model\n\n" + _table(("", ""), _model_rows(model, longest(state), dtype)),
-        f"## Training\n\n{_data(config)}\n\n" + _table(*_stage_rows(ran)),
+        f"## Training\n\n{_data(config, imported is not None)}\n\n" + _table(*_stage_rows(ran)),
         f"Total: {sum(stage.tokens for stage in ran):,} tokens in {progress['step']:,} steps. Losses are in "
         "nats per token. The training loss is the mean over the last logged steps of a stage; the validation "
         "loss is the last one of the stage.",
@@ -51,9 +52,43 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def remarks(model: ModelConfig, tokenizer: ExportedTokenizer) -> list[str]:
+def _header(imported: dict[str, Any] | None) -> str:
+    """Return the metadata of the card, as the Hugging Face hub reads them."""
+    data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if imported:
+        if imported["source"].startswith("hub:"):
+            data["base_model"] = imported["name"]
+        data |= imported["card"]
+    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---"
+
+
+def _origin(imported: dict[str, Any] | None, n_parameters: int, step: int) -> str:
+    """Return a paragraph: what the model is and where it comes from."""
+    by = f"with lhtrain {lhtrain.__version__}"
+    if imported is None:
+        return (
+            f"A Llama-style decoder with {n_parameters:,} parameters, pre-trained {by} and exported after "
+            f"step {step:,}. It is a base model: it continues text and was not trained to follow "
+            "instructions."
+        )
+    name = _on_one_line(imported["name"])
+    if imported["source"].startswith("hub:"):
+        name = f"[{name}](https://huggingface.co/{name})"
+    commit = f" (commit {imported['commit']})" if imported["commit"] else ""
+    return (
+        f"A model of the family {imported['family']} with {n_parameters:,} parameters. Base model: "
+        f"{name}{commit}, whose weights were trained further {by} and exported after step {step:,}. The base "
+        f"model had a context of {imported['context']:,} tokens."
+    )
+
+
+def remarks(
+    model: ModelConfig, tokenizer: ExportedTokenizer, imported: dict[str, Any] | None = None
+) -> list[str]:
     """Return notes for users of the exported folder about its vocabulary and tokenizer."""
-    lines = []
+    lines: list[str] = []
+    if imported and tokenizer.source is not None and is_imported(tokenizer.source, imported):
+        return ["The tokenizer and its files are those of the base model, unchanged."]
     if tokenizer.vocab_size is not None and model.vocab_size > tokenizer.vocab_size:
         lines.append(
             f"The vocabulary has {model.vocab_size:,} rows for {tokenizer.vocab_size:,} tokens, because "
@@ -97,6 +132,12 @@ def _usage(tokenizer: ExportedTokenizer, dtype: str) -> str:
     return f"## Use\n\n```python\n{code}\n```\n\n{needs}"
 
 
+def _scaling(scaling: Mapping[str, Any] | None) -> str:
+    if scaling is None:
+        return "none"
+    return ", ".join(f"{key} {value}" for key, value in scaling.items())
+
+
 def _model_rows(model: ModelConfig, length: int, dtype: str) -> list[tuple[str, str]]:
     return [
         ("layers", f"{model.n_layers}"),
@@ -104,6 +145,7 @@ def _model_rows(model: ModelConfig, length: int, dtype: str) -> list[tuple[str, 
         ("heads", f"{model.n_heads} (keys and values: {model.n_kv_heads}), head size {model.head_dim}"),
         ("hidden size of SwiGLU", f"{model.ffn_dim:,}"),
         ("rotary base", f"{model.rope_theta:,.0f}"),
+        ("rotary scaling", _scaling(model.rope_scaling)),
         ("tied embeddings", "yes" if model.tie_embeddings else "no"),
         ("longest sequences in training", f"{length:,} tokens"),
         ("data type", dtype),
@@ -133,17 +175,19 @@ def _attention(kind: str | None) -> str:
     return kind or "-"
 
 
-def _data(config: dict[str, Any]) -> str:
+def _data(config: dict[str, Any], imported: bool) -> str:
     """Return a line with the data and the tokenizer. Paths of folders are private and left out."""
     data = config["data"]
     what = str(data.get("source", "-"))
     if data.get("name"):
         subset = f", {data['subset']}" if data.get("subset") else ""
         what += f", {data['name']}{subset}"
+    if not data.get("source"):
+        return "Data: none; these are the imported weights."
     name = str(data["tokenizer"])
     name = "from the prepared data" if name.startswith(PREPARED) else name.rsplit("/", 1)[-1]
     text = f"Data: {_on_one_line(what)}. Tokenizer: {_on_one_line(name)}."
-    if config.get("init_from"):
+    if config.get("init_from") and not imported:
         text += " The run started from the weights of another checkpoint (init_from)."
         text += " The steps of that checkpoint are not counted here."
     return text

@@ -79,5 +79,5 @@ def _unreadable(path: Path, error: Exception) -> RunError:
 
 
 def own_tokenizer(path: Path) -> Path:
-    """Return where the checkpoint `path` has its copy of tokenizer.json, which may not exist."""
-    return RunDir(path.parent.parent).tokenizer if path.parent.name == "checkpoints" else path / "none"
+    """Return where a checkpoint of a run, or an import, has its copy of tokenizer.json; it may not exist."""
+    return RunDir(path.parent.parent if path.parent.name == "checkpoints" else path).tokenizer

@@ -42,6 +42,7 @@ class ExportedTokenizer:
         eos, bos: the tokens that end and begin a document; None if there is none or it is unknown.
         content: content of tokenizer.json; None if no tokenizer is exported.
         original: text of the original tokenizer.json if it needs no change.
+        source: the tokenizer.json of training, if it was one.
         spelt: whether the name of a special token in a text is ordinary text, as in training.
         notes: warnings for the user of the folder.
     """
@@ -54,6 +55,7 @@ class ExportedTokenizer:
     original: str | None = None
     spelt: bool = True
     notes: tuple[str, ...] = ()
+    source: Path | None = None
 
     def file(self) -> str:
         """Return the text of tokenizer.json."""
@@ -106,9 +108,11 @@ def exported_tokenizer(state: dict[str, Any], copy: Path, given: str | None = No
     recorded: dict[str, Any] | None = state.get("tokenizer")
     name = recorded["name"] if recorded else data["tokenizer"]
     known = {"vocab_size": None, "eos": None, "bos": None} | (recorded or {})
-    absent = ExportedTokenizer(name, known["vocab_size"], known["eos"], known["bos"])
+    absent = ExportedTokenizer(str(name), known["vocab_size"], known["eos"], known["bos"])
     if given == NONE:
         return absent
+    if name is None and given is None:
+        return replace(absent, notes=("no tokenizer is exported: the imported model had no tokenizer.json",))
     try:
         tokenizer = trained_tokenizer(state, copy, given)
     except DataError as fault:
@@ -212,7 +216,8 @@ def _exported(name: str, tokenizer: Tokenizer, unchecked: bool) -> ExportedToken
         )
     original = _original(tokenizer, content)
     ids = tokenizer.vocab_size, tokenizer.eos, tokenizer.bos
-    return ExportedTokenizer(name, *ids, content, original, not others, tuple(notes))
+    source = tokenizer.path if isinstance(tokenizer, HuggingFaceTokenizer) else None
+    return ExportedTokenizer(name, *ids, content, original, not others, tuple(notes), source)
 
 
 def _comparison(content: dict[str, Any], tokenizer: Tokenizer) -> Callable[[str], bool]:

@@ -22,7 +22,7 @@ class Trained:
 def stages(state: dict[str, Any]) -> list[Trained]:
     """Return the stages that did at least one step before the checkpoint, in order.
 
-    If no stage did a step, the last stage is returned.
+    If no stage did a step, the last stage is returned. Imported weights have no stages.
     """
     out = []
     for record in state["progress"]["stages"]:
@@ -46,9 +46,12 @@ def stages(state: dict[str, Any]) -> list[Trained]:
 def longest(state: dict[str, Any], depth: int = 16) -> int:
     """Return the length in tokens of the longest sequences that the weights were trained on.
 
-    This includes the runs before init_from if their checkpoints still exist; at most `depth` runs.
+    This includes the runs before init_from if their checkpoints still exist; at most `depth` runs. Imported
+    weights have the context of the published model.
     """
     lengths = [stage.seq_len for stage in stages(state) if stage.seq_len]
+    if imported := state.get("imported"):
+        lengths.append(imported["context"])
     source = state["config"].get("init_from")
     if source and depth:
         try:

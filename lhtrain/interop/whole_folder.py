@@ -1,6 +1,7 @@
 """Write a folder completely or not at all: fill a temporary folder beside it and rename that.
 
-A killed export leaves a folder ".NAME.….export.tmp" without a lock on it; the next export removes it.
+A killed export or import leaves a folder ".NAME.….export.tmp" without a lock on it; the next one to NAME
+removes it.
 """
 
 import fcntl
@@ -20,10 +21,12 @@ _OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # left by its writer after
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, last: str = "config.json") -> Iterator[Path]:
     """Yield an empty folder that becomes `folder` when the block ends without an exception.
 
     It is made beside `folder`, or inside of it where that is not possible.
+
+    last: the file that makes the folder complete, for a reader.
 
     Raises:
         RunError: `folder` exists and is not an empty folder.
@@ -44,7 +47,7 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         yield staging
         _sync(staging)
-        _publish(staging, folder, inside)
+        _publish(staging, folder, inside, last)
     finally:
         os.close(descriptor)
         shutil.rmtree(staging, ignore_errors=True)
@@ -66,7 +69,7 @@ def check_empty(folder: Path) -> None:
     )
 
 
-def _publish(staging: Path, folder: Path, inside: bool) -> None:
+def _publish(staging: Path, folder: Path, inside: bool, last: str) -> None:
     if folder.is_dir():
         for path in folder.iterdir():
             if _is_leftover(path) and path != staging:
@@ -75,7 +78,7 @@ def _publish(staging: Path, folder: Path, inside: bool) -> None:
         os.rename(staging, folder)  # onto an empty folder too
         sync_folder(folder.parent)
         return
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):  # that one is last
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == last):
         os.rename(path, folder / path.name)
     sync_folder(folder)
 
@@ -123,7 +126,7 @@ def _lock(descriptor: int, wait: bool = False) -> bool:
 
 def _sync(folder: Path) -> None:
     """Write the files of `folder` to the disk, so that the rename cannot reach it before them."""
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

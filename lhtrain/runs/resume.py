@@ -63,7 +63,10 @@ def begin(
         return Progress(), start.how
     if start.how == "new run":  # "restarted" stays, because the files of the earlier run must be moved aside
         start.how = "init_from"
-    return start_from(Path(config.init_from), tensors, config, corpus, world)
+    start.source = Path(config.init_from)
+    progress, note = start_from(start.source, tensors, config, corpus, world)
+    start.imported = checkpoint.state_of(start.source).get("imported")
+    return progress, note
 
 
 def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, corpus: Corpus) -> Progress:
@@ -82,7 +85,7 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     check_changes(path, state, start.changed, run_dir, config)
     started = History(run_dir.history).accepted("start")
     start.new = [one for one in start.changed if not is_accepted(started, one)]
-    start.guard = state.get("guard")
+    start.guard, start.imported = state.get("guard"), state.get("imported")
     checkpoint.load(path, tensors, optional=[OWN_SCORER])
     return progress
 

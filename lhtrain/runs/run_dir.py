@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,15 +64,35 @@ class RunDir:
         return self.path / "tokenizer.json"
 
     @property
+    def imported(self) -> Path:
+        """Files of the published model with which the run began, for an export; see `interop.carried`."""
+        return self.path / "imported"
+
+    @property
     def plot(self) -> Path:
         return self.path / "loss.png"
 
 
-def keep_tokenizer(run_dir: RunDir, tokenizer: Tokenizer) -> None:
-    """Copy the tokenizer.json of a run into its directory, because the original may change or be deleted."""
+def imported_files(checkpoint: Path) -> Path:
+    """Return where a checkpoint of a run, or an import, has the files of `interop.carried`; may not exist."""
+    inside = checkpoint.parent.name == "checkpoints"
+    return RunDir(checkpoint.parent.parent if inside else checkpoint).imported
+
+
+def keep_files(run_dir: RunDir, tokenizer: Tokenizer, source: Path | None = None) -> None:
+    """Copy what an export needs into a run's directory, because the originals may change or be deleted.
+
+    That is the tokenizer.json of the data, and files of the published model if the run starts from it.
+
+    source: the checkpoint from which a new run starts; None: there is none, or the run is resumed.
+    """
     path = getattr(tokenizer, "path", None)
     if path is not None:
         write_atomic(run_dir.tokenizer, path.read_bytes())
+    place = None if source is None else imported_files(source)
+    if place is not None and place.is_dir() and place.resolve() != run_dir.imported.resolve():
+        shutil.rmtree(run_dir.imported, ignore_errors=True)
+        shutil.copytree(place, run_dir.imported)
 
 
 def unwritable(path: Path) -> str | None:

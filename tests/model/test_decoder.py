@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.conf.schema import ModelConfig
-from lhtrain.interop import llama_config, llama_name
+from lhtrain.interop import config_json, published_name
 from lhtrain.model.decoder import GPT
 
 TINY = {"name": "t", "seq_len": 64, "vocab_size": 96, "dim": 32, "n_layers": 3, "ffn_dim": 80}
@@ -19,8 +19,8 @@ def tiny(**changes):
 
 def as_llama(ours: GPT) -> LlamaForCausalLM:
     """A Llama with the weights of `ours`."""
-    llama = LlamaForCausalLM(LlamaConfig(**llama_config(ours.config)))
-    state = {llama_name(name): tensor for name, tensor in ours.state_dict().items()}
+    llama = LlamaForCausalLM(LlamaConfig(**config_json(ours.config)))
+    state = {published_name(name): tensor for name, tensor in ours.state_dict().items()}
     llama.load_state_dict(state)
     return llama.eval()
 
@@ -52,18 +52,9 @@ def test_biases_and_normed_heads_equal_qwens(family, own):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    config = llama_config(model.config) | {"use_sliding_window": False}
-    for key in ("architectures", "model_type", "attention_bias", "mlp_bias"):
-        config.pop(key, None)
+    config = {key: value for key, value in config_json(model.config).items() if key != "architectures"}
     theirs = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**config))
-    state = {}
-    for name, tensor in model.state_dict().items():
-        module, _, kind = name.rpartition(".")
-        own_name = module.replace("q_norm", "wq").replace("k_norm", "wk")
-        there = llama_name(f"{own_name}.weight").removesuffix(".weight")
-        for norm, projection in (("q_norm", "q_proj"), ("k_norm", "k_proj")):
-            there = there.replace(projection, norm) if norm in name else there
-        state[f"{there}.{kind}"] = tensor
+    state = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     theirs.load_state_dict(state)
     tokens = torch.randint(0, 96, (2, 50))
     torch.testing.assert_close(model(tokens), theirs.eval()(tokens).logits, rtol=1e-5, atol=1e-5)

@@ -231,7 +231,8 @@ def test_restart_with_init_from_is_still_a_restart(monkeypatch):
     """The earlier files must be moved aside; otherwise a later resume would continue the earlier run."""
     begun = Progress(position=512), "weights of another run"
     monkeypatch.setattr(resume, "start_from", lambda *_: begun)
+    monkeypatch.setattr(resume.checkpoint, "state_of", lambda _: {})
     config = SimpleNamespace(init_from="other")
     for how, after in (("restarted", "restarted"), ("new run", "init_from")):
         run = Start(how)
-        assert begin(run, None, None, config, None, None) is begun and run.how == after
+        assert begin(run, None, None, config, None, None) == begun and run.how == after

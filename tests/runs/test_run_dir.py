@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models
 
 from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.runs.changes import differing
-from lhtrain.runs.run_dir import RunDir, keep_tokenizer
+from lhtrain.runs.run_dir import RunDir, keep_files
 
 SAVED = {
     "model": {"dim": 64},
@@ -73,12 +73,12 @@ def test_settings_that_change_results_are_returned():
 def test_a_run_keeps_its_tokenizer_file(tmp_path):
     file, run_dir = tmp_path / "mine.json", RunDir(tmp_path / "run")
     run_dir.path.mkdir()
-    keep_tokenizer(run_dir, open_tokenizer("bytes"))
+    keep_files(run_dir, open_tokenizer("bytes"))
     assert not any(run_dir.path.iterdir())
     tokenizer = Tokenizer(models.BPE())
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(file))
     run_dir.tokenizer.symlink_to(tmp_path / "precious")
-    keep_tokenizer(run_dir, open_tokenizer(str(file)))
+    keep_files(run_dir, open_tokenizer(str(file)))
     assert run_dir.tokenizer.read_bytes() == file.read_bytes()
     assert not (tmp_path / "precious").exists() and not run_dir.tokenizer.is_symlink()

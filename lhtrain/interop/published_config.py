@@ -1,0 +1,124 @@
+"""config.json of a published model: which family it is, and the same decoder in lhtrain's settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lhtrain.conf.schema import ModelConfig
+from lhtrain.errors import RunError
+from lhtrain.files import read_regular
+from lhtrain.interop.families import ALLOWED, DEFAULTS, FAMILIES, Family
+from lhtrain.interop.published_rope import read_rope
+
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "ffn_dim",
+}
+OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")
+MOST = 2**26  # bytes of config.json
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises RunError: it cannot be read or is not a JSON object."""
+    try:
+        content = json.loads(read_regular(path.resolve(), MOST))  # a cache of the hub has links
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: must be a JSON file ({error})") from error
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: must contain a JSON object")
+    return content
+
+
+def family_in(config: dict[str, Any], where: Path) -> Family:
+    """Return the family of a config.json. Raises RunError: it is not one of `FAMILIES`."""
+    kind = config.get("model_type")
+    if kind in FAMILIES:
+        return FAMILIES[kind]
+    known = ", ".join(FAMILIES)
+    why = ""
+    if "moe" in str(kind).lower() or "mixtral" in str(kind).lower():
+        why = "; models with a mixture of experts cannot be imported"
+    elif isinstance(config.get("text_config"), dict):
+        why = "; models that read images or sound cannot be imported"
+    raise RunError(f"{where}: model_type={kind}: must be one of {known}{why}")
+
+
+def model_of(config: dict[str, Any], family: Family, where: Path, name: str) -> ModelConfig:
+    """Return the shape of the published model.
+
+    Args:
+        config: content of config.json.
+        family: its family.
+        where: the path of config.json, for messages.
+        name: becomes model.name.
+
+    Raises RunError: lhtrain does not have such a decoder; all reasons are named.
+    """
+    known: dict[str, Any] = (
+        DEFAULTS | family.defaults | {key: value for key, value in config.items() if value is not None}
+    )
+    if "sliding_window" in config and config["sliding_window"] is None:
+        known["sliding_window"] = None
+    problems = [
+        f"{key}={config[key]}: {why}"
+        for key, (allowed, why) in ALLOWED.items()
+        if key in config and config[key] not in allowed
+    ]
+    sizes = ("max_position_embeddings", *SIZES, *(key for key in OPTIONAL_SIZES if key in known))
+    problems += [
+        f"{key}={known.get(key)}: must be a whole number above 0"
+        for key in sizes
+        if not _is_size(known.get(key))
+    ]
+    rope: tuple[float, Any] = 1.0, None
+    head_dim = heads = 0
+    if not problems:
+        heads = known["num_attention_heads"]
+        head_dim = known.get("head_dim", known["hidden_size"] // heads)
+        problems += _window_problems(known, family)
+        try:
+            rope = read_rope(known, known["max_position_embeddings"])
+        except (TypeError, ValueError) as error:
+            problems.append(str(error))
+    if problems:
+        raise RunError(f"{where}: {'; '.join(problems)}")
+    return ModelConfig(
+        name=name,
+        seq_len=known["max_position_embeddings"],
+        n_kv_heads=known.get("num_key_value_heads", heads),
+        head_dim=head_dim,
+        rope_theta=rope[0],
+        rope_scaling=rope[1],
+        norm_eps=float(known["rms_norm_eps"]),
+        tie_embeddings=bool(known["tie_word_embeddings"]),
+        init_std=float(known["initializer_range"]) or 0.02,
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        **{ours: known[theirs] for theirs, ours in SIZES.items()},
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _window_problems(known: dict[str, Any], family: Family) -> list[str]:
+    """Return that some layers attend to a sliding window, if they do.
+
+    A window as long as the context never hides a token from the model, so it is no difference.
+    """
+    window, layers = known.get("sliding_window"), known["num_hidden_layers"]
+    of_all = known.get("layer_types") or []
+    if other := sorted({kind for kind in of_all if kind not in ("full_attention", "sliding_attention")}):
+        return [f"layer_types: has {other[0]}; all layers must have full attention"]
+    slides = "sliding_attention" in of_all if of_all else window is not None
+    if family.window_flag and not of_all:
+        slides = bool(known.get(family.window_flag)) and known.get("max_window_layers", 0) < layers
+    if not slides or (window is not None and window >= known["max_position_embeddings"]):
+        return []
+    return [f"sliding_window={window}: all layers must have full attention"]

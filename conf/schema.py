@@ -413,6 +413,19 @@ class EvalConfig:
 
 
 @dataclass
+class SamplesConfig:
+    """Texts that the model writes during the run, into run.dir/samples.jsonl."""
+
+    prompts: list[str] = field(default_factory=list)  # texts to continue; none: no samples
+    every: Count = 500  # number of steps between samples; each stage also ends with them
+    tokens: Count = 64  # most tokens of a sample
+    # below 1: likelier tokens; 0: always the likeliest token
+    temperature: Annotated[float, not_negative()] = 0.8
+    # draw from the likeliest tokens whose probabilities together reach this
+    top_p: Annotated[float, above(0, at_most=1)] = 0.95
+
+
+@dataclass
 class CheckpointConfig:
     """When checkpoints are saved, and how many are kept."""
 
@@ -494,6 +507,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)  # validation
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # when checkpoints are saved
     logger: LoggerConfig = field(default_factory=LoggerConfig)  # the experiment trackers
+    samples: SamplesConfig = field(default_factory=SamplesConfig)  # texts that the model writes
     # the job that `lhtrain slurm submit` asks for
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     # Python modules to import, also from the current folder; they can add attention kinds, scorers,

@@ -1,13 +1,22 @@
-"""Text from a model: generated for a prompt, and given as soon as its characters are whole."""
+"""Text from a model: for a prompt of the user, and samples during a run."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from lhtrain.attention.dense import FULL_ATTENTION
+from lhtrain.attention.where import Attend
+from lhtrain.build import Engine
+from lhtrain.conf.schema import Config
+from lhtrain.data import DataError
 from lhtrain.data.tokenizers.base import Tokenizer
 from lhtrain.data.tokenizers.stream import TextStream
-from lhtrain.model.decoder import GPT
+from lhtrain.model.decoder import GPT, Block, run_plainly
 from lhtrain.model.generate import Sampler, stream
+from lhtrain.registry import ATTENTIONS
+from lhtrain.stage import Stage
 
 
 def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -20,7 +29,8 @@ def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 class Generation:
-    """Generates text. Iterate to get its parts; `n_tokens` and `ended` are up to date after each.
+    """Generates text. Iterate to get its parts, each as soon as its characters are whole; `n_tokens` and
+    `ended` are up to date after each.
 
     Args:
         model: the model, with the attention that it should use: full or strictly causal.
@@ -29,8 +39,6 @@ class Generation:
         n: most tokens to generate.
         seq_len: the sequence length of training, for strictly causal layers.
         sampler: draws the tokens.
-        to_the_end: compute n tokens even if an end of text comes before. Ranks that share weights must do
-            the same number of passes.
 
     Raises (when iterated):
         ValueError: the output of a layer depends on later tokens, or the logits are not finite.
@@ -45,10 +53,9 @@ class Generation:
         n: int,
         seq_len: int,
         sampler: Sampler,
-        to_the_end: bool = False,
     ):
         self.model, self.tokenizer, self.prompt = model, tokenizer, prompt
-        self.n, self.seq_len, self.sampler, self.to_the_end = n, seq_len, sampler, to_the_end
+        self.n, self.seq_len, self.sampler = n, seq_len, sampler
         self.n_tokens = 0  # generated so far, without the end of text
         self.ended = False  # whether an end of text came
 
@@ -58,10 +65,72 @@ class Generation:
         text = TextStream(self.tokenizer, self.prompt)
         for tokens in stream(self.model, prompt, self.n, self.seq_len, self.sampler):
             token = int(tokens[0])
-            self.ended = self.ended or token == self.tokenizer.eos
-            if self.ended and not self.to_the_end:
+            if token == self.tokenizer.eos:
+                self.ended = True
                 break
-            if not self.ended:
-                self.n_tokens += 1
-                yield text.add(token)
+            self.n_tokens += 1
+            yield text.add(token)
         yield text.finish()
+
+
+class LoopSamples:
+    """Samples during a run: texts for `samples.prompts`. Every rank computes all of them.
+
+    Stages with strictly causal layers use these, all other stages full attention, which all weights can use.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, engine: Engine):
+        self.config, self.tokenizer, self.engine = config.samples, tokenizer, engine
+        self.seed, self.backend = config.run.seed, config.lighthouse.backend
+
+    def due(self, step: int, stage_ends: bool) -> bool:
+        """Return whether samples are written after this step."""
+        return bool(self.config.prompts) and (stage_ends or step % self.config.every == 0)
+
+    def write(self, stage: Stage) -> list[dict[str, Any]]:
+        """Return a row of samples.jsonl for each prompt. A collective."""
+        attend, kind, rows = FULL_ATTENTION, "full", []
+        if stage.strictly_causal:
+            attend, kind = ATTENTIONS[stage.attention].of(stage, self.backend), "strict"
+        with self._one_token_at_a_time(stage, attend):
+            for prompt in self.config.prompts:
+                text = self._text(prompt, stage.seq_len)
+                row = {"prompt": prompt, "text": text, "attention": kind, "seed": self.seed}
+                rows.append(row | {"temperature": self.config.temperature, "top_p": self.config.top_p})
+        return rows
+
+    def _text(self, prompt: str, seq_len: int) -> str | None:
+        """Return a text; None if the logits are not finite or the tokenizer has no such token.
+
+        Ranks that share weights do the same number of passes, so the end of a text does not end its passes.
+        """
+        alone = not self.engine.mesh.world.is_distributed
+        sampler = Sampler(self.config.temperature, self.config.top_p, self.seed, self.tokenizer.vocab_size)
+        new: list[int] = []
+        try:
+            start = torch.tensor([prompt_tokens(self.tokenizer, prompt)])
+            start = start.to(self.engine.mesh.world.device)
+            for tokens in stream(self.engine.model, start, self.config.tokens, seq_len, sampler):
+                new.append(int(tokens[0]))
+                if alone and new[-1] == self.tokenizer.eos:
+                    break
+            end = new.index(self.tokenizer.eos) if self.tokenizer.eos in new else len(new)
+            return self.tokenizer.decode(new[:end])
+        except (ValueError, DataError):
+            return None
+
+    @contextmanager
+    def _one_token_at_a_time(self, stage: Stage, attend: Attend) -> Iterator[None]:
+        """A context in which blocks are not compiled, and each rank attends to whole sequences alone."""
+        model, before = self.engine.model, []
+        for block in model.blocks:
+            assert isinstance(block, Block)
+            before.append((block, block.run))
+            block.run = run_plainly
+        model.attend_with(attend, dense_layers=stage.dense_layers)
+        try:
+            yield
+        finally:
+            for block, run in before:
+                block.run = run
+            self.engine.enter(stage)

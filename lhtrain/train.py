@@ -30,6 +30,7 @@ from lhtrain.runs.history import History
 from lhtrain.runs.record import record_start
 from lhtrain.runs.resume import begin, find_start, progress_of
 from lhtrain.runs.run_dir import RunDir, keep_files
+from lhtrain.samples import LoopSamples
 from lhtrain.schedule import Schedule, StepPlan
 from lhtrain.stage import Stage
 from lhtrain.step import Measured, update
@@ -50,6 +51,7 @@ class Trainer:
         self.schedule = Schedule.of(config)
         self.data, self.engine = build(config, world)
         self.tasks = LoopTasks(config, self.data, self.engine)
+        self.samples = LoopSamples(config, self.data.corpus.tokenizer, self.engine)
         self.tensors = checkpoint.tensors_of(self.engine.model, self.engine.optimizer)
         self.guard, self.stragglers = NonFiniteGuard(config.guard), StragglerCheck(world)
         self.progress, self.start_note = begin(
@@ -145,6 +147,9 @@ class Trainer:
         if plan := self.tasks.plan(step, stage):
             with self.clock.measure("evaluation"), self.watchdog.phase("validation"):
                 self.report.evaluated(self.tasks.measure(stage, plan, step))
+        if self.samples.due(step, ends):
+            with self.clock.measure("evaluation"), self.watchdog.phase("validation"):
+                self.report.sampled(self.samples.write(stage))
         if step % self.config.parallel.compare_every == 0:
             waited = self.clock.data_seconds() / self.config.parallel.compare_every
             for line in self.stragglers.compare(waited):

@@ -36,6 +36,9 @@ class Events:
     def evaluated(self, result: dict[str, Any]) -> None:
         """The tasks of eval.tasks were measured. result: the content of eval.json."""
 
+    def sampled(self, samples: list[dict[str, Any]]) -> None:
+        """The model has written texts. samples: their rows for samples.jsonl, without step and stage."""
+
     def switch(self, val_loss: float) -> None:
         """A new stage begins. val_loss: of the same weights with the new stage's attention."""
 

@@ -1,10 +1,14 @@
 """The lines that are printed for rows of metrics.jsonl, except those of training steps."""
 
+from typing import Any
+
 from lhtrain.report import evaluation
 from lhtrain.report.metrics import Row
 from lhtrain.report.stage_switch import Entry, Validation
 from lhtrain.report.summary import steps_until
 from lhtrain.text import number, one_line
+
+WIDTH = 120  # most characters of a sample's text
 
 
 def validated(row: Row, before: Validation) -> str:
@@ -30,6 +34,13 @@ def switched(row: Row) -> str:
     losses = f"{number(row['val_loss_before'])} -> {number(row['val_loss_after'])}"
     switch = f"{one_line(row['from'])} -> {one_line(row['to'])} after step {row['step'] - 1:,}"
     return f"switch    {switch}: validation loss {losses} with the same weights"
+
+
+def sampled(sample: dict[str, Any]) -> str:
+    """Return the line for a text that the model wrote."""
+    text = sample["text"]
+    shown = "no text: the logits are not finite" if text is None else one_line(repr(text), WIDTH)
+    return f"sample    step {sample['step']:,}: {one_line(repr(sample['prompt']), WIDTH // 2)} -> {shown}"
 
 
 def skipped(row: Row) -> str:

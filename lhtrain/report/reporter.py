@@ -14,6 +14,7 @@ from lhtrain.progress import Progress
 from lhtrain.provenance import resume_command
 from lhtrain.report import evaluation, lines, summary
 from lhtrain.report.events import Events
+from lhtrain.report.json_lines import JsonLines
 from lhtrain.report.metrics import MetricsFile, Row
 from lhtrain.report.plot import Plot
 from lhtrain.report.remaining import Remaining
@@ -43,6 +44,8 @@ class RunFiles(Protocol):
     def evaluation(self) -> Path: ...
     @property
     def plot(self) -> Path: ...
+    @property
+    def samples(self) -> Path: ...
 
 
 class Reporter(Events):
@@ -78,14 +81,14 @@ class Reporter(Events):
         self.metrics = MetricsFile(run_dir.metrics, self.say)
         self.tracker = Trackers(config.logger, config.run.name, run_dir.path, settings, self.say)
         self.plot = Plot(run_dir.plot, config.run.name)
+        self.samples = JsonLines(run_dir.samples)
         self.summary = SummaryFile(run_dir.summary, config.run.name, peak_flops, about)
         self._failed: set[str] = set()
         self._has_ended = False
 
     def __enter__(self) -> Self:
         self.tracker.start()
-        self.metrics.open(keep_until=self.progress.step)
-        self._watch()
+        self._open()
         self.terminal.__enter__()
         self._write_summary()  # replaces the summary of an earlier process
         return self
@@ -139,9 +142,18 @@ class Reporter(Events):
                 self._row("evaluation", attention=attention, **values)
                 self.summary.about.setdefault("evaluation", {})[attention] = finite(values)
                 self.say(lines.evaluated(self.progress.step, attention, values))
+        self.tracker.evaluated(self.progress.step, result)
         unwritten = "eval.json was not written"
         self._attempt(unwritten, lambda: write_atomic(self.dir.evaluation, to_json(result, indent=2) + "\n"))
         self._write_summary()
+
+    def sampled(self, samples: list[dict[str, Any]]) -> None:
+        step = self.progress.step
+        samples = [{"step": step, "stage": self.progress.stages[-1].name, **sample} for sample in samples]
+        self._attempt("samples.jsonl was not written", lambda: self.samples.add(samples))
+        self.tracker.sampled(step, samples)
+        for sample in samples:
+            self.say(lines.sampled(sample))
 
     def switch(self, val_loss: float) -> None:
         before, after = self.progress.stages[-2:]
@@ -168,8 +180,7 @@ class Reporter(Events):
 
     def rewound(self, progress: Progress, left: int, skipped_to: int) -> None:
         self.progress = progress
-        self.metrics.open(keep_until=progress.step)
-        self._watch()
+        self._open()
         self.say(lines.rewound(self._row("rewound", left=left, position=progress.position, end=skipped_to)))
 
     def flush(self) -> None:
@@ -234,6 +245,13 @@ class Reporter(Events):
 
     def _seconds_left(self) -> float | None:
         return self.remaining(self.progress)
+
+    def _open(self) -> None:
+        """Open the files of rows to continue after the current step."""
+        step = self.progress.step
+        self.metrics.open(keep_until=step)
+        self._attempt("samples.jsonl was not read", lambda: self.samples.keep_until(step))
+        self._watch()
 
     def _watch(self) -> None:
         """Rebuild the record of stage switches from the rows that were kept."""

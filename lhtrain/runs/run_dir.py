@@ -72,6 +72,11 @@ class RunDir:
     def plot(self) -> Path:
         return self.path / "loss.png"
 
+    @property
+    def samples(self) -> Path:
+        """Texts that the model wrote during the run, with samples.prompts."""
+        return self.path / "samples.jsonl"
+
 
 def imported_files(checkpoint: Path) -> Path:
     """Return where a checkpoint of a run, or an import, has the files of `interop.carried`; may not exist."""

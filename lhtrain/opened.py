@@ -14,6 +14,8 @@ from lhtrain.conf.schema import LighthouseConfig, ModelConfig, StageConfig
 from lhtrain.data import DataError
 from lhtrain.data.tokenizers.base import Tokenizer
 from lhtrain.errors import RunError
+from lhtrain.interop.importer import published_tokenizer
+from lhtrain.interop.published import is_published, open_published
 from lhtrain.interop.source import State, model_config, own_tokenizer, read_newest
 from lhtrain.interop.tokenizer import trained_tokenizer
 from lhtrain.interop.trained import longest
@@ -74,7 +76,8 @@ def open_trained(
     """Open a trained model.
 
     Args:
-        source: one checkpoint; or a run directory or its folder of checkpoints, for the newest one.
+        source: one checkpoint; a run directory or its folder of checkpoints, for the newest one; or a folder
+            as `lhtrain export` and Hugging Face transformers write it.
         device: where the model computes.
         dtype: of weights and activations. A weight is rounded to it once, as it is at each use in training.
         tokenizer: a tokenizer.json in place of the run's own.
@@ -83,6 +86,8 @@ def open_trained(
         RunError: there is no undamaged checkpoint, or its tokenizer cannot be read.
     """
     source = source.expanduser()
+    if is_published(source):
+        return _open_published(source, device, dtype, tokenizer)
 
     def read(path: Path, state: State) -> GPT:
         return _model(path, state, device, dtype)
@@ -97,6 +102,32 @@ def open_trained(
     out = Opened(path, state, model.config, model, its_tokenizer, stages, longest(state))
     out.enter(None)
     return out
+
+
+def _open_published(folder: Path, device: torch.device, dtype: torch.dtype, tokenizer: str | None) -> Opened:
+    """Open an exported or published folder. Raises RunError."""
+    published = open_published(folder)
+    model = _empty(published.model, {}, device, dtype)
+    published.load({name: parameter.data for name, parameter in model.named_parameters()})
+    file = published.tokenizer if tokenizer is None else Path(tokenizer).expanduser()
+    if file is None:
+        raise RunError(f"{folder}: has no tokenizer.json; give one with tokenizer=FILE")
+    try:
+        its_tokenizer = published_tokenizer(file, published.config.get("eos_token_id"))
+    except DataError as error:
+        raise RunError(f"{folder}: its tokenizer cannot be read ({error})") from error
+    model = model.to(dtype).requires_grad_(False)
+    return Opened(folder, {}, published.model, model, its_tokenizer, (), published.model.seq_len)
+
+
+def _empty(config: ModelConfig, stages: dict[str, Stage], device: torch.device, dtype: torch.dtype) -> GPT:
+    """Return a model whose weights are not set yet, with the scorers of `stages` that have parameters."""
+    with torch.device("meta"):
+        model = GPT(config, dtype)
+        add_scorers(model, stages)
+    model.to_empty(device=device)
+    model.tie()  # `to_empty` made new parameters
+    return model
 
 
 def trained_stages(path: Path, state: State) -> dict[str, Stage]:
@@ -137,12 +168,7 @@ def _default(value: Any, config: dict[str, Any]) -> Any:
 
 def _model(path: Path, state: State, device: torch.device, dtype: torch.dtype) -> GPT:
     """Return the model of the checkpoint `path` with its weights. Raises RunError."""
-    config, stages = model_config(path, state), trained_stages(path, state)
-    with torch.device("meta"):
-        model = GPT(config, dtype)
-        add_scorers(model, stages)
-    model.to_empty(device=device)
-    model.tie()  # `to_empty` made new parameters
+    model = _empty(model_config(path, state), trained_stages(path, state), device, dtype)
     tensors = {f"model.{name}": parameter.data for name, parameter in model.named_parameters()}
     checkpoint.load(path, tensors, optional=[OWN_SCORER])
     return model.to(dtype).requires_grad_(False)

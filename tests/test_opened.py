@@ -5,6 +5,7 @@ import torch
 
 from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.errors import RunError
+from lhtrain.interop import export
 from lhtrain.opened import open_trained
 from tests.interop.made import DENSE, LIGHTHOUSE, saved
 
@@ -66,6 +67,17 @@ def test_a_layer_that_omits_keys_has_their_defaults(tmp_path):
     done = [{"name": "it", "steps": 3, "settings": LIGHTHOUSE | LAYER | {"budget": 128, "seq_len": 512}}]
     stage = opened(tmp_path, stages=stages, done=done)[2].stages[0]
     assert (stage.window, stage.strictly_causal, stage.pyramid.tile) == (0, False, 128)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_exported_folder_is_the_model_that_was_exported(tmp_path, tied):
+    path, model = saved(tmp_path, tie_embeddings=tied, rope_theta=3e5)
+    export(path, tmp_path / "out")
+    got = open_trained(tmp_path / "out", CPU, torch.float32)
+    assert (got.stages, got.longest, got.tokenizer.eos) == ((), 64, 256)
+    assert got.tokenizer.decode(got.tokenizer.encode("naïve")) == "naïve"
+    with torch.no_grad():
+        torch.testing.assert_close(got.model(torch.arange(20)[None]), model(torch.arange(20)[None]))
 
 
 def test_a_folder_without_a_checkpoint_is_an_error(tmp_path):

@@ -291,7 +291,7 @@ GENERATE = Command(
     "generate",
     "write text with a trained model",
     "lhtrain.commands.generate:generate",
-    (argument("RUN", type=_folder, help="folder of a run, for its newest checkpoint, or of a checkpoint"),),
+    (argument("RUN", type=_folder, help="folder of a run, a checkpoint or an exported model"),),
     (
         Key("prompt", "TEXT", "text to continue; without it the model begins a document"),
         Key("file", "FILE", "file with the prompt, in place of prompt=; - reads standard input"),

@@ -155,7 +155,7 @@ def _tokenizer(
         )
         return None, None, [note]
     try:
-        tokenizer = _opened(file, config.get("eos_token_id"))
+        tokenizer = published_tokenizer(file, config.get("eos_token_id"))
     except DataError as error:
         return None, None, [f"its tokenizer cannot be used: {error}"]
     if tokenizer.bos is not None:
@@ -179,7 +179,7 @@ def _tokenizer(
     return folder / "tokenizer.json", tokenizer, notes
 
 
-def _opened(file: Path, end: Any) -> HuggingFaceTokenizer:
+def published_tokenizer(file: Path, end: Any) -> HuggingFaceTokenizer:
     """Open a published tokenizer as training will use it: with its bos only if it begins texts with it.
 
     end: eos_token_id of config.json, for a tokenizer whose end-of-text token has no known name.

@@ -11,7 +11,8 @@ its gradients, since exp(score - L_j) are its weights in the merged softmax.
 B batch, N tokens, H query heads, G key/value heads, D head dim, E pyramid entries, S rows, L levels. Tensors
 of heads are contiguous (B, N or S, H, D). p_places: row_of_entry (B, G, E) int32; p_before (B, G, L - 1)
 int32, the rows of the entries before the first of each level, and p_starts (B, N) int32, where the document
-of each position begins: both as in `naive.finest_rows`.
+of each position begins: both as in `naive.finest_rows`. BY_GROUP: rows are (G B, S, H / G, D) and their
+logsumexps (G B, H / G, S), a sequence for each key/value head, one head after the other.
 """
 
 import torch
@@ -45,11 +46,23 @@ def _row_at(
 
 
 @triton.jit
+def _at_row(i_b, i_h, place, n_rows, n_batch, H: tl.constexpr, G: tl.constexpr, BY_GROUP: tl.constexpr):
+    """The index of rows among all rows of all heads, and among all logsumexps."""
+    R: tl.constexpr = H // G
+    wide = place.to(tl.int64)
+    if BY_GROUP:
+        i_sequence = i_h // R * n_batch + i_b
+        return (i_sequence * n_rows + wide) * R + i_h % R, (i_sequence * R + i_h % R) * n_rows + wide
+    return (i_b * n_rows + wide) * H + i_h, (i_b * H + i_h) * n_rows + wide
+
+
+@triton.jit
 def merge_kernel(
     p_out, p_lse, p_rows, p_rows_lse, p_places, p_before, p_starts,
-    seq_len, n_blocks, n_rows, n_entries,
+    seq_len, n_blocks, n_rows, n_entries, n_batch,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr, HAS_BEFORE: tl.constexpr,
-    HAS_STARTS: tl.constexpr, BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_STARTS: tl.constexpr, BY_GROUP: tl.constexpr,
+    BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_T tokens of one head: p_out (B, N, H, D) and p_lse (B, H, N) get the merged values in place."""
     i_p = tl.program_id(0)
@@ -72,11 +85,12 @@ def merge_kernel(
     m_far = place >= 0
     p_lse += (i_b * H + i_h) * seq_len + o_t
     b_lse = tl.load(p_lse, mask=m_t, other=0.0)
-    b_far_lse = tl.load(p_rows_lse + (i_b * H + i_h) * n_rows + place, mask=m_far, other=-float("inf"))
+    at_row, at_lse = _at_row(i_b, i_h, place, n_rows, n_batch, H, G, BY_GROUP)
+    b_far_lse = tl.load(p_rows_lse + at_lse, mask=m_far, other=-float("inf"))
     b_share = tl.sigmoid(b_far_lse - b_lse)
     o_d = tl.arange(0, BLOCK_D)
     m_d = (o_d < D)[None, :]
-    p_row = p_rows + ((i_b * n_rows + place.to(tl.int64)) * H + i_h)[:, None] * D + o_d[None, :]
+    p_row = p_rows + at_row[:, None] * D + o_d[None, :]
     b_far = tl.load(p_row, mask=m_far[:, None] & m_d, other=0.0).to(tl.float32)
     p_out += ((i_b * seq_len + o_t) * H + i_h)[:, None] * D + o_d[None, :]
     b_near = tl.load(p_out, mask=m_t[:, None] & m_d, other=0.0).to(tl.float32)
@@ -90,9 +104,9 @@ def merge_kernel(
 @triton.jit
 def merge_backward_kernel(
     p_grad, p_out, p_lse, p_rows, p_rows_lse, p_places, p_before, p_starts, p_grad_rows, p_grad_rows_lse,
-    seq_len, n_blocks, n_level, n_rows, n_entries, n_finer,
+    seq_len, n_blocks, n_level, n_rows, n_entries, n_batch, n_finer,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, LEVEL: tl.constexpr, LEVELS: tl.constexpr,
-    HAS_BEFORE: tl.constexpr, HAS_STARTS: tl.constexpr,
+    HAS_BEFORE: tl.constexpr, HAS_STARTS: tl.constexpr, BY_GROUP: tl.constexpr,
     BLOCK_E: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_E entries of LEVEL of one head, from entry -1 on where HAS_BEFORE; n_finer: of finer levels."""
@@ -114,8 +128,8 @@ def merge_backward_kernel(
     else:
         place = tl.load(p_places + n_finer + o_e, mask=o_e < n_level, other=-1)
     kept = place >= 0
-    at_head = (i_b * H + i_h) * n_rows + place
-    b_row_lse = tl.load(p_rows_lse + at_head, mask=kept, other=0.0)
+    at_row, at_lse = _at_row(i_b, i_h, place, n_rows, n_batch, H, G, BY_GROUP)
+    b_row_lse = tl.load(p_rows_lse + at_lse, mask=kept, other=0.0)
     o_d = tl.arange(0, BLOCK_D)
     m_d = (o_d < D)[None, :]
     b_grad_row = tl.zeros([BLOCK_E, BLOCK_D], tl.float32)
@@ -140,10 +154,10 @@ def merge_backward_kernel(
         b_out = tl.load(p_out + offset, mask=m_t[:, None] & m_d, other=0.0).to(tl.float32)
         b_grad_row += b_share[:, None] * b_grad
         b_delta += b_share * tl.sum(b_grad * b_out, 1)
-    offset = ((i_b * n_rows + place.to(tl.int64)) * H + i_h)[:, None] * D + o_d[None, :]
+    offset = at_row[:, None] * D + o_d[None, :]
     b_row = tl.load(p_rows + offset, mask=kept[:, None] & m_d, other=0.0).to(tl.float32)
     tl.store(p_grad_rows + offset, b_grad_row.to(p_grad_rows.dtype.element_ty), mask=kept[:, None] & m_d)
-    tl.store(p_grad_rows_lse + at_head, tl.sum(b_grad_row * b_row, 1) - b_delta, mask=kept)
+    tl.store(p_grad_rows_lse + at_lse, tl.sum(b_grad_row * b_row, 1) - b_delta, mask=kept)
 
 
 def merge(
@@ -155,17 +169,21 @@ def merge(
     pyramid: Pyramid,
     before: Tensor | None = None,
     starts: Tensor | None = None,
+    by_group: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`naive.merge` in place: near and near_lse, contiguous, become the results, which are returned."""
+    """`naive.merge` in place: near and near_lse, contiguous, become the results, which are returned.
+
+    by_group: rows (G B, S, H / G, D) and rows_lse (G B, H / G, S), as `windows.kernel.gather` gives them.
+    """
     batch, seq_len, n_heads, dim = near.shape
     rows, rows_lse, row_of_entry = rows.contiguous(), rows_lse.contiguous(), row_of_entry.contiguous()
     n_blocks = triton.cdiv(seq_len, TOKENS_LAUNCH["BLOCK_T"])
     merge_kernel[(batch * n_blocks * n_heads,)](
         near, near_lse, rows, rows_lse, row_of_entry, *_given(row_of_entry, before, starts),
-        seq_len, n_blocks, rows.shape[1], pyramid.n_entries,
+        seq_len, n_blocks, rows.shape[1], pyramid.n_entries, batch,
         H=n_heads, G=row_of_entry.shape[1], P=pyramid.pooling, LEVELS=pyramid.levels,
-        HAS_BEFORE=before is not None, HAS_STARTS=starts is not None, D=dim, BLOCK_D=power_of_two(dim),
-        **TOKENS_LAUNCH,
+        HAS_BEFORE=before is not None, HAS_STARTS=starts is not None, BY_GROUP=by_group,
+        D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
     )  # fmt: skip
     return near, near_lse
 
@@ -185,8 +203,12 @@ def merge_backward(
     pyramid: Pyramid,
     before: Tensor | None = None,
     starts: Tensor | None = None,
+    by_group: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of rows (B, S, H, D) and rows_lse (B, H, S) from that of out; out, lse: the merged ones."""
+    """Gradients of rows (B, S, H, D) and rows_lse (B, H, S) from that of out; out, lse: the merged ones.
+
+    by_group: rows as in `merge`.
+    """
     grad, out, lse, rows = (x.contiguous() for x in (grad, out, lse, rows))
     rows_lse, row_of_entry = rows_lse.contiguous(), row_of_entry.contiguous()
     batch, seq_len, n_heads, dim = out.shape
@@ -200,9 +222,9 @@ def merge_backward(
         merge_backward_kernel[(batch * n_blocks * n_heads,)](
             grad, out, lse, rows, rows_lse, row_of_entry,
             *_given(row_of_entry, before, starts), grad_rows, grad_rows_lse,
-            seq_len, n_blocks, n_level, rows.shape[1], pyramid.n_entries, pyramid.offset(level),
+            seq_len, n_blocks, n_level, rows.shape[1], pyramid.n_entries, batch, pyramid.offset(level),
             H=n_heads, G=row_of_entry.shape[1], P=pyramid.pooling, LEVEL=level, LEVELS=pyramid.levels,
-            HAS_BEFORE=before is not None, HAS_STARTS=starts is not None, D=dim, BLOCK_D=power_of_two(dim),
-            **ROWS_LAUNCH,
+            HAS_BEFORE=before is not None, HAS_STARTS=starts is not None, BY_GROUP=by_group,
+            D=dim, BLOCK_D=power_of_two(dim), **ROWS_LAUNCH,
         )  # fmt: skip
     return grad_rows, grad_rows_lse

@@ -11,6 +11,7 @@ outputs need no zeros first and no atomic additions. Sums are float32.
 Shapes: x (B, N, H, D), contiguous in the last dimension only; rows (B, S, H, D) contiguous; row_of_entry
 (B, G, E) int32, -1 for no row (p_places in the kernels). p_starts (B, N) int32, for SHIFTED with HAS_STARTS:
 where the document of each position begins; an entry then goes to positions of its own document alone.
+BY_GROUP: rows are (G B, S, H / G, D), a sequence for each key/value head, one head after the other.
 """
 
 import triton
@@ -79,7 +80,8 @@ def _pool_level_in_chunks(
 @triton.jit
 def _slot(
     i_slot, i_b, p_q, p_k, p_v, q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
-    p_rows_q, p_rows_k, p_rows_v, n_rows, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+    p_rows_q, p_rows_k, p_rows_v, n_rows, n_batch, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+    BY_GROUP: tl.constexpr,
 ):  # fmt: skip
     """Return tokens, rows, strides and group of a slot: H query heads, G key heads, then G value heads."""
     if i_slot < H:
@@ -94,16 +96,21 @@ def _slot(
         i_h = i_slot - H - G
         p_x, s_n, p_rows, n_heads = p_v + i_b * v_b + i_h * v_h, v_n, p_rows_v, G
         i_g = i_slot - H - G
+    if BY_GROUP:
+        n_of_group = n_heads // G
+        p_rows += ((i_g * n_batch + i_b) * n_rows * n_of_group + i_h % n_of_group) * D
+        return p_x, s_n, p_rows, n_of_group * D, i_g
     return p_x, s_n, p_rows + (i_b * n_rows * n_heads + i_h) * D, n_heads * D, i_g
 
 
 @triton.jit
 def rows_from_tokens_kernel(
     p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places, p_starts,
-    seq_len, n_blocks, n_rows, n_entries,
+    seq_len, n_blocks, n_rows, n_entries, n_batch,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
     H: tl.constexpr, G: tl.constexpr, N_SLOTS: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr,
-    SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK: tl.constexpr,
+    SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr, BY_GROUP: tl.constexpr,
+    BLOCK_T: tl.constexpr, CHUNK: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_T tokens of one head slot; with SHIFTED only the query heads have slots."""
@@ -113,7 +120,7 @@ def rows_from_tokens_kernel(
     i_b = (i_p // (N_SLOTS * n_blocks)).to(tl.int64)
     p_x, s_n, p_rows, s_row, i_g = _slot(
         i_slot, i_b, p_q, p_k, p_v, q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
-        p_rows_q, p_rows_k, p_rows_v, n_rows, H, G, D,
+        p_rows_q, p_rows_k, p_rows_v, n_rows, n_batch, H, G, D, BY_GROUP,
     )  # fmt: skip
     p_places += (i_b * G + i_g) * n_entries
     size = seq_len
@@ -128,8 +135,8 @@ def rows_from_tokens_kernel(
 
 @triton.jit
 def long_rows_kernel(
-    p_x, p_rows, p_places, p_starts, n_level, seq_len, n_rows, n_entries, window, s_b, s_n, s_h,
-    H: tl.constexpr, G: tl.constexpr, SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr,
+    p_x, p_rows, p_places, p_starts, n_level, seq_len, n_rows, n_entries, n_batch, window, s_b, s_n, s_h,
+    H: tl.constexpr, G: tl.constexpr, SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr, BY_GROUP: tl.constexpr,
     BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One entry of a level with windows too long to unroll; p_places points to this level."""
@@ -156,16 +163,20 @@ def long_rows_kernel(
             b_row += tl.sum(b_x.to(tl.float32), 0)
         if not SHIFTED:
             b_row = b_row / window
-        p_row = p_rows + ((i_b * n_rows + place) * H + i_h) * D + o_d
+        if BY_GROUP:
+            R: tl.constexpr = H // G
+            p_row = p_rows + (((i_h // R * n_batch + i_b) * n_rows + place) * R + i_h % R) * D + o_d
+        else:
+            p_row = p_rows + ((i_b * n_rows + place) * H + i_h) * D + o_d
         tl.store(p_row, b_row.to(p_rows.dtype.element_ty), mask=o_d < D)
 
 
 @triton.jit
 def tokens_from_rows_kernel(
     p_q, p_k, p_v, p_rows_q, p_rows_k, p_rows_v, p_places, p_starts,
-    seq_len, n_blocks, n_rows, n_entries,
+    seq_len, n_blocks, n_rows, n_entries, n_batch,
     H: tl.constexpr, G: tl.constexpr, N_SLOTS: tl.constexpr, P: tl.constexpr, LEVELS: tl.constexpr,
-    SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr, ADD: tl.constexpr,
+    SHIFTED: tl.constexpr, HAS_STARTS: tl.constexpr, BY_GROUP: tl.constexpr, ADD: tl.constexpr,
     BLOCK_T: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_T tokens of one head slot, contiguous (B, N, H or G, D) outputs; SHIFTED: only query heads."""
@@ -176,7 +187,7 @@ def tokens_from_rows_kernel(
     n = seq_len.to(tl.int64)
     p_x, s_n, p_rows, s_row, i_g = _slot(
         i_slot, i_b, p_q, p_k, p_v, n * H * D, H * D, D, n * G * D, G * D, D, n * G * D, G * D, D,
-        p_rows_q, p_rows_k, p_rows_v, n_rows, H, G, D,
+        p_rows_q, p_rows_k, p_rows_v, n_rows, n_batch, H, G, D, BY_GROUP,
     )  # fmt: skip
     p_places += (i_b * G + i_g) * n_entries
     o_t = i_block * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -206,16 +217,22 @@ def tokens_from_rows_kernel(
 
 
 def _long_rows(
-    x: Tensor, rows: Tensor, row_of_entry: Tensor, pyramid: Pyramid, shifted: bool, starts: Tensor | None
+    x: Tensor,
+    rows: Tensor,
+    row_of_entry: Tensor,
+    pyramid: Pyramid,
+    shifted: bool,
+    starts: Tensor | None,
+    by_group: bool,
 ) -> None:
     batch, seq_len, n_heads, dim = x.shape
     for level in range(unrolled_levels(pyramid), pyramid.levels):
         size = pyramid.size(level)
         long_rows_kernel[(batch * size * n_heads,)](
             x, rows, row_of_entry[..., pyramid.offset(level) :], row_of_entry if starts is None else starts,
-            size, seq_len, rows.shape[1], pyramid.n_entries, pyramid.pooling**level, *x.stride()[:3],
+            size, seq_len, rows.shape[1], pyramid.n_entries, batch, pyramid.pooling**level, *x.stride()[:3],
             H=n_heads, G=row_of_entry.shape[1], SHIFTED=shifted, HAS_STARTS=starts is not None,
-            BLOCK_T=64, D=dim, BLOCK_D=power_of_two(dim),
+            BY_GROUP=by_group, BLOCK_T=64, D=dim, BLOCK_D=power_of_two(dim),
         )  # fmt: skip
 
 
@@ -226,12 +243,14 @@ def _rows_from_tokens(
     n_rows: int | None,
     shifted: bool,
     starts: Tensor | None = None,
+    by_group: bool = False,
 ) -> tuple[Tensor, ...]:
     tokens = tuple(rows_last(x) for x in tokens)
     batch, seq_len, n_heads, dim = tokens[0].shape
     n_groups = row_of_entry.shape[1]
     n_rows = pyramid.n_selected if n_rows is None else n_rows
-    rows = tuple(x.new_empty(batch, n_rows, x.shape[2], dim) for x in tokens)
+    n_sequences, of_each = (batch * n_groups, n_groups) if by_group else (batch, 1)
+    rows = tuple(x.new_empty(n_sequences, n_rows, x.shape[2] // of_each, dim) for x in tokens)
     three = tokens if len(tokens) == 3 else tokens * 3
     three_rows = rows if len(rows) == 3 else rows * 3
     constants = blocks(pyramid, dim, **ROWS_BLOCK)
@@ -240,13 +259,13 @@ def _rows_from_tokens(
     starts = None if starts is None else starts.contiguous()
     rows_from_tokens_kernel[(batch * n_blocks * n_slots,)](
         *three, *three_rows, row_of_entry, row_of_entry if starts is None else starts,
-        seq_len, n_blocks, n_rows, pyramid.n_entries,
+        seq_len, n_blocks, n_rows, pyramid.n_entries, batch,
         *(stride for x in three for stride in x.stride()[:3]),
         H=n_heads, G=n_groups, N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=unrolled_levels(pyramid),
-        SHIFTED=shifted, HAS_STARTS=starts is not None, **constants, **ROWS_LAUNCH,
+        SHIFTED=shifted, HAS_STARTS=starts is not None, BY_GROUP=by_group, **constants, **ROWS_LAUNCH,
     )  # fmt: skip
     for x, x_rows in zip(tokens, rows, strict=True):
-        _long_rows(x, x_rows, row_of_entry, pyramid, shifted, starts)
+        _long_rows(x, x_rows, row_of_entry, pyramid, shifted, starts, by_group)
     return rows
 
 
@@ -257,19 +276,24 @@ def _tokens_from_rows(
     shifted: bool,
     add_to: tuple[Tensor, ...] | None = None,
     starts: Tensor | None = None,
+    by_group: bool = False,
 ) -> tuple[Tensor, ...]:
     rows = tuple(x.contiguous() for x in rows)
-    batch, n_rows, n_heads, dim = rows[0].shape
-    tokens = add_to or tuple(x.new_empty(batch, pyramid.seq_len, x.shape[2], dim) for x in rows)
+    _, n_rows, _, dim = rows[0].shape
+    batch, n_groups, _ = row_of_entry.shape
+    heads = [x.shape[2] * (n_groups if by_group else 1) for x in rows]
+    tokens = add_to or tuple(
+        x.new_empty(batch, pyramid.seq_len, n, dim) for x, n in zip(rows, heads, strict=True)
+    )
     three = tokens if len(tokens) == 3 else tokens * 3
     three_rows = rows if len(rows) == 3 else rows * 3
     n_blocks = -(-pyramid.seq_len // TOKENS_LAUNCH["BLOCK_T"])
-    n_slots = sum(x.shape[2] for x in rows)
+    n_slots = sum(heads)
     tokens_from_rows_kernel[(batch * n_blocks * n_slots,)](
         *three, *three_rows, row_of_entry, row_of_entry if starts is None else starts.contiguous(),
-        pyramid.seq_len, n_blocks, n_rows, pyramid.n_entries,
-        H=n_heads, G=row_of_entry.shape[1], N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=pyramid.levels,
-        SHIFTED=shifted, HAS_STARTS=starts is not None, ADD=add_to is not None,
+        pyramid.seq_len, n_blocks, n_rows, pyramid.n_entries, batch,
+        H=heads[0], G=n_groups, N_SLOTS=n_slots, P=pyramid.pooling, LEVELS=pyramid.levels,
+        SHIFTED=shifted, HAS_STARTS=starts is not None, BY_GROUP=by_group, ADD=add_to is not None,
         D=dim, BLOCK_D=power_of_two(dim), **TOKENS_LAUNCH,
     )  # fmt: skip
     return tokens
@@ -282,14 +306,19 @@ def gather(
     row_of_entry: Tensor,
     pyramid: Pyramid,
     n_rows: int | None = None,
+    by_group: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gather the selected rows of the pyramids of window means.
 
-    q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32 -> rows (B, S, H or G, D).
+    q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32 -> rows (B, S, H or G, D), or, by_group,
+    (G B, S, H / G or 1, D), a sequence for each key/value head, one head after the other.
 
     n_rows: S; None: `pyramid.n_selected`.
     """
-    rows_q, rows_k, rows_v = _rows_from_tokens((q, k, v), row_of_entry, pyramid, n_rows, False)
+    tokens = q, k, v
+    rows_q, rows_k, rows_v = _rows_from_tokens(
+        tokens, row_of_entry, pyramid, n_rows, False, by_group=by_group
+    )
     return rows_q, rows_k, rows_v
 
 
@@ -300,13 +329,15 @@ def gather_backward(
     row_of_entry: Tensor,
     pyramid: Pyramid,
     add_to: tuple[Tensor, ...] | None = None,
+    by_group: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From gradients of rows (B, S, H or G, D), return gradients of tokens (B, N, H or G, D).
 
-    add_to: three contiguous tensors, to which the gradients of the tokens are added in place.
+    by_group: rows as in `gather`. add_to: three contiguous tensors, to which the gradients of the tokens are
+    added in place.
     """
     rows = rows_q, rows_k, rows_v
-    grad_q, grad_k, grad_v = _tokens_from_rows(rows, row_of_entry, pyramid, False, add_to)
+    grad_q, grad_k, grad_v = _tokens_from_rows(rows, row_of_entry, pyramid, False, add_to, by_group=by_group)
     return grad_q, grad_k, grad_v
 
 

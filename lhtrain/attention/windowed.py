@@ -163,17 +163,16 @@ def windowed(
     from lhtrain.kernels.windows.kernel import gather
 
     pyramid = Pyramid(q.shape[1], levels, pooling, 0)
-    rows = gather(q, k, v, row_of_entry, pyramid, n_rows)
+    rows = gather(q, k, v, row_of_entry, pyramid, n_rows, by_group=bounds is not None)
     if bounds is None:
         rows_out, rows_lse = _rows_forward(*rows, rows_kernel)
         near, lse = WINDOW_KERNELS[near_kernel].forward(q, k, v, window)
     else:
         of_rows = row_bounds(bounds, coarsest_rows(row_of_entry, pyramid), q.shape[1], n_rows)
-        attend = partial(documents_forward, bounds=of_rows, window=None, kernel=rows_kernel)
-        rows_out, rows_lse = (x.contiguous() for x in rows_apart(*rows, attend))
+        rows_out, rows_lse = documents_forward(*rows, of_rows, None, rows_kernel)
         near, lse = documents_forward(q, k, v, bounds, window, near_kernel)
-    far = rows_out, rows_lse, row_of_entry
-    out, lse = merge(near.contiguous(), lse.contiguous(), *far, pyramid, starts=starts)
+    far, by_group = (rows_out, rows_lse, row_of_entry), bounds is not None
+    out, lse = merge(near.contiguous(), lse.contiguous(), *far, pyramid, starts=starts, by_group=by_group)
     return out, lse, *rows, rows_out, rows_lse
 
 
@@ -182,9 +181,11 @@ def _(
     q, k, v, row_of_entry, n_rows, window, levels, pooling, near_kernel, rows_kernel, starts=None, bounds=None
 ):
     batch, n, n_heads, dim = q.shape
-    rows = [x.new_empty(batch, n_rows, x.shape[2], dim) for x in (q, k, v, q)]
-    lses = [q.new_empty(batch, n_heads, size, dtype=torch.float32) for size in (n, n_rows)]
-    return q.new_empty(q.shape), lses[0], *rows, lses[1]
+    n_groups = 1 if bounds is None else k.shape[2]
+    rows = [x.new_empty(n_groups * batch, n_rows, x.shape[2] // n_groups, dim) for x in (q, k, v, q)]
+    lse = q.new_empty(batch, n_heads, n, dtype=torch.float32)
+    rows_lse = q.new_empty(n_groups * batch, n_heads // n_groups, n_rows, dtype=torch.float32)
+    return q.new_empty(q.shape), lse, *rows, rows_lse
 
 
 @torch.library.custom_op("lhtrain::windowed_backward", mutates_args=())
@@ -199,17 +200,20 @@ def windowed_backward(
     from lhtrain.kernels.windows.kernel import gather_backward
 
     grad, pyramid = grad.contiguous(), Pyramid(q.shape[1], levels, pooling, 0)
-    grads_out = merge_backward(grad, out, lse, rows_out, rows_lse, row_of_entry, pyramid, starts=starts)
+    far, by_group = (rows_out, rows_lse, row_of_entry), bounds is not None
+    grads_out = merge_backward(grad, out, lse, *far, pyramid, starts=starts, by_group=by_group)
     rows = rows_q, rows_k, rows_v, rows_out, rows_lse
     if bounds is None:
         grads_rows = _rows_backward(*grads_out, *rows, rows_kernel)
         grads = WINDOW_KERNELS[near_kernel].backward(grad, q, k, v, out, lse, window)
     else:
         of_rows = row_bounds(bounds, coarsest_rows(row_of_entry, pyramid), q.shape[1], rows_q.shape[1])
-        grads_rows = _rows_backward_apart(*grads_out, *rows, of_rows, rows_kernel)
+        grads_rows = documents_backward(
+            *grads_out, rows_q, rows_k, rows_v, of_rows, rows_out, rows_lse, None, rows_kernel
+        )
         grads = documents_backward(grad, None, q, k, v, bounds, out, lse, window, near_kernel)
     grads = tuple(x.contiguous() for x in grads)  # type: ignore[assignment]  # three
-    return gather_backward(*grads_rows, row_of_entry, pyramid, add_to=grads)
+    return gather_backward(*grads_rows, row_of_entry, pyramid, add_to=grads, by_group=by_group)
 
 
 @windowed_backward.register_fake
@@ -250,19 +254,6 @@ def _rows_backward(
         return backward(grad, grad_lse, q, k, v, *bounds, out, lse)
     tensors = grad.contiguous(), grad_lse.contiguous(), q, k, v, out, lse
     return backward_of(DENSE_KERNELS[kernel], *tensors, True)
-
-
-def _rows_backward_apart(
-    grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    bounds: Tensor, kernel: str,
-) -> Gradients:  # fmt: skip
-    """`_rows_backward` where rows attend to the rows of their document alone; bounds: `row_bounds`."""
-    n_groups = k.shape[2]
-    of_lse, own_lse = (by_group(x.transpose(1, 2), n_groups).transpose(1, 2) for x in (grad_lse, lse))
-    grad, q, k, v, out = (by_group(x, n_groups) for x in (grad, q, k, v, out))
-    grads = documents_backward(grad, of_lse, q, k, v, bounds, out, own_lse, None, kernel)
-    grad_q, grad_k, grad_v = (of_groups(x, n_groups) for x in grads)
-    return grad_q, grad_k, grad_v
 
 
 @torch.library.custom_op("lhtrain::dense_with_lse", mutates_args=())

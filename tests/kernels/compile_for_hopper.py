@@ -30,7 +30,7 @@ TYPES = dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(
     ("p_qk", "p_kq", "p_lse", "p_delta", *ROWS_LSE), "*fp32"
 )
 TYPES["scale"] = "fp32"
-COUNTS = ("n_blocks", "n_tiles", "n_level", "n_queries", "n_keys", "scale")  # of no known divisor
+COUNTS = ("n_blocks", "n_tiles", "n_level", "n_queries", "n_keys", "n_batch", "scale")  # of no known divisor
 
 
 def compile_kernel(fn, constants, num_warps=4):
@@ -63,29 +63,18 @@ def main(levels: int, pooling: int, group: int, dim: int) -> None:
         {"HEADS": group, "LEVELS": levels, "P": pooling, "EXPANDED": 128, "BLOCK": 1024},
         num_warps=SELECT_LAUNCH["num_warps"],
     )
-    compile_kernel(rows_from_tokens_kernel, all_slots | rows | {"SHIFTED": False, "HAS_STARTS": False})
-    for has_starts in (False, True):
-        shifted = {"SHIFTED": True, "HAS_STARTS": has_starts}
-        compile_kernel(rows_from_tokens_kernel, q_slots | rows | shifted)
+    pooled = {"SHIFTED": False, "HAS_STARTS": False}
+    shifted = {"SHIFTED": True, "HAS_STARTS": True, "BY_GROUP": False}
+    for by_group in (False, True):
+        compile_kernel(rows_from_tokens_kernel, all_slots | rows | pooled | {"BY_GROUP": by_group})
+    compile_kernel(rows_from_tokens_kernel, q_slots | rows | shifted)
     tokens = size | {"BLOCK_T": TOKENS_LAUNCH["BLOCK_T"]}
-    compile_kernel(
-        tokens_from_rows_kernel, all_slots | tokens | {"SHIFTED": False, "HAS_STARTS": False, "ADD": True}
-    )
-    shifted = {"SHIFTED": True, "HAS_STARTS": True, "ADD": False}
-    compile_kernel(tokens_from_rows_kernel, q_slots | tokens | shifted)
-    compile_kernel(
-        long_rows_kernel,
-        {
-            "H": 8,
-            "G": 8,
-            "SHIFTED": True,
-            "HAS_STARTS": True,
-            "BLOCK_T": 64,
-            "D": dim,
-            "BLOCK_D": size["BLOCK_D"],
-        },
-    )
-    merged = common | size | {"HAS_BEFORE": True, "HAS_STARTS": True}
+    added = pooled | {"BY_GROUP": True, "ADD": True}
+    compile_kernel(tokens_from_rows_kernel, all_slots | tokens | added)
+    compile_kernel(tokens_from_rows_kernel, q_slots | tokens | shifted | {"ADD": False})
+    long = {"H": 8, "G": 8, "BLOCK_T": 64, "D": dim, "BLOCK_D": size["BLOCK_D"]}
+    compile_kernel(long_rows_kernel, long | shifted)
+    merged = common | size | {"HAS_BEFORE": True, "HAS_STARTS": True, "BY_GROUP": True}
     compile_kernel(merge.merge_kernel, merged | {"BLOCK_T": merge.TOKENS_LAUNCH["BLOCK_T"]}, num_warps=2)
     for level in range(levels):
         constants = merged | {"LEVEL": level, "BLOCK_E": merge.ROWS_LAUNCH["BLOCK_E"]}

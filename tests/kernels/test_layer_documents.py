@@ -20,7 +20,7 @@ from tests.attention.test_lighthouse_documents import (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("heads", [(4, 2), (3, 3)])
+@pytest.mark.parametrize("heads", [(4, 2)])
 @pytest.mark.parametrize("kind", ["published", "windowed", "strict"])
 def test_the_kernels_are_the_reference(kind, heads, device):
     docs, tensors = documents(device=device), draw(*heads, device=device)
@@ -35,7 +35,7 @@ def test_the_kernels_are_the_reference(kind, heads, device):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["windowed", "strict"])
 def test_the_kernels_let_nothing_through(kind, device):
-    docs, tensors = documents(device=device), draw(device=device)
+    docs, tensors = documents(device=device), draw(2, 1, device=device)
     scorer = "norm" if kind in ISOLATED else "position"
     changed = [x.clone() for x in tensors]
     for x in changed:
@@ -50,10 +50,12 @@ def test_the_kernels_let_nothing_through(kind, device):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["published", "windowed", "strict"])
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("windowed", "triton"), ("published", "reference"), ("windowed", "reference"), ("strict", "reference")],
+)
 def test_the_layer_compiles_once_for_all_boundaries(kind, backend, device):
-    tensors = draw(device=device)
+    tensors = draw(2, 1, device=device)
     attend = LighthouseAttention(**SIZES | KINDS[kind], backend=backend)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, backend=counter, dynamic=False)

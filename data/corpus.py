@@ -52,6 +52,24 @@ class Corpus:
     def val(self) -> Split:
         return self.parts["val"][0].split
 
+    def bytes_per_token(self, split: str = "val") -> float | None:
+        """Return the mean bytes of UTF-8 text per token, without tokens that begin and end documents.
+
+        It is that of all documents in the shards of a split; sources count by their weights. None: no tokens.
+        """
+        added = 1 if self.tokenizer.bos is None else 2  # tokens of a document that are not of its text
+        means, weights = [], []
+        for part in self.parts[split]:
+            headers = [store.header for store in part.split.stores]
+            n_tokens = sum(header.n_tokens - added * header.n_documents for header in headers)
+            n_bytes = sum(header.text_bytes for header in headers)
+            if n_tokens > 0 and n_bytes > 0:
+                means.append(n_bytes / n_tokens)
+                weights.append(part.weight)
+        total = sum(weights)
+        pairs = zip(means, weights, strict=True)
+        return sum(mean * weight for mean, weight in pairs) / total if total else None
+
     def n_tokens(self, split: str) -> int:
         """Number of tokens in a split, summed over all sources."""
         return sum(part.split.n_tokens for part in self.parts[split])

@@ -165,7 +165,13 @@ def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data
     world = engine.mesh.world
     if not world.is_main:
         return Events()
-    about = {"data": data.corpus.fingerprint, **engine.model.parameters_by_kind(), "ranks": world.size}
+    per_token = data.corpus.bytes_per_token()
+    about = {
+        "data": data.corpus.fingerprint,
+        "bytes_per_token": per_token,
+        **engine.model.parameters_by_kind(),
+        "ranks": world.size,
+    }
     return Reporter(
         config,
         run_dir,
@@ -174,4 +180,5 @@ def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data
         describe(world.device) | about,
         settings=as_container(config),
         has_checkpoint=lambda: checkpoint.complete(run_dir.checkpoints),
+        bytes_per_token=per_token,
     )

@@ -31,7 +31,9 @@ def cost(
     tokens = sum(count * stages[name].batch_tokens for name, count in steps.items())
     flops = sum(count * step_flops(config.model, stages[name]) for name, count in steps.items())
     epochs = tokens / max(tokens_per_epoch, 1)
-    lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of the data"]
+    whole = sum((stage.steps or 0) * stage.batch_tokens for stage in config.stages.values())
+    each = f"{_number(whole / max(n_parameters, 1))} tokens per parameter in the whole run"
+    lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of the data; {each}"]
     lines.append(_checkpoints(config, n_parameters, steps, done))
     if peak is not None:
         time = _duration(flops / (peak * n_ranks * ASSUMED_MFU))

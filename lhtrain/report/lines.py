@@ -6,7 +6,7 @@ from lhtrain.report import evaluation
 from lhtrain.report.metrics import Row
 from lhtrain.report.stage_switch import Entry, Validation
 from lhtrain.report.summary import steps_until
-from lhtrain.text import number, one_line
+from lhtrain.text import number, one_line, with_width
 
 WIDTH = 120  # most characters of a sample's text
 
@@ -16,7 +16,11 @@ def validated(row: Row, before: Validation) -> str:
     now, change = row["val_loss"], ""
     if now is not None and before.loss is not None:
         change = f" ({now - before.loss:+.4f} since step {before.step:,})"
-    return f"validated step {row['step']:,}: validation loss {number(now)}{change}"
+    bits = row.get("val_bits_per_byte")
+    per_byte = "" if bits is None else f", {number(bits)} bits per byte"
+    mean = with_width(row.get("loss_mean"), row.get("loss_stderr"))
+    training = "" if row.get("loss_mean") is None else f"; training loss {mean}"
+    return f"validated step {row['step']:,}: validation loss {number(now)}{change}{per_byte}{training}"
 
 
 def evaluated(step: int, attention: str, values: dict[str, float | None]) -> str:

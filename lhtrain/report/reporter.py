@@ -1,5 +1,6 @@
 """The first rank's record of a run: rows for metrics.jsonl, a tracker and the terminal, and a summary."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT, Signals
@@ -62,6 +63,7 @@ class Reporter(Events):
         about: values that are added to summary.json unchanged.
         settings: the configuration as plain values, for the tracker.
         has_checkpoint: returns a true value if the run can be resumed.
+        bytes_per_token: of the validation split, for the loss in bits per byte; None if not known.
     """
 
     def __init__(
@@ -73,9 +75,11 @@ class Reporter(Events):
         about: dict[str, Any],
         settings: dict[str, Any],
         has_checkpoint: Callable[[], object],
+        bytes_per_token: float | None = None,
     ):
         self.config, self.dir, self.progress = config, run_dir, progress
         self.peak_flops, self.has_checkpoint = peak_flops, has_checkpoint
+        self.bytes_per_token = bytes_per_token
         self.remaining = Remaining(config)
         self.terminal = Terminal(config.run.steps, progress.step, progress.seconds, self._seconds_left)
         self.metrics = MetricsFile(run_dir.metrics, self.say)
@@ -125,7 +129,10 @@ class Reporter(Events):
 
     def validation(self) -> None:
         before = last_validation(self.metrics.rows)
-        row = self._row("validation", val_loss=self.progress.stages[-1].val_loss)
+        record = self.progress.stages[-1]
+        values = {"val_loss": record.val_loss, "val_bits_per_byte": self._bits_per_byte(record.val_loss)}
+        values |= {"loss_mean": record.losses.mean, "loss_stderr": record.losses.stderr}
+        row = self._row("validation", **values)
         self.say(lines.validated(row, before))
         if entry := self.watch.recovered:
             steps, above = entry["steps_to_recover"], entry["steps_still_above"]
@@ -242,6 +249,11 @@ class Reporter(Events):
             if failure not in self._failed:
                 self._failed.add(failure)
                 self.say(f"warning   {failure}: {one_line(reason(error), 300)}; the run is not affected")
+
+    def _bits_per_byte(self, loss: float | None) -> float | None:
+        if loss is None or not self.bytes_per_token:
+            return None
+        return loss / math.log(2) / self.bytes_per_token
 
     def _seconds_left(self) -> float | None:
         return self.remaining(self.progress)

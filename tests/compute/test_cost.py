@@ -12,6 +12,7 @@ def test_the_papers_run():
     config = compose_config(["experiment=paper_98k"], 8, 80 * 10**9)
     tokens, checkpoints, time = cost(config, 530_117_632, 50_949_000_000, 989e12, 8)
     assert "50,331,648,000 tokens" in tokens and "0.99 epochs" in tokens
+    assert "95 tokens per parameter in the whole run" in tokens
     # One every 1,000 of 16,000 steps; the end of the first stage is one of them.
     assert all(part in checkpoints for part in ("16 checkpoints of 6.36 GB", "3 are kept", "19.1 GB on disk"))
     flops = 10_000 * step_flops(config.model, stages_of(config)["lighthouse"])
@@ -34,6 +35,7 @@ def test_what_is_left_after_a_resume():
     whole, rest = cost(config, 1000, 40_960), cost(config, 1000, 40_960, done=120)
     assert "655,360 tokens" in whole[0] and "16 epochs" in whole[0]
     assert "163,840 tokens" in rest[0] and "4 epochs" in rest[0]
+    assert "655 tokens per parameter" in whole[0] and "655 tokens per parameter" in rest[0]
     # At steps 30, 60, 90, 100, 120, 150, 160.
     assert "7 checkpoints of 12 kB" in whole[1] and "3 are kept, 36 kB" in whole[1]
     assert "2 checkpoints of 12 kB" in rest[1] and "2 are kept, 24 kB" in rest[1]

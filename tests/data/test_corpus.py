@@ -318,3 +318,18 @@ def test_a_changed_tokenizer_file_is_noticed(tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match="the source or the tokenizer's file has changed since"):
         open_corpus("text", out=str(tmp_path / "out"), **settings)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_bytes_per_token(texts: Path, cache: Path, tmp_path: Path, bos: bool) -> None:
+    """Of bytes 1, with and without tokens that begin documents; of a tokenizer as its texts have."""
+    assert open_texts(texts, cache, bos=bos).bytes_per_token() == 1.0
+    tokenizer = Tokenizer(models.WordLevel({"text": 0, "of": 1, "?": 2, "</s>": 3, "<s>": 4}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    one = tmp_path / "one"
+    one.mkdir()
+    for name in "ab":
+        (one / f"{name}.txt").write_text(f"text of {name} é\n" * 50)  # 13 bytes, 4 tokens
+    corpus = open_texts(one, cache, tokenizer=str(tmp_path / "tokenizer.json"), bos=bos)
+    assert corpus.bytes_per_token() == 13 / 4

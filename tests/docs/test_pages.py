@@ -61,7 +61,7 @@ def test_keys_in_the_text_exist(page):
         if (
             match
             and match[1].partition(".")[0] in GROUPS
-            and not text.endswith((".py", ".md", ".yaml", ".json"))
+            and not text.endswith((".py", ".md", ".yaml", ".json", ".jsonl"))
         ):
             assert type_of(match[1]) is not None, f"{page.name}:{number}: no key {match[1]}"
 

@@ -90,8 +90,24 @@ def test_summary_and_plot_are_written_at_every_validation(run, capsys):
         assert run.summary["steps"] == 10
         run.reporter.finish(15)
     out = capsys.readouterr().out
-    assert "validated step 5: validation loss 2.5000\n" in out
-    assert "validated step 10: validation loss 2.2500 (-0.2500 since step 5)\n" in out
+    assert "validated step 5: validation loss 2.5000; training loss 3.0000\n" in out
+    assert "validated step 10: validation loss 2.2500 (-0.2500 since step 5); training" in out
+
+
+def test_a_validation_has_bits_per_byte_and_the_mean_training_loss(run, capsys):
+    """A token of 4 bytes with a loss of ln 16 nats has 4 bits: 1 bit for each byte."""
+    with run.reporter as reporter:
+        reporter.bytes_per_token = 4.0
+        for loss in (3.0, 3.2):
+            run.train(1, loss=loss)
+        run.validate(math.log(16))
+        run.validate(math.nan)
+        reporter.finish(15)
+    first, second = (row for row in run.rows if row["kind"] == "validation")
+    assert first["val_bits_per_byte"] == pytest.approx(1.0) and second["val_bits_per_byte"] is None
+    assert first["loss_mean"] == pytest.approx(3.1) and first["loss_stderr"] == pytest.approx(0.1)
+    out = capsys.readouterr().out
+    assert "validation loss 2.7726, 1.0000 bits per byte; training loss 3.10 ± 0.10\n" in out
 
 
 def test_a_finished_run(run):

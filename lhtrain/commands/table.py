@@ -427,6 +427,26 @@ Examples
     docs=("judging",),
 )
 
+REPORT = Command(
+    "report",
+    "write a page about runs: curves, switches, stages, evaluation, samples, history",
+    "lhtrain.commands.report:report",
+    (_RUNS,),
+    (
+        Key("out", "FILE", "file to write; default: report.html, in the folder of the run if it is one run"),
+        Key("price", "2.5", "price of a GPU for an hour, from which the cost is computed"),
+    ),
+    details="""\
+The page is one HTML file, which a browser opens without a network. Several runs are drawn into the same
+charts, and compared with the first one as in lhtrain compare. Runs may still be running.
+
+Examples
+  lhtrain report runs/mine
+  lhtrain report runs/dense runs/two_stage out=compare.html price=2.5
+  lhtrain report runs/lr_sweep""",
+    docs=("judging",),
+)
+
 SLURM = Command(
     "slurm",
     "submit, resume and extend runs as SLURM jobs, and list runs",
@@ -572,7 +592,7 @@ COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
         *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE),
-        *(IMPORT, EXPORT, GENERATE, EVAL, RUNS, COMPARE),
+        *(IMPORT, EXPORT, GENERATE, EVAL, RUNS, COMPARE, REPORT),
         *(SLURM, SLURM_SUBMIT, SLURM_RESUME, SLURM_EXTEND, SLURM_STATUS, SLURM_BEGIN, SLURM_END),
         *(ENV, COMPLETION, HELP),
     )

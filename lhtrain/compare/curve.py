@@ -24,8 +24,9 @@ class Point(NamedTuple):
 def value_of(row: dict[str, Any], key: str) -> float | None:
     """Return the finite number at `key`, or None."""
     value = row.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def points(run: Run, kind: str, key: str) -> list[Point]:
@@ -48,6 +49,16 @@ def validations(run: Run) -> list[Point]:
         else:
             continue
         found += [point] if point is not None else []
+    return found
+
+
+def switches(run: Run) -> list[Point]:
+    """Return the switches, each with the last step before it and the name of the new stage; value is 0."""
+    found = []
+    for row, flops in zip(run.rows, _flops_so_far(run), strict=True):
+        if row["kind"] == "switch":
+            moved = row | {"step": row["step"] - 1, "stage": row.get("to"), "value": 0}
+            found += [point] if (point := _point(moved, "value", flops)) is not None else []
     return found
 
 

@@ -1,0 +1,1 @@
+"""The page of `lhtrain report`: one HTML file that needs nothing else."""

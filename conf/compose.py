@@ -24,6 +24,7 @@ from lhtrain.conf.rules.types import LITERALLY, misfit, rule_of
 from lhtrain.conf.rules.validate import validate
 from lhtrain.conf.rules.values import value_problems
 from lhtrain.conf.schema import Config, DataConfig
+from lhtrain.conf.start_weights import brought, contradictions
 from lhtrain.conf.typed.overrides import Setting
 from lhtrain.conf.typed.own_files import documents, number, recorded
 from lhtrain.conf.typed.paths import exists, expanded
@@ -41,6 +42,7 @@ class Checked:
 
     config: Config
     is_dated: bool  # whether run.dir contains the time of the start, so that every start has a new one
+    brought: tuple[str, ...] = ()  # overrides for Hydra that init_from brings
 
 
 def check_overrides(
@@ -67,6 +69,9 @@ def checked(
     with hydra():
         settings, problems = _settings(overrides)
         config, misfits = _composed(settings, config_name)
+        more = [] if config is None or misfits else brought(config, settings)
+        if more:
+            config, misfits = _composed([*settings, *more], config_name)
         problems += [*misfits, *_hidden(settings)]
         if config is not None:
             problems += _problems_of(config, n_ranks, here)
@@ -74,7 +79,7 @@ def checked(
             raise ConfigError([_placed(problem, settings) for problem in problems])
         given = OmegaConf.to_container(config.run, resolve=False)
         assert isinstance(given, dict)
-        return Checked(_typed(config), "${now:" in str(given["dir"]))
+        return Checked(_typed(config), "${now:" in str(given["dir"]), tuple(one.override for one in more))
 
 
 def data_config(overrides: list[str]) -> DataConfig:
@@ -305,6 +310,7 @@ def _problems_of(config: DictConfig, n_ranks: int | None, here: bool = False) ->
         return unresolved
     typed = _typed(config)
     problems = [*plugins.load(typed.plugins), *validate(typed, n_ranks)]
+    problems += contradictions(typed.model, typed.init_from)
     if here:
         from lhtrain.conf.rules.machine import here_problems
 
@@ -317,9 +323,9 @@ def _unknown(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, object
     """Yield keys that the schema does not have, which `+KEY=VALUE` and the user's files can add."""
     for key, child in _items(config):
         name = f"{prefix}{key!s}"
-        if type_of(name) is None:
+        if (kind := type_of(name)) is None:
             yield name, child
-        elif isinstance(child, DictConfig):
+        elif isinstance(child, DictConfig) and kind is not Any:  # Any: rules know its keys
             yield from _unknown(child, f"{name}.")
 
 

@@ -41,6 +41,14 @@ class LrSchedule(Enum):
     cosine = "cosine"  # half a cosine wave, from the end of the warm-up to the end of the run
 
 
+class Init(Enum):
+    """What a run takes from the checkpoint init_from."""
+
+    auto = "auto"  # all if the checkpoint has an optimizer state, otherwise weights
+    weights = "weights"  # weights alone: new optimizer state, data from their start
+    all = "all"  # optimizer state too, and the position in the data if they are the same
+
+
 class Resume(Enum):
     """Whether to continue the run in run.dir."""
 
@@ -514,5 +522,9 @@ class Config:
     # optimizers and trackers (lhtrain.registry)
     plugins: list[str] = field(default_factory=list)
     resume: Resume = Resume.never  # whether to continue the run in run.dir, which then must be given
-    # folder of a checkpoint of another run, from whose weights, optimizer state and data position to start
+    # folder of a checkpoint of another run, or of imported weights, from which to start. The shape of the
+    # model is taken from it, and the tokenizer of imported weights
     init_from: str | None = None
+    # what is taken from init_from: weights alone, or all: the optimizer state too, and the position if the
+    # data are the same; auto: all if the checkpoint has an optimizer state
+    init: Init = Init.auto

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lhtrain.checkpoint.folder import newest_sound, tidy
     from lhtrain.checkpoint.names import complete, folder_of, leftovers
     from lhtrain.checkpoint.reader import load
-    from lhtrain.checkpoint.state import as_written, state_of
+    from lhtrain.checkpoint.state import as_written, opened, state_of
     from lhtrain.checkpoint.tensors import tensors_of
     from lhtrain.checkpoint.verify import find_problem, read_state
     from lhtrain.checkpoint.writer import publish
@@ -48,6 +48,7 @@ __all__ = [
     "leftovers",
     "load",
     "newest_sound",
+    "opened",
     "publish",
     "read_state",
     "state_of",
@@ -59,7 +60,7 @@ _MODULES = {
     "folder": ("newest_sound", "tidy"),
     "names": ("complete", "folder_of", "leftovers"),
     "reader": ("load",),
-    "state": ("as_written", "state_of"),
+    "state": ("as_written", "opened", "state_of"),
     "tensors": ("tensors_of",),
     "verify": ("find_problem", "read_state"),
     "writer": ("publish",),

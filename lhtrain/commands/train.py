@@ -118,7 +118,7 @@ def _checked(arguments: Namespace, settings: list[str], ranks: Ranks) -> tuple[l
             )
     if problems:
         raise ConfigError(problems)
-    settings = sweep.overrides
+    settings = [*sweep.overrides, *runs[0].brought]
     config = runs[0].config
     is_new, earlier = config.resume is Resume.never, None
     if starts and not is_sweep:

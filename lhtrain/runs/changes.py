@@ -18,7 +18,7 @@ from lhtrain.conf.schema import (
 )
 from lhtrain.data.tokenizers.base import PREPARED
 
-START = ("resume", "init_from")
+START = ("resume", "init_from", "init")
 DEFAULTS: dict[str, type] = {
     "model": ModelConfig,
     "lighthouse": LighthouseConfig,

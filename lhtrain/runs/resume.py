@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lhtrain import checkpoint
 from lhtrain.checkpoint.model_settings import LAYOUT, TRAINED_FOR, differing_settings
-from lhtrain.conf.schema import Config, Resume
+from lhtrain.conf.schema import Config, Init, Resume
 from lhtrain.data import Corpus
 from lhtrain.distributed.torchrun import STARTED_OVER, note_left
 from lhtrain.distributed.world import World
@@ -111,32 +111,59 @@ def start_from(
 ) -> tuple[Progress, str]:
     """Begin a new run with another run's weights, optimizer state and, if the data are the same, position.
 
+    `config.init` may restrict it to the weights. Imported weights have nothing else.
+
     Returns the new run's progress, at step 0, and a note on the source and the differences.
 
     Raises:
-        RunError: the checkpoint is damaged or does not match the model.
+        RunError: the checkpoint is damaged or does not match the model, or init=all and it has weights alone.
     """
     state = checkpoint.read_state(path, world)
     now = as_container(config)["model"]
     with checkpoint.as_written(path):
-        saved, data, order = dict(state["config"]["model"]), state["data"], _order(state["config"])
+        saved, data = dict(state["config"]["model"]), state["data"]
         step, position = state["progress"]["step"], state["progress"]["position"]
     if changed := differing_settings(saved, now, LAYOUT):
         raise RunError(
             f"init_from={path}: its weights have another layout of heads (saved -> now): "
             f"{', '.join(changed)}; use the saved values"
         )
-    checkpoint.load(path, tensors, optional=[OWN_SCORER])
-    note = f"weights and optimizer of {path}, step {step}"
+    whole = _takes_all(path, config.init)
+    wanted = {name: tensor for name, tensor in tensors.items() if whole or name.startswith("model.")}
+    checkpoint.load(path, wanted, optional=[OWN_SCORER])
+    note = f"weights {'and optimizer ' if whole else ''}of {path}, step {step}"
     if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
+    note += _other_tokenizer(state.get("tokenizer"), corpus)
+    if not whole:
+        return Progress(), f"{note}; the optimizer state is new, and the data are read from their start"
     if data != corpus.fingerprint:
         return Progress(), f"{note}; the data differ and are read from their start"
     note += f"; data continue at token {position:,}"
+    with checkpoint.as_written(path):
+        order = _order(state["config"])
     if order != _order(as_container(config)):
         note += ", in another order (run.seed, sequence lengths, data.long_fraction or data.documents differ)"
         note += ", so some are read again"
     return Progress(position=position), note
+
+
+def _takes_all(path: Path, init: Init) -> bool:
+    """Return whether a run takes the optimizer state of the checkpoint `path`, too."""
+    has_state = any(name.startswith("optimizer.") for name in checkpoint.opened(path).tensors)
+    if init is Init.all and not has_state:
+        raise RunError(f"init=all: {path} has weights alone, no optimizer state; use init=weights")
+    return has_state and init is not Init.weights
+
+
+def _other_tokenizer(recorded: dict[str, Any] | None, corpus: Corpus) -> str:
+    """Return a warning if the weights were trained with another tokenizer than that of the data."""
+    if recorded is None or recorded["hash"] == corpus.tokenizer.fingerprint:
+        return ""
+    return (
+        f"; warning: the data have the tokenizer {corpus.tokenizer.name}, and the weights were trained with "
+        f"{recorded['name']} (eos {recorded['eos']}, bos {recorded['bos']})"
+    )
 
 
 def _order(config: dict[str, Any]) -> tuple:

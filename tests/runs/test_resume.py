@@ -8,7 +8,7 @@ import torch
 
 from lhtrain.checkpoint.saver import Saver
 from lhtrain.compute.fill import compose_config, filled
-from lhtrain.conf.schema import Resume
+from lhtrain.conf.schema import Init, Resume
 from lhtrain.distributed import torchrun
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
@@ -204,7 +204,7 @@ def test_init_from_compares_settings_that_shapes_do_not_show(tmp_path, monkeypat
     """Another layout of heads is refused; other training settings are noted; a damaged state is refused."""
     config = filled(compose_config([*TINY, "model.n_heads=4", f"run.dir={tmp_path}"]))
     saved = as_container(config)
-    tensors = {"model.w": torch.ones(2)}
+    tensors = {"model.w": torch.ones(2), "optimizer.m.w": torch.ones(2)}
     progress = {"step": 3, "position": 1536, "stages": []}
     values = {"model.n_heads": 8, "model.head_dim": 4, "model.rope_theta": 5e5}
     if change in values:
@@ -225,6 +225,29 @@ def test_init_from_compares_settings_that_shapes_do_not_show(tmp_path, monkeypat
         f"{change}: {values[change]} -> " if change in values else "state.json must be as lhtrain writes it"
     )
     assert what in str(refused.value)
+
+
+def test_weights_alone(tmp_path):
+    config = filled(compose_config([*TINY, f"run.dir={tmp_path}"]))
+    tensors = {"model.w": torch.ones(2), "optimizer.m.w": torch.ones(2)}
+    saver = Saver(tmp_path / "other", 1, WORLD)
+    progress = {"step": 3, "position": 1536, "stages": []}
+    state = {"progress": progress, "config": as_container(config), "data": "d"}
+    state["tokenizer"] = {"name": "old", "hash": "0", "eos": 2, "bos": None}
+    saver.save(3, tensors, state)
+    saver.finish()
+    path = tmp_path / "other" / "step_00000003"
+    corpus = SimpleNamespace(fingerprint="d", tokenizer=SimpleNamespace(fingerprint="1", name="new"))
+    config.init = Init.weights
+    mine = {"model.w": torch.zeros(2), "optimizer.m.w": torch.zeros(2)}
+    begun, note = start_from(path, mine, config, corpus, WORLD)
+    assert begun.position == 0 and mine["model.w"].all() and not mine["optimizer.m.w"].any()
+    assert "the optimizer state is new" in note and "tokenizer new" in note and "trained with old" in note
+    saver.save(4, {"model.w": torch.ones(2)}, state | {"progress": progress | {"step": 4}})
+    saver.finish()
+    config.init = Init.all
+    with pytest.raises(RunError, match=r"init=all: .* has weights alone"):
+        start_from(path.with_name("step_00000004"), mine, config, corpus, WORLD)
 
 
 def test_restart_with_init_from_is_still_a_restart(monkeypatch):

@@ -1,0 +1,88 @@
+"""What `init_from` brings: the shape of the model, and the tokenizer of imported weights."""
+
+import json
+
+import pytest
+
+from lhtrain.conf.compose import check_overrides, checked
+from lhtrain.conf.problems import ConfigError
+from lhtrain.interop import bpe
+
+SHAPE = {
+    "name": "someone/small",
+    "seq_len": 4096,
+    "vocab_size": 320,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "head_dim": 16,
+    "ffn_dim": 80,
+    "rope_theta": 1e6,
+    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    "qkv_bias": True,
+    "norm_eps": 1e-6,
+    "tie_embeddings": True,
+}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """The state of imported weights, with their tokenizer."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bpe.of_bytes("<|endoftext|>", 256)))
+    data = {"tokenizer": "elsewhere/tokenizer.json", "bos": True, "eos": None}
+    state = {"config": {"model": SHAPE, "data": data}, "imported": {"family": "qwen2"}}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    return tmp_path
+
+
+def test_the_shape_and_the_tokenizer_come_with_the_weights(weights):
+    config = check_overrides([f"init_from={weights}"])
+    assert {key: getattr(config.model, key) for key in SHAPE} == SHAPE
+    assert config.data.tokenizer == str(weights / "tokenizer.json") and config.data.bos
+    assert config.data.documents.name == "apart"
+
+
+def test_typed_settings_come_first(weights):
+    typed = [
+        "model.seq_len=8192",
+        "model.rope_theta=2e6",
+        "model.rope_scaling=null",
+        "data.documents=together",
+    ]
+    config = check_overrides([f"init_from={weights}", *typed])
+    assert (config.model.seq_len, config.model.rope_theta, config.model.rope_scaling) == (8192, 2e6, None)
+    assert config.data.documents.name == "together" and config.model.dim == 32
+
+
+def test_keys_in_a_file_of_the_user_count_as_typed(weights, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nmodel:\n  seq_len: 2048\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(text)
+    search = f"hydra.searchpath=[file://{tmp_path / 'own'}]"
+    config = check_overrides([search, "experiment=mine", f"init_from={weights}"])
+    assert config.model.seq_len == 2048 and config.model.n_layers == 2
+
+
+@pytest.mark.parametrize("typed", ["model.dim=64", "model.qkv_bias=false", "model=gpt_130m"])
+def test_settings_that_contradict_the_weights_are_named(weights, typed):
+    with pytest.raises(ConfigError, match=r"the weights of init_from=.* have .*; leave this setting out"):
+        check_overrides([f"init_from={weights}", typed])
+
+
+def test_training_gets_the_same_settings(weights):
+    found = checked([f"init_from={weights}"])
+    assert "model.dim=32" in found.brought and "model.qkv_bias=true" in found.brought
+
+
+def test_the_checkpoint_of_a_run_brings_its_shape_alone(weights):
+    state = json.loads((weights / "state.json").read_text()) | {"imported": None}
+    (weights / "state.json").write_text(json.dumps(state))
+    config = check_overrides([f"init_from={weights}"])
+    assert config.model.dim == 32 and config.data.tokenizer == "bytes"
+    assert config.data.documents.name == "together"
+
+
+def test_without_a_readable_state_nothing_comes(tmp_path):
+    (tmp_path / "state.json").write_text("[]")
+    assert checked([f"init_from={tmp_path}"]).brought == ()

@@ -23,7 +23,7 @@ from lhtrain.conf.renamed import current
 from lhtrain.conf.rules.relations import relations_of
 from lhtrain.conf.rules.types import NAMES, PLURALS
 
-OF_ANY = {"data.path": "text, or a list of texts", "data.mix": "mapping"}
+OF_ANY = {"path": "text, or a list of texts", "mix": "mapping", "rope_scaling": "mapping"}
 LABEL, LINE = 9, 110  # width of the labels, and of a line
 
 
@@ -213,7 +213,8 @@ def _type(key: str, has_choices: bool) -> str:
     if has_choices:
         return "one of the choices"
     if kind is Any:
-        return OF_ANY.get(key, "whole number, or auto") + or_null * (key in OF_ANY)
+        name = key.rpartition(".")[2]
+        return OF_ANY.get(name, "whole number, or auto") + or_null * (name in OF_ANY)
     if get_origin(kind) is dict:
         return "mapping {NAME: VALUE}"
     if get_origin(kind) is list:

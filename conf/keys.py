@@ -26,9 +26,10 @@ PATHS = (
 def type_of(key: str) -> Any:
     """Return the annotation of a dotted `key` without `| None`; None if the schema has no such key.
 
-    Names in a dictionary may be any: stages.NAME.steps, data.mix.NAME.path, optim.options.NAME.
+    Names in a dictionary may be any: stages.NAME.steps, data.mix.NAME.path, optim.options.NAME,
+    model.rope_scaling.NAME.
     """
-    if key.startswith("data.mix."):
+    if key.startswith("data.mix.") or ".rope_scaling." in key:
         return Any
     kind: Any = Config
     for name in key.split("."):

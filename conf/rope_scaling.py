@@ -14,6 +14,9 @@ SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
 }
+# Of these two keys the second must be above the first; the values that count where they are not set.
+ORDERED = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
+UNSET = {"beta_slow": 1, "beta_fast": 32}
 
 
 def broken_rules(scaling: Any) -> Iterator[str]:
@@ -33,6 +36,8 @@ def broken_rules(scaling: Any) -> Iterator[str]:
     for key, value in scaling.items():
         if key not in known:
             yield f"rope_type={kind} has no key {key}; its keys are {', '.join(known[1:])}"
+        elif value is None and key in optional:
+            continue  # as in many a config.json
         elif key == "truncate":
             if not isinstance(value, bool):
                 yield f"truncate={value}: must be true or false"
@@ -40,9 +45,13 @@ def broken_rules(scaling: Any) -> Iterator[str]:
             yield f"{key}={value}: must be a number above 0"
     if not list(_missing(scaling, needed)) and _is_positive(scaling["factor"]) and scaling["factor"] < 1:
         yield f"factor={scaling['factor']}: must be at least 1"
-    low, high = scaling.get("low_freq_factor"), scaling.get("high_freq_factor")
-    if kind == "llama3" and _is_positive(low) and _is_positive(high) and high <= low:
-        yield f"high_freq_factor={high}: must be above low_freq_factor={low}"
+    if _is_positive(scaling.get(ORIGINAL)) and scaling[ORIGINAL] != int(scaling[ORIGINAL]):
+        yield f"{ORIGINAL}={scaling[ORIGINAL]}: must be a whole number"
+    if kind in ORDERED:
+        below, above = ORDERED[kind]
+        low, high = (scaling.get(key) or UNSET.get(key) for key in (below, above))
+        if low and high and _is_positive(low) and _is_positive(high) and high <= low:
+            yield f"{above}={high}: must be above {below}={low}"
 
 
 def _missing(scaling: dict[str, Any], needed: tuple[str, ...]) -> Iterator[str]:

@@ -25,6 +25,8 @@ def model_problems(config: Config) -> Iterator[Problem]:
         yield Problem("model.rope_scaling", model.rope_scaling, rule)
     if isinstance(model.rope_scaling, dict) and model.head_dim < 4:
         yield Problem("model.head_dim", model.head_dim, "must be at least 4 with model.rope_scaling")
+    if isinstance(model.rope_scaling, dict) and model.rope_theta <= 1:
+        yield Problem("model.rope_theta", model.rope_theta, "must be above 1 with model.rope_scaling")
     yield from _dense_layers(config)
 
 

@@ -77,6 +77,14 @@ RELATIONS = (
         ("model.dense_layers=[0,1,2,3]",),
     ),
     Relation(
+        ("model.rope_scaling",),
+        "model.rope_scaling needs rope_type and factor; all types but linear need "
+        "original_max_position_embeddings, the length before scaling; llama3 needs low_freq_factor and "
+        "high_freq_factor; yarn may have attention_factor, beta_fast, beta_slow, mscale, mscale_all_dim and "
+        "truncate",
+        ("model.rope_scaling={rope_type: llama3, factor: 8}",),
+    ),
+    Relation(
         ("model.vocab_size", "data.tokenizer"),
         "model.vocab_size must be at least the number of tokens that data.tokenizer has",
         ("model.vocab_size=100",),

@@ -1,7 +1,8 @@
 """The rotary position embedding, with the scalings that published models use.
 
-T tokens, B batch, H heads, D head dim. The formulas are those of Hugging Face transformers
-(modeling_rope_utils.py), so that published weights give the same results here.
+T tokens, B batch, H heads, D head dim. Frequencies are computed with the operations of Hugging Face
+transformers (modeling_rope_utils.py), on the CPU in float32: at position 100,000 an error in the last bit of
+a frequency already turns a pair by 0.006 radians.
 """
 
 import math
@@ -14,6 +15,8 @@ from torch import Tensor
 from lhtrain.attention.where import Rotation
 from lhtrain.conf.rope_scaling import ORIGINAL
 from lhtrain.conf.schema import ModelConfig
+
+Scaling = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Rope:
     """
 
     theta: float
-    scaling: dict[str, Any] | None = None
+    scaling: Scaling | None = None
     seq_len: int = 0
 
     @classmethod
@@ -36,12 +39,11 @@ class Rope:
         """Return the rotary embedding of a model's configuration."""
         return cls(config.rope_theta, config.rope_scaling, config.seq_len)
 
-    def frequencies(self, head_dim: int, device: torch.device | None = None) -> Tensor:
-        """Return the angle by which each pair turns from one position to the next: (D / 2,) float32."""
-        exponents = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    def frequencies(self, head_dim: int) -> Tensor:
+        """Return the angle by which each pair turns per position: (D / 2,) float32, on the CPU."""
         if self.scaling is None:
-            return self.theta**-exponents
-        return SCALE[self.scaling["rope_type"]](self, exponents, head_dim)
+            return 1.0 / _waves(self.theta, head_dim)
+        return SCALE[self.scaling["rope_type"]](self.theta, self.scaling, self.seq_len, head_dim)
 
     @property
     def attention_factor(self) -> float:
@@ -58,7 +60,8 @@ class Rope:
 
     def rotation(self, positions: Tensor, head_dim: int) -> Rotation:
         """Return cosines and sines at `positions` (T,) or (B, T): (…, D) each, float32."""
-        angles = positions.float().unsqueeze(-1) * self.frequencies(head_dim, positions.device)
+        frequencies = self.frequencies(head_dim).to(positions.device, non_blocking=True)
+        angles = positions.float().unsqueeze(-1) * frequencies
         angles = torch.cat([angles, angles], -1)
         cos, sin, factor = angles.cos(), angles.sin(), self.attention_factor
         return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
@@ -74,46 +77,50 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
     return (x.float() * cos + torch.cat([-second, first], -1) * sin).to(x.dtype)
 
 
-def _linear(rope: Rope, exponents: Tensor, head_dim: int) -> Tensor:
-    assert rope.scaling is not None
-    return rope.theta**-exponents / rope.scaling["factor"]
+def _waves(theta: float, head_dim: int) -> Tensor:
+    """Return the number of positions in which each pair turns by one radian, (D / 2,)."""
+    exponents: Tensor = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
+    return theta**exponents
 
 
-def _dynamic(rope: Rope, exponents: Tensor, head_dim: int) -> Tensor:
+def _linear(theta: float, scaling: Scaling, seq_len: int, head_dim: int) -> Tensor:
+    """Positions are divided by the factor (arXiv:2306.15595)."""
+    return 1.0 / _waves(theta, head_dim) / scaling["factor"]
+
+
+def _dynamic(theta: float, scaling: Scaling, seq_len: int, head_dim: int) -> Tensor:
     """A larger base for sequences longer than the original ones (NTK-aware scaling)."""
-    assert rope.scaling is not None
-    factor, original = rope.scaling["factor"], rope.scaling[ORIGINAL]
-    longer = factor * max(rope.seq_len, original) / original - (factor - 1)
-    return (rope.theta * longer ** (head_dim / (head_dim - 2))) ** -exponents
+    factor, original = scaling["factor"], scaling[ORIGINAL]
+    longer = factor * max(seq_len, original) / original - (factor - 1)
+    return 1.0 / _waves(theta * longer ** (head_dim / (head_dim - 2)), head_dim)
 
 
-def _llama3(rope: Rope, exponents: Tensor, head_dim: int) -> Tensor:
-    """Slow frequencies are divided by the factor, fast ones are kept (Llama 3.1)."""
-    assert rope.scaling is not None
-    plain, scaling = rope.theta**-exponents, rope.scaling
+def _llama3(theta: float, scaling: Scaling, seq_len: int, head_dim: int) -> Tensor:
+    """Slow frequencies are divided by the factor, fast ones are kept, with a mean in between (Llama 3.1)."""
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling[ORIGINAL] * plain / (2 * math.pi)  # of each pair in a sequence of the original length
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - kept) * plain / factor + kept * plain
+    original, plain = scaling[ORIGINAL], 1.0 / _waves(theta, head_dim)
+    lengths = 2 * math.pi / plain  # positions of a whole turn
+    slow, fast = lengths > original / low, lengths < original / high
+    kept = (original / lengths - low) / (high - low)
+    mean = (1 - kept) * plain / factor + kept * plain
+    return torch.where(slow, plain / factor, torch.where(fast, plain, mean))
 
 
-def _yarn(rope: Rope, exponents: Tensor, head_dim: int) -> Tensor:
+def _yarn(theta: float, scaling: Scaling, seq_len: int, head_dim: int) -> Tensor:
     """Frequencies between two numbers of turns go from kept to divided by the factor (arXiv:2309.00071)."""
-    assert rope.scaling is not None
-    scaling, plain = rope.scaling, rope.theta**-exponents
+    waves = _waves(theta, head_dim)
 
     def dimension(turns: float) -> float:
         of_one = scaling[ORIGINAL] / (turns * 2 * math.pi)
-        return head_dim * math.log(of_one) / (2 * math.log(rope.theta))
+        return head_dim * math.log(of_one) / (2 * math.log(theta))
 
     low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     high += 0.001 if low == high else 0.0
-    pairs = torch.arange(head_dim // 2, device=exponents.device, dtype=torch.float32)
-    divided = ((pairs - low) / (high - low)).clamp(0, 1)
-    return divided * plain / scaling["factor"] + (1 - divided) * plain
+    kept = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return 1.0 / (scaling["factor"] * waves) * (1 - kept) + 1.0 / waves * kept
 
 
 def _yarn_scale(factor: float, mscale: float = 1.0) -> float:

@@ -14,7 +14,8 @@ from lhtrain.model.decoder import GPT, run_plainly
 from lhtrain.model.loss import chunk_loss
 
 SIZES = {"dim": 16, "n_layers": 4, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "ffn_dim": 32}
-CONFIG = ModelConfig(name="t", seq_len=512, vocab_size=64, tie_embeddings=True, dense_layers=[0], **SIZES)
+PARTS = {"tie_embeddings": True, "qkv_bias": True, "qk_norm": True}
+CONFIG = ModelConfig(name="t", seq_len=512, vocab_size=64, dense_layers=[0], **PARTS, **SIZES)
 CPU = torch.device("cpu")
 
 

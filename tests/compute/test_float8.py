@@ -11,7 +11,8 @@ from lhtrain.errors import RunError
 from lhtrain.model.decoder import GPT
 
 SIZES = {"dim": 64, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 32, "ffn_dim": 128}
-CONFIG = ModelConfig(name="t", seq_len=256, vocab_size=64, tie_embeddings=True, **SIZES)
+PARTS = {"tie_embeddings": True, "qkv_bias": True, "qk_norm": True}
+CONFIG = ModelConfig(name="t", seq_len=256, vocab_size=64, **PARTS, **SIZES)
 CPU = torch.device("cpu")
 
 

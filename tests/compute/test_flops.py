@@ -21,7 +21,9 @@ from lhtrain.registry import ATTENTIONS
 from lhtrain.stage import Stage
 
 SIZES = {"dim": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "ffn_dim": 64}
-MODEL = ModelConfig(name="t", seq_len=512, vocab_size=96, dense_layers=[1], **SIZES)
+MODEL = ModelConfig(
+    name="t", seq_len=512, vocab_size=96, dense_layers=[1], qkv_bias=True, qk_norm=True, **SIZES
+)
 
 
 def stage(kind):

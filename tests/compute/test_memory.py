@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from lhtrain.compute.fill import compose_config
-from lhtrain.compute.memory import estimate
+from lhtrain.compute.memory import estimate, parameters
 from lhtrain.conf.schema import Recompute
+from lhtrain.model.decoder import GPT
 from lhtrain.stage import stages_of
 
 RESULTS = Path(__file__).parents[2] / "scripts" / "bench" / "results"
@@ -47,6 +48,12 @@ def test_within_a_twentieth_of_every_measured_peak(row):
     stage = stages_of(config)[row["stage"]]
     peak = 1e9 * float(row["peak_gb"]) - row["kept_outputs"] * outputs(config, stage, ranks)
     assert estimate(config, stage, ranks).total == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [[], ["qkv_bias=true", "tie_embeddings=true"], ["qk_norm=true"]])
+def test_counts_the_parameters_of_the_model(settings):
+    model = compose_config([f"model.{setting}" for setting in settings]).model
+    assert sum(parameters(model)) == GPT(model).n_parameters()[0]
 
 
 def peak(*overrides):

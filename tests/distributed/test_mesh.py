@@ -13,7 +13,7 @@ from tests.distributed.ranks import DEVICE, on_ranks
 pytestmark = pytest.mark.slow
 
 SIZES = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "ffn_dim": 32}
-CONFIG = ModelConfig(name="t", seq_len=64, vocab_size=64, tie_embeddings=False, dense_layers=[], **SIZES)
+CONFIG = ModelConfig(name="t", seq_len=64, vocab_size=64, qkv_bias=True, qk_norm=True, **SIZES)
 
 
 def dtypes_in_blocks():
@@ -54,7 +54,7 @@ def gradients(dtype, size):
     mesh.initialize(model, seed=0)
     with torch.no_grad():  # gains that bfloat16 cannot represent
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "bias" in name:
                 parameter += 0.1234
     # Mostly one token, as spaces in text: its embedding row sums many small gradients.
     tokens = torch.zeros(8, 512, dtype=torch.int64, device=world.device)

@@ -2,13 +2,20 @@
 
 import pytest
 import torch
-import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.interop import config_json, published_name
 from lhtrain.model.decoder import GPT
+from lhtrain.model.rope import Rope
 
 TINY = {"name": "t", "seq_len": 64, "vocab_size": 96, "dim": 32, "n_layers": 3, "ffn_dim": 80}
 
@@ -45,19 +52,41 @@ def test_logits_and_gradients_equal_llamas(changes):
     torch.testing.assert_close(model.blocks[1].attention.wk.weight.grad, there, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("family", "own"), [("Qwen2", {"qkv_bias": True}), ("Qwen3", {"qk_norm": True})])
-def test_biases_and_normed_heads_equal_qwens(family, own):
-    model = GPT(tiny(n_kv_heads=2, **own))
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 4])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ((LlamaConfig, LlamaForCausalLM), {"rope_scaling": LLAMA3}),
+        ((LlamaConfig, LlamaForCausalLM), {"rope_scaling": YARN}),
+        ((Qwen2Config, Qwen2ForCausalLM), {"qkv_bias": True, "tie_embeddings": True}),
+        ((Qwen2Config, Qwen2ForCausalLM), {"qkv_bias": True, "rope_scaling": YARN}),
+        ((Qwen3Config, Qwen3ForCausalLM), {"qk_norm": True, "head_dim": 16}),
+    ],
+)
+def test_logits_and_gradients_equal_those_of_the_family(family, changes, n_kv_heads):
+    model = GPT(tiny(**changes, n_kv_heads=n_kv_heads))
     model.init_weights(0)
+    torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    config = {key: value for key, value in config_json(model.config).items() if key != "architectures"}
-    theirs = getattr(transformers, f"{family}ForCausalLM")(getattr(transformers, f"{family}Config")(**config))
-    state = {published_name(name): tensor for name, tensor in model.state_dict().items()}
-    theirs.load_state_dict(state)
+    published = family[1](family[0](**config_json(model.config))).eval()
+    names = {name: published_name(name) for name, _ in model.named_parameters()}
+    loaded = published.load_state_dict({names[name]: x for name, x in model.named_parameters()}, strict=False)
+    assert loaded.unexpected_keys == [] and {*loaded.missing_keys} <= {"lm_head.weight"}
+    published.tie_weights()
     tokens = torch.randint(0, 96, (2, 50))
-    torch.testing.assert_close(model(tokens), theirs.eval()(tokens).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(tokens), published(tokens).logits, rtol=1e-5, atol=1e-5)
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    published(tokens, labels=tokens).loss.backward()
+    theirs = dict(published.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[names[name]].grad, rtol=1e-3, atol=1e-5)
 
 
 def test_biases_start_at_zero_and_leave_the_other_weights_as_they_are():
@@ -68,6 +97,16 @@ def test_biases_start_at_zero_and_leave_the_other_weights_as_they_are():
         assert torch.equal(parameter, biased.get_parameter(name))
     assert not biased.blocks[0].attention.wq.bias.any()
     assert (biased.blocks[0].attention.q_norm.weight == 1).all()
+
+
+def test_the_rotary_embedding_of_a_stage_replaces_that_of_the_model():
+    model, tokens = GPT(tiny()), torch.randint(0, 96, (1, 64))
+    model.init_weights(0)
+    before, model.rope = model.hidden(tokens), Rope(1e6, YARN)
+    assert not torch.equal(model.hidden(tokens), before)
+    other = GPT(tiny(rope_theta=1e6, rope_scaling=YARN))
+    other.init_weights(0)
+    assert torch.equal(model.hidden(tokens), other.hidden(tokens))
 
 
 @pytest.mark.parametrize("tie", [False, True])

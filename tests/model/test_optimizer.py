@@ -8,11 +8,14 @@ from lhtrain.model.optimizer import AdamW
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 8, "ffn_dim": 32}
+PARTS = {"qkv_bias": True, "qk_norm": True}
 CONFIG = OptimConfig(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7)
 
 
 def model_of(seed=0):
-    model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, tie_embeddings=True, **SIZES)).to(DEVICE)
+    model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, tie_embeddings=True, **PARTS, **SIZES)).to(
+        DEVICE
+    )
     model.init_weights(seed)
     return model
 
@@ -22,7 +25,8 @@ def test_matrices_decay_and_vectors_do_not():
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_decay = {g.weight_decay: {names[id(p)] for p in g.parameters} for g in AdamW(model, CONFIG).groups}
     assert by_decay.keys() == {0.3, 0.0}
-    assert all(name.endswith("norm.weight") for name in by_decay[0.0]) and len(by_decay[0.0]) == 5
+    assert all(name.endswith(("norm.weight", ".bias")) for name in by_decay[0.0])
+    assert len(by_decay[0.0]) == 5 + 2 * 5
     assert "embedding.weight" in by_decay[0.3] and len(by_decay[0.3]) == 1 + 2 * 7
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lhtrain.conf.rope_scaling import ORIGINAL, broken_rules
 from lhtrain.model.rope import Rope, rotate
@@ -31,6 +32,7 @@ SCALINGS = {
 @pytest.mark.parametrize("theta", [1e4, 5e5])
 @pytest.mark.parametrize("name", SCALINGS)
 def test_frequencies_are_those_of_transformers(name, theta, dim):
+    """To the last bit, because the error of an angle grows with the position."""
     scaling = SCALINGS[name]
     longest = 128 if scaling["rope_type"] == "dynamic" else 1024
     config = LlamaConfig(
@@ -43,8 +45,21 @@ def test_frequencies_are_those_of_transformers(name, theta, dim):
     )
     frequencies, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu", seq_len=500)
     rope = Rope(theta, scaling, seq_len=500)
-    torch.testing.assert_close(rope.frequencies(dim), frequencies, rtol=1e-6, atol=0)
+    assert torch.equal(rope.frequencies(dim), frequencies)
     assert rope.attention_factor == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("name", [None, "llama3", "yarn", "yarn, own factor"])
+def test_cosines_and_sines_are_those_of_transformers(name):
+    scaling, positions = SCALINGS.get(name), torch.tensor([0, 1, 77, 99_999])
+    config = LlamaConfig(
+        hidden_size=256,
+        num_attention_heads=2,
+        rope_parameters=(scaling or {"rope_type": "default"}) | {"rope_theta": 5e5},
+    )
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
+    ours = Rope(5e5, scaling).rotation(positions, 128)
+    assert torch.equal(ours[0], cos[0]) and torch.equal(ours[1], sin[0])
 
 
 def test_dynamic_scaling_changes_nothing_up_to_the_original_length():
@@ -74,6 +89,8 @@ def test_positions_of_each_sequence_rotate_it_alone():
         ({"rope_type": "linear", "factor": 4, "beta_fast": 3}, "has no key beta_fast"),
         ({"rope_type": "yarn", "factor": 4, ORIGINAL: 64, "truncate": 1}, "must be true or false"),
         (SCALINGS["llama3"] | {"high_freq_factor": 1.0}, "must be above low_freq_factor=1.0"),
+        (SCALINGS["yarn"] | {"beta_fast": 1}, "must be above beta_slow=1"),
+        (SCALINGS["yarn"] | {ORIGINAL: 64.5}, "must be a whole number"),
     ],
 )
 def test_a_scaling_that_breaks_a_rule(scaling, words):

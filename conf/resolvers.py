@@ -6,7 +6,16 @@ from lhtrain.conf.typed.paths import expanded
 
 
 def register() -> None:
-    for resolver in (div, budget, tokenizer_vocab, prepared_tokenizer, mixed_tokenizer, stage_names, home):
+    for resolver in (
+        div,
+        budget,
+        tokenizer_vocab,
+        prepared_tokenizer,
+        mixed_tokenizer,
+        stage_names,
+        home,
+        sweep_name,
+    ):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -47,6 +56,13 @@ def mixed_tokenizer(mix: DictConfig) -> str:
 def home(path: str) -> str:
     """Return `path` with `~` expanded."""
     return expanded(str(path))
+
+
+def sweep_name(*keys: str, _root_: DictConfig) -> str:
+    """Return the name of the folder of a run of a sweep, from its values of the swept keys."""
+    from lhtrain.conf.typed.sweep_names import name_of
+
+    return name_of([str(text) for text in _root_.hydra.overrides.task], keys)
 
 
 def round_up(number: int, multiple: int) -> int:

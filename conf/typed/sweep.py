@@ -1,7 +1,7 @@
 """The runs of a command line: one, or with -m every combination of the values."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lhtrain.conf.compose import MISFITS, checked, hydra
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.typed.overrides import spelled
 from lhtrain.conf.typed.paths import expanded
+from lhtrain.conf.typed.sweep_names import names_of
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # other sweepers choose values themselves
 
@@ -27,6 +28,7 @@ class Sweep:
     overrides: list[str]  # for Hydra
     jobs: list[list[str]]  # overrides of each run
     dirs: list[Path]  # directory of each run; empty if not known
+    subdir: list[str] = field(default_factory=list)  # the override that names the directories, if one does
 
 
 def sweep_of(overrides: list[str]) -> Sweep:
@@ -62,7 +64,9 @@ def sweep_of(overrides: list[str]) -> Sweep:
                 list(_values(override)) if override.is_sweep_override() else [str(override.input_line)]
             )
         jobs = [list(job) for job in itertools.product(*choices.values())]
-        return Sweep(overrides, jobs, _dirs(own, len(jobs)))
+        swept = [one.get_key_element() for one in parsed if one.is_sweep_override()]
+        swept = [key for key in swept if not key.lstrip("+").startswith("hydra.")]
+        return Sweep(overrides, jobs, *_dirs(own, jobs, swept))
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
@@ -94,13 +98,20 @@ def _values(override: Override) -> list[str]:
     return [f"{key}={value}" for value in values]
 
 
-def _dirs(own: DictConfig, n_jobs: int) -> list[Path]:
-    """Return the directory of each run if its name is the number of the run; otherwise []."""
+def _dirs(own: DictConfig, jobs: list[list[str]], swept: list[str]) -> tuple[list[Path], list[str]]:
+    """Return the directory of each run, and the override for Hydra that names them.
+
+    The runs are named by the values that were swept; by their number if two of them would have the same name.
+    If the user has set hydra.sweep.subdir, both are empty.
+    """
     raw: Any = OmegaConf.to_container(own.sweep, resolve=False)
     if raw["subdir"] != "${hydra.job.num}":
-        return []
+        return [], []
     try:
         folder = Path(expanded(str(own.sweep.dir)))
     except MISFITS:
-        return []
-    return [folder / str(number) for number in range(n_jobs)]
+        return [], []
+    if names := names_of(jobs, swept):
+        keys = ",".join(key.lstrip("+") for key in swept)
+        return [folder / name for name in names], [f"hydra.sweep.subdir='${{sweep_name:{keys}}}'"]
+    return [folder / str(number) for number in range(len(jobs))], []

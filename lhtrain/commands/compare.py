@@ -10,7 +10,7 @@ from lhtrain.compare.equal import first_difference, read_trace, save_reference
 from lhtrain.compare.listing import ORDERS, listed
 from lhtrain.compare.listing import table as listing_table
 from lhtrain.compare.run import read_runs
-from lhtrain.compare.table import comparison_table
+from lhtrain.compare.table import comparison_table, sweep_table
 from lhtrain.errors import RunError, UsageError
 from lhtrain.text import to_json
 
@@ -73,6 +73,11 @@ def list_runs(arguments: Namespace) -> None:
         _print(listing_table(found))
     else:
         print(f"no runs in {', '.join(map(str, folders))}")
+
+
+def print_sweep(folders: list[Path]) -> None:
+    """Print the runs of a sweep, sorted by validation loss. Raises RunError."""
+    _print(sweep_table(compare(read_runs(folders))))
 
 
 def _print(renderable: object) -> None:

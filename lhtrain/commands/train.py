@@ -36,7 +36,8 @@ def train(arguments: Namespace) -> None:
     names_a_run = keys == {"run.dir", "resume"} and not flags and not arguments.config_dir
     if names_a_run and continues(settings):
         return
-    claimed = None
+    claimed: Path | None = None
+    dirs: list[Path] = []
     try:
         ranks = ready_ranks()
     except RunError as error:
@@ -44,7 +45,7 @@ def train(arguments: Namespace) -> None:
     try:
         settings = with_folders(arguments.config_dir, settings)
         if not (arguments.hydra_help or arguments.info or arguments.config_path):
-            settings, claimed = _checked(arguments, settings, ranks)
+            settings, claimed, dirs = _checked(arguments, settings, ranks)
     except ConfigError as error:
         refuse_together(ranks, str(error), error.status)
     except RunError as error:
@@ -58,10 +59,21 @@ def train(arguments: Namespace) -> None:
     except Exception as error:
         if not getattr(error, "was_reported", False):
             raise
+        _print_sweep(dirs)
         raise Ended("the sweep has ended; some of its runs failed, see the errors above", status=1) from None
     finally:
         if claimed is not None and claimed.is_dir() and not any(claimed.iterdir()):
             claimed.rmdir()  # the run never started
+    _print_sweep(dirs)
+
+
+def _print_sweep(dirs: list[Path]) -> None:
+    """Print a table of the runs of a sweep that have started, those with the lowest validation loss first."""
+    started = [folder for folder in dirs if holds_run(folder)]
+    if started:
+        from lhtrain.commands.compare import print_sweep
+
+        print_sweep(started)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lhtrain.conf", config_name="config")
@@ -87,10 +99,13 @@ def _flags(arguments: Namespace) -> list[str]:
     return flags
 
 
-def _checked(arguments: Namespace, settings: list[str], ranks: Ranks) -> tuple[list[str], Path | None]:
+def _checked(
+    arguments: Namespace, settings: list[str], ranks: Ranks
+) -> tuple[list[str], Path | None, list[Path]]:
     """Check the settings of all runs that they start.
 
-    Returns the settings to pass to Hydra, and the folder that was created for a run without run.dir=, if any.
+    Returns the settings to pass to Hydra; the folder that was created for a run without run.dir=, if any; and
+    the directories of the runs of a sweep that this rank starts.
     Raises ConfigError, RunError.
     """
     is_sweep, starts = arguments.multirun or "hydra.mode=MULTIRUN" in settings, arguments.cfg is None
@@ -126,13 +141,17 @@ def _checked(arguments: Namespace, settings: list[str], ranks: Ranks) -> tuple[l
     if earlier is not None and is_new:
         settings = [*settings, "resume=auto"]  # torchrun has restarted the ranks of this run
     if ranks.rank > 0:  # all ranks use the directory of rank 0; Hydra must not create another
-        return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None
+        return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None, []
+    settings = [*settings, *sweep.subdir]
+    dirs = sweep.dirs if starts else []
     if not starts or not runs[0].is_dated or (is_sweep and not sweep.dirs):
-        return settings, None
+        return settings, None, dirs
     if earlier is not None:
-        return [*settings, f"run.dir={override(str(earlier))}"], None
+        return [*settings, f"run.dir={override(str(earlier))}"], None, dirs
     # Two runs that start in the same second would have the same folder.
     suffix = "_sweep" if is_sweep else ""
     folder = sweep.dirs[0].parent if is_sweep else Path(runs[0].config.run.dir)
     name = claim(folder.with_name(folder.name.removesuffix(suffix)), suffix)
-    return [*settings, f"run.dir={override(str(name))}"], Path(f"{name}{suffix}")
+    folder = Path(f"{name}{suffix}")
+    settings = [*settings, f"run.dir={override(str(name))}"]
+    return settings, folder, [folder / one.name for one in dirs]

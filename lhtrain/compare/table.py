@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lhtrain.compare.comparison import Compared, Comparison
+from lhtrain.compare.comparison import Compared, Comparison, by_loss
 from lhtrain.compare.settings import Difference
 from lhtrain.text import duration, number, one_line
 
@@ -61,6 +61,26 @@ def equal_time_text(run: Compared) -> str:
     if run.loss_at_equal_time is None:
         return "-"
     return " / ".join(number(loss) for loss in run.loss_at_equal_time)
+
+
+def sweep_table(found: Comparison) -> Table:
+    """Return a table of the runs of a sweep: those with the lowest validation loss first."""
+    settings = [one for one in found.settings if not one.key.startswith("stages.")] or found.settings
+    settings = settings[:COLUMNS]
+    out = Table("run", "state", *(one.key for one in settings), box=None, pad_edge=False)
+    for column in ("val loss", "time", "tokens/s"):
+        out.add_column(column, justify="right", no_wrap=True)
+    for at in by_loss(found.runs):
+        run = found.runs[at]
+        out.add_row(
+            Text(run.label, overflow="fold"),
+            run.state if run.state == "finished" else f"{run.state}, step {run.step:,}",
+            *(Text(one_line(one.values[at], 40)) for one in settings),
+            number(run.val_loss),
+            "-" if run.seconds is None else duration(run.seconds),
+            number(run.tokens_per_second, ",.0f"),
+        )
+    return out
 
 
 def settings_table(settings: list[Difference], letters: list[str]) -> Table:

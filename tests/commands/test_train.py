@@ -46,11 +46,11 @@ def test_runs_that_start_in_the_same_second_get_different_folders(tmp_path):
 
 
 def test_a_sweep_whose_folder_contains_runs_is_refused(started, tmp_path, capsys):
-    (tmp_path / "s_sweep" / "1" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "s_sweep" / "1" / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "s_sweep" / "lr_0.002" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "s_sweep" / "lr_0.002" / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(SystemExit):
         started("-m", "run.dir=s", "optim.lr=1e-3,2e-3")
-    assert "s_sweep/1, which already contains a run" in capsys.readouterr().err
+    assert "s_sweep/lr_0.002, which already contains a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The real command: both stages, the files it writes, its settings and its errors."""
 
 import itertools
+import json
+import re
 
 import pytest
 import yaml
@@ -154,6 +156,11 @@ def test_a_sweep_runs_every_combination(lhtrain):
     done = lhtrain("sweep", "-m", "run.steps=2", "optim.lr=1e-3,2e-3")
     folder = lhtrain.folder / "sweep_sweep"
     configs = sorted(folder.glob("*/config.yaml"))
+    assert [path.parent.name for path in configs] == ["lr_0.001", "lr_0.002"]
+    table = done.out[done.out.rindex("val loss") :]
+    losses = [json.loads((path.parent / "summary.json").read_text())["val_loss"] for path in configs]
+    best = min(zip(losses, ("lr_0.001", "lr_0.002"), strict=True))[1]
+    assert table.splitlines()[1].startswith(best) and table.count("finished") == 2
     assert [yaml.safe_load(path.read_text())["optim"]["lr"] for path in configs] == [1e-3, 2e-3], done.out
     assert all((path.parent / "summary.json").exists() for path in configs)
     assert yaml.safe_load(configs[0].read_text())["run"]["dir"] == str(configs[0].parent)
@@ -164,9 +171,10 @@ def test_a_run_that_fails_does_not_end_its_sweep(lhtrain):
     empty.mkdir()
     swept = lhtrain("half_sweep", "-m", "run.steps=2", f"init_from={empty},null", status=1)
     folder = lhtrain.folder / "half_sweep_sweep"
-    assert f"lhtrain: {folder / '0'}: " in swept.err and "Traceback" not in swept.err
+    assert re.search(rf"lhtrain: {folder}/init_from_\S*no_checkpoint\S*: ", swept.err), swept.err
+    assert "Traceback" not in swept.err
     assert "the sweep has ended; some of its runs failed" in swept.err
-    assert (folder / "1" / "summary.json").exists()
+    assert (folder / "init_from_null" / "summary.json").exists()
 
 
 def test_a_sweep_with_one_bad_combination_starts_nothing(lhtrain):

@@ -40,7 +40,7 @@ def test_a_job_array_that_is_signalled(trainer, lhtrain, undisturbed):
         stderr=subprocess.PIPE,
         text=True,
     )
-    run_dir = lhtrain.folder / "sw_sweep" / "1"
+    run_dir = lhtrain.folder / "sw_sweep" / "lr_0.001"
     while len(SlurmFolder(run_dir).train_rows()) < 5:
         assert sweep.poll() is None, sweep.stderr.read()
     (job,) = {path.name.split("_")[0] for path in run_dir.parent.glob(".submitit/*_1")}
@@ -50,4 +50,4 @@ def test_a_job_array_that_is_signalled(trainer, lhtrain, undisturbed):
     printed = "".join(path.read_text() for path in run_dir.parent.glob(f".submitit/{job}_1/*.out"))
     assert "SIGUSR2: stopped after step" in printed and "continues from step_" in printed
     assert Run(run_dir, 0, "", "").trace == undisturbed.trace
-    assert SlurmFolder(run_dir.parent / "0").finished()
+    assert SlurmFolder(run_dir.parent / "lr_0.002").finished()

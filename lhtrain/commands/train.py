@@ -131,6 +131,9 @@ def _checked(
                     "run.dir", runs[0].config.run.dir, f"{rule} with resume=auto, or choose another folder"
                 )
             )
+    if others := [run for run in runs if run.brought != runs[0].brought]:
+        rule = f"brings other settings than {runs[0].config.init_from}, with which the sweep begins; start a "
+        problems.append(Problem("init_from", others[0].config.init_from, f"{rule}sweep for each of them"))
     if problems:
         raise ConfigError(problems)
     settings = [*sweep.overrides, *runs[0].brought]

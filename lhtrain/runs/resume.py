@@ -130,8 +130,11 @@ def start_from(
         )
     whole = _takes_all(path, config.init)
     wanted = {name: tensor for name, tensor in tensors.items() if whole or name.startswith("model.")}
+    there = set(checkpoint.opened(path).tensors)
+    if whole:
+        _check_optimizer(path, there, tensors)
     checkpoint.load(path, wanted, optional=[OWN_SCORER])
-    note = f"weights {'and optimizer ' if whole else ''}of {path}, step {step}"
+    note = f"weights {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(there, tensors)
     if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
     note += _other_tokenizer(state.get("tokenizer"), corpus)
@@ -154,6 +157,30 @@ def _takes_all(path: Path, init: Init) -> bool:
     if init is Init.all and not has_state:
         raise RunError(f"init=all: {path} has weights alone, no optimizer state; use init=weights")
     return has_state and init is not Init.weights
+
+
+def _check_optimizer(path: Path, there: set[str], tensors: Tensors) -> None:
+    """Raise RunError if the optimizer state of the checkpoint has other parts than that of this run."""
+    parts = [
+        sorted({name.split(".")[1] for name in names if name.startswith("optimizer.")})
+        for names in (there, tensors)
+    ]
+    if parts[0] != parts[1]:
+        before, now = (", ".join(names) or "no state" for names in parts)
+        raise RunError(
+            f"init_from={path}: its optimizer state is of another kind (saved -> now): {before} -> {now}; use "
+            "init=weights, or the optimizer of the checkpoint (optim.kind)"
+        )
+
+
+def _scorers(there: set[str], tensors: Tensors) -> str:
+    """Return a note on weights of scorers that only the checkpoint or only this run has."""
+    ours, theirs = (
+        {name for name in names if name.startswith("model.") and OWN_SCORER in name}
+        for names in (tensors, there)
+    )
+    note = f"; {len(theirs - ours)} tensors of scorers are not taken" if theirs - ours else ""
+    return note + (f"; {len(ours - theirs)} tensors of scorers begin anew" if ours - theirs else "")
 
 
 def _other_tokenizer(recorded: dict[str, Any] | None, corpus: Corpus) -> str:

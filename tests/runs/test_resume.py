@@ -250,6 +250,28 @@ def test_weights_alone(tmp_path):
         start_from(path.with_name("step_00000004"), mine, config, corpus, WORLD)
 
 
+def test_what_is_not_taken_from_a_checkpoint_is_named(tmp_path):
+    """Weights of scorers are optional, so they are in the note; other optimizer state is refused."""
+    config = filled(compose_config([*TINY, f"run.dir={tmp_path}"]))
+    saver, ones = Saver(tmp_path / "other", 1, WORLD), torch.ones(2)
+    scorer = "model.blocks.0.attention.scorer.gate.weight"
+    progress = {"step": 3, "position": 1536, "stages": []}
+    state = {"progress": progress, "config": as_container(config), "data": "d"}
+    saver.save(3, {"model.w": ones, "optimizer.m.w": ones, "optimizer.v.w": ones, scorer: ones}, state)
+    saver.finish()
+    path, corpus = tmp_path / "other" / "step_00000003", SimpleNamespace(fingerprint="d")
+    same = {"model.w": torch.zeros(2), "optimizer.m.w": torch.zeros(2), "optimizer.v.w": torch.zeros(2)}
+    assert "1 tensors of scorers are not taken" in start_from(path, same, config, corpus, WORLD)[1]
+    other = {"model.w": torch.zeros(2), "optimizer.m.w": torch.zeros(2)}
+    with pytest.raises(RunError, match=r"of another kind \(saved -> now\): m, v -> m; use init=weights"):
+        start_from(path, other, config, corpus, WORLD)
+    config.init = Init.weights
+    start_from(path, other, config, corpus, WORLD)
+    assert other["model.w"].all() and not other["optimizer.m.w"].any()
+    other[scorer.replace("0", "1")] = ones
+    assert "1 tensors of scorers begin anew" in start_from(path, other, config, corpus, WORLD)[1]
+
+
 def test_restart_with_init_from_is_still_a_restart(monkeypatch):
     """The earlier files must be moved aside; otherwise a later resume would continue the earlier run."""
     begun = Progress(position=512), "weights of another run"

@@ -3,7 +3,7 @@
 (() => {
   const charts = JSON.parse(document.getElementById("data").textContent);
   const LABELS = { step: "steps", tokens: "tokens", seconds: "wall-clock time", flops: "FLOPs" };
-  const SPACE = { left: 52, right: 14, top: 18, bottom: 36 };
+  const SPACE = { left: 52, right: 24, top: 18, bottom: 36 };
   const hidden = new Set(); // groups that the legend has switched off
   let axis = "step";
 
@@ -159,7 +159,7 @@
       const found = this.chart.log ? logTicks(range.low, range.high) : ticks(range.low, range.high, Math.max(2, Math.floor(inner.width / 90)), name);
       for (const x of found) {
         make(svg, "line", { x1: this.px(x), x2: this.px(x), y1: y0, y2: y0 + 4, stroke: "var(--soft)" });
-        make(svg, "text", { x: this.px(x), y: y0 + 16, "text-anchor": "middle" }, formatX(name, x));
+        make(svg, "text", { x: this.px(x), y: y0 + 16, "text-anchor": "middle" }, log && x % 1024 === 0 ? `${x / 1024}K` : formatX(name, x));
       }
       make(svg, "line", { x1: SPACE.left, x2: width - SPACE.right, y1: y0, y2: y0, stroke: "var(--soft)" });
       make(svg, "text", { x: width - SPACE.right, y: height - 4, "text-anchor": "end" }, this.chart.x || LABELS[name]);

@@ -368,3 +368,31 @@ def test_matplotlib_is_not_imported_before_the_first_plot():
     code = "import sys, lhtrain.report.reporter; print([m for m in sys.modules if 'matplotlib' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_samples_go_to_their_file_the_terminal_and_trackers(run, capsys, monkeypatch):
+    sent = []
+    with run.reporter as reporter:
+        monkeypatch.setattr(reporter.tracker, "sampled", lambda step, rows: sent.append((step, rows)))
+        run.train(3)
+        reporter.sampled([{"prompt": "a\n", "text": "b\x1b"}, {"prompt": "c", "text": None}])
+        reporter.finish(15)
+    rows = [json.loads(line) for line in run.dir.samples.read_text().splitlines()]
+    assert [(row["step"], row["stage"], row["text"]) for row in rows] == [
+        (3, "lighthouse", "b\x1b"),
+        (3, "lighthouse", None),
+    ]
+    assert sent == [(3, rows)]
+    out = capsys.readouterr().out
+    assert r"sample    step 3: 'a\n' -> 'b\x1b'" in out and "'c' -> no text" in out
+
+
+def test_an_evaluation_reaches_trackers_whole(run, monkeypatch):
+    sent = []
+    result = {"step": 3, "full": {"passkey": {"accuracy": 0.5}}, "lighthouse": None}
+    with run.reporter as reporter:
+        monkeypatch.setattr(reporter.tracker, "evaluated", lambda *call: sent.append(call))
+        run.train(3)
+        reporter.evaluated(result)
+        reporter.finish(15)
+    assert sent == [(3, result)]

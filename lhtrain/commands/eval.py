@@ -24,7 +24,7 @@ from lhtrain.text import to_json
 
 ATTENTIONS = ("both", "full", "lighthouse")
 TASKS = ["loss_by_position", "gain_of_context", "recall", "passkey", "copy", "long_ppl"]
-BATCH_TOKENS = "32768"
+LISTS = {"tasks": "[recall,passkey]", "lengths": "[4096,32768]", "depths": "[0.1,0.9]"}
 
 
 def evaluate(arguments: Namespace) -> None:
@@ -79,6 +79,11 @@ def eval_config(arguments: Namespace) -> EvalConfig:
             values[key.removeprefix("eval.")] = value_of(f"{key}={text}")
         except ValueError as error:
             problems.append(Problem(key, text, str(error).strip().splitlines()[0]))
+            continue
+        name = key.removeprefix("eval.")
+        if name in LISTS and not isinstance(values[name], list):
+            problems.append(Problem(key, text, f"must be a list, such as {LISTS[name]}"))
+            del values[name]
     try:
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvalConfig), values))
     except OmegaConfBaseException as error:

@@ -105,8 +105,9 @@ def _texts(opened: Opened, config: EvalConfig, say: Callable[[str], object]) -> 
             return own_texts(config.data, opened.tokenizer, data, config.seed)
         texts, fingerprint = trained_texts(data, config.seed)
     except DataError as error:
-        remedy = "" if config.data is not None else "; eval.data=PATH names other texts"
-        raise RunError(f"{error}{remedy}") from error
+        if config.data is not None:
+            raise RunError(str(error).replace("data.path", "eval.data")) from error
+        raise RunError(f"{error}; eval.data=PATH names other texts") from error
     if fingerprint != opened.state.get("data"):
         say("warning: the data are no longer those of the training; some may have been trained on")
     return texts

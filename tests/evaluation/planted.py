@@ -17,7 +17,7 @@ DEPTHS = (0.0, 0.5, 1.0)
 
 
 class Planted:
-    """A `Score`. predict(tokens, t) -> the predicted token t + 1, the loss if it is right, and if it is wrong.
+    """A `Score`. predict(tokens, t) -> the predicted token t + 1, and the loss if it is right or wrong.
 
     seen: the sequences that were scored.
     """

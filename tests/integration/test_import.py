@@ -1,0 +1,83 @@
+"""Published weights, with the real command: import, prepare, extend, export; transformers has the run's loss."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lhtrain import checkpoint
+from lhtrain.conf.schema import StageConfig
+from lhtrain.data import SequenceOrder, open_corpus
+from lhtrain.loader import Apart, validation_batches
+from lhtrain.stage import Stage
+from tests.interop.published import TEMPLATE, published
+
+pytestmark = pytest.mark.slow
+SMALL = [
+    *("model.seq_len=256", "run.steps=8", "run.batch_tokens=512", "eval.tokens=2048", "run.device=cpu"),
+    *("lighthouse.levels=2", "lighthouse.pooling=2", "lighthouse.budget=16", "lighthouse.tile=16"),
+    *("stages.windowed.window=64", "optim.lr=1e-3"),
+]
+
+
+def succeed(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def extended(lhtrain):
+    """A run that starts from an imported Qwen3 with a context of 64 tokens; returns its folder and output."""
+    published(lhtrain.folder / "hf", "qwen3-tied", "bfloat16")
+    printed = succeed(lhtrain.bare("import", "hf", "weights"))
+    assert "Qwen3ForCausalLM, 31,296 parameters, bfloat16" in printed
+    data = ["data=text", "data.path=text", "data.val_fraction=0.3", "data.tokenizer=weights/tokenizer.json"]
+    succeed(lhtrain.bare("data", "prepare", *data, "data.out=prepared"))
+    use = ["init_from=weights", "stage=extend", "data=prepared", "data.path=prepared", "run.dir=extended"]
+    return lhtrain.folder / "extended", succeed(lhtrain.bare(*use, *SMALL))
+
+
+def test_the_run_takes_weights_shape_and_tokenizer(extended):
+    place, printed = extended
+    assert "weights of " in printed and "the optimizer state is new" in printed
+    newest = checkpoint.complete(place / "checkpoints")[-1]
+    state = checkpoint.state_of(newest)
+    assert state["config"]["model"]["qk_norm"] and state["config"]["data"]["documents"] == "apart"
+    assert state["imported"]["family"] == "qwen3" and (place / "imported" / "chat_template.jinja").is_file()
+
+
+def test_the_exported_family_has_the_runs_loss(lhtrain, extended):
+    place, _ = extended
+    printed = succeed(lhtrain.bare("export", "extended", "longer", "dtype=float32"))
+    assert "Qwen3ForCausalLM" in printed
+    model = AutoModelForCausalLM.from_pretrained(lhtrain.folder / "longer")
+    assert model.config.max_position_embeddings == 256
+    assert AutoTokenizer.from_pretrained(lhtrain.folder / "longer").chat_template == TEMPLATE
+    card = (lhtrain.folder / "longer" / "README.md").read_text()
+    assert "Base model: hf" in card and "| windowed |" in card
+
+    newest = checkpoint.complete(place / "checkpoints")[-1]
+    state = checkpoint.state_of(newest)
+    config = state["config"]
+    stage = Stage.of("recovery", StageConfig(**config["stages"]["recovery"]))
+    corpus = open_corpus(**{**config["data"], "path": str(lhtrain.folder / "prepared")})
+    order = SequenceOrder(corpus.parts["val"], {256, 32}, seed=0, alignment=2)
+    apart = Apart.of([order], {256, 32}, restarted=False)
+    total, count = 0.0, 0
+    device = torch.device("cpu")
+    for batch in validation_batches(order, 2048, stage, corpus.tokenizer.eos, device, apart=apart):
+        total, count = total + loss_of(model, batch), count + batch.n_targets
+    assert total / count == pytest.approx(state["progress"]["stages"][-1]["val_loss"], rel=1e-5)
+
+
+def loss_of(model, batch):
+    """Return the summed loss of a batch whose documents are kept apart: each one is computed alone."""
+    total = 0.0
+    for row in range(len(batch.tokens)):
+        starts = batch.documents.starts[row]
+        for start in starts.unique():
+            where = starts == start
+            with torch.no_grad():
+                logits = model(batch.tokens[row][where][None]).logits[0]
+            targets = batch.targets[row][where]
+            total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+    return total

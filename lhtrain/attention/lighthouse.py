@@ -79,8 +79,7 @@ def lighthouse_attention(
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
         dense: the kernel of attention over the S rows without a window; see `dense_attention`.
         positions, x: for scorers, (N,) int64, unless given 0 ... N - 1; the layer's input (B, N, C).
-        documents: each token attends to its own document alone; None: to its whole sequence. Documents begin
-            at multiples of p^(L-1). The prefix of each document is covered as the sequence's is.
+        documents: those that are kept apart, each with a covered prefix. They begin at multiples of p^(L-1).
 
     Returns:
         (B, N, H, D), q's dtype.
@@ -94,26 +93,26 @@ def lighthouse_attention(
         return dense_attention(q, k, v, dense, documents)
     starts = None if documents is None else aligned_starts(documents, pyramid)
     precedence = precedence_of(starts, pyramid, cover_prefix, strictly_causal)
-    tokens = _tokens(q, k, v, positions, x, dense)
-    tokens = tokens._replace(documents=documents, align=pyramid.coarsest_window)
+    tokens = _tokens(q, k, v, positions, x, dense, documents, pyramid.coarsest_window)
     scorer = scorer_of(scorer)
     if strictly_causal:
         keys = gather_keys(q, k, v, tokens, pyramid, backend, scorer, selection, precedence)
         return strict_attention(q, k, v, keys, pyramid, window, starts=starts)
-    n_covered = len(q) if cover_prefix else 0
+    options = tokens, pyramid, len(q) if cover_prefix else 0, backend, scorer, selection, precedence
     if window:
-        indices, row_of_entry = choose(
-            q, k, tokens, pyramid, n_covered, backend, scorer, selection, precedence
-        )
-        return windowed_attention(q, k, v, indices, row_of_entry, pyramid, window, documents)
-    selected = gather(q, k, v, tokens, pyramid, n_covered, backend, scorer, selection, precedence)
+        return windowed_attention(q, k, v, *choose(q, k, *options), pyramid, window, documents)
+    selected = gather(q, k, v, *options)
+    return scatter(_attend_rows(selected, pyramid, dense, documents), selected, pyramid, starts)
+
+
+def _attend_rows(selected: "Selected", pyramid: Pyramid, dense: str, documents: Documents | None) -> Tensor:
+    """Attend to the selected rows, each to those of its own document if documents are given: (B, S, H, D)."""
     if documents is None:
-        return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
+        return dense_attention(selected.q, selected.k, selected.v, dense)
     n_groups, n_rows = selected.indices.shape[1:]
-    apart = row_documents(documents, selected.coarsest_rows(pyramid), q.shape[1], n_rows)
-    rows_q, rows_k, rows_v = (by_group(x, n_groups) for x in (selected.q, selected.k, selected.v))
-    out = of_groups(dense_attention(rows_q, rows_k, rows_v, dense, apart), n_groups)
-    return scatter(out, selected, pyramid, starts)
+    apart = row_documents(documents, selected.coarsest_rows(pyramid), pyramid.seq_len, n_rows)
+    q, k, v = (by_group(x, n_groups) for x in (selected.q, selected.k, selected.v))
+    return of_groups(dense_attention(q, k, v, dense, apart), n_groups)
 
 
 def precedence_of(
@@ -131,12 +130,20 @@ def precedence_of(
 
 
 def _tokens(
-    q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None, x: Tensor | None, dense: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor | None,
+    x: Tensor | None,
+    dense: str,
+    documents: Documents | None,
+    align: int,
 ) -> Tokens:
     """A whole sequence, to score."""
     if positions is None:
         positions = torch.arange(q.shape[1], device=q.device)
-    return Tokens(q, k, v, positions, x, partial(dense_attention, backend=dense))
+    attend = partial(dense_attention, backend=dense)
+    return Tokens(q, k, v, positions, x, attend, documents=documents, align=align)
 
 
 class Selected(NamedTuple):

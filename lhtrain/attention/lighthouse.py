@@ -62,19 +62,16 @@ def lighthouse_attention(
     """Causal attention over the S pyramid entries worth their full resolution.
 
     Args:
-        q: (B, N, H, D), after RoPE; k, v: (B, N, Hkv, D), Hkv dividing H. Any float dtype.
-            With Hkv < H the selection is made per K/V head, a group's `qk` score being the maximum
-            over its query heads.
+        q: (B, N, H, D), after RoPE; k, v: (B, N, Hkv, D), Hkv dividing H. Any float dtype. Each K/V head has
+            a selection of its own; a group's `qk` score is the maximum over its query heads.
         levels, pooling, budget: L, p and k; `Pyramid.problems` has the rules.
         scorer: a scorer, or the name of one without parameters in `registry.SCORERS`.
         selection: the rule by which scores pick pyramid entries.
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
         window: W, the last tokens that each position attends to exactly (`windowed.py`), itself included.
             0: the published layer. At least N: full attention.
-        strictly_causal: not even the choice of rows depends on later tokens (`strict.py`). `window` then
-            counts the tokens before the tile of a position.
-        tile: entries expanded in a tile, half by `qk` and half by `kq`, which divides the budget. None: 128,
-            as published, or 16 where strictly causal.
+        strictly_causal: no choice depends on later tokens (`strict.py`). W then counts before the tile.
+        tile: entries expanded in a tile, half by each score. None: 128, or 16 where strictly causal.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
         dense: the kernel of attention over the S rows without a window; see `dense_attention`.
@@ -92,27 +89,27 @@ def lighthouse_attention(
     if window >= q.shape[1] and not strictly_causal:
         return dense_attention(q, k, v, dense, documents)
     starts = None if documents is None else aligned_starts(documents, pyramid)
-    precedence = precedence_of(starts, pyramid, cover_prefix, strictly_causal)
     tokens = _tokens(q, k, v, positions, x, dense, documents, pyramid.coarsest_window)
-    scorer = scorer_of(scorer)
+    precedence = precedence_of(starts, pyramid, cover_prefix, strictly_causal)
+    how = backend, scorer_of(scorer), selection, precedence
     if strictly_causal:
-        keys = gather_keys(q, k, v, tokens, pyramid, backend, scorer, selection, precedence)
-        return strict_attention(q, k, v, keys, pyramid, window, starts=starts)
-    options = tokens, pyramid, len(q) if cover_prefix else 0, backend, scorer, selection, precedence
+        rows = gather_keys(q, k, v, tokens, pyramid, *how)
+        return strict_attention(q, k, v, rows, pyramid, window, starts=starts)
+    options = tokens, pyramid, len(q) if cover_prefix else 0, *how
     if window:
         return windowed_attention(q, k, v, *choose(q, k, *options), pyramid, window, documents)
-    selected = gather(q, k, v, *options)
-    return scatter(_attend_rows(selected, pyramid, dense, documents), selected, pyramid, starts)
+    return _attend_rows(gather(q, k, v, *options), pyramid, dense, documents)
 
 
 def _attend_rows(selected: "Selected", pyramid: Pyramid, dense: str, documents: Documents | None) -> Tensor:
-    """Attend to the selected rows, each to those of its own document if documents are given: (B, S, H, D)."""
+    """Attend to the selected rows, each to those of its own document if documents are given, and scatter."""
     if documents is None:
-        return dense_attention(selected.q, selected.k, selected.v, dense)
+        return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
     n_groups, n_rows = selected.indices.shape[1:]
     apart = row_documents(documents, selected.coarsest_rows(pyramid), pyramid.seq_len, n_rows)
     q, k, v = (by_group(x, n_groups) for x in (selected.q, selected.k, selected.v))
-    return of_groups(dense_attention(q, k, v, dense, apart), n_groups)
+    rows = of_groups(dense_attention(q, k, v, dense, apart), n_groups)
+    return scatter(rows, selected, pyramid, documents.starts)
 
 
 def precedence_of(

@@ -315,7 +315,7 @@ and a cache holds what each token needs. attention=strict needs less memory and 
 Examples
   lhtrain generate runs/mine 'prompt=Once upon a time' tokens=100
   lhtrain generate runs/mine/checkpoints/step_00002000 file=chapter.txt temperature=0
-  lhtrain generate runs/mine prompt=def seed=1 > text.txt""",
+  lhtrain generate runs/mine prompt=def seed=1""",
     docs=("judging",),
 )
 

@@ -22,7 +22,7 @@ CLOSE = 40  # steps on each side of a switch in its close-up, at least
 SPEEDS = {  # charts of training rows by name: the key of the rows, and the label
     "speed": ("tokens_per_second", "tokens/s"),
     "mfu": ("mfu", "model FLOPs utilization"),
-    "memory": ("memory_gb", "GPU memory, GB"),
+    "memory": ("peak_memory_gb", "peak GPU memory, GB"),
     "lr": ("lr", "learning rate"),
     "grad_norm": ("grad_norm", "gradient norm"),
 }

@@ -100,6 +100,7 @@ def _run(run: Run, compared: Compared, at: int, price: float | None) -> dict[str
         "state": run.state,
         "detail": run.detail,
         "numbers": compared,
+        "bits_per_byte": _bits_per_byte(run),
         "device": device,
         "cost": hours * price if hours is not None and price is not None else None,
         "stages": [_stage(stage) for stage in summary_stages(run)],
@@ -111,6 +112,12 @@ def _run(run: Run, compared: Compared, at: int, price: float | None) -> dict[str
         "about": _about(run),
         "notes": run.notes,
     }
+
+
+def _bits_per_byte(run: Run) -> float | None:
+    """Return the bits per byte of the last validation; None if its row does not have them."""
+    rows = (row for row in reversed(run.rows) if row["kind"] == "validation")
+    return value_of(next(rows, {}), "val_bits_per_byte")
 
 
 def _device(run: Run) -> str:

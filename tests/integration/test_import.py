@@ -1,4 +1,4 @@
-"""Published weights, with the real command: import, prepare, extend, export; then the loss in transformers."""
+"""Published weights with the real command: import, prepare, extend, export; the loss in transformers."""
 
 import pytest
 import torch

@@ -51,6 +51,11 @@ def is_option(key: str) -> bool:
     return any(kind in (dict[str, Any], dict[str, bool]) for kind in kinds)
 
 
+def has_no_type(key: str) -> bool:
+    """Return whether the schema knows no type of `key`: options of plugins, and keys of a rope_scaling."""
+    return is_option(key) or ".rope_scaling." in key
+
+
 def limit_of(key: str) -> Any:
     """Return the bounds of `key`, an object of bounds.py; None if it has none besides its type."""
     found = owner_of(key)

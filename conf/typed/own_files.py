@@ -24,7 +24,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
-from lhtrain.conf.keys import all_keys, is_container, is_option, type_of
+from lhtrain.conf.keys import all_keys, has_no_type, is_container, type_of
 from lhtrain.conf.nearest import nearest
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.renamed import current, current_tree
@@ -208,14 +208,14 @@ def _lines(
             )
         seen[name] = line
         key_node.tag = "tag:yaml.org,2002:str"  # so that a key `null` or `on` is a name
-        if is_option(f"{prefix}{name}"):
+        if has_no_type(f"{prefix}{name}"):
             _give_scalar_types(value_node)
         yield f"{prefix}{name}", line
         yield from _lines_below(value_node, f"{prefix}{name}.", place, (*above, id(node)))
 
 
 def _give_scalar_types(node: yaml.Node) -> None:
-    """Read numbers, true and false below `node` by their form, since plugin options are not in the schema."""
+    """Read numbers, true and false below `node` by their form, since the schema does not have their types."""
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:
             _give_scalar_types(child)
@@ -240,7 +240,7 @@ def _lines_below(
 
 
 def _with_types(key: str, value: Any) -> Any:
-    if is_option(key):
+    if has_no_type(key):
         return value  # already read by its form
     kind = type_of(key)
     if isinstance(value, dict):

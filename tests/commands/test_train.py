@@ -1,5 +1,6 @@
 """From the arguments of `lhtrain [train]` to those that Hydra gets."""
 
+import json
 import sys
 
 import pytest
@@ -51,6 +52,18 @@ def test_a_sweep_whose_folder_contains_runs_is_refused(started, tmp_path, capsys
     with pytest.raises(SystemExit):
         started("-m", "run.dir=s", "optim.lr=1e-3,2e-3")
     assert "s_sweep/lr_0.002, which already contains a run" in capsys.readouterr().err
+
+
+def test_a_sweep_over_weights_of_different_models_is_refused(started, tmp_path, capsys):
+    """Hydra composes all its runs with the same settings."""
+    for name, dim in (("a", 64), ("b", 32), ("c", 64)):
+        (tmp_path / name).mkdir()
+        state = {"config": {"model": {"dim": dim, "ffn_dim": 96}, "data": {}}}
+        (tmp_path / name / "state.json").write_text(json.dumps(state))
+    assert "model.dim=64" in started("-m", "run.dir=s", "init_from=a,c")
+    with pytest.raises(SystemExit):
+        started("-m", "run.dir=s", "init_from=a,b")
+    assert "init_from=b: brings other settings than a" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from lhtrain.progress import Progress
 from lhtrain.runs import record, resume
 from lhtrain.runs.changes import as_container, differing
 from lhtrain.runs.history import History
+from lhtrain.runs.own_config import load
 from lhtrain.runs.record import record_start
 from lhtrain.runs.resume import begin, find_start, start_from
 from lhtrain.runs.run_dir import RunDir
@@ -225,6 +226,13 @@ def test_init_from_compares_settings_that_shapes_do_not_show(tmp_path, monkeypat
         f"{change}: {values[change]} -> " if change in values else "state.json must be as lhtrain writes it"
     )
     assert what in str(refused.value)
+
+
+def test_the_scaling_of_the_rotary_embedding_is_read_as_it_was_written(tmp_path):
+    scaling = "{rope_type: yarn, factor: 2.5, original_max_position_embeddings: 256, truncate: false}"
+    config = filled(compose_config([*TINY, f"model.rope_scaling={scaling}", f"run.dir={tmp_path}"]))
+    record_start(Start("new run"), RunDir(tmp_path), config, 0, {})
+    assert load(tmp_path, []).model.rope_scaling == config.model.rope_scaling
 
 
 def test_weights_alone(tmp_path):

@@ -116,3 +116,13 @@ def test_a_user_may_have_a_group_of_their_own(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "short.yaml").write_text("# @package run\nsteps: 3\n")
     assert check_overrides([search_path(str(tmp_path)), "+mine=short"]).run.steps == 3
+
+
+def test_numbers_of_a_rope_scaling_are_numbers(tmp_path):
+    (tmp_path / "model").mkdir()
+    text = "defaults: [gpt_tiny]\nrope_scaling:\n  rope_type: yarn\n  factor: 2.5\n  truncate: false\n"
+    text += "  original_max_position_embeddings: 256\n"
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    scaling = check_overrides([search_path(str(tmp_path)), "model=mine"]).model.rope_scaling
+    want = {"rope_type": "yarn", "factor": 2.5, "truncate": False, "original_max_position_embeddings": 256}
+    assert scaling == want

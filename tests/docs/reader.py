@@ -28,7 +28,7 @@ from tests.integration.forked import Forked
 # In place of what a page says about the size of a run.
 REPLACED = re.compile(
     r"model\.(dim|seq_len|n_layers|n_heads|n_kv_heads|head_dim|ffn_dim)|run\.(steps|batch_tokens|grad_accum)"
-    r"|stages\.\w+\.(steps|seq_len|batch_tokens)|eval\.(every|tokens)|checkpoint\.every|optim\.warmup_steps"
+    r"|stages\.\w+\.(steps|warmup_steps|seq_len|batch_tokens)|eval\.(every|tokens)|checkpoint\.every"
 )
 SMALL = [
     *("model.dim=32", "model.seq_len=4096", "model.n_layers=2", "model.n_heads=2", "model.ffn_dim=64"),

@@ -27,6 +27,17 @@ def test_killed_around_the_switch(lhtrain, undisturbed, step):
     assert resumed.summary["finished"]
 
 
+def test_killed_in_a_recipe_whose_stages_change_rates_rotary_base_and_dense_layers(lhtrain):
+    recipe = ["stage=curriculum", "stages.short.tokens=2048", "stages.short.rope_theta=5e3"]
+    recipe += ["stages.lighthouse.lr=5e-4", "stages.lighthouse.warmup_steps=3", "model.rope_theta=5e5"]
+    recipe += ["stages.lighthouse.dense_layers=[0]", "stages.recovery.schedule=cosine", "checkpoint.every=1"]
+    alone = lhtrain("recipe_alone", *recipe)
+    assert lhtrain.kill_after("recipe_killed", 5, *recipe).status == -signal.SIGKILL
+    resumed = lhtrain("recipe_killed", "resume=auto", *recipe)
+    assert "continues from step_" in resumed.out
+    assert resumed.trace == alone.trace
+
+
 def test_killed_at_random_steps_and_resumed_twice(lhtrain, undisturbed):
     first, second = sorted(random.sample(range(1, 16), 2))
     print(f"killed at {first} and {second}")

@@ -63,7 +63,6 @@ STUDIES = {
         "windowed, no recovery": Recipe("windowed_0", "lighthouse"),
         "window alone, recovery 10 %": Recipe("window_alone", "dense", settings=(ALONE,)),
         "strictly causal, its own attention": Recipe("strict", "lighthouse", own=True),
-        "rotary base at the short length": Recipe("short_only", "dense"),
     },
     "scratch": {
         "curriculum": Recipe("scratch_curriculum", "dense"),
@@ -144,6 +143,7 @@ def run(arguments: argparse.Namespace, name: str, recipe: Recipe) -> None:
     command = [sys.executable, "-m", "lhtrain", *settings]
     subprocess.run([*command, f"run.dir={folder}", "resume=auto"], check=True)
     judge = ["eval", str(folder), f"eval.data={arguments.texts}", *arguments.eval.split()]
+    judge += [f"attention={'lighthouse' if recipe.own else 'full'}"]
     subprocess.run([sys.executable, "-m", "lhtrain", *judge], check=True)
     write(arguments.csv, row_of(arguments, name, recipe, folder, shlex.join(["lhtrain", *settings])))
 

@@ -11,7 +11,7 @@ APART = ("stage=dense", "model.seq_len=512", "run.steps=10", "checkpoint.every=3
 APART += ("data.positions=restarted", "model.n_heads=2", "model.n_kv_heads=2")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def settings(lhtrain):
     """Settings, with a folder of short texts."""
     folder = lhtrain.folder / "short"
@@ -22,7 +22,7 @@ def settings(lhtrain):
     return (f"data.path={folder}", *APART)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def alone(lhtrain, settings):
     return lhtrain("apart", *settings)
 

@@ -14,7 +14,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def measured(lhtrain):
     """A run that measured its tasks at the end of each stage."""
     return lhtrain("measured", "run.steps=8", *SMALL, "eval.share=1.0")

@@ -24,7 +24,7 @@ def succeed(done):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def extended(lhtrain):
     """A run that starts from an imported Qwen3 with a context of 64 tokens; returns its folder and output."""
     published(lhtrain.folder / "hf", "qwen3-tied", "bfloat16")

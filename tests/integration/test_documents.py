@@ -14,7 +14,7 @@ APART += ("data.positions=restarted", "model.n_heads=2", "model.n_kv_heads=2")
 @pytest.fixture(scope="session")
 def settings(lhtrain):
     """Settings, with a folder of short texts."""
-    folder = lhtrain.folder / "short"
+    folder = lhtrain.folder / "texts_of_documents"
     folder.mkdir()
     for number in range(400):
         lines = (f"{number} says {i % 7} things of {number * i % 11}\n" for i in range(1 + number * 37 % 23))

@@ -4,7 +4,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,27 +58,19 @@ def write_part(aside: Path, staged: Staging) -> RankPart:
 
 def write_file(path: Path, content: memoryview) -> FileEntry:
     """Write a new file and sync it. Raises OSError with the file's path."""
-    handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     pieces = pieces_of(content)
     digests = in_background(lambda: tuple(map(digest, pieces)), "hashes")
-    try:
+    with _new_file(path) as handle:
         for piece in pieces:
             while piece:
                 piece = piece[os.write(handle, piece) :]
-        os.fsync(handle)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        os.close(handle)
     return FileEntry(len(content), digests.result())
 
 
 def write_stream(path: Path, chunks: Iterable[bytes]) -> FileEntry:
     """Write a new file from chunks of any length and sync it. Raises OSError with the file's path."""
-    handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     digests, size, room, hashed = [], 0, PIECE, hashlib.sha256()
-    try:
+    with _new_file(path) as handle:
         for chunk in chunks:
             left = memoryview(chunk)
             while left:
@@ -87,13 +80,24 @@ def write_stream(path: Path, chunks: Iterable[bytes]) -> FileEntry:
                 if not room:
                     digests.append(hashed.hexdigest())
                     room, hashed = PIECE, hashlib.sha256()
+    return FileEntry(size, (*digests, hashed.hexdigest()) if size % PIECE else tuple(digests))
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    """Create a file for a block that writes to the descriptor, and sync it at the end.
+
+    Raises OSError with the file's path, or with another path that the block itself named.
+    """
+    handle = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        yield handle
         os.fsync(handle)
     except OSError as error:
-        error.filename = str(path)
+        error.filename = error.filename or str(path)
         raise
     finally:
         os.close(handle)
-    return FileEntry(size, (*digests, hashed.hexdigest()) if size % PIECE else tuple(digests))
 
 
 def publish(

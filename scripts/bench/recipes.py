@@ -1,8 +1,12 @@
 """Compare recipes for a long context: train each with lhtrain's own command, evaluate it, write a row.
 
-All recipes of a study see the same data in the same order and the same number of tokens, with the same
-learning rate. Each is evaluated with full attention (`lhtrain eval`), the strictly causal one also with its
-own. A recipe whose row is already in the file is skipped, so that a study can be made in several portions.
+All recipes of a study train on the same documents with the same seed, number of tokens and learning rate.
+Stages with shorter sequences pack the documents in another order. Each recipe is evaluated with full
+attention (`lhtrain eval`), the strictly causal one with its own. switch_before and switch_after are those of
+the last switch.
+
+Run it from the root of the repository. A recipe whose row is already in the file is skipped, so that a study
+can be made in several portions.
 
     python scripts/bench/recipes.py extend --csv scripts/bench/results/recipes.csv --out runs/recipes \\
         --data prepared/train --texts prepared/val init_from=smollm2.ckpt run.steps=100
@@ -22,9 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-from lhtrain.attention.varlen import attend_documents
-from lhtrain.registry import ATTENTIONS
+from rows import append
 
 COLUMNS = [
     "study",
@@ -51,7 +53,7 @@ class Recipe(NamedTuple):
     settings: tuple[str, ...] = ()
 
 
-ALONE = "plugins=[scripts.bench.recipes]"  # adds the attention below
+ALONE = "plugins=[scripts.bench.window_alone]"
 # In the order of worth: a study may be cut short.
 STUDIES = {
     "extend": {
@@ -71,28 +73,6 @@ STUDIES = {
         "full attention": Recipe("full", "dense"),
     },
 }
-
-
-@ATTENTIONS.add("window_alone")
-class WindowAlone:
-    """Exact attention to the last `window` tokens and to nothing else, the rival without a far part."""
-
-    keeps_documents = True
-
-    def __init__(self, window: int):
-        self.window = window
-
-    @classmethod
-    def of(cls, stage: Any, backend: str) -> "WindowAlone":
-        return cls(stage.options["window"])
-
-    def __call__(self, q: Any, k: Any, v: Any, where: Any = None) -> Any:
-        documents = None if where is None else where.documents
-        if documents is None:
-            bounds = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32) * q.shape[1]
-        else:
-            bounds = documents.bounds
-        return attend_documents(q, k, v, bounds, self.window)[0]
 
 
 def main() -> int:
@@ -145,7 +125,9 @@ def run(arguments: argparse.Namespace, name: str, recipe: Recipe) -> None:
     judge = ["eval", str(folder), f"eval.data={arguments.texts}", *arguments.eval.split()]
     judge += [f"attention={'lighthouse' if recipe.own else 'full'}"]
     subprocess.run([sys.executable, "-m", "lhtrain", *judge], check=True)
-    write(arguments.csv, row_of(arguments, name, recipe, folder, shlex.join(["lhtrain", *settings])))
+    row = row_of(arguments, name, recipe, folder, shlex.join(["lhtrain", *settings]))
+    append(arguments.csv, COLUMNS, [row])
+    print(*(f"{key} {row[key]}" for key in COLUMNS[:-3]), sep="; ")
 
 
 def row_of(
@@ -195,17 +177,6 @@ def farthest(cells: list[dict[str, Any]] | None, key: str) -> float | None:
 
 def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def write(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    print(*(f"{key} {row[key]}" for key in COLUMNS[:-3]), sep="; ")
 
 
 if __name__ == "__main__":

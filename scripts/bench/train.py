@@ -13,7 +13,6 @@ With data.documents=apart, sequences are packed with documents of random lengths
 """
 
 import argparse
-import csv
 import datetime
 import random
 import statistics
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rows import append
 from spans import communication, kernel_spans, print_kernels
 
 from lhtrain.attention.flash4 import fa4_runs
@@ -105,7 +105,7 @@ def report(measured: list[dict], arguments: argparse.Namespace) -> None:
         share = f"mfu {row['mfu'] or 0:.1%}, {row['of_matmul'] or 0:.1%} of matmul"
         print(f"{row['stage']:<12} {speed}  {share}  peak {row['peak_gb']:.1f} GB  {ratio}")
     if arguments.csv:
-        append(arguments.csv, measured)
+        append(arguments.csv, COLUMNS, measured)
 
 
 def measure(config: Config, arguments: argparse.Namespace, world: World) -> list[dict]:
@@ -226,16 +226,6 @@ def matmul_ceiling(device: torch.device) -> float | None:
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
     return 2 * 8192**3 / statistics.median(times)
-
-
-def append(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

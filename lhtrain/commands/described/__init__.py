@@ -1,0 +1,1 @@
+"""The commands of the program, with their arguments, options and help. `table.py` lists them all."""

@@ -1,0 +1,82 @@
+"""Commands on prepared data."""
+
+from lhtrain.commands.command import Command, argument
+from lhtrain.commands.described.shared import CONFIG_DIR
+
+DATA = Command(
+    "data",
+    "prepare texts for training, verify and inspect prepared data",
+    details="""\
+Examples
+  lhtrain data prepare data=text data.path=books/ data.out=/data/books
+  lhtrain data verify /data/books
+  lhtrain data inspect /data/books --document 3
+  lhtrain data=prepared data.path=/data/books          train on the prepared data
+  lhtrain data=mix 'data.mix={web: {path: /data/edu, weight: 3}, code: {path: /data/code, weight: 1}}'""",
+    docs=("data",),
+)
+
+DATA_PREPARE = Command(
+    "data prepare",
+    "tokenize texts once and write them as shards, which training reads",
+    "lhtrain.commands.data:prepare",
+    (CONFIG_DIR,),
+    settings=True,
+    details="""\
+Takes the same settings as training; only data.* have an effect.
+
+Sources
+  data=stdlib  the standard library of Python       data=text   files and folders; each file is a document
+  data=code    folders; each folder is a document   data=files  JSON lines (.gz, .xz, .zst), parquet, arrow
+  data=hf      a dataset of the Hugging Face hub
+
+Settings that are changed most often
+  data.out=FOLDER       folder for the shards; by default a folder in the cache, which is printed
+  data.tokenizer=bytes  or gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, or the path of a
+                        tokenizer.json; data.eos=TOKEN names its end-of-text token if it is not found
+  data.max_tokens=N     stop after N tokens; data.max_documents=N: after N documents
+  data.workers=N        number of processes
+  data.column=text      name of the column with the text
+  'data.filters=["score >= 3", "chars > 200"]'   conditions that a row must meet
+
+Examples
+  lhtrain data prepare data=text data.path=books/ data.out=/data/books
+  lhtrain data prepare data=code 'data.path=repos/*' data.out=/data/code data.tokenizer=cl100k_base
+  lhtrain data prepare data=files data.path=dump/ data.column=content 'data.filters=["score >= 3"]'
+  lhtrain data prepare data=hf data.name=HuggingFaceFW/fineweb-edu data.subset=sample-10BT \\
+      data.max_tokens=1000000000 data.tokenizer=gpt2 data.out=/data/edu
+
+If it is interrupted, the same command continues after the last finished shard. The result does not depend on
+the number of processes. lhtrain help data.KEY explains a setting.""",
+    docs=("data",),
+)
+
+_FOLDERS = argument("FOLDER", nargs="+", help="folder of prepared data: data.out of lhtrain data prepare")
+
+DATA_VERIFY = Command(
+    "data verify",
+    "compare each file of prepared data with its checksum",
+    "lhtrain.commands.data:verify",
+    (_FOLDERS,),
+    details="""\
+Reports all damaged files. The exit status is 1 if there are any, otherwise 0.
+
+Examples
+  lhtrain data verify /data/edu /data/code""",
+    docs=("data",),
+)
+
+DATA_INSPECT = Command(
+    "data inspect",
+    "show what prepared data contain, and the text of one document",
+    "lhtrain.commands.data:inspect",
+    (
+        _FOLDERS,
+        argument("--document", metavar="N", default="0", help="number of the document, from 0; default: 0"),
+    ),
+    details="""\
+Examples
+  lhtrain data inspect /data/edu
+  lhtrain data inspect /data/edu --document 17""",
+    docs=("data",),
+)

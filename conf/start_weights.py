@@ -65,8 +65,10 @@ def _tokenizer(config: DictConfig, data: dict[str, Any], path: str) -> dict[str,
 def contradictions(model: ModelConfig, path: str | None) -> Iterator[Problem]:
     """Yield a problem for each key of the model that does not fit the weights of `init_from`."""
     state = _state(path) if path else None
-    for key in FIXED if state is not None else ():
-        saved = state["config"]["model"].get(key) if state else None
+    if state is None:
+        return
+    for key in FIXED:
+        saved = state["config"]["model"].get(key)
         if saved is not None and saved != getattr(model, key):
             rule = f"the weights of init_from={path} have {saved}; leave this setting out"
             yield Problem(f"model.{key}", getattr(model, key), rule)

@@ -44,7 +44,7 @@ class Pyramid:
             found.append(("budget", self.budget, f"must be a positive multiple of {self.tile}"))
         if found:
             return found
-        window = self.pooling ** (self.levels - 1)
+        window = self.coarsest_window
         if self.seq_len < window or self.seq_len % window:
             rule = f"must be a multiple of pooling^(levels-1) = {self.pooling}^{self.levels - 1} = {window}"
             found.append(("seq_len", self.seq_len, rule))

@@ -96,6 +96,10 @@ def open_trained(
     try:
         its_tokenizer = trained_tokenizer(state, own_tokenizer(path), tokenizer)
     except DataError as error:
+        if tokenizer is not None:
+            raise RunError(
+                f"tokenizer={tokenizer}: must be the tokenizer.json of the run ({error})"
+            ) from error
         remedy = "give the tokenizer.json of the run with tokenizer=FILE"
         raise RunError(f"{path}: its tokenizer cannot be read ({error}); {remedy}") from error
     stages = tuple(trained_stages(path, state).values())

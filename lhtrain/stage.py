@@ -120,7 +120,7 @@ def saved_attention_settings(stage: dict[str, Any], model: dict[str, Any]) -> di
 def coarsest_window(stages: Iterable[Stage]) -> int:
     """Return the largest window of a pyramid of `stages`, in tokens; 1 if they have none."""
     pyramids = [stage.pyramid for stage in stages if stage.pyramid is not None]
-    return max([1, *(pyramid.pooling ** (pyramid.levels - 1) for pyramid in pyramids)])
+    return max([1, *(pyramid.coarsest_window for pyramid in pyramids)])
 
 
 def stages_of(config: Config) -> dict[str, Stage]:

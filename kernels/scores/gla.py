@@ -63,8 +63,9 @@ def _ages(tokens: Tokens) -> Tensor:
     They come from the layout: `tokens.positions` may be those of a user.
     """
     starts = tokens.documents.starts.unflatten(1, (len(tokens.chunks), -1))
-    first = torch.tensor(tokens.chunks, device=starts.device) * starts.shape[-1]
-    here = first[:, None] + torch.arange(starts.shape[-1], device=starts.device)
+    size = starts.shape[-1]
+    # Not torch.tensor(chunks): a GPU would be waited for.
+    here = torch.stack([torch.arange(c * size, (c + 1) * size, device=starts.device) for c in tokens.chunks])
     return (here - starts).movedim(1, 0).unsqueeze(2)
 
 

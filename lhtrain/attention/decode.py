@@ -120,7 +120,7 @@ class StrictCache:
         if not is_token_local(self.scorer):
             name = type(self.scorer).__name__
             raise ValueError(f"scorer={name}: decoding needs a scorer whose scores depend on one token alone")
-        self.coarsest = self.pyramid.pooling ** (self.pyramid.levels - 1)
+        self.coarsest = self.pyramid.coarsest_window
         tile = self.pyramid.tile_tokens
         self.rows_per_tile = self.layer.selection.n_rows(self.pyramid) // self.pyramid.n_tiles
         exact = min(self.layer.window + tile, self.capacity)

@@ -85,8 +85,8 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, backend: str)
         from flash_attn_interface import flash_attn_varlen_func as varlen
     else:
         from flash_attn import flash_attn_varlen_func as varlen
-    flat, lengths = (x.flatten(0, 1) for x in (q, k, v)), (bounds, bounds, q[..., 0, 0].numel())
-    return varlen(*flat, *lengths, lengths[-1], causal=True).view(q.shape)
+    flat, longest = (x.flatten(0, 1) for x in (q, k, v)), q.shape[1]
+    return varlen(*flat, bounds, bounds, longest, longest, causal=True).view(q.shape)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def exact_ranges(positions: Tensor, tile_tokens: int, window: int) -> Ranges:
 
 def far_ranges(entries: Tensor, pyramid: Pyramid, window: int, rows_per_tile: int) -> Ranges:
     """The kept rows that the coarsest queries `entries` (M,) attend to, tiles in order."""
-    closed = (entries + 1) * pyramid.pooling ** (pyramid.levels - 1) // pyramid.tile_tokens
+    closed = (entries + 1) * pyramid.coarsest_window // pyramid.tile_tokens
     hi = (closed - window // pyramid.tile_tokens).clamp(min=0) * rows_per_tile
     return Ranges(torch.zeros_like(hi).int(), hi.int())
 
@@ -120,7 +120,7 @@ def strictly_causal(
     """
     if chunk is None:
         chunk = Chunk(0, 0, torch.zeros_like(q[:, :1]))
-    coarsest, n = pyramid.pooling ** (pyramid.levels - 1), q.shape[1]
+    coarsest, n = pyramid.coarsest_window, q.shape[1]
     positions = torch.arange(chunk.start, chunk.start + n, device=q.device)
     first_key = chunk.start - chunk.n_before
     lo, hi = exact_ranges(positions, pyramid.tile_tokens, window)
@@ -136,8 +136,8 @@ def strictly_causal(
     far, far_lse = attend(queries, rows.k, rows.v, seen, rows.kernels)
     far, far_lse = (to_positions(x, coarsest, n) for x in (far, far_lse.transpose(1, 2)))
     if starts is not None:  # the last coarsest query may be one of another document
-        first = ((positions + 1) // coarsest - 1) * coarsest
-        far_lse = far_lse.masked_fill((first < starts).unsqueeze(-1), -torch.inf)
+        begins = ((positions + 1) // coarsest - 1) * coarsest
+        far_lse = far_lse.masked_fill((begins < starts).unsqueeze(-1), -torch.inf)
     return merge(exact, lse.transpose(1, 2), far, far_lse)
 
 

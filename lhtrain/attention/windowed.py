@@ -305,13 +305,13 @@ def window_merge(
     """
     from lhtrain.kernels.merge.kernel import merge
 
-    near, lse = WINDOW_KERNELS[kernel].forward(q, k, v, window, *_given(starts))
+    near, lse = WINDOW_KERNELS[kernel].forward(q, k, v, window, *_if_given(starts))
     pyramid = Pyramid(q.shape[1], levels, pooling, 0)
     ahead = before if before.numel() else None
     return merge(near.contiguous(), lse.contiguous(), rows, rows_lse, row_of_entry, pyramid, ahead, starts)
 
 
-def _given(starts: Tensor | None) -> tuple[Tensor, ...]:
+def _if_given(starts: Tensor | None) -> tuple[Tensor, ...]:
     return () if starts is None else (starts,)
 
 
@@ -331,7 +331,7 @@ def window_merge_backward(
     from lhtrain.kernels.merge.kernel import merge_backward
 
     grad, pyramid = grad.contiguous(), Pyramid(q.shape[1], levels, pooling, 0)
-    near = WINDOW_KERNELS[kernel].backward(grad, q, k, v, out, lse, window, *_given(starts))
+    near = WINDOW_KERNELS[kernel].backward(grad, q, k, v, out, lse, window, *_if_given(starts))
     ahead = before if before.numel() else None
     far = merge_backward(grad, out, lse, rows, rows_lse, row_of_entry, pyramid, ahead, starts)
     return *(x.contiguous() for x in near), *far  # type: ignore[return-value]  # three and two

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lhtrain.conf.problems import ConfigError, Problem
-from lhtrain.conf.rules.evaluation import task_problems
+from lhtrain.conf.rules.evaluation import TASKS, task_problems
 from lhtrain.conf.rules.values import value_problems
 from lhtrain.conf.schema import Device, EvalConfig, Precision
 from lhtrain.conf.typed.paths import expanded
@@ -23,7 +23,6 @@ from lhtrain.runs.run_dir import RunDir
 from lhtrain.text import to_json
 
 ATTENTIONS = ("both", "full", "lighthouse")
-TASKS = ["loss_by_position", "gain_of_context", "recall", "passkey", "copy", "long_ppl"]
 LISTS = {"tasks": "[recall,passkey]", "lengths": "[4096,32768]", "depths": "[0.1,0.9]"}
 
 
@@ -43,9 +42,7 @@ def evaluate(arguments: Namespace) -> None:
             raise UsageError(f"{name}={getattr(arguments, name)}: must be one of {names}")
         chosen[name] = kind[getattr(arguments, name)]
     source = Path(arguments.SOURCE)
-    out = None if arguments.out is None else Path(expanded(arguments.out))
-    if out is not None and not os.access(out.absolute().parent, os.W_OK):
-        raise UsageError(f"out={arguments.out}: {out.absolute().parent} must be a writable folder")
+    out = None if arguments.out is None else place_of(arguments.out)
 
     from lhtrain.evaluation.trained import evaluate_trained  # imports torch
 
@@ -66,13 +63,23 @@ def evaluate(arguments: Namespace) -> None:
         raise RunError(str(error)) from error
     result["seconds"] = round(time.perf_counter() - began, 1)
     console.print(tables(result))
-    print(written(result, out or beside(source, path)))
+    write(result, out or beside(source, path))
+
+
+def place_of(given: str) -> Path:
+    """Return the file that `out` names. Raises UsageError: it cannot be one."""
+    out = Path(expanded(given)).absolute()
+    if not given or out.is_dir():
+        raise UsageError(f"out={given}: must be a file, such as out=eval.json")
+    if not os.access(out.parent, os.W_OK):
+        raise UsageError(f"out={given}: {out.parent} must be a writable folder")
+    return out
 
 
 def eval_config(arguments: Namespace) -> EvalConfig:
     """Return the typed settings. Raises ConfigError, which names each that is not valid."""
     given = {key: value for key, value in vars(arguments).items() if key.startswith("eval.") and value}
-    values: dict[str, Any] = {"tasks": TASKS}
+    values: dict[str, Any] = {"tasks": list(TASKS)}
     problems = []
     for key, text in given.items():
         try:
@@ -91,6 +98,8 @@ def eval_config(arguments: Namespace) -> EvalConfig:
         problems.append(Problem(key, given.get(key), str(error).strip().splitlines()[0]))
         raise ConfigError(problems) from error
     problems += [*value_problems(config, "eval."), *task_problems(config)]
+    if not config.tasks:
+        problems.append(Problem("eval.tasks", "[]", f"must contain at least one of {', '.join(TASKS)}"))
     if problems:
         raise ConfigError(problems)
     config.data = expanded(config.data) if isinstance(config.data, str) else config.data
@@ -110,10 +119,10 @@ def beside(source: Path, path: Path) -> Path:
     return path.parent / f"{path.name}.eval.json"
 
 
-def written(result: dict[str, Any], path: Path) -> str:
-    """Write eval.json to `path`; return a line that says so, or why it is not written."""
+def write(result: dict[str, Any], path: Path) -> None:
+    """Write eval.json to `path` and say so. Raises RunError: it cannot be written."""
     try:
         write_atomic(path, to_json(result, indent=2) + "\n")
     except OSError as error:
-        return f"{path} was not written ({error}); out=FILE names another place"
-    return f"written to {path}"
+        raise RunError(f"{path} was not written ({error}); out=FILE names another place") from error
+    print(f"written to {path}")

@@ -9,7 +9,13 @@ from lhtrain.runs.changes import flat
 from lhtrain.runs.own_config import FOLLOW
 
 # Where a run is and how it is started, not what it learns.
-IGNORED = ("run.dir", "run.name", "resume", "cluster", "logger", "watchdog", "checkpoint")
+IGNORED = (
+    *("run.dir", "run.name", "resume", "cluster", "logger", "watchdog", "checkpoint", "samples"),
+    *(
+        f"eval.{key}"
+        for key in ("tasks", "tasks_every", "share", "lengths", "depths", "samples", "data", "seed")
+    ),
+)
 ABSENT = "-"
 
 

@@ -24,14 +24,11 @@ class ContextDense:
             return ring_attention(q, k, v, self.group, None if documents is None else documents.bounds)
         return ulysses_attention(q, k, v, self.group, self.size, self.backend, documents)
 
-    def with_lse(
-        self, q: Tensor, k: Tensor, v: Tensor, kernels: bool, bounds: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def with_lse(self, q: Tensor, k: Tensor, v: Tensor, kernels: bool) -> tuple[Tensor, Tensor]:
         """The output, and the logsumexp of the scores (B, H, T) float32, with gradients through both.
 
-        kernels: whether GPU kernels serve, as in `attend_rows`. bounds: `Documents.bounds`, if tokens attend
-        to their own documents alone.
+        kernels: whether GPU kernels serve, as in `attend_rows`.
         """
         if self.method == "ring":
-            return ring_with_lse(q, k, v, self.group, bounds)
-        return ulysses_with_lse(q, k, v, self.group, self.size, kernels, bounds)
+            return ring_with_lse(q, k, v, self.group)
+        return ulysses_with_lse(q, k, v, self.group, self.size, kernels)

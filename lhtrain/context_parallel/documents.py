@@ -5,6 +5,8 @@ D head dim. The queries and the keys of a part are tokens of the sequence in ris
 queries and keys in it, or only one of them, or none.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,15 +20,17 @@ from lhtrain.attention.varlen import (
     varlen_kernel_for,
 )
 
+Run = tuple[int, int]  # the first of consecutive tokens of a sequence, and their number
 
-def bounds_of_part(bounds: Tensor, n: int, positions: Tensor) -> Tensor:
-    """Return the beginnings of all documents among the tokens at `positions` of each sequence, flattened.
 
-    bounds: (m + 1,) int32, those of the whole sequences of n tokens. positions: (t,) int64, rising.
+def bounds_of_part(bounds: Tensor, n: int, runs: Sequence[Run]) -> Tensor:
+    """Return the beginnings of all documents among the tokens of a part of each sequence, flattened.
+
+    bounds: (m + 1,) int32, those of the whole sequences of n tokens. runs: the tokens of the part, in order.
     """
     sequence, start = bounds // n, bounds % n
-    inside = torch.searchsorted(positions, start.long())
-    return (sequence * len(positions) + inside).int()
+    before = sum((start - first).clamp(0, length) for first, length in runs)
+    return sequence * sum(length for _, length in runs) + before
 
 
 def attend_part(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool) -> tuple[Tensor, Tensor]:

@@ -12,19 +12,25 @@ from torch import Tensor
 from lhtrain.kernels.pyramid import Pyramid
 
 
-def positions(seq_len: int, rank: int, size: int) -> Tensor:
+def runs_of(rank: int, size: int, tokens: int) -> tuple[tuple[int, int], ...]:
+    """The consecutive tokens that `rank` has of a sequence: the first and the number of each chunk."""
+    if size == 1:
+        return ((0, tokens),)
+    chunk = tokens // 2
+    return (rank * chunk, chunk), ((2 * size - 1 - rank) * chunk, chunk)
+
+
+def positions(seq_len: int, rank: int, size: int, device: torch.device | None = None) -> Tensor:
     """Where in the sequence the tokens of `rank` stand: (seq_len / size,) int64, rising.
 
     Raises ValueError: seq_len not a multiple of 2 size, no such rank.
     """
     if not 0 <= rank < size:
         raise ValueError(f"rank={rank}: must be one of the {size} context-parallel ranks, from 0")
-    if size == 1:
-        return torch.arange(seq_len)
-    if seq_len % (2 * size):
+    if size > 1 and seq_len % (2 * size):
         raise ValueError(f"seq_len={seq_len}: must be a multiple of 2 * cp = {2 * size}")
-    chunks = torch.arange(seq_len).view(2 * size, -1)
-    return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
+    runs = runs_of(rank, size, seq_len // size)
+    return torch.cat([torch.arange(first, first + length, device=device) for first, length in runs])
 
 
 def whole(parts: Tensor) -> Tensor:

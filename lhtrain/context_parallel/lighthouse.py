@@ -102,7 +102,7 @@ class ContextLighthouse:
         starts: (2 B, c), as in `scatter`.
         """
         before = from_chunk_before(last.unflatten(0, (2, -1)), self.group, self.rank, self.size).flatten(0, 1)
-        reach = pyramid.pooling ** (pyramid.levels - 1) - 1
+        reach = pyramid.coarsest_window - 1
         first = out[:, :reach].float()
         for level in range(1, pyramid.levels):
             n = pyramid.pooling**level - 1

@@ -18,7 +18,7 @@ from lhtrain.attention.dense_kernels import backward_of, kernel_for
 from lhtrain.attention.varlen import Bounds
 from lhtrain.context_parallel.collectives import group_of
 from lhtrain.context_parallel.documents import attend_part, attend_part_backward, bounds_of_part
-from lhtrain.context_parallel.layout import positions
+from lhtrain.context_parallel.layout import runs_of
 
 
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: str, bounds: Tensor | None = None) -> Tensor:
@@ -48,11 +48,13 @@ def _parts(rank: int, source: int, tokens: int) -> tuple[slice, slice, bool]:
 
 def _bounds(bounds: Tensor, rank: int, source: int, size: int, tokens: int) -> Bounds:
     """Return where all documents begin among the queries and among the keys of `_parts`."""
-    queries, keys, _ = _parts(rank, source, tokens)
+    of_queries, of_keys = runs_of(rank, size, tokens), runs_of(source, size, tokens)
+    if source < rank:
+        of_keys = of_keys[:1]
+    elif source > rank:
+        of_queries = of_queries[1:]
     n = tokens * size
-    parts = positions(n, rank, size)[queries], positions(n, source, size)[keys]
-    of_queries, of_keys = (bounds_of_part(bounds, n, part.to(bounds.device)) for part in parts)
-    return of_queries, of_keys
+    return bounds_of_part(bounds, n, of_queries), bounds_of_part(bounds, n, of_keys)
 
 
 @torch.library.custom_op("lhtrain::ring", mutates_args=())

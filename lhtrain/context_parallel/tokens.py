@@ -32,7 +32,7 @@ def rank_tokens(
     """
     here = None if where is None else where.positions_in_sequence
     if here is None:
-        here = positions(q.shape[1] * size, rank, size).to(q.device)
+        here = positions(q.shape[1] * size, rank, size, q.device)
     x, documents = (None, None) if where is None else (where.x, where.documents)
     chunks, all_chunks = (rank, 2 * size - 1 - rank), partial(_all_chunks, group, rank, size)
     return Tokens(q, k, v, here, x, partial(_attend, attend, where), chunks, all_chunks, documents, align)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lhtrain.attention.dense import dense_attention
 from lhtrain.attention.documents import Documents
-from lhtrain.attention.varlen import attend_documents
 from lhtrain.attention.windowed import attend_rows
 from lhtrain.context_parallel.collectives import all_to_all
 from lhtrain.context_parallel.layout import shared_out, whole
@@ -35,18 +34,13 @@ def ulysses_attention(
 
 
 def ulysses_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, group: str, size: int, kernels: bool, bounds: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, group: str, size: int, kernels: bool
 ) -> tuple[Tensor, Tensor]:
     """`ulysses_attention`, and the logsumexp of its scores (B, H, T) float32, with gradients through both.
 
-    kernels: whether GPU kernels serve, as in `attend_rows`. bounds: `Documents.bounds`, if tokens attend to
-    their own documents alone.
+    kernels: whether GPU kernels serve, as in `attend_rows`.
     """
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return attend_rows(q, k, v, kernels) if bounds is None else attend_documents(q, k, v, bounds)
-
-    return ulysses_by(attend, q, k, v, group, size)
+    return ulysses_by(lambda q, k, v: attend_rows(q, k, v, kernels), q, k, v, group, size)
 
 
 def ulysses_by(

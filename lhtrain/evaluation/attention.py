@@ -98,7 +98,5 @@ def length_problem(stage: Stage, length: int) -> str | None:
     """Return the rule that a sequence length breaks in `stage`, or None."""
     if stage.pyramid is None:
         return None
-    unit = stage.pyramid.pooling ** (stage.pyramid.levels - 1) * (
-        DILATION if stage.scorer == "dilated" else 1
-    )
+    unit = stage.pyramid.coarsest_window * (DILATION if stage.scorer == "dilated" else 1)
     return f"each must be a multiple of {unit} for stage {stage.name}" if length % unit else None

@@ -10,6 +10,7 @@ from lhtrain.files import read_regular
 from lhtrain.interop.families import ALLOWED, DEFAULTS, FAMILIES, Family
 from lhtrain.interop.published_rope import read_rope
 
+NUMBERS = ("rms_norm_eps", "initializer_range", "rope_theta")
 SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
@@ -37,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def family_in(config: dict[str, Any], where: Path) -> Family:
     """Return the family of a config.json. Raises RunError: it is not one of `FAMILIES`."""
     kind = config.get("model_type")
-    if kind in FAMILIES:
+    if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     known = ", ".join(FAMILIES)
     why = ""
@@ -75,13 +76,18 @@ def model_of(config: dict[str, Any], family: Family, where: Path, name: str) -> 
         for key in sizes
         if not _is_size(known.get(key))
     ]
+    problems += [
+        f"{key}={known.get(key)}: must be a number"
+        for key in NUMBERS
+        if type(known.get(key)) not in (int, float)
+    ]
     rope: tuple[float, Any] = 1.0, None
     head_dim = heads = 0
     if not problems:
         heads = known["num_attention_heads"]
         head_dim = known.get("head_dim", known["hidden_size"] // heads)
-        problems += _window_problems(known, family)
         try:
+            problems += _window_problems(known, family)
             rope = read_rope(known, known["max_position_embeddings"])
         except (TypeError, ValueError) as error:
             problems.append(str(error))

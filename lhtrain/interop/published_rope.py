@@ -25,7 +25,10 @@ def read_rope(config: dict[str, Any], longest: int) -> tuple[float, dict[str, An
         raise ValueError(
             f"{key}.partial_rotary_factor={given['partial_rotary_factor']}: all of a head is rotated"
         )
-    theta = float(given.get("rope_theta") or config["rope_theta"])
+    base = given.get("rope_theta") or config["rope_theta"]
+    if type(base) not in (int, float):
+        raise ValueError(f"{key}.rope_theta={base}: must be a number")
+    theta = float(base)
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind == "default":
         return theta, None

@@ -27,7 +27,7 @@ QUANTIZED = (
         ".weight_scale",
         ".weight_scale_inv",
     ),
-    *(".weight_scale_inv", ".weight_packed", ".input_scale"),
+    *(".weight_packed", ".input_scale"),
 )
 
 

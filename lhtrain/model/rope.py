@@ -6,7 +6,7 @@ a frequency already turns a pair by 0.006 radians.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class Rope:
     theta: float
     scaling: Scaling | None = None
     seq_len: int = 0
+    # frequencies by head_dim and device, so that a step neither computes nor copies them
+    _kept: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Rope":
@@ -60,8 +62,10 @@ class Rope:
 
     def rotation(self, positions: Tensor, head_dim: int) -> Rotation:
         """Return cosines and sines at `positions` (T,) or (B, T): (…, D) each, float32."""
-        frequencies = self.frequencies(head_dim).to(positions.device, non_blocking=True)
-        angles = positions.float().unsqueeze(-1) * frequencies
+        place = head_dim, positions.device
+        if place not in self._kept:
+            self._kept[place] = self.frequencies(head_dim).to(positions.device)
+        angles = positions.float().unsqueeze(-1) * self._kept[place]
         angles = torch.cat([angles, angles], -1)
         cos, sin, factor = angles.cos(), angles.sin(), self.attention_factor
         return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)

@@ -43,7 +43,11 @@ def switched(row: Row) -> str:
 def sampled(sample: dict[str, Any]) -> str:
     """Return the line for a text that the model wrote."""
     text = sample["text"]
-    shown = "no text: the logits are not finite" if text is None else one_line(repr(text), WIDTH)
+    shown = (
+        "no text: the logits are not finite, or a token has no text"
+        if text is None
+        else one_line(repr(text), WIDTH)
+    )
     return f"sample    step {sample['step']:,}: {one_line(repr(sample['prompt']), WIDTH // 2)} -> {shown}"
 
 

@@ -49,7 +49,7 @@ class TensorboardTracker(Tracker):
 
     def sampled(self, step: int, samples: list[dict[str, Any]]) -> None:
         for number, sample in enumerate(samples):
-            text = _indented(f"{sample['prompt']}{sample['text']}")
+            text = _indented(f"{sample['prompt']}{sample['text'] or ''}")
             self._from(step).add_text(f"samples/{number}", text, step)
 
     def finish(self, summary: dict[str, Any] | None) -> None:

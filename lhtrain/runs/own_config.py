@@ -128,7 +128,7 @@ def value_of(text: str) -> Any:
     except HydraException as error:  # Hydra raises ValueError for some errors and HydraException for others
         raise ValueError(str(error)) from error
     if override.is_sweep_override():
-        raise ValueError("a resumed run takes one value, not several")
+        raise ValueError("must be one value; a list is written [A,B]")
     return override.value()
 
 

@@ -9,12 +9,12 @@ from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse, backward_of
 from lhtrain.attention.documents import Documents, documents_of
 from lhtrain.attention.flash4 import fa4_runs
-from lhtrain.attention.varlen import naive_documents
+from lhtrain.attention.varlen import attend_documents, naive_documents
 from lhtrain.attention.where import Where
 from lhtrain.attention.windowed import attend_rows
 from lhtrain.context_parallel import over_ranks, positions, ring
 from lhtrain.context_parallel.ring import ring_with_lse
-from lhtrain.context_parallel.ulysses import ulysses_with_lse
+from lhtrain.context_parallel.ulysses import ulysses_by, ulysses_with_lse
 from lhtrain.kernels.scores.gla import Gla
 from tests.context_parallel.threads import ThreadRanks
 
@@ -83,9 +83,8 @@ def test_documents_apart_as_on_one_rank(begins, method, n_kv, size, monkeypatch)
         attend = over_ranks(DenseAttention(), method, True, "group", rank, size)
         mine = [x[:, here] for x in (q, k, v, grad)]
         where = Where((q, q), documents=Documents(documents.starts[:, here], documents.bounds))
-        got = both_results(
-            lambda *x: attend.with_lse(*x, False, documents.bounds), *mine, grad_lse[..., here]
-        )
+        with_lse = apart_with_lse(method, size, documents.bounds)
+        got = both_results(with_lse, *mine, grad_lse[..., here])
         return here, got, result(lambda *x: attend(*x, where), mine)
 
     for here, got, output in ThreadRanks(size, monkeypatch).run(on):
@@ -146,6 +145,12 @@ def both_results(attend, q, k, v, grad, grad_lse):
     found = [(result, grad) for result, grad in pairs if grad is not None]
     torch.autograd.backward(*zip(*found, strict=True))
     return [*(result.detach() for result, _ in found), *(x.grad for x in leaves)]
+
+
+def apart_with_lse(method, size, bounds):
+    if method == "ring":
+        return lambda q, k, v: ring_with_lse(q, k, v, "group", bounds)
+    return lambda *x: ulysses_by(lambda *heads: attend_documents(*heads, bounds), *x, "group", size)
 
 
 def attention_with_lse(method, rank, size, kernels=False):

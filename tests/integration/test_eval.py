@@ -72,6 +72,8 @@ def test_a_checkpoint_under_the_attention_of_an_earlier_stage(lhtrain, measured)
     [
         ("eval.tasks=[recal]", "did you mean recall?"),
         ("eval.tasks=recall", "must be a list"),
+        ("eval.tasks=recall,copy", "a list is written [A,B]"),
+        ("eval.tasks=[]", "must contain at least one of loss_by_position"),
         ("eval.lengths=[8192]", "at most 2 times the context, 2,048"),
         ("eval.samples=0", "must be at least 1"),
         ("attention=lighthouse", "stage=lighthouse names one"),
@@ -79,6 +81,8 @@ def test_a_checkpoint_under_the_attention_of_an_earlier_stage(lhtrain, measured)
         ("device=tpu", "must be one of auto, cpu, cuda"),
         ("eval.data=/no/such/place", "eval.data='/no/such/place': must exist"),
         ("out=/no/such/place.json", "must be a writable folder"),
+        ("out=/", "must be a file"),
+        ("out=", "must be a file"),
     ],
 )
 def test_wrong_settings_are_named(lhtrain, measured, argument, message):

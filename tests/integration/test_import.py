@@ -27,13 +27,19 @@ def succeed(done):
 @pytest.fixture(scope="session")
 def extended(lhtrain):
     """A run that starts from an imported Qwen3 with a context of 64 tokens; returns its folder and output."""
-    published(lhtrain.folder / "hf", "qwen3-tied", "bfloat16")
-    printed = succeed(lhtrain.bare("import", "hf", "weights"))
+    published(lhtrain.folder / "published", "qwen3-tied", "bfloat16")
+    printed = succeed(lhtrain.bare("import", "published", "weights"))
     assert "Qwen3ForCausalLM, 31,296 parameters, bfloat16" in printed
     data = ["data=text", "data.path=text", "data.val_fraction=0.3", "data.tokenizer=weights/tokenizer.json"]
-    succeed(lhtrain.bare("data", "prepare", *data, "data.out=prepared"))
-    use = ["init_from=weights", "stage=extend", "data=prepared", "data.path=prepared", "run.dir=extended"]
-    return lhtrain.folder / "extended", succeed(lhtrain.bare(*use, *SMALL))
+    succeed(lhtrain.bare("data", "prepare", *data, "data.out=prepared_for_import"))
+    use = [
+        "init_from=weights",
+        "stage=extend",
+        "data=prepared",
+        "data.path=prepared_for_import",
+        "run.dir=lengthened",
+    ]
+    return lhtrain.folder / "lengthened", succeed(lhtrain.bare(*use, *SMALL))
 
 
 def test_the_run_takes_weights_shape_and_tokenizer(extended):
@@ -47,19 +53,19 @@ def test_the_run_takes_weights_shape_and_tokenizer(extended):
 
 def test_the_exported_family_has_the_runs_loss(lhtrain, extended):
     place, _ = extended
-    printed = succeed(lhtrain.bare("export", "extended", "longer", "dtype=float32"))
+    printed = succeed(lhtrain.bare("export", "lengthened", "lengthened_hf", "dtype=float32"))
     assert "Qwen3ForCausalLM" in printed
-    model = AutoModelForCausalLM.from_pretrained(lhtrain.folder / "longer")
+    model = AutoModelForCausalLM.from_pretrained(lhtrain.folder / "lengthened_hf")
     assert model.config.max_position_embeddings == 256
-    assert AutoTokenizer.from_pretrained(lhtrain.folder / "longer").chat_template == TEMPLATE
-    card = (lhtrain.folder / "longer" / "README.md").read_text()
-    assert "Base model: hf" in card and "| windowed |" in card
+    assert AutoTokenizer.from_pretrained(lhtrain.folder / "lengthened_hf").chat_template == TEMPLATE
+    card = (lhtrain.folder / "lengthened_hf" / "README.md").read_text()
+    assert "Base model: published" in card and "| windowed |" in card
 
     newest = checkpoint.complete(place / "checkpoints")[-1]
     state = checkpoint.state_of(newest)
     config = state["config"]
     stage = Stage.of("recovery", StageConfig(**config["stages"]["recovery"]))
-    corpus = open_corpus(**{**config["data"], "path": str(lhtrain.folder / "prepared")})
+    corpus = open_corpus(**{**config["data"], "path": str(lhtrain.folder / "prepared_for_import")})
     order = SequenceOrder(corpus.parts["val"], {256, 32}, seed=0, alignment=2)
     apart = Apart.of([order], {256, 32}, restarted=False)
     total, count = 0.0, 0

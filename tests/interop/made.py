@@ -25,7 +25,7 @@ def saved(place, attention="dense", tokenizer="bytes", step=7, stages=None, done
     config = FULL | changes
     model = GPT(ModelConfig(**config))
     model.init_weights(3)
-    torch.nn.init.normal_(model.norm.weight, 1, 0.1)
+    torch.nn.init.normal_(model.norm.weight, 1, 0.1, generator=torch.Generator().manual_seed(3))
     tensors = checkpoint.tensors_of(model, AdamW(model, OptimConfig()))
     record = {
         "name": "it",

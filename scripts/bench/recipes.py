@@ -5,8 +5,8 @@ Stages with shorter sequences pack the documents in another order. Each recipe i
 attention (`lhtrain eval`), the strictly causal one with its own. switch_before and switch_after are those of
 the last switch.
 
-Run it from the root of the repository. A recipe whose row is already in the file is skipped, so that a study
-can be made in several portions.
+Run it from the root of the repository. A recipe is skipped if the file has a row of the same command, so
+that a study can be made in several portions.
 
     python scripts/bench/recipes.py extend --csv scripts/bench/results/recipes.csv --out runs/recipes \\
         --data prepared/train --texts prepared/val init_from=smollm2.ckpt run.steps=100
@@ -18,6 +18,7 @@ can be made in several portions.
 import argparse
 import csv
 import datetime
+import hashlib
 import json
 import shlex
 import subprocess
@@ -40,7 +41,15 @@ COLUMNS = [
     "val_loss",
     "val_loss_far",
 ]
-COLUMNS += ["recall", "recall_far", "passkey", "passkey_far", "switch_before", "switch_after"]
+COLUMNS += [
+    "recall",
+    "recall_far",
+    "recall_loss_far",
+    "passkey",
+    "passkey_far",
+    "switch_before",
+    "switch_after",
+]
 COLUMNS += ["tokens_per_second", "judged_with", "gpu", "date", "command"]
 
 
@@ -54,17 +63,33 @@ class Recipe(NamedTuple):
 
 
 ALONE = "plugins=[scripts.bench.window_alone]"
+WIDE = "stages.long.window=2048"
 # In the order of worth: a study may be cut short.
 STUDIES = {
     "extend": {
-        "windowed, recovery 10 %": Recipe("windowed_10", "lighthouse"),
         "full attention": Recipe("full", "dense"),
         "ladder": Recipe("ladder_extend", "dense"),
-        "published, recovery 10 %": Recipe("published_10", "lighthouse"),
+        "ladder, last rung 10 %": Recipe("ladder_10", "dense"),
+        "windowed, recovery 10 %": Recipe("windowed_10", "lighthouse"),
+        "windowed, W = 2,048, recovery 10 %": Recipe("windowed_10", "lighthouse", settings=(WIDE,)),
+        "windowed, W = 2,048, recovery 30 %": Recipe("windowed_30", "lighthouse", settings=(WIDE,)),
+        "windowed, W = 8,192, recovery 10 %": Recipe(
+            "windowed_10", "lighthouse", settings=("stages.long.window=8192",)
+        ),
+        "windowed, W = 2,048, recent, recovery 10 %": Recipe(
+            "windowed_10", "lighthouse", settings=(WIDE, "lighthouse.scorer=recent")
+        ),
+        "windowed, 6 dense layers, recovery 10 %": Recipe("windowed_hybrid", "lighthouse"),
+        "ladder, windowed, recovery 10 %": Recipe("ladder_windowed", "lighthouse"),
+        "windowed, W = 2,048, recovery 20 %, late decay": Recipe(
+            "windowed_20", "lighthouse", settings=(WIDE, "optim.decay_fraction=0.1")
+        ),
         "windowed, recovery 3 %": Recipe("windowed_3", "lighthouse"),
         "windowed, no recovery": Recipe("windowed_0", "lighthouse"),
-        "window alone, recovery 10 %": Recipe("window_alone", "dense", settings=(ALONE,)),
         "strictly causal, its own attention": Recipe("strict", "lighthouse", own=True),
+        "base change alone": Recipe("base_alone", "dense"),
+        "window alone, recovery 10 %": Recipe("window_alone", "dense", settings=(ALONE,)),
+        "published, recovery 10 %": Recipe("published_10", "lighthouse"),
     },
     "scratch": {
         "curriculum": Recipe("scratch_curriculum", "dense"),
@@ -80,7 +105,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--only", help="recipes to run, by the beginning of their names, A,B; default: all")
+    parser.add_argument("--only", action="append", metavar="NAME", help="a recipe to run; default: all")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--csv", type=Path, required=True, help="file to append rows to")
     parser.add_argument("--data", required=True, help="prepared folder to train on")
@@ -93,18 +118,16 @@ def main() -> int:
     )
     parser.add_argument("overrides", nargs="*", help="settings for all runs, KEY=VALUE")
     arguments = parser.parse_intermixed_args()
-    for name, recipe in STUDIES[arguments.study].items():
-        wanted = arguments.only is None or any(name.startswith(one) for one in arguments.only.split(","))
-        if wanted and not is_done(arguments, name):
-            run(arguments, name, recipe)
+    study = STUDIES[arguments.study]
+    for name in arguments.only or study:
+        if name not in study:
+            parser.error(f"--only={name}: no recipe of this study; there are: {'; '.join(study)}")
+        run(arguments, name, study[name])
     return 0
 
 
-def is_done(arguments: argparse.Namespace, name: str) -> bool:
-    return any(
-        (row["study"], row["recipe"], row["seed"]) == (arguments.study, name, str(arguments.seed))
-        for row in rows(arguments.csv)
-    )
+def is_done(arguments: argparse.Namespace, command: str) -> bool:
+    return any((row["study"], row["command"]) == (arguments.study, command) for row in rows(arguments.csv))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -115,17 +138,22 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def run(arguments: argparse.Namespace, name: str, recipe: Recipe) -> None:
-    """Train and evaluate a recipe, and append its row."""
-    folder = arguments.out / f"{arguments.study}-{name}-{arguments.seed}".replace(" ", "_").replace(",", "")
+    """Train and evaluate a recipe, and append its row, unless the file has a row of the same command."""
     settings = ["--config-dir", "scripts/bench/recipes", f"stage={recipe.stage}", *recipe.settings]
     settings += [*arguments.overrides, f"run.seed={arguments.seed}", f"model.rope_theta={arguments.base:g}"]
     settings += ["data=prepared", f"data.path={arguments.data}", "eval.tasks=[]"]
-    command = [sys.executable, "-m", "lhtrain", *settings]
-    subprocess.run([*command, f"run.dir={folder}", "resume=auto"], check=True)
+    command = shlex.join(["lhtrain", *settings])
+    if is_done(arguments, command):
+        return
+    # The folder's name depends on the command, so that a recipe with other settings starts a run of its own.
+    digest = hashlib.sha256(command.encode()).hexdigest()[:8]
+    folder = arguments.out / f"{arguments.study}-{recipe.stage}-{arguments.seed}-{digest}"
+    lhtrain = [sys.executable, "-m", "lhtrain"]
+    subprocess.run([*lhtrain, *settings, f"run.dir={folder}", "resume=auto"], check=True)
     judge = ["eval", str(folder), f"eval.data={arguments.texts}", *arguments.eval.split()]
     judge += [f"attention={'lighthouse' if recipe.own else 'full'}"]
-    subprocess.run([sys.executable, "-m", "lhtrain", *judge], check=True)
-    row = row_of(arguments, name, recipe, folder, shlex.join(["lhtrain", *settings]))
+    subprocess.run([*lhtrain, *judge], check=True)
+    row = row_of(arguments, name, recipe, folder, command)
     append(arguments.csv, COLUMNS, [row])
     print(*(f"{key} {row[key]}" for key in COLUMNS[:-3]), sep="; ")
 
@@ -154,6 +182,7 @@ def row_of(
         "val_loss_far": rounded((position.get("last") or {}).get("loss")),
         "recall": rounded(recall.get("exact")),
         "recall_far": farthest(recall.get("cells"), "exact"),
+        "recall_loss_far": farthest(recall.get("cells"), "loss"),
         "passkey": rounded(passkey.get("accuracy")),
         "passkey_far": farthest(passkey.get("cells"), "accuracy"),
         "switch_before": rounded(switch.get("val_loss_before")),

@@ -63,7 +63,11 @@ def test_a_row_has_the_numbers_of_the_run_and_of_its_evaluation(recipes, tmp_pat
     stages = [{"wall_clock_seconds": {"compute": 3.0}}, {"wall_clock_seconds": {"compute": 1.0}}]
     switch = {"val_loss_before": 2.5, "val_loss_after": 2.75}
     summary = {"name": "n", "tokens": 4096, "stages": stages, "switches": [{}, switch]}
-    cells = [{"length": 64, "exact": 1.0}, {"length": 128, "exact": 0.5}, {"length": 128, "exact": 0.0}]
+    cells = [
+        {"length": 64, "exact": 1.0, "loss": 1.0},
+        {"length": 128, "exact": 0.5, "loss": 2.0},
+        {"length": 128, "exact": 0.0, "loss": 4.0},
+    ]
     full = {
         "loss_by_position": {"loss": 2.0, "last": {"loss": 1.5}},
         "recall": {"exact": 0.5, "cells": cells},
@@ -75,6 +79,7 @@ def test_a_row_has_the_numbers_of_the_run_and_of_its_evaluation(recipes, tmp_pat
     found = [row[key] for key in ("val_loss", "val_loss_far", "recall", "recall_far", "seconds", "tokens")]
     assert found == [2.0, 1.5, 0.5, 0.25, 4.0, 4096]
     assert (row["switch_before"], row["switch_after"], row["tokens_per_second"]) == (2.5, 2.75, 1024)
-    assert not recipes.is_done(arguments, "it")
+    assert row["recall_loss_far"] == 3.0
+    assert not recipes.is_done(arguments, "command")
     recipes.append(arguments.csv, recipes.COLUMNS, [row])
-    assert recipes.is_done(arguments, "it") and not recipes.is_done(arguments, "another")
+    assert recipes.is_done(arguments, "command") and not recipes.is_done(arguments, "another")

@@ -153,7 +153,7 @@ class _Opener:
         splits = self.splits(folder, manifest, checks)
         identity = f"{manifest.fingerprint} {float(self.val_fraction)!r}"
         fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)
+        return Corpus(tokenizer, _alone(splits, fingerprint), fingerprint, folder)
 
     def splits(self, folder: Path, manifest: Manifest, checks: Checks | None) -> dict[str, Split]:
         """Return the train and val splits of a folder. Raises DamagedStore."""
@@ -205,7 +205,12 @@ def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
             raise DataError(f"data.mix.{name}: was prepared with {other.tokenizer.name}; {rule}")
     parts = {
         split: [
-            Part(corpora[name].parts[split][0].split, float(part.get("weight", 1.0)), name)
+            Part(
+                corpora[name].parts[split][0].split,
+                float(part.get("weight", 1.0)),
+                name,
+                corpora[name].fingerprint,
+            )
             for name, part in mix.items()
         ]
         for split in SPLITS
@@ -288,4 +293,9 @@ def _load(folder: Path, tokenizer: Tokenizer, opener: _Opener, fingerprint: str)
     if manifest.fingerprint != fingerprint:
         raise DamagedStore(f"{str(folder)!r}: the fingerprint in meta.json must be the folder's name")
     splits = opener.splits(folder, manifest, Checks.of_cached(folder) if opener.verify else None)
-    return Corpus(tokenizer, {name: [Part(splits[name])] for name in SPLITS}, fingerprint, folder)
+    return Corpus(tokenizer, _alone(splits, fingerprint), fingerprint, folder)
+
+
+def _alone(splits: dict[str, Split], fingerprint: str) -> dict[str, list[Part]]:
+    """Return the parts of a corpus with a single source."""
+    return {name: [Part(splits[name], key=fingerprint)] for name in SPLITS}

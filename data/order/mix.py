@@ -47,6 +47,11 @@ class Mix:
         source = self._source[offset]
         return source, cycle * self.counts[source] + self._nth[offset]
 
+    def counts_before(self, block: int) -> np.ndarray:
+        """Return how many of the blocks before `block` each source has, int64 (n_sources,)."""
+        cycle, offset = divmod(block, self.cycle)
+        return cycle * self.counts + np.bincount(self._source[:offset], minlength=len(self.counts))
+
 
 def _cycle(smallest: float) -> int:
     """Return CYCLE if each source has a block in it, else a multiple. Existing runs must keep their order."""

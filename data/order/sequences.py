@@ -4,9 +4,13 @@ Documents are packed into blocks as long as the longest stage's sequences (`pack
 tokens, including padding, from the start of the run: position p is at offset p % block_len of the run's block
 p // block_len. Each source has its own order of blocks, shuffled again for every epoch; with `long_fraction`,
 its long and its short blocks each have one. `mix.py` assigns each block of the run to a source.
+
+Stages may have data of their own. Each such part of a run begins at some position, and every source continues
+with its next block (`SequenceOrder.starting`), so that no block is read twice within an epoch of its source.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,11 +30,19 @@ MOST_REPEATS = 4
 
 
 class Part(NamedTuple):
-    """A source of sequences: its split, its weight relative to other sources, and its name for messages."""
+    """A source of sequences: its split, its weight relative to other sources, and its name for messages.
+
+    key: identifies the content of the split, so that several orders can share a source.
+    """
 
     split: Split
     weight: float = 1.0
     name: str = ""
+    key: str = ""
+
+
+# Key of a source -> its number, from which its shuffles follow, its split and its packing.
+Packed = dict[str, tuple[int, Split, Packing]]
 
 
 class SequenceOrder:
@@ -46,6 +58,10 @@ class SequenceOrder:
             would read one kind more than MOST_REPEATS times as often as the other is changed to that limit.
         alignment: documents are kept apart: each begins at a multiple of this number, a divisor of the
             longest length, and its first token is no target. None: they follow each other as if one document.
+        by_kind: shuffle and count long and short blocks separately even without long_fraction. All orders that
+            share sources must do so if one of them has a long_fraction.
+        packed: the sources of other orders with the same lengths, seed and alignment; this order adds its own.
+        key: the group of settings that messages name.
 
     notes: messages for the user about the order, one sentence each.
 
@@ -62,7 +78,11 @@ class SequenceOrder:
         seed: int,
         long_fraction: float | None = None,
         alignment: int | None = None,
+        by_kind: bool = False,
+        packed: Packed | None = None,
+        key: str = "data",
     ) -> None:
+        self.begin, packed = 0, {} if packed is None else packed
         lengths = [seq_lens] if isinstance(seq_lens, int) else list(seq_lens)
         self.block_len, self.seed, self.alignment = max(lengths), seed, alignment
         if alignment is not None and (alignment < 1 or self.block_len % alignment):
@@ -74,24 +94,46 @@ class SequenceOrder:
                 raise ValueError(f"seq_len={length}: {rule}")
         parts = [Part(source)] if isinstance(source, Split) else list(source)
         for part in parts:
-            _check_size(part.split, self.block_len)
-        self._pools = [
-            pool
-            for number, part in enumerate(parts)
-            for pool in _pools(part, number, lengths, seed, long_fraction, alignment or 1)
-        ]
+            _check_size(part.split, self.block_len, key)
+        self._pools = []
+        for part in _with_keys(parts):
+            if part.key not in packed:
+                packing = pack(part.split.starts, part.split.lengths, lengths, seed, alignment or 1)
+                packed[part.key] = len(packed), part.split, packing
+            self._pools += _pools(part, packed, seed, long_fraction, by_kind)
         self.notes: list[str] = []
         if long_fraction is not None:
             allowed = _allowed_fraction(self._pools, long_fraction)
             if allowed != long_fraction:
-                self.notes.append(_reduced(self._pools, long_fraction, allowed))
-            self._pools = _reweighted(self._pools, allowed, self.block_len)
+                self.notes.append(_reduced(self._pools, long_fraction, allowed, key))
+            self._pools = _reweighted(self._pools, allowed, self.block_len, key)
+        self._read = [0] * len(self._pools)  # blocks of each pool that are read before `begin`
         try:
             self._mix = Mix([pool.weight for pool in self._pools])
         except ValueError as error:
             lightest = min(self._pools, key=lambda pool: pool.weight)
-            key = f"data.mix.{lightest.name}.weight" if lightest.name else "data.long_fraction"
-            raise DataError(f"{key}: {error}; leave the source out or give it a larger weight") from error
+            setting = f"{key}.mix.{lightest.name}.weight" if lightest.name else f"{key}.long_fraction"
+            raise DataError(f"{setting}: {error}; leave the source out or give it a larger weight") from error
+
+    def starting(self, position: int, read: Mapping[str, int]) -> "SequenceOrder":
+        """Return this order for a part of a run that begins at `position`, with the next block of each pool.
+
+        read: key of a pool -> the number of its blocks that are read before; see `blocks_read`.
+        """
+        order = copy(self)
+        order.begin, order._read = position, [read.get(pool.key, 0) for pool in self._pools]
+        return order
+
+    def blocks_read(self, position: int) -> dict[str, int]:
+        """Return for each pool how many of its blocks are read before `position`, over all epochs.
+
+        A block that is read in part counts. A position before the beginning counts as the beginning.
+        """
+        n_blocks = -(-max(position - self.begin, 0) // self.block_len)
+        counts = self._mix.counts_before(n_blocks).tolist()
+        return {
+            pool.key: first + count for pool, first, count in zip(self._pools, self._read, counts, strict=True)
+        }
 
     @property
     def n_blocks(self) -> int:
@@ -112,13 +154,13 @@ class SequenceOrder:
         return self.n_blocks * self.block_len
 
     def align(self, position: int, seq_len: int) -> int:
-        """Return the first multiple of `seq_len` at or after `position`: sequences start only there.
+        """Return the first multiple of `seq_len` after the beginning, at or after `position`.
 
-        A stage with longer sequences begins at this position; the tokens between, fewer than seq_len, are not
+        Sequences start only there. A stage with longer sequences begins at this position; the tokens between, fewer than seq_len, are not
         read. Raises ValueError as `read` does.
         """
-        self._check(0, 0, seq_len)
-        return -(-position // seq_len) * seq_len
+        self._check(self.begin, 0, seq_len)
+        return self.begin + -(-(position - self.begin) // seq_len) * seq_len
 
     def read(self, position: int, n_sequences: int, seq_len: int) -> np.ndarray:
         """Read the sequences that start at position, position + seq_len, ...
@@ -184,7 +226,7 @@ class SequenceOrder:
 
         Raises ValueError as `read` does.
         """
-        self._check(0, 0, seq_len)
+        self._check(self.begin, 0, seq_len)
         return max(_most_documents(pool.packing, self.block_len, seq_len) for pool in self._pools)
 
     def share_of_pairs(self, seq_len: int) -> float:
@@ -192,26 +234,27 @@ class SequenceOrder:
 
         Attention to documents apart needs this share of the products. Raises ValueError as `read` does.
         """
-        self._check(0, 0, seq_len)
+        self._check(self.begin, 0, seq_len)
         shares = [_share_of_pairs(pool, self.block_len, seq_len) for pool in self._pools]
         return float(np.average(shares, weights=[pool.weight for pool in self._pools]))
 
     def _locate(self, position: int, n_sequences: int, seq_len: int) -> list[tuple["_Pool", int, int]]:
         """Return for each sequence its pool, the block in the pool's packing and the offset in the block."""
         self._check(position, n_sequences, seq_len)
-        positions = position + seq_len * np.arange(n_sequences, dtype=np.int64)
+        positions = position - self.begin + seq_len * np.arange(n_sequences, dtype=np.int64)
         blocks, offsets = np.divmod(positions, self.block_len)
         sources, nth = self._mix.lookup(blocks)
         return [
-            (pool := self._pools[source], pool.block(number), offset)
+            (pool := self._pools[source], pool.block(self._read[source] + number), offset)
             for source, number, offset in zip(sources.tolist(), nth.tolist(), offsets.tolist(), strict=True)
         ]
 
     def _check(self, position: int, n_sequences: int, seq_len: int) -> None:
         if seq_len < 1 or self.block_len % seq_len:
             raise ValueError(f"seq_len={seq_len}: must divide block_len={self.block_len}")
-        if position < 0 or position % seq_len:
-            raise ValueError(f"position={position}: must be a multiple of seq_len={seq_len}, at least 0")
+        if position < self.begin or (position - self.begin) % seq_len:
+            first = f", counted from {self.begin}" if self.begin else ", at least 0"
+            raise ValueError(f"position={position}: must be a multiple of seq_len={seq_len}{first}")
         if n_sequences < 0:
             raise ValueError(f"n_sequences={n_sequences}: must be at least 0")
 
@@ -220,7 +263,7 @@ class _Pool:
     """Blocks of one packing that are shuffled together, epoch after epoch."""
 
     def __init__(self, part: Part, packing: Packing, blocks: np.ndarray, seed: int, stream: int) -> None:
-        self.split, self.weight, self.name = part
+        self.split, self.weight, self.name, self.key = part
         self.packing, self.blocks = packing, blocks
         self.seed, self.stream = seed, stream
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)  # a read may reach into the next epoch
@@ -234,22 +277,30 @@ class _Pool:
         return self.blocks[permutation(len(self.blocks), self.seed, epoch, self.stream)]
 
 
-def _pools(
-    part: Part, number: int, seq_lens: list[int], seed: int, long_fraction: float | None, alignment: int
-) -> list[_Pool]:
-    """Return one pool for a source; with long_fraction one for its short and one for its long blocks.
+def _with_keys(parts: list[Part]) -> list[Part]:
+    """Give each part a key that no other has: its number, or a number behind a key that occurs again."""
+    keys: list[str] = []
+    for number, part in enumerate(parts):
+        keys.append(part.key if part.key and part.key not in keys else f"{part.key}#{number}")
+    return [part._replace(key=key) for part, key in zip(parts, keys, strict=True)]
+
+
+def _pools(part: Part, packed: Packed, seed: int, long_fraction: float | None, by_kind: bool) -> list[_Pool]:
+    """Return one pool for a source; by kind or with long_fraction one for its short and one for its long blocks.
 
     Empty pools are omitted.
     """
-    packing = pack(part.split.starts, part.split.lengths, seq_lens, seed, alignment)
-    if long_fraction is None:
+    number, split, packing = packed[part.key]
+    part = part._replace(split=split)
+    if long_fraction is None and not by_kind:
         return [_Pool(part, packing, np.arange(packing.n_blocks), seed, 2 * number + 1)]
-    halves = (np.flatnonzero(~packing.long), np.flatnonzero(packing.long))
-    return [
-        _Pool(part, packing, blocks, seed, 2 * number + 1 + is_long)
-        for is_long, blocks in enumerate(halves)
-        if len(blocks)
-    ]
+    pools = []
+    for is_long, kind in enumerate(("short", "long")):
+        blocks = np.flatnonzero(packing.long == bool(is_long))
+        weight = part.weight * (len(blocks) / packing.n_blocks if long_fraction is None else 1.0)
+        one = part._replace(weight=weight, key=f"{part.key}:{kind}")
+        pools += [_Pool(one, packing, blocks, seed, 2 * number + 1 + is_long)] if len(blocks) else []
+    return pools
 
 
 def _allowed_fraction(pools: list[_Pool], long_fraction: float) -> float:
@@ -262,14 +313,14 @@ def _allowed_fraction(pools: list[_Pool], long_fraction: float) -> float:
     return min(max(long_fraction, least), most)
 
 
-def _reduced(pools: list[_Pool], asked: float, allowed: float) -> str:
+def _reduced(pools: list[_Pool], asked: float, allowed: float, key: str) -> str:
     """Return the note for the user that long_fraction was changed."""
     n_long, n_short = _kinds(pools)
     few, kind = (n_long, "long") if allowed < asked else (n_short, "short")
     return (
-        f"data.long_fraction={asked:g}: {allowed:.4g} is used, because only {few:,} of {n_long + n_short:,}"
+        f"{key}.long_fraction={asked:g}: {allowed:.4g} is used, because only {few:,} of {n_long + n_short:,}"
         f" blocks are {kind}, and they may be read at most {MOST_REPEATS} times as often as the other blocks;"
-        f" add {kind} documents, or set data.long_fraction=null"
+        f" add {kind} documents, or set {key}.long_fraction=null"
     )
 
 
@@ -279,7 +330,7 @@ def _kinds(pools: list[_Pool]) -> tuple[int, int]:
     return n_long, sum(len(pool.blocks) for pool in pools) - n_long
 
 
-def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int) -> list[_Pool]:
+def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int, key: str) -> list[_Pool]:
     """Return the pools that are read, with weights such that the long ones have the share `long_fraction`."""
     kinds = {True: long_fraction, False: 1 - long_fraction}
     kept = []
@@ -288,7 +339,7 @@ def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int) -> lis
         if share > 0 and not mine:
             length = "longer than" if is_long else "of at most"
             rule = f"needs documents {length} half a sequence of {block_len} tokens"
-            raise DataError(f"data.long_fraction={long_fraction}: {rule}; there are none")
+            raise DataError(f"{key}.long_fraction={long_fraction}: {rule}; there are none")
         total = sum(pool.weight for pool in mine)
         for pool in mine if share > 0 else []:
             pool.weight *= share / total
@@ -338,10 +389,10 @@ def _share_of_pairs(pool: _Pool, block_len: int, seq_len: int) -> float:
     return pairs / (whole * len(pool.blocks) * (block_len // seq_len))
 
 
-def _check_size(split: Split, block_len: int) -> None:
+def _check_size(split: Split, block_len: int, key: str) -> None:
     if split.n_tokens <= block_len:
         larger = ", or a larger data.val_fraction" if split.name == "val" else ""
         raise DataError(
-            f"data: the {split.name} split has {split.n_tokens} tokens; a sequence of {block_len} and its"
+            f"{key}: the {split.name} split has {split.n_tokens} tokens; a sequence of {block_len} and its"
             f" last target need {block_len + 1}; use more text or a smaller model.seq_len{larger}"
         )

@@ -363,6 +363,89 @@ class TestSources:
         )
 
 
+class TestPartsOfARun:
+    """Stages with data of their own: each source continues with its next block."""
+
+    def orders(self, parts: list[Part], by_kind: bool = False) -> list[SequenceOrder]:
+        """Return the order of the run's data, two sources, and of a stage that reads the second one alone."""
+        named = [part._replace(key=name) for part, name in zip(parts, "ab", strict=True)]
+        packed: dict = {}
+        return [
+            SequenceOrder(named, [16, 8], 0, by_kind=by_kind, packed=packed),
+            SequenceOrder(named[1:], [16, 8], 0, 0.5 if by_kind else None, packed=packed, by_kind=by_kind),
+        ]
+
+    @pytest.mark.parametrize("by_kind", [False, True])
+    def test_no_token_is_read_twice_in_an_epoch(self, parts: list[Part], by_kind: bool) -> None:
+        run, stage = self.orders(parts, by_kind)
+        seen: list[int] = []
+        position, read = 0, {}
+        # The first part ends within a block; the next one begins with another.
+        for order, length in ((run, 16 * 9 + 8), (stage, 16 * 5), (run, 16 * 8), (stage, 16 * 3)):
+            here = order.starting(position, read)
+            seen += tokens_in(here.read(position, length // 8, 8))
+            position += length
+            read = {**read, **here.blocks_read(position)}
+        assert len(set(seen)) == len(seen) > 200
+        assert sum(read.values()) == 10 + 5 + 8 + 3
+
+    def test_a_whole_epoch_over_several_parts(self, parts: list[Part]) -> None:
+        """Alternating between the run's data and one of its sources reads every token of the source once."""
+        run, stage = self.orders(parts)
+        n_blocks, seen, position, read = SequenceOrder(parts[1].split, 16, 0).n_blocks, [], 0, {}
+        for order in itertools.cycle((run, stage)):
+            here = order.starting(position, read)
+            left = n_blocks - read.get("b", 0)
+            rows = here.read(position, min(5, left), 16)
+            seen += tokens_in(rows[rows[:, 0] >= 100_000])
+            position += 16 * len(rows)
+            read = {**read, **here.blocks_read(position)}
+            if not left:
+                break
+        assert sorted(seen) == list(range(100_000, 100_000 + parts[1].split.n_tokens))
+
+    def test_a_part_is_a_pure_function_of_the_position(self, parts: list[Part]) -> None:
+        run, _ = self.orders(parts)
+        begin, read = 1000, {"a": 5, "b": 200}
+        whole = run.starting(begin, read).read(begin, 500, 8)
+        for low, high in ((0, 1), (3, 77), (499, 500)):
+            again = self.orders(parts)[0].starting(begin, read).read(begin + 8 * low, high - low, 8)
+            np.testing.assert_array_equal(again, whole[low:high])
+        assert run.starting(begin, read).align(begin + 1, 16) == begin + 16
+        with pytest.raises(ValueError, match="position=1004: must be a multiple of seq_len=8, counted from 1000"):
+            run.starting(begin, read).read(1004, 1, 8)
+        with pytest.raises(ValueError, match="position=992"):
+            run.starting(begin, read).read(992, 1, 8)
+
+    def test_from_the_start_it_is_the_order_itself(self, parts: list[Part]) -> None:
+        run, _ = self.orders(parts)
+        np.testing.assert_array_equal(
+            run.starting(0, {}).read(0, 300, 16), SequenceOrder(parts, [16, 8], 0).read(0, 300, 16)
+        )
+
+    @pytest.mark.parametrize("position, blocks", [(0, 0), (1, 1), (16, 1), (17, 2), (16 * 5000, 5000)])
+    def test_blocks_read(self, parts: list[Part], position: int, blocks: int) -> None:
+        run, _ = self.orders(parts)
+        read = run.blocks_read(position)
+        assert sum(read.values()) == blocks and read["a"] == pytest.approx(0.75 * blocks, abs=1)
+
+    def test_natural_shares_by_kind(self, parts: list[Part]) -> None:
+        """Without a long fraction, long and short blocks come as often as they occur."""
+        order, _ = self.orders(parts, by_kind=True)
+        read = order.blocks_read(16 * 4000)
+        n_long = sum(int(pool.packing.long.sum()) for pool in order._pools if pool.key == "b:long")
+        (n_blocks,) = {pool.packing.n_blocks for pool in order._pools if pool.key.startswith("b")}
+        assert read["b:long"] / 1000 == pytest.approx(n_long / n_blocks, abs=0.01)
+
+    def test_the_same_source_twice_in_a_mixture(self, parts: list[Part]) -> None:
+        twice = [parts[0]._replace(key="a"), parts[0]._replace(key="a")]
+        assert list(SequenceOrder(twice, 16, 0).blocks_read(160)) == ["a", "a#1"]
+
+    def test_messages_name_the_settings_of_the_stage(self, parts: list[Part]) -> None:
+        with pytest.raises(DataError, match=r"stages\.x\.data\.long_fraction=0\.5: needs documents"):
+            SequenceOrder(parts[0].split, 32, 0, 0.5, key="stages.x.data")
+
+
 @pytest.mark.parametrize(
     "position, seq_len, aligned", [(0, 8, 0), (1, 8, 8), (8, 8, 8), (12, 4, 12), (13, 2, 14)]
 )

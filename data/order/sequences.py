@@ -58,9 +58,9 @@ class SequenceOrder:
             would read one kind more than MOST_REPEATS times as often as the other is changed to that limit.
         alignment: documents are kept apart: each begins at a multiple of this number, a divisor of the
             longest length, and its first token is no target. None: they follow each other as if one document.
-        by_kind: shuffle and count long and short blocks separately even without long_fraction. All orders that
-            share sources must do so if one of them has a long_fraction.
-        packed: the sources of other orders with the same lengths, seed and alignment; this order adds its own.
+        by_kind: shuffle and count long and short blocks separately even without long_fraction. All orders
+            that share sources must do so if one of them has a long_fraction.
+        packed: sources of other orders with the same lengths, seed and alignment; this order adds its own.
         key: the group of settings that messages name.
 
     notes: messages for the user about the order, one sentence each.
@@ -131,9 +131,8 @@ class SequenceOrder:
         """
         n_blocks = -(-max(position - self.begin, 0) // self.block_len)
         counts = self._mix.counts_before(n_blocks).tolist()
-        return {
-            pool.key: first + count for pool, first, count in zip(self._pools, self._read, counts, strict=True)
-        }
+        both = zip(self._read, counts, strict=True)
+        return {pool.key: first + count for pool, (first, count) in zip(self._pools, both, strict=True)}
 
     @property
     def n_blocks(self) -> int:
@@ -156,8 +155,8 @@ class SequenceOrder:
     def align(self, position: int, seq_len: int) -> int:
         """Return the first multiple of `seq_len` after the beginning, at or after `position`.
 
-        Sequences start only there. A stage with longer sequences begins at this position; the tokens between, fewer than seq_len, are not
-        read. Raises ValueError as `read` does.
+        Sequences start only there. A stage with longer sequences begins at this position; the tokens between,
+        fewer than seq_len, are not read. Raises ValueError as `read` does.
         """
         self._check(self.begin, 0, seq_len)
         return self.begin + -(-(position - self.begin) // seq_len) * seq_len
@@ -286,7 +285,7 @@ def _with_keys(parts: list[Part]) -> list[Part]:
 
 
 def _pools(part: Part, packed: Packed, seed: int, long_fraction: float | None, by_kind: bool) -> list[_Pool]:
-    """Return one pool for a source; by kind or with long_fraction one for its short and one for its long blocks.
+    """Return one pool for a source; by kind or with long_fraction one for short and one for long blocks.
 
     Empty pools are omitted.
     """

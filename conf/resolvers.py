@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
+from lhtrain.conf.rope_scaling import fitting_base
 from lhtrain.conf.typed.paths import expanded
 
 
@@ -9,6 +10,7 @@ def register() -> None:
     for resolver in (
         div,
         budget,
+        fit_rope,
         tokenizer_vocab,
         prepared_tokenizer,
         mixed_tokenizer,
@@ -26,6 +28,11 @@ def div(number: int, by: int) -> int:
 def budget(given: int | None, seq_len: int) -> int:
     """Return the budget k: as given, or seq_len / 64 rounded up to a multiple of 128, as in the paper."""
     return given if given is not None else round_up(-(-seq_len // 64), 128)
+
+
+def fit_rope(base: float, seq_len: int) -> float:
+    """Return a rotary base for `seq_len` tokens: as given, or larger if that is too low."""
+    return fitting_base(base, max(seq_len, 1))  # `validate` reports a seq_len below 1
 
 
 def tokenizer_vocab(name: str) -> int:

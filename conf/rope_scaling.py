@@ -1,5 +1,9 @@
-"""The kinds of rotary scaling, with the keys of each, named as in config.json of Hugging Face models."""
+"""The kinds of rotary scaling, with the keys of each, and the least rotary base for a length.
 
+Keys are named as in config.json of Hugging Face models.
+"""
+
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +21,51 @@ SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # Of these two keys the second must be above the first; the values that count where they are not set.
 ORDERED = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
 UNSET = {"beta_slow": 1, "beta_fast": 32}
+FLOOR = 10_000.0  # the usual base; models of up to REACH tokens are trained with it
+REACH = 2048  # the bound is 10,428 here, which FLOOR reaches within the error of the fit
+
+
+def least_base(seq_len: int) -> float:
+    """Return the least base of a rotary embedding for sequences of `seq_len` tokens.
+
+    The bound is 0.0424 * seq_len^1.628, a fit of arXiv:2405.14591: with a lower base, a token attends less
+    to similar tokens than to random ones at some distances within the sequence. It is a rule for models that
+    are trained at this length; they run with a lower base, too.
+    """
+    bound = 0.0424 * max(seq_len, 0) ** 1.628
+    return min(bound, FLOOR) if seq_len <= REACH else bound
+
+
+def least_scaled_base(seq_len: int, scaling: dict[str, Any] | None, head_dim: int) -> float:
+    """Return `least_base` for an embedding with `scaling`, a valid value of rope_scaling.
+
+    linear, yarn and llama3 divide the frequencies that count at long distances by the factor, so the base
+    must fit seq_len / factor tokens. yarn and llama3 keep the high frequencies, and reach about half as far
+    as this by the criterion of the paper; published models use them in this way. dynamic raises the base.
+    """
+    if scaling is None:
+        return least_base(seq_len)
+    if scaling["rope_type"] == "dynamic":
+        return least_base(seq_len) / dynamic_raise(scaling, seq_len, head_dim)
+    return least_base(math.ceil(seq_len / scaling["factor"]))
+
+
+def dynamic_raise(scaling: dict[str, Any], seq_len: int, head_dim: int) -> float:
+    """Return the factor by which rope_type=dynamic raises the base for `seq_len` (NTK-aware scaling)."""
+    factor, original = scaling["factor"], scaling[ORIGINAL]
+    longer: float = factor * max(seq_len, original) / original - (factor - 1)
+    return longer ** (head_dim / (head_dim - 2))
+
+
+def rounded_up(base: float) -> float:
+    """Return `base` rounded up to two significant digits."""
+    unit = 10 ** max(math.floor(math.log10(base)) - 1, 0)
+    return float(math.ceil(base / unit) * unit)
+
+
+def fitting_base(base: float, seq_len: int) -> float:
+    """Return `base`, or a larger one if `least_base` of `seq_len` is above it; at least FLOOR."""
+    return max(base, FLOOR, rounded_up(least_base(seq_len)))
 
 
 def broken_rules(scaling: Any) -> Iterator[str]:

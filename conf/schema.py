@@ -154,7 +154,8 @@ class ModelConfig:
     # width of a head, an even number; by default dim / n_heads. Ring attention on GPUs needs a multiple of 8
     head_dim: Size = II("div:${.dim},${.n_heads}")
     ffn_dim: Size = MISSING  # hidden size of the SwiGLU
-    # base of the rotary position embedding; longer contexts need a larger one, see docs/stages.md
+    # base of the rotary position embedding; longer contexts need a larger one, see docs/stages.md. Presets
+    # write ${fit_rope:BASE,SEQ_LEN}: the base BASE, or a larger one that fits SEQ_LEN tokens
     rope_theta: Positive = 10_000.0
     # how the rotary embedding of a model for shorter sequences is stretched: a mapping as in config.json of
     # Hugging Face models, such as {rope_type: yarn, factor: 4, original_max_position_embeddings: 32768};

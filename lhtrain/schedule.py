@@ -62,8 +62,34 @@ class Schedule:
             first = max(self._first(index), done)
             if first < end:
                 what = f"{name} ({self.stages[name].attention}): steps {first + 1:,} to {end:,}"
-                lines.append(f"{what}, learning rate {self._course(index, first)}")
+                lines.append(f"{what}, learning rate {self.course(index, first)}")
         return lines
+
+    def course(self, index: int, begin: int) -> str:
+        """Describe the learning rates of a stage from step `begin`, counted from 0, to its end.
+
+        The rate turns only where a warm-up ends and where a decay begins, so the rates there are enough.
+        """
+        stage, first, end = self.stages[self.names[index]], self._first(index), self.ends[index]
+        warmup = first + self._warmup(index)
+        falling = self.steps - decay_steps(self.steps, self.optim)
+        if decays(stage):
+            falling = end - decay_steps(stage.steps, own_optim(stage, self.optim), self._warmup(index))
+        turns = sorted(step for step in {begin, warmup - 1, warmup, falling, end - 1} if begin <= step < end)
+        rates = [(step, self.lookup(step).lr) for step in turns]
+        words = [f"{rates[0][1]:.3g}"]
+        # Each part of the course rises, falls, or is constant.
+        parts = [
+            ((after > before) - (after < before), step, after)
+            for (_, before), (step, after) in pairwise(rates)
+        ]
+        for sign, part in groupby(parts, key=lambda one: one[0]):
+            *_, (_, step, rate) = part
+            if sign:
+                words.append(f"{'up' if sign > 0 else 'down'} to {rate:.3g} at step {step + 1:,}")
+            elif step < end - 1:
+                words.append(f"constant until step {step + 1:,}")
+        return ", ".join(words)
 
     def _first(self, index: int) -> int:
         """Return the first step of a stage, counted from 0."""
@@ -92,32 +118,6 @@ class Schedule:
         if stage.warmup_steps is not None:
             return stage.warmup_steps
         return min(max(warmup_steps(self.steps, self.optim) - self._first(index), 0), stage.steps)
-
-    def _course(self, index: int, begin: int) -> str:
-        """Describe the learning rates of a stage from step `begin`, counted from 0, to its end.
-
-        The rate turns only where a warm-up ends and where a decay begins, so the rates there are enough.
-        """
-        stage, first, end = self.stages[self.names[index]], self._first(index), self.ends[index]
-        warmup = first + self._warmup(index)
-        falling = self.steps - decay_steps(self.steps, self.optim)
-        if decays(stage):
-            falling = end - decay_steps(stage.steps, own_optim(stage, self.optim), self._warmup(index))
-        turns = sorted(step for step in {begin, warmup - 1, warmup, falling, end - 1} if begin <= step < end)
-        rates = [(step, self.lookup(step).lr) for step in turns]
-        words = [f"{rates[0][1]:.3g}"]
-        # Each part of the course rises, falls, or is constant.
-        parts = [
-            ((after > before) - (after < before), step, after)
-            for (_, before), (step, after) in pairwise(rates)
-        ]
-        for sign, part in groupby(parts, key=lambda one: one[0]):
-            *_, (_, step, rate) = part
-            if sign:
-                words.append(f"{'up' if sign > 0 else 'down'} to {rate:.3g} at step {step + 1:,}")
-            elif step < end - 1:
-                words.append(f"constant until step {step + 1:,}")
-        return ", ".join(words)
 
 
 def decays(stage: Stage) -> bool:

@@ -24,7 +24,7 @@ from lhtrain.health.nonfinite import NonFiniteGuard
 from lhtrain.health.signals import StopSignal
 from lhtrain.health.straggler import StragglerCheck
 from lhtrain.progress import StageClock, StageRecord
-from lhtrain.report.greeting import about_end, greeting
+from lhtrain.report.greeting import about_end, begin_line, greeting
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.history import History
 from lhtrain.runs.record import record_start
@@ -190,6 +190,8 @@ class Trainer:
         if begins and len(records) > 1:
             self.guard.new_stage()
             self.report.switch(self._validation_loss(stage))
+        if begins:
+            self.report.say(begin_line(self.schedule, plan.stage, self.progress.step))
         return stage
 
     def _warm_up(self) -> None:

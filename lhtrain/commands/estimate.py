@@ -10,6 +10,7 @@ from lhtrain.compute.advice import advice
 from lhtrain.compute.fill import compose_config
 from lhtrain.compute.memory import Memory, how, parameters
 from lhtrain.compute.memory import estimate as peak
+from lhtrain.compute.rotary import low_bases
 from lhtrain.conf.compose import with_folders
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import Config
@@ -40,6 +41,8 @@ def estimate(arguments: Namespace) -> None:
     console.print(f"with {how(config)}")
     if any(peak(config, stage).total >= capacity * 1e9 for stage in stages_of(config).values()):
         print(*advice(config, capacity), sep="\n")
+    for text in low_bases(config):
+        print(f"warning: {text}")
 
 
 def table(config: Config, capacity: float) -> Table:

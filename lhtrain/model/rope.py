@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lhtrain.attention.where import Rotation
-from lhtrain.conf.rope_scaling import ORIGINAL
+from lhtrain.conf.rope_scaling import ORIGINAL, dynamic_raise
 from lhtrain.conf.schema import ModelConfig
 
 Scaling = dict[str, Any]
@@ -94,9 +94,7 @@ def _linear(theta: float, scaling: Scaling, seq_len: int, head_dim: int) -> Tens
 
 def _dynamic(theta: float, scaling: Scaling, seq_len: int, head_dim: int) -> Tensor:
     """A larger base for sequences longer than the original ones (NTK-aware scaling)."""
-    factor, original = scaling["factor"], scaling[ORIGINAL]
-    longer = factor * max(seq_len, original) / original - (factor - 1)
-    return 1.0 / _waves(theta * longer ** (head_dim / (head_dim - 2)), head_dim)
+    return 1.0 / _waves(theta * dynamic_raise(scaling, seq_len, head_dim), head_dim)
 
 
 def _llama3(theta: float, scaling: Scaling, seq_len: int, head_dim: int) -> Tensor:

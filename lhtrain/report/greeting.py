@@ -9,10 +9,12 @@ import torch
 from lhtrain.compute.advice import outlook
 from lhtrain.compute.cost import cost, repeats
 from lhtrain.compute.device import describe, gpu_memory, peak_flops
+from lhtrain.compute.rotary import low_bases
 from lhtrain.conf.schema import Config, DocumentMode
 from lhtrain.data import Corpus
 from lhtrain.distributed.world import World
 from lhtrain.model.decoder import GPT
+from lhtrain.schedule import Schedule
 from lhtrain.stage import stages_of
 
 
@@ -71,7 +73,7 @@ def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, 
 
 
 def about_stages(config: Config) -> list[str]:
-    """Return a line for each stage, and a warning if its window makes Lighthouse Attention pointless."""
+    """Return a line for each stage, and warnings about useless windows and low rotary bases."""
     lines = []
     for name, stage in stages_of(config).items():
         layers = f"{stage.attention} attention, seq_len {stage.seq_len:,}"
@@ -89,7 +91,17 @@ def about_stages(config: Config) -> list[str]:
                 f"warning   stages.{name}.window={stage.window}: covers the whole seq_len={stage.seq_len}, "
                 f"so the layers compute full attention; stages.{name}.attention=dense does the same"
             )
-    return lines
+    return [*lines, *(f"warning   {text}" for text in low_bases(config))]
+
+
+def begin_line(schedule: Schedule, index: int, done: int) -> str:
+    """Return the line for a stage that begins after `done` steps: length, rotary base, learning rate."""
+    name = schedule.names[index]
+    stage = schedule.stages[name]
+    rope = f"rotary base {stage.rope_theta:,.10g}"
+    rope += f" scaled by {stage.rope_scaling['rope_type']}" if stage.rope_scaling else ""
+    rate = schedule.course(index, done)
+    return f"begins    {name} at step {done + 1:,}: seq_len {stage.seq_len:,}, {rope}, learning rate {rate}"
 
 
 def about_end(run_dir: Path, steps: int, done: int) -> list[str]:

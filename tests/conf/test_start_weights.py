@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lhtrain.conf.compose import check_overrides, checked
+from lhtrain.conf.compose import check_overrides, checked, search_path
 from lhtrain.conf.problems import ConfigError
 from lhtrain.interop import bpe
 
@@ -81,6 +81,24 @@ def test_the_checkpoint_of_a_run_brings_its_shape_alone(weights):
     config = check_overrides([f"init_from={weights}"])
     assert config.model.dim == 32 and config.data.tokenizer == "bytes"
     assert config.data.documents.name == "together"
+
+
+def test_a_stage_fits_the_base_that_comes_with_the_weights(weights, tmp_path):
+    """A recipe may raise the base where the length needs it, starting from that of init_from."""
+    (tmp_path / "own" / "stage").mkdir(parents=True)
+    text = """# @package stages
+short: {attention: dense, fraction: 0.5, seq_len: 4096}
+long: {attention: dense, rope_theta: "${fit_rope:${model.rope_theta},${model.seq_len}}"}
+"""
+    (tmp_path / "own" / "stage" / "mine.yaml").write_text(text)
+    typed = [search_path(str(tmp_path / "own")), "stage=mine", f"init_from={weights}"]
+
+    def bases(*more):
+        return [stage.rope_theta for stage in check_overrides([*typed, *more]).stages.values()]
+
+    assert bases() == [1e6, 1e6]
+    assert bases("model.seq_len=98304") == [1e6, 5.7e6]
+    assert bases("model.seq_len=98304", "model.rope_theta=8e6") == [8e6, 8e6]
 
 
 def test_without_a_readable_state_nothing_comes(tmp_path):

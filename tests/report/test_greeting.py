@@ -7,6 +7,7 @@ import torch
 from lhtrain.compute.fill import compose_config, filled
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.report import greeting
+from lhtrain.schedule import Schedule
 
 
 def stages(*overrides):
@@ -25,6 +26,24 @@ def test_a_stage_line_names_the_window():
     assert windowed.endswith("(budget k = 128) and an exact window of 512 tokens") and "512" not in recovery
     _, warning, _ = stages("lighthouse.window=4096")
     assert warning.startswith("warning   stages.lighthouse.window=4096: ") and "attention=dense" in warning
+
+
+def test_a_low_rotary_base_is_named_after_the_stages():
+    *_, recovery, warning = stages("model.rope_theta=1e4")
+    assert recovery.startswith("stage     ") and warning.startswith("warning   model.rope_theta=10000: ")
+    assert len(stages("model.rope_theta=1e4")) == len(stages()) + 1
+
+
+def test_the_line_for_a_stage_that_begins():
+    yarn = "{rope_type:yarn,factor:4,original_max_position_embeddings:4096}"
+    typed = ["run.steps=8", "optim.lr=0.01", "stages.recovery.rope_theta=5e4"]
+    schedule = Schedule.of(compose_config([*typed, f"stages.recovery.rope_scaling={yarn}"]))
+    assert greeting.begin_line(schedule, 0, 0) == (
+        "begins    lighthouse at step 1: seq_len 4,096, rotary base 33,000, learning rate 0.01"
+    )
+    assert greeting.begin_line(schedule, 1, 5).startswith(
+        "begins    recovery at step 6: seq_len 4,096, rotary base 50,000 scaled by yarn, learning rate 0.01"
+    )
 
 
 def test_memory_is_estimated_before_a_run_on_a_gpu():

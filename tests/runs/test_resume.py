@@ -289,3 +289,17 @@ def test_restart_with_init_from_is_still_a_restart(monkeypatch):
     for how, after in (("restarted", "restarted"), ("new run", "init_from")):
         run = Start(how)
         assert begin(run, None, None, config, None, None) == begun and run.how == after
+
+
+def test_a_run_keeps_the_rotary_base_that_it_was_started_with(tmp_path):
+    """An older version had another default: it is named as a change, and `resume` uses the saved one."""
+    typed = [*TINY, "model.seq_len=4096", "run.batch_tokens=4096", f"run.dir={tmp_path}"]
+    old = filled(compose_config([*typed, "model.rope_theta=10000"]))
+    record_start(Start("new run"), RunDir(tmp_path), old, 0, {})
+    assert load(tmp_path, []).model.rope_theta == load(tmp_path, []).stages["dense"].rope_theta == 10_000
+    changed = differing(as_container(old), as_container(filled(compose_config(typed))))
+    assert [str(change) for change in changed] == [
+        "model.rope_theta: 10000.0 -> 33000.0",
+        "stages.dense.rope_theta: 10000.0 -> 33000.0",
+    ]
+    assert differing(as_container(old), as_container(load(tmp_path, []))) == []

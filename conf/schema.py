@@ -115,6 +115,14 @@ class DocumentMode(Enum):
     apart = "apart"  # a token attends to its own document alone
 
 
+class Packing(Enum):
+    """How documents are packed into sequences."""
+
+    spread = "spread"  # the longest first, each into the emptiest sequence; none that fits is cut
+    # less padding: shorter documents go where they fit best; a few are cut to fill what stays free
+    best_fit = "best_fit"
+
+
 class PositionMode(Enum):
     """From where the positions of the rotary embedding count."""
 
@@ -280,6 +288,7 @@ class DataConfig:
     val_fraction: Annotated[float, below(1, above=0)] = 0.05
     # share of sequences that are taken from long documents; null: as they occur
     long_fraction: Annotated[float | None, between(0, 1, ", or null")] = None
+    packing: Packing = Packing.spread  # how documents are packed into sequences of the training data
     # whether tokens attend to the other documents that are packed into their sequence
     documents: DocumentMode = DocumentMode.together
     # whether the positions of the rotary embedding restart at each document

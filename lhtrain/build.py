@@ -14,6 +14,7 @@ from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
 from lhtrain.conf.schema import Config, DocumentMode, PositionMode
 from lhtrain.data import Corpus, SequenceOrder, open_corpus
+from lhtrain.data.order.pack import SPREAD
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
@@ -29,7 +30,8 @@ from lhtrain.runs.changes import as_container
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.stage import Stage, coarsest_window, stages_of
 
-MUCH_PADDING = 0.1  # share of positions
+MUCH_PADDING = 0.05  # share of positions
+FEW_BLOCKS = 32  # so few sequences have much padding with any packing
 
 
 @dataclass
@@ -141,7 +143,11 @@ def build_data(config: Config, mesh: Mesh) -> Data:
     if config.data.documents is DocumentMode.apart:
         alignment = coarsest_window(stages_of(config).values())
     long_fraction = config.data.long_fraction
-    order = SequenceOrder(corpus.parts["train"], lengths, config.run.seed, long_fraction, alignment)
+    packing = config.data.packing.value
+    order = SequenceOrder(
+        corpus.parts["train"], lengths, config.run.seed, long_fraction, alignment, packing=packing
+    )
+    # Always spread, so that validation losses of runs with either packing are of the same sequences.
     validation = SequenceOrder(corpus.parts["val"], lengths, seed=0, alignment=alignment)
     if alignment is not None:
         restarted = config.data.positions is PositionMode.restarted
@@ -151,13 +157,17 @@ def build_data(config: Config, mesh: Mesh) -> Data:
 
 
 def _padding_notes(order: SequenceOrder) -> list[str]:
-    """Return a warning if much of the sequences is padding, because documents are aligned."""
-    share = 1 - order.n_tokens / order.tokens_per_epoch
-    if (order.alignment or 1) == 1 or share < MUCH_PADDING:
+    """Return a warning if much of the sequences is padding, with its cause."""
+    if order.padding < MUCH_PADDING:
         return []
-    why = f"each document begins at a multiple of {order.alignment}, the coarsest Lighthouse window"
-    remedy = "a smaller lighthouse.pooling or lighthouse.levels needs less"
-    return [f"data.documents=apart: {share:.0%} of the positions are padding, because {why}; {remedy}"]
+    found = f"{order.padding:.0%} of the positions are padding"
+    if order.padding_by_alignment > order.padding / 2:
+        why = f"each document begins at a multiple of {order.alignment}, the coarsest Lighthouse window"
+        remedy = "a smaller lighthouse.pooling or lighthouse.levels needs less"
+        return [f"data.documents=apart: {found}, because {why}; {remedy}"]
+    if order.packing == SPREAD and order.n_blocks >= FEW_BLOCKS:
+        return [f"data.packing=spread: {found}; data.packing=best_fit leaves less, but cuts a few documents"]
+    return []
 
 
 def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data, engine: Engine) -> Events:

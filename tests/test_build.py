@@ -10,14 +10,18 @@ from lhtrain.errors import RunError
 from lhtrain.stage import Stage
 
 
-def test_much_padding_by_alignment_is_noted():
-    def notes(alignment, n_tokens):
-        return _padding_notes(SimpleNamespace(alignment=alignment, n_tokens=n_tokens, tokens_per_epoch=100))
+def test_much_padding_is_noted_with_its_cause():
+    def notes(padding, by_alignment=0.0, packing="spread", n_blocks=100):
+        order = SimpleNamespace(padding=padding, padding_by_alignment=by_alignment, alignment=16)
+        order.packing, order.n_blocks = packing, n_blocks
+        return _padding_notes(order)
 
-    assert notes(None, 50) == notes(1, 50) == notes(16, 95) == []
-    (note,) = notes(16, 77)
+    assert notes(0.04) == notes(0.2, n_blocks=3) == notes(0.2, packing="best_fit") == []
+    (note,) = notes(0.23, by_alignment=0.2)
     assert note.startswith("data.documents=apart: 23% of the positions are padding")
     assert "multiple of 16" in note
+    (note,) = notes(0.08, by_alignment=0.01)
+    assert note.startswith("data.packing=spread: 8% of the positions are padding; data.packing=best_fit")
 
 
 def test_attention_that_does_not_keep_documents_apart_is_refused():

@@ -18,7 +18,7 @@ import numpy as np
 
 from lhtrain.data.errors import DataError
 from lhtrain.data.order.mix import Mix
-from lhtrain.data.order.pack import Packing, pack
+from lhtrain.data.order.pack import SPREAD, Packing, pack
 from lhtrain.data.order.permutation import permutation
 from lhtrain.data.prepare.split import Split
 from lhtrain.data.store.tokens import ESCAPE
@@ -60,8 +60,10 @@ class SequenceOrder:
             longest length, and its first token is no target. None: they follow each other as if one document.
         by_kind: shuffle and count long and short blocks separately even without long_fraction. All orders
             that share sources must do so if one of them has a long_fraction.
-        packed: sources of other orders with the same lengths, seed and alignment; this order adds its own.
+        packed: sources of other orders with the same lengths, seed, alignment and packing; this order adds
+            its own.
         key: the group of settings that messages name.
+        packing: how documents are packed, one of `pack.METHODS`.
 
     notes: messages for the user about the order, one sentence each.
 
@@ -81,10 +83,11 @@ class SequenceOrder:
         by_kind: bool = False,
         packed: Packed | None = None,
         key: str = "data",
+        packing: str = SPREAD,
     ) -> None:
         self.begin, packed = 0, {} if packed is None else packed
         lengths = [seq_lens] if isinstance(seq_lens, int) else list(seq_lens)
-        self.block_len, self.seed, self.alignment = max(lengths), seed, alignment
+        self.block_len, self.seed, self.alignment, self.packing = max(lengths), seed, alignment, packing
         if alignment is not None and (alignment < 1 or self.block_len % alignment):
             rule = f"must be at least 1 and divide the longest sequence length, {self.block_len}"
             raise ValueError(f"alignment={alignment}: {rule}")
@@ -98,8 +101,9 @@ class SequenceOrder:
         self._pools = []
         for part in _with_keys(parts):
             if part.key not in packed:
-                packing = pack(part.split.starts, part.split.lengths, lengths, seed, alignment or 1)
-                packed[part.key] = len(packed), part.split, packing
+                split = part.split
+                blocks = pack(split.starts, split.lengths, lengths, seed, alignment or 1, packing)
+                packed[part.key] = len(packed), split, blocks
             self._pools += _pools(part, packed, seed, long_fraction, by_kind)
         self.notes: list[str] = []
         if long_fraction is not None:
@@ -142,9 +146,24 @@ class SequenceOrder:
     @property
     def n_tokens(self) -> int:
         """Number of tokens that one epoch of every source reads as inputs, without padding."""
+        return sum(int(_held(pool, self.block_len).sum()) for pool in self._pools)
+
+    @property
+    def padding(self) -> float:
+        """Share of the positions of an epoch that hold no token."""
+        return 1 - self.n_tokens / self.tokens_per_epoch
+
+    @property
+    def padding_by_alignment(self) -> float:
+        """Share of the positions of an epoch that are padding because documents begin at multiples."""
+        lost = sum(int((-_held(pool, self.block_len) % (self.alignment or 1)).sum()) for pool in self._pools)
+        return lost / self.tokens_per_epoch
+
+    @property
+    def n_cut(self) -> int:
+        """Number of documents that fit into a block but are cut, summed over all sources."""
         return sum(
-            int(np.minimum(pool.packing.length, self.block_len)[_pieces_of(pool)].sum())
-            for pool in self._pools
+            packing.cut for packing in {id(pool.packing): pool.packing for pool in self._pools}.values()
         )
 
     @property
@@ -351,6 +370,12 @@ def _pieces_of(pool: _Pool) -> np.ndarray:
     chosen = np.zeros(pool.packing.n_blocks, dtype=bool)
     chosen[pool.blocks] = True
     return np.repeat(chosen, np.diff(pool.packing.first))
+
+
+def _held(pool: _Pool, block_len: int) -> np.ndarray:
+    """Return how many inputs each piece in the pool's blocks has, int64 (n,)."""
+    mine = _pieces_of(pool)
+    return np.minimum(pool.packing.length[mine], block_len - pool.packing.offset[mine])
 
 
 def _overlapping(packing: Packing, block: int, begin: int, end: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from lhtrain import checkpoint
 from lhtrain.checkpoint.model_settings import LAYOUT, TRAINED_FOR, differing_settings
 from lhtrain.conf.schema import Config, Init, Resume
 from lhtrain.data import Corpus
+from lhtrain.data.order.pack import SPREAD
 from lhtrain.distributed.torchrun import STARTED_OVER, note_left
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
@@ -146,7 +147,8 @@ def start_from(
     with checkpoint.as_written(path):
         order = _order(state["config"])
     if order != _order(as_container(config)):
-        note += ", in another order (run.seed, sequence lengths, data.long_fraction or data.documents differ)"
+        note += ", in another order (run.seed, sequence lengths, data.long_fraction, data.documents or "
+        note += "data.packing differ)"
         note += ", so some are read again"
     return Progress(position=position), note
 
@@ -201,4 +203,5 @@ def _order(config: dict[str, Any]) -> tuple:
         windows = [s["pooling"] ** (s["levels"] - 1) for s in stages if s["attention"] == "lighthouse"]
         alignment = max([1, *windows])
     lengths = {stage["seq_len"] for stage in stages}
-    return lengths, config["run"]["seed"], data["long_fraction"], alignment
+    packing = data.get("packing", SPREAD)  # older versions had no other
+    return lengths, config["run"]["seed"], data["long_fraction"], alignment, packing

@@ -9,6 +9,7 @@ Each time is the best of two or three. Compare times only within one run of this
 import argparse
 import csv
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from lhtrain.data import SequenceOrder, open_corpus
+from lhtrain.data.order.pack import METHODS
 from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.tokenizers.named import open_tokenizer
@@ -93,18 +95,19 @@ def prepared(recipe: Recipe, folder: Path, workers: int | None) -> float:
 
 def reading(folder: Path):
     """Measure the trainer's reads of sequences, from files that are in the page cache."""
-    order = SequenceOrder(open_corpus("prepared", path=str(folder)).train, 65_536, seed=0)
+    split = open_corpus("prepared", path=str(folder)).train
     steps = 200
-    for seq_len in (4096, 65_536):
+    for packing, seq_len in itertools.product(METHODS, (4096, 65_536)):
+        order = SequenceOrder(split, 65_536, seed=0, packing=packing)
         n_sequences = 65_536 // seq_len
 
-        def read(seq_len=seq_len, n_sequences=n_sequences) -> None:
+        def read(order=order, seq_len=seq_len, n_sequences=n_sequences) -> None:
             for step in range(steps):
                 order.read(step * 65_536, n_sequences, seq_len)
 
         read()
         n_tokens = steps * 65_536
-        yield row(f"read sequences of {seq_len}", 2 * n_tokens, timed(read, 3), n_tokens)
+        yield row(f"read sequences of {seq_len}, {packing}", 2 * n_tokens, timed(read, 3), n_tokens)
 
 
 def merging(scratch: Path, arguments: argparse.Namespace):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lhtrain.data import PADDING, DataError, Part, SequenceOrder, Split, TokenStore
+from lhtrain.data.order.pack import METHODS
 from lhtrain.data.store.tokens import TokenStoreWriter
 
 
@@ -30,12 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> tuple[list[int], list[int], int]:
-    """Draw document lengths, sequence lengths and a seed that are valid together."""
+def orders(draw: st.DrawFn) -> tuple[list[int], list[int], int, str]:
+    """Draw document lengths, sequence lengths and a seed that are valid together, and a packing."""
     lengths = [*draw(st.lists(st.integers(1, 40), min_size=1, max_size=12)), 3]
     block_len = draw(st.sampled_from([b for b in (2, 6, 8, 12, 16, 24) if b < sum(lengths)]))
     seq_lens = draw(st.lists(st.sampled_from(divisors(block_len)), max_size=2))
-    return lengths, [block_len, *seq_lens], draw(st.integers(0, 2**40))
+    return lengths, [block_len, *seq_lens], draw(st.integers(0, 2**40)), draw(st.sampled_from(METHODS))
 
 
 def divisors(n: int) -> list[int]:
@@ -54,9 +55,9 @@ def hashes(rows: np.ndarray) -> list[str]:
 
 @given(orders(), st.data())
 def test_every_token_of_an_epoch_once_across_sequence_lengths(folder: Path, made, data) -> None:
-    lengths, seq_lens, seed = made
+    lengths, seq_lens, seed, packing = made
     split = numbered_split(folder / "once.bin", lengths)
-    order = SequenceOrder(split, seq_lens, seed)
+    order = SequenceOrder(split, seq_lens, seed, packing=packing)
     epoch = data.draw(st.integers(0, 3))
     position, stop, seen = epoch * order.tokens_per_epoch, (epoch + 1) * order.tokens_per_epoch, []
     while position < stop:  # stages with random sequence lengths and numbers of sequences, to the epoch's end
@@ -76,7 +77,7 @@ def test_every_token_of_an_epoch_once_across_sequence_lengths(folder: Path, made
 
 @given(orders())
 def test_whole_documents_unless_longer_than_the_sequence(folder: Path, made) -> None:
-    lengths, seq_lens, seed = made
+    lengths, seq_lens, seed, _ = made
     split = numbered_split(folder / "whole.bin", lengths)
     order = SequenceOrder(split, seq_lens, seed)
     for seq_len in set(seq_lens):
@@ -90,12 +91,11 @@ def test_whole_documents_unless_longer_than_the_sequence(folder: Path, made) -> 
 @given(orders())
 def test_targets_follow_their_inputs(folder: Path, made) -> None:
     """In a document the target is the next token; at its end, the start of another document or padding."""
-    lengths, seq_lens, seed = made
+    lengths, seq_lens, seed, packing = made
     split = numbered_split(folder / "targets.bin", lengths)
-    order = SequenceOrder(split, seq_lens, seed)
+    order = SequenceOrder(split, seq_lens, seed, packing=packing)
     ends = set((split.starts + split.lengths - 1).tolist())
-    rests = split.starts + split.lengths // order.block_len * order.block_len
-    starts = {*split.starts.tolist(), *rests.tolist(), PADDING}
+    starts = {*order._pools[0].packing.start.tolist(), PADDING}
     for seq_len in set(seq_lens):
         rows = order.read(0, 2 * order.tokens_per_epoch // seq_len, seq_len)
         for token, following in zip(rows[:, :-1].ravel().tolist(), rows[:, 1:].ravel().tolist(), strict=True):
@@ -107,9 +107,9 @@ def test_targets_follow_their_inputs(folder: Path, made) -> None:
 
 @given(orders(), st.data())
 def test_a_part_of_a_read_is_the_read_of_the_part(folder: Path, made, data) -> None:
-    lengths, seq_lens, seed = made
+    lengths, seq_lens, seed, packing = made
     split = numbered_split(folder / "parts.bin", lengths)
-    order = SequenceOrder(split, seq_lens, seed)
+    order = SequenceOrder(split, seq_lens, seed, packing=packing)
     seq_len = data.draw(st.sampled_from(divisors(order.block_len)))
     first = data.draw(st.integers(0, 3 * order.tokens_per_epoch // seq_len))
     n_sequences = data.draw(st.integers(1, 20))
@@ -119,14 +119,16 @@ def test_a_part_of_a_read_is_the_read_of_the_part(folder: Path, made, data) -> N
     assert whole.shape == (n_sequences, seq_len + 1) and whole.dtype == np.int64
     assert order.n_targets(first * seq_len, n_sequences, seq_len) == (whole[:, 1:] != PADDING).sum()
     # A new object: nothing is cached from the first read.
-    part = SequenceOrder(split, seq_lens, seed).read((first + low) * seq_len, high - low, seq_len)
+    part = SequenceOrder(split, seq_lens, seed, packing=packing).read(
+        (first + low) * seq_len, high - low, seq_len
+    )
     np.testing.assert_array_equal(part, whole[low:high])
 
 
 @given(orders())
 def test_shorter_sequences_are_slices_of_the_same_blocks(folder: Path, made) -> None:
-    lengths, seq_lens, seed = made
-    order = SequenceOrder(numbered_split(folder / "slices.bin", lengths), seq_lens, seed)
+    lengths, seq_lens, seed, packing = made
+    order = SequenceOrder(numbered_split(folder / "slices.bin", lengths), seq_lens, seed, packing=packing)
     n_tokens = 2 * order.tokens_per_epoch
     long = order.read(0, n_tokens // order.block_len, order.block_len)[:, :-1].reshape(-1)
     for seq_len in divisors(order.block_len):
@@ -136,8 +138,8 @@ def test_shorter_sequences_are_slices_of_the_same_blocks(folder: Path, made) -> 
 
 @given(orders())
 def test_documents_begin_where_the_tokens_jump(folder: Path, made) -> None:
-    lengths, seq_lens, seed = made
-    order = SequenceOrder(numbered_split(folder / "begins.bin", lengths), seq_lens, seed)
+    lengths, seq_lens, seed, packing = made
+    order = SequenceOrder(numbered_split(folder / "begins.bin", lengths), seq_lens, seed, packing=packing)
     for seq_len in set(seq_lens):
         count = order.tokens_per_epoch // seq_len
         found = order.documents(0, count, seq_len)
@@ -153,11 +155,11 @@ def test_documents_begin_where_the_tokens_jump(folder: Path, made) -> None:
 def test_documents_apart(folder: Path, made, data) -> None:
     """Documents begin at multiples of the alignment, every token is read once, and no document's first token
     is a target."""
-    lengths, seq_lens, seed = made
+    lengths, seq_lens, seed, packing = made
     split = numbered_split(folder / "apart.bin", lengths)
     block_len = max(seq_lens)
     alignment = data.draw(st.sampled_from(divisors(block_len)))
-    order = SequenceOrder(split, seq_lens, seed, alignment=alignment)
+    order = SequenceOrder(split, seq_lens, seed, alignment=alignment, packing=packing)
     firsts = set(split.starts.tolist())
     for seq_len in set(seq_lens):
         count = order.tokens_per_epoch // seq_len
@@ -178,7 +180,7 @@ def _lost(order: SequenceOrder) -> set[int]:
     """First tokens of parts of documents that are not the last target of the block before either."""
     pool = order._pools[0]
     parts = set(pool.packing.start.tolist()) - set(pool.split.starts.tolist())
-    longer = pool.packing.length > order.block_len
+    longer = pool.packing.offset + pool.packing.length > order.block_len
     return parts - set((pool.packing.start + pool.packing.length - 1)[longer].tolist())
 
 
@@ -233,6 +235,11 @@ def test_the_order_is_the_same_for_ever(folder: Path) -> None:
     order = SequenceOrder(numbered_split(folder / "golden.bin", [3, 9, 4, 20, 2, 7, 1, 5]), [8, 4], seed=1)
     rows = order.read(0, 2 * order.n_blocks, 8)
     assert hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16] == "aeb9e4e7f5da966b"
+    lengths = [3, 9, 4, 20, 2, 7, 1, 5, *range(5, 30), *[11] * 30]
+    order = SequenceOrder(numbered_split(folder / "best_fit.bin", lengths), [32, 8], 1, packing="best_fit")
+    rows = order.read(0, 2 * order.n_blocks, 32)
+    assert order.n_cut > 0
+    assert hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16] == "56b959ccc8d3fb28"
 
 
 @pytest.fixture(scope="module")
@@ -240,17 +247,26 @@ def split(folder: Path) -> Split:
     return numbered_split(folder / "epochs.bin", [1 + (7 * i * i + 3 * i) % 90 for i in range(160)])
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def packing(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def undisturbed(split: Split) -> list[str]:
-    order = SequenceOrder(split, (32, 16), seed=5)
+def undisturbed(split: Split, packing: str) -> list[str]:
+    order = SequenceOrder(split, (32, 16), seed=5, packing=packing)
     return hashes(order.read(0, 2 * order.n_blocks, 32))
 
 
 class TestTwoEpochs:
     """Hashes of every sequence over two epochs: none lost or repeated, wherever the run is interrupted."""
 
+    @pytest.fixture(autouse=True)
+    def _packing(self, packing: str) -> None:
+        self.packing = packing
+
     def order(self, split: Split) -> SequenceOrder:
-        return SequenceOrder(split, (32, 16), seed=5)
+        return SequenceOrder(split, (32, 16), seed=5, packing=self.packing)
 
     def test_each_epoch_has_every_sequence_once_in_another_order(self, split: Split, undisturbed) -> None:
         first, second = undisturbed[: len(undisturbed) // 2], undisturbed[len(undisturbed) // 2 :]
@@ -494,8 +510,10 @@ def test_shorter_than_one_sequence(folder: Path) -> None:
 
 @given(orders())
 def test_the_share_of_pairs_of_one_document(folder: Path, made) -> None:
-    lengths, seq_lens, seed = made
-    order = SequenceOrder(numbered_split(folder / "pairs.bin", lengths), seq_lens, seed, alignment=1)
+    lengths, seq_lens, seed, packing = made
+    order = SequenceOrder(
+        numbered_split(folder / "pairs.bin", lengths), seq_lens, seed, alignment=1, packing=packing
+    )
     for seq_len in set(seq_lens):
         count = order.tokens_per_epoch // seq_len
         pairs = 0

@@ -50,7 +50,7 @@ def row_units(paths: list[str]) -> Iterator[Unit]:
         whole = Item(os.path.abspath(file.path), file.name, 0, file.size, stamp(file.path))
         if file.origin == "found" and file.path.name in DESCRIPTIONS:
             continue
-        if not (ending in (*JSON_LINES, *PARQUET, *ARROW) or _is_compressed(file.path)):
+        if not is_rows(file.path):
             if file.origin == "named":
                 raise DataError(f"data.path={whole.path!r}: must end in one of {kinds}")
             others, n_others = others or whole.path, n_others + 1
@@ -113,6 +113,11 @@ def document_of(place: object, row: Row, column: str, filters: Filters) -> Text 
     shown = repr(text) if len(repr(text)) < 80 else f"{repr(text)[:76]} …"
     rule = "must be a string or null; choose another column, or convert the file"
     raise DataError(f"data.column={column!r}: {place} has {shown} ({type(text).__name__}); {rule}")
+
+
+def is_rows(path: Path) -> bool:
+    """Return whether data=files reads a file with this name."""
+    return _ending(path) in (*JSON_LINES, *PARQUET, *ARROW) or _is_compressed(path)
 
 
 def _ending(path: Path) -> str:

@@ -5,7 +5,13 @@ imported when the command runs, so that `lhtrain --help` imports neither Hydra n
 """
 
 from lhtrain.commands.command import Command, nearest
-from lhtrain.commands.described.data import DATA, DATA_INSPECT, DATA_PREPARE, DATA_VERIFY
+from lhtrain.commands.described.data import (
+    DATA,
+    DATA_INSPECT,
+    DATA_PREPARE,
+    DATA_TRAIN_TOKENIZER,
+    DATA_VERIFY,
+)
 from lhtrain.commands.described.models import EVAL, EXPORT, GENERATE, IMPORT
 from lhtrain.commands.described.other import COMPLETION, ENV, HELP
 from lhtrain.commands.described.runs import COMPARE, REPORT, RUNS
@@ -25,7 +31,17 @@ from lhtrain.errors import UsageError
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        *(TRAIN, RESUME, EXTEND, DATA, DATA_PREPARE, DATA_VERIFY, DATA_INSPECT, ESTIMATE),
+        *(
+            TRAIN,
+            RESUME,
+            EXTEND,
+            DATA,
+            DATA_PREPARE,
+            DATA_VERIFY,
+            DATA_INSPECT,
+            DATA_TRAIN_TOKENIZER,
+            ESTIMATE,
+        ),
         *(IMPORT, EXPORT, GENERATE, EVAL, RUNS, COMPARE, REPORT),
         *(SLURM, SLURM_SUBMIT, SLURM_RESUME, SLURM_EXTEND, SLURM_STATUS, SLURM_BEGIN, SLURM_END),
         *(ENV, COMPLETION, HELP),

@@ -23,6 +23,7 @@ COMMANDS = [
     "data prepare data=text data.path=text data.out=out data.workers=1",
     "data verify out",
     "data inspect out",
+    "data train-tokenizer text --vocab-size 260 --out out.json",
 ]
 # Runs all commands in one process. Prints the status of each, and the heavy modules imported after it.
 PROGRAM = """

@@ -70,7 +70,11 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["data", "nonsense"], 2, "no command data 'nonsense' (commands: prepare, verify, inspect)"),
+        (
+            ["data", "nonsense"],
+            2,
+            "no command data 'nonsense' (commands: prepare, verify, inspect, train-tokenizer)",
+        ),
         (["data", "prepare", "data=files", "data.column=3x", "data.foo=1"], 2, "data.foo=1: no such key"),
         (
             ["data", "prepare", "data=text", "data.path=.", "data.column=body", "data.split=test"],

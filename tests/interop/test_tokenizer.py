@@ -2,15 +2,23 @@
 
 import hashlib
 import json
+import random
 from importlib.resources import files
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.errors import RunError
 from lhtrain.interop.tokenizer import SAMPLES, exported_tokenizer
+
+RANDOM = random.Random(4)
+NOISE = [bytes(RANDOM.randrange(256) for _ in range(300)).decode("utf-8", "replace") for _ in range(60)]
+NOISE += [
+    "".join(chr(RANDOM.randrange(0xE000, 0x110000)) for _ in range(60)),
+    "".join(map(chr, range(0x2FF))),
+]
 
 GPT2 = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
@@ -92,13 +100,16 @@ def test_auto_tokenizer_gives_the_tokens_of_training(kind, bos, tmp_path, gpt2):
     auto = written(exported_tokenizer(state_of(name, bos), tmp_path / "absent"), tmp_path / "out")
     begin = [training.bos] if bos else []
     spelt = ["<s>a</s>b<|endoftext|>"] if kind != "sentence_pieces" else []
-    for text in (*SAMPLES, "", " ", "\n\n", *spelt):
+    for text in (*SAMPLES, *NOISE, "", " ", "\n\n", *spelt):
         assert auto(text)["input_ids"] == begin + training.encode(text).tolist(), text
         assert auto(text, add_special_tokens=False)["input_ids"] == training.encode(text).tolist()
     assert auto.eos_token_id == training.eos and auto.bos_token_id == training.bos
     assert auto.model_max_length == 512 and auto.padding_side
+    assert isinstance(auto, PreTrainedTokenizerFast) and auto.convert_ids_to_tokens(training.eos)
     if kind in ("bytes", "gpt2"):
         assert auto.decode(training.encode(SAMPLES[1]).tolist()) == SAMPLES[1]
+        assert auto.decode([training.eos]) == "<|endoftext|>"
+        assert auto.decode([training.eos], skip_special_tokens=True) == ""
 
 
 def test_pieces_of_a_vocabulary_that_look_special_are_reported(tmp_path):

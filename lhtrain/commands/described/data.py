@@ -5,12 +5,13 @@ from lhtrain.commands.described.shared import CONFIG_DIR
 
 DATA = Command(
     "data",
-    "prepare texts for training, verify and inspect prepared data",
+    "prepare texts for training, verify and inspect prepared data, train a tokenizer",
     details="""\
 Examples
   lhtrain data prepare data=text data.path=books/ data.out=/data/books
   lhtrain data verify /data/books
   lhtrain data inspect /data/books --document 3
+  lhtrain data train-tokenizer books/ --vocab-size 32768 --out books.json
   lhtrain data=prepared data.path=/data/books          train on the prepared data
   lhtrain data=mix 'data.mix={web: {path: /data/edu, weight: 3}, code: {path: /data/code, weight: 1}}'""",
     docs=("data",),
@@ -52,6 +53,46 @@ the number of processes. lhtrain help data.KEY explains a setting.""",
 )
 
 _FOLDERS = argument("FOLDER", nargs="+", help="folder of prepared data: data.out of lhtrain data prepare")
+
+DATA_TRAIN_TOKENIZER = Command(
+    "data train-tokenizer",
+    "train a byte-level BPE tokenizer on texts and write it as a tokenizer.json",
+    "lhtrain.commands.train_tokenizer:train",
+    (
+        argument(
+            *("FILE",),
+            nargs="*",
+            help="text file, folder of text files, or pattern; or JSON lines, parquet and arrow files, whose "
+            "column data.column=text is read. Without files: data=NAME and its settings, as in lhtrain data "
+            "prepare",
+        ),
+        argument(
+            "--vocab-size",
+            metavar="N",
+            required=True,
+            help="number of tokens, at least 258; for example 32768",
+        ),
+        argument("--out", metavar="OUT", required=True, help="file to write; its name must end in .json"),
+        argument(
+            "--max-bytes",
+            metavar="N",
+            default=None,
+            help="stop after the document in which N bytes of text are reached; by default all is read",
+        ),
+    ),
+    details="""\
+The tokens are the 256 bytes, <|begin_of_text|>, <|end_of_text|> and merged bytes, so every text can be
+encoded. Texts are split before merging as in Llama 3. The result depends only on the texts, the number of
+tokens and the version of the package tokenizers. Texts are not kept in memory, only their different words.
+
+Examples
+  lhtrain data train-tokenizer books/ --vocab-size 32768 --out books.json
+  lhtrain data train-tokenizer a.jsonl.zst b.parquet data.column=content --vocab-size 65536 --out web.json
+  lhtrain data train-tokenizer data=hf data.name=HuggingFaceFW/fineweb-edu data.subset=sample-10BT \\
+      --max-bytes 2000000000 --vocab-size 32768 --out edu.json
+  lhtrain data prepare data=text data.path=books/ data.tokenizer=books.json data.out=/data/books""",
+    docs=("data",),
+)
 
 DATA_VERIFY = Command(
     "data verify",

@@ -22,12 +22,15 @@ def _draw(n: int, seed: int, epoch: int, stream: int) -> np.ndarray:
     """Return uint64 (n,): a hash of the arguments and each of 0 … n - 1."""
     key = np.zeros(1, dtype=np.uint64)
     for part in (seed, epoch, stream):
-        key = _mix(key ^ np.uint64(part % 2**64))
-    return _mix(key + np.arange(n, dtype=np.uint64))
+        key = hashed(key ^ np.uint64(part % 2**64))
+    return hashed(key + np.arange(n, dtype=np.uint64))
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Return splitmix64 of each uint64: an addition, then a bijective scramble. Overflow wraps around."""
+def hashed(x: np.ndarray) -> np.ndarray:
+    """Return a hash of each number, uint64: splitmix64, an addition, then a bijective scramble.
+
+    Overflow wraps around.
+    """
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -60,17 +60,24 @@ def _verified(folder: Path) -> int:
 
 def inspect(arguments: Namespace) -> int:
     """Print the contents of the folders. Raises UsageError."""
-    document = arguments.document
-    if not document.isdecimal() or len(document) > 18:
-        raise UsageError(f"--document {document}: must be a whole number, at least 0")
+    document = _whole("--document", arguments.document)
+    compared = _whole("--compare", arguments.compare)
+    seq_len = None if arguments.seq_len is None else _whole("--seq-len", arguments.seq_len, least=1)
     if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may not have all characters
         sys.stdout.reconfigure(errors="replace")
 
     def inspected(folder: Path) -> int:
-        print(inspection.inspect(folder, document=int(document)))
+        print(inspection.inspect(folder, document=document, compared=compared, seq_len=seq_len))
         return 0
 
     return _each(arguments, inspected)
+
+
+def _whole(option: str, text: str, least: int = 0) -> int:
+    """Return the number that an option has. Raises UsageError."""
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
+        raise UsageError(f"{option} {text}: must be a whole number, at least {least}")
+    return int(text)
 
 
 def _each(arguments: Namespace, work: Callable[[Path], int]) -> int:

@@ -114,10 +114,20 @@ DATA_INSPECT = Command(
     (
         _FOLDERS,
         argument("--document", metavar="N", default="0", help="number of the document, from 0; default: 0"),
+        argument("--seq-len", metavar="N", help="report padding in sequences of N tokens, and cut documents"),
+        argument(
+            "--compare",
+            metavar="N",
+            default="10000",
+            help="compare at most N documents to find near copies; 0: none; default: 10000",
+        ),
     ),
     details="""\
+Shows the lengths of the documents, the share of tokens in documents of each length or longer, and copies.
+
 Examples
   lhtrain data inspect /data/edu
-  lhtrain data inspect /data/edu --document 17""",
+  lhtrain data inspect /data/edu --document 17
+  lhtrain data inspect /data/edu --seq-len 32768 --compare 50000""",
     docs=("data",),
 )

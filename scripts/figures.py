@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Draw the figure of the README from measured speeds: docs/speed.svg.
+"""Draw the figures from measured numbers: docs/speed.svg and docs/recipes.svg.
 
     python scripts/figures.py
 
-The numbers come from scripts/bench/results/attention.csv (one layer) and train.csv (whole steps).
+The numbers come from scripts/bench/results: attention.csv (one layer), train.csv (whole steps), recipes.csv.
 """
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,71 @@ def thousands(tokens: int) -> str:
     return f"{tokens // 1024}K" if tokens < 1 << 20 else "1M"
 
 
-def draw(path: Path) -> None:
+# Recipes that get a line and a label in the figure, with the place of the label in points from the last point.
+NAMED = {
+    "full attention": ("full attention", (6, 3)),
+    "ladder": ("ladder", (-4, -13)),
+    "windowed, W = 2,048, recovery 30 %": ("windowed, W = 2,048, 30 %", (6, 3)),
+    "windowed, W = 8,192, recovery 30 %": ("windowed, W = 8,192, 30 %", (6, -8)),
+    "short, windowed, recovery 20 %": ("short, windowed, 20 %", (-108, -10)),
+    "windowed, recovery 10 %": ("windowed, W = 512, 10 %", (6, 3)),
+}
+HIGHEST_LOSS = 2.0  # in the figure
+
+
+def recipe_points() -> dict[str, tuple[str, list[tuple[float, float]]]]:
+    """Kind, and (seconds, loss) in the order of tokens, of each recipe that lengthened a model, seed 0."""
+    out: dict[str, tuple[str, list[tuple[float, float]]]] = {}
+    for row in sorted(rows("recipes.csv"), key=lambda row: int(row["tokens"])):
+        judged_alike = row["judged_with"] == "full attention" and row["seq_len"] == "98304"
+        if row["study"] == "extend" and row["seed"] == "0" and judged_alike:
+            point = float(row["seconds"]), float(row["val_loss"])
+            out.setdefault(row["recipe"], (row["kind"], []))[1].append(point)
+    return out
+
+
+def draw_recipes(axes: Any) -> None:
+    for name, (kind, points) in recipe_points().items():
+        shown = [(seconds, loss) for seconds, loss in points if loss <= HIGHEST_LOSS]
+        color = DENSE if kind == "dense" else LIGHTHOUSE
+        if not shown:
+            continue
+        style = "o-" if name in NAMED else "o"
+        axes.plot(*zip(*shown, strict=True), style, color=color, markersize=4)
+        if name in NAMED:
+            text, place = NAMED[name]
+            axes.annotate(text, shown[-1], place, textcoords="offset points", color=color, fontsize=8)
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    ticks = [30, 60, 120, 240, 480]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xlim(28, 900)
+    axes.set_xlabel("seconds of training, 1 × H100")
+    axes.set_ylabel("loss with full attention")
+    axes.set_title("SmolLM2-135M from 8,192 to 98,304 tokens of context")
+
+
+def draw_speed(path: Path) -> None:
+    with styled() as pyplot:
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
+        draw_layer(left)
+        draw_steps(right)
+        for axes in (left, right):
+            axes.set_xlabel("tokens of context")
+        left.legend(frameon=False, loc="upper left")
+        save(figure, path)
+
+
+def draw_comparison(path: Path) -> None:
+    with styled() as pyplot:
+        figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+        draw_recipes(axes)
+        save(figure, path)
+
+
+@contextmanager
+def styled() -> Iterator[Any]:
+    """Give pyplot with the style of all figures, and close them at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,17 +175,19 @@ def draw(path: Path) -> None:
         **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": GRID},
     }
     with pyplot.rc_context(style):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
-        draw_layer(left)
-        draw_steps(right)
-        for axes in (left, right):
-            axes.set_xlabel("tokens of context")
-            axes.tick_params(length=0)
-        left.legend(frameon=False, loc="upper left")
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, transparent=True, metadata=metadata, dpi=110)
-        pyplot.close(figure)
+        yield pyplot
+        pyplot.close("all")
 
+
+def save(figure: Any, path: Path) -> None:
+    for axes in figure.axes:
+        axes.tick_params(length=0)
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, transparent=True, metadata=metadata, dpi=110)
+
+
+FIGURES = {"speed.svg": draw_speed, "recipes.svg": draw_comparison}
 
 if __name__ == "__main__":
-    draw(ROOT / "docs" / "speed.svg")
+    for name, draw in FIGURES.items():
+        draw(ROOT / "docs" / name)

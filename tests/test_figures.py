@@ -1,8 +1,10 @@
-"""The README's figure: docs/speed.svg shows the numbers of the measured CSVs."""
+"""The figures show the numbers of the measured CSVs."""
 
 import importlib.util
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("figures", ROOT / "scripts" / "figures.py")
@@ -14,9 +16,16 @@ def labels(path):
     return re.findall(r"<text[^>]*>([^<]+)<", path.read_text())
 
 
-def test_the_figure_is_the_one_that_the_script_draws(tmp_path):
-    figures.draw(tmp_path / "speed.svg")
-    assert labels(tmp_path / "speed.svg") == labels(ROOT / "docs" / "speed.svg"), "run scripts/figures.py"
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_the_figure_is_the_one_that_the_script_draws(tmp_path, name):
+    figures.FIGURES[name](tmp_path / name)
+    assert labels(tmp_path / name) == labels(ROOT / "docs" / name), "run scripts/figures.py"
+
+
+def test_recipes_in_the_figure_are_in_the_measurements():
+    points = figures.recipe_points()
+    assert set(figures.NAMED) <= set(points)
+    assert points["ladder"][1] == sorted(points["ladder"][1]) and len(points["ladder"][1]) == 2
 
 
 def test_its_labels_are_ratios_and_speeds_of_the_measurements():

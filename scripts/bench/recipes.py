@@ -63,33 +63,42 @@ class Recipe(NamedTuple):
 
 
 ALONE = "plugins=[scripts.bench.window_alone]"
-WIDE = "stages.long.window=2048"
+
+
+def window(tokens: int) -> tuple[str, ...]:
+    return (f"stages.long.window={tokens}",)
+
+
+LATE = ("optim.decay_fraction=0.1",)
 # In the order of worth: a study may be cut short.
 STUDIES = {
     "extend": {
         "full attention": Recipe("full", "dense"),
         "ladder": Recipe("ladder_extend", "dense"),
+        "windowed, W = 2,048, recovery 30 %": Recipe("windowed_30", "lighthouse", settings=window(2048)),
+        "windowed, W = 8,192, recovery 30 %": Recipe("windowed_30", "lighthouse", settings=window(8192)),
+        "short, windowed, recovery 20 %": Recipe("short_windowed", "lighthouse"),
         "ladder, last rung 10 %": Recipe("ladder_10", "dense"),
         "windowed, recovery 10 %": Recipe("windowed_10", "lighthouse"),
-        "windowed, W = 2,048, recovery 10 %": Recipe("windowed_10", "lighthouse", settings=(WIDE,)),
-        "windowed, W = 2,048, recovery 30 %": Recipe("windowed_30", "lighthouse", settings=(WIDE,)),
-        "windowed, W = 8,192, recovery 10 %": Recipe(
-            "windowed_10", "lighthouse", settings=("stages.long.window=8192",)
-        ),
-        "windowed, W = 2,048, recent, recovery 10 %": Recipe(
-            "windowed_10", "lighthouse", settings=(WIDE, "lighthouse.scorer=recent")
-        ),
-        "windowed, 6 dense layers, recovery 10 %": Recipe("windowed_hybrid", "lighthouse"),
-        "ladder, windowed, recovery 10 %": Recipe("ladder_windowed", "lighthouse"),
-        "windowed, W = 2,048, recovery 20 %, late decay": Recipe(
-            "windowed_20", "lighthouse", settings=(WIDE, "optim.decay_fraction=0.1")
-        ),
-        "windowed, recovery 3 %": Recipe("windowed_3", "lighthouse"),
-        "windowed, no recovery": Recipe("windowed_0", "lighthouse"),
+        "published, recovery 10 %": Recipe("published_10", "lighthouse"),
         "strictly causal, its own attention": Recipe("strict", "lighthouse", own=True),
         "base change alone": Recipe("base_alone", "dense"),
         "window alone, recovery 10 %": Recipe("window_alone", "dense", settings=(ALONE,)),
-        "published, recovery 10 %": Recipe("published_10", "lighthouse"),
+        "windowed, recovery 3 %": Recipe("windowed_3", "lighthouse"),
+        "windowed, no recovery": Recipe("windowed_0", "lighthouse"),
+        "windowed, W = 2,048, recovery 10 %": Recipe("windowed_10", "lighthouse", settings=window(2048)),
+        "windowed, W = 8,192, recovery 10 %": Recipe("windowed_10", "lighthouse", settings=window(8192)),
+        "windowed, W = 2,048, recovery 20 %, late decay": Recipe(
+            "windowed_20", "lighthouse", settings=(*window(2048), *LATE)
+        ),
+        "windowed, W = 8,192, recovery 20 %, late decay": Recipe(
+            "windowed_20", "lighthouse", settings=(*window(8192), *LATE)
+        ),
+        "windowed, W = 2,048, recent, recovery 10 %": Recipe(
+            "windowed_10", "lighthouse", settings=(*window(2048), "lighthouse.scorer=recent")
+        ),
+        "windowed, 6 dense layers, recovery 10 %": Recipe("windowed_hybrid", "lighthouse"),
+        "ladder, windowed, recovery 10 %": Recipe("ladder_windowed", "lighthouse"),
     },
     "scratch": {
         "curriculum": Recipe("scratch_curriculum", "dense"),

@@ -66,8 +66,8 @@ def test_the_exported_family_has_the_runs_loss(lhtrain, extended):
     config = state["config"]
     stage = Stage.of("recovery", StageConfig(**config["stages"]["recovery"]))
     corpus = open_corpus(**{**config["data"], "path": str(lhtrain.folder / "prepared_for_import")})
-    order = SequenceOrder(corpus.parts["val"], {256, 32}, seed=0, alignment=2)
-    apart = Apart.of([order], {256, 32}, restarted=False)
+    order = SequenceOrder(corpus.parts["val"], {256}, seed=0, alignment=2)
+    apart = Apart.of([order], {256}, restarted=False)
     total, count = 0.0, 0
     device = torch.device("cpu")
     for batch in validation_batches(order, 2048, stage, corpus.tokenizer.eos, device, apart=apart):

@@ -428,7 +428,7 @@ class TestPartsOfARun:
             again = self.orders(parts)[0].starting(begin, read).read(begin + 8 * low, high - low, 8)
             np.testing.assert_array_equal(again, whole[low:high])
         assert run.starting(begin, read).align(begin + 1, 16) == begin + 16
-        with pytest.raises(ValueError, match="position=1004: must .* counted from 1000"):
+        with pytest.raises(ValueError, match=r"position=1004: must .* counted from 1000"):
             run.starting(begin, read).read(1004, 1, 8)
         with pytest.raises(ValueError, match="position=992"):
             run.starting(begin, read).read(992, 1, 8)

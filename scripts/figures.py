@@ -96,9 +96,9 @@ def thousands(tokens: int) -> str:
 # Recipes that get a line and a label in the figure, with the place of the label in points from the last point.
 NAMED = {
     "full attention": ("full attention", (6, 3)),
-    "ladder": ("ladder", (-4, -13)),
+    "ladder": ("ladder", (-34, -9)),
     "windowed, W = 2,048, recovery 30 %": ("windowed, W = 2,048, 30 %", (6, 3)),
-    "windowed, W = 8,192, recovery 30 %": ("windowed, W = 8,192, 30 %", (6, -8)),
+    "windowed, W = 8,192, recovery 30 %": ("windowed, W = 8,192, 30 %", (-2, -14)),
     "short, windowed, recovery 20 %": ("short, windowed, 20 %", (-108, -10)),
     "windowed, recovery 10 %": ("windowed, W = 512, 10 %", (6, 3)),
 }
@@ -132,6 +132,7 @@ def draw_recipes(axes: Any) -> None:
     ticks = [30, 60, 120, 240, 480]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlim(28, 900)
+    axes.set_ylim(bottom=1.63)
     axes.set_xlabel("seconds of training, 1 × H100")
     axes.set_ylabel("loss with full attention")
     axes.set_title("SmolLM2-135M from 8,192 to 98,304 tokens of context")

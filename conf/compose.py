@@ -42,7 +42,8 @@ class Checked:
 
     config: Config
     is_dated: bool  # whether run.dir contains the time of the start, so that every start has a new one
-    brought: tuple[str, ...] = ()  # overrides for Hydra that init_from brings
+    # overrides for Hydra that init_from brings; to be put before the typed ones
+    brought: tuple[str, ...] = ()
 
 
 def check_overrides(
@@ -69,12 +70,13 @@ def checked(
     with hydra():
         settings, problems = _settings(overrides)
         config, misfits = _composed(settings, config_name)
-        more = [] if config is None or misfits else brought(config, settings)
-        if more:
-            config, misfits = _composed([*settings, *more], config_name)
+        more = [] if config is None else brought(config, settings)
+        if more:  # before the typed settings, which may change keys of what is brought
+            config, misfits = _composed([*more, *settings], config_name)
         problems += [*misfits, *_hidden(settings)]
         if config is not None:
-            problems += _problems_of(config, n_ranks, here)
+            preset = next((setting.value for setting in settings if setting.key == "model"), None)
+            problems += _problems_of(config, n_ranks, here, preset)
         if problems or config is None:
             raise ConfigError([_placed(problem, settings) for problem in problems])
         given = OmegaConf.to_container(config.run, resolve=False)
@@ -303,14 +305,16 @@ def _part(part: Any) -> Any:
     return part
 
 
-def _problems_of(config: DictConfig, n_ranks: int | None, here: bool = False) -> list[Problem]:
+def _problems_of(
+    config: DictConfig, n_ranks: int | None, here: bool = False, preset: str | None = None
+) -> list[Problem]:
     if unknown := list(_unknown(config)):
         return [_no_such_key(key, value, config) for key, value in unknown]
     if unresolved := list(_unresolved(config)):
         return unresolved
     typed = _typed(config)
     problems = [*plugins.load(typed.plugins), *validate(typed, n_ranks)]
-    problems += contradictions(typed.model, typed.init_from)
+    problems += contradictions(typed.model, typed.init_from, preset)
     if here:
         from lhtrain.conf.rules.machine import here_problems
 
@@ -381,6 +385,12 @@ def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
     if group == "stages" and "." in rest and type_of(key) is not None and stage not in config.stages:
         names = ", ".join(str(name) for name in config.stages)
         return Problem(key, value, f"this run has no stage {stage!r}; its stages are {names}")
+    if ".rope_scaling." in key:
+        parent, _, name = key.rpartition(".")
+        rule = (
+            f"{parent} is not set, so it has no {name} to change; set all of it: {parent}={{rope_type: …, …}}"
+        )
+        return Problem(key, value, rule)
     known = [*_keys(OmegaConf.to_container(config)), *all_keys()]
     return Problem(key, value, f"no such key{nearest(key, known)}")
 

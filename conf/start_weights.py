@@ -62,16 +62,24 @@ def _tokenizer(config: DictConfig, data: dict[str, Any], path: str) -> dict[str,
     return out | ({"data.eos": data["eos"]} if data.get("eos") else {})
 
 
-def contradictions(model: ModelConfig, path: str | None) -> Iterator[Problem]:
-    """Yield a problem for each key of the model that does not fit the weights of `init_from`."""
+def contradictions(model: ModelConfig, path: str | None, preset: str | None = None) -> Iterator[Problem]:
+    """Yield a problem for each key of the model that does not fit the weights of `init_from`.
+
+    preset: NAME of a typed model=NAME, which then is the one problem.
+    """
     state = _state(path) if path else None
     if state is None:
         return
-    for key in FIXED:
-        saved = state["config"]["model"].get(key)
-        if saved is not None and saved != getattr(model, key):
-            rule = f"the weights of init_from={path} have {saved}; leave this setting out"
-            yield Problem(f"model.{key}", getattr(model, key), rule)
+    saved = state["config"]["model"]
+    others = [key for key in FIXED if saved.get(key) not in (None, getattr(model, key))]
+    if preset is not None and others:
+        differ = ", ".join(f"{key} {getattr(model, key)}, not {saved[key]}" for key in others)
+        rule = f"init_from={path} brings the shape of its model, and the preset has another one ({differ}); "
+        yield Problem("model", preset, f"{rule}leave model={preset} out")
+        return
+    for key in others:
+        rule = f"the weights of init_from={path} have {saved[key]}; leave this setting out"
+        yield Problem(f"model.{key}", getattr(model, key), rule)
 
 
 def _state(path: str) -> dict[str, Any] | None:

@@ -283,7 +283,7 @@ class Trainer:
         return [
             f"run       {self.dir.path}: {self.start_note}",
             *greeting(self.config, self.world, self.data.corpus, self.engine.model, done),
-            *(f"warning   {note}" for note in [*self.start.notes, *self.data.notes]),
+            *(f"warning   {note}" for note in [*self.start.notes, *self.data.notes, *self.tasks.warnings()]),
             *(f"start     {line}" for line in recorded),
             *(f"plan      {line}" for line in (self.schedule.plan(done) if self.start.new else [])),
             *about_end(self.dir.path, self.schedule.steps, done),

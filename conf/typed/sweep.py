@@ -43,9 +43,12 @@ def sweep_of(overrides: list[str]) -> Sweep:
         try:
             own = compose("config", overrides=single, return_hydra_config=True).hydra
         except MISFITS:
-            # Some overrides are invalid, in every run of the sweep; this raises all problems.
-            checked(single)
-            raise
+            # Some overrides are invalid, in every run of the sweep, and this raises all problems; or they
+            # change keys of what init_from brings.
+            brought = checked(single).brought
+            if not brought:
+                raise
+            return sweep_of([*brought, *overrides])
         if own.sweeper.get("_target_") != BASIC:
             return Sweep(overrides, [single], [])
         if own.sweeper.get("params"):

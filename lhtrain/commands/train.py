@@ -136,7 +136,7 @@ def _checked(
         problems.append(Problem("init_from", others[0].config.init_from, f"{rule}sweep for each of them"))
     if problems:
         raise ConfigError(problems)
-    settings = [*sweep.overrides, *runs[0].brought]
+    settings = [*runs[0].brought, *sweep.overrides]
     config = runs[0].config
     is_new, earlier = config.resume is Resume.never, None
     if starts and not is_sweep:

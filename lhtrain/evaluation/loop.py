@@ -1,5 +1,6 @@
 """The tasks of `eval.tasks` during a run: what fits into eval.share, and when."""
 
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -34,18 +35,62 @@ class LoopTasks:
 
     def plan(self, step: int, stage: Stage) -> Plan | None:
         """Return what is measured after `step` steps, with the attention of `stage`; None: nothing."""
-        config, every = self.config, self.config.eval.tasks_every
+        every = self.config.eval.tasks_every
         if step not in self.schedule.ends if every is None else step % every:
             return None
-        whole = Plan.of(config.eval, stage.seq_len)
-        lengths = tuple(length for length in whole.lengths if length_problem(stage, length) is None)
-        whole = replace(whole, lengths=lengths or (stage.seq_len,))
-        stages = self.schedule.stages.values()
-        run = sum(one.steps * step_flops(config.model, one) for one in stages)
-        times = len(self.schedule.ends) if every is None else config.run.steps // every
-        if not times or not whole.tasks:
+        return self._fitted(stage)
+
+    def warnings(self) -> list[str]:
+        """Return a line if eval.tasks_every is set and nothing is measured, in the run or in some stages."""
+        config, every = self.config, self.config.eval.tasks_every
+        if every is None or not config.eval.tasks:
+            return []
+        key, steps = f"eval.tasks_every={every}", config.run.steps
+        if every > steps:
+            return [f"{key}: nothing is measured, because the run has {steps} steps"]
+        firsts = [0, *self.schedule.ends]
+        due = [
+            name
+            for name, first, end in zip(self.schedule.names, firsts, self.schedule.ends, strict=False)
+            if end // every > first // every
+        ]
+        without = [name for name in due if self._fitted(self.schedule.stages[name]) is None]
+        if not without:
+            return []
+        share = max(self._least_share(self.schedule.stages[name]) for name in without)
+        where = f" in stage {', '.join(without)}" if len(without) < len(due) else ""
+        more = f"needs eval.share={share:.3f}, or fewer measurements"
+        return [
+            f"{key}: nothing is measured{where}, because eval.share={config.eval.share:g} is too small for "
+            f"{steps // every} measurements; {more if share <= 1 else 'needs fewer measurements'}"
+        ]
+
+    def _fitted(self, stage: Stage) -> Plan | None:
+        """Return what fits into eval.share at each measurement in `stage`; None: nothing."""
+        whole = self._whole(stage)
+        if not whole.tasks:
             return None
-        return fitted(whole, config.eval.share * PLANNED * run / times, lambda plan: self._cost(plan, stage))
+        budget = self.config.eval.share * self._flops_of_run()
+        return fitted(whole, budget, lambda plan: self._cost(plan, stage))
+
+    def _whole(self, stage: Stage) -> Plan:
+        """Return all that eval.* asks for in `stage`."""
+        whole = Plan.of(self.config.eval, stage.seq_len)
+        lengths = tuple(length for length in whole.lengths if length_problem(stage, length) is None)
+        return replace(whole, lengths=lengths or (stage.seq_len,))
+
+    def _least_share(self, stage: Stage) -> float:
+        """Return the least eval.share with which something is measured in `stage`, rounded up."""
+        whole = self._whole(stage)
+        least = self._cost(replace(whole, tasks=whole.tasks[:1], samples=1), stage)
+        return math.ceil(1000 * least / self._flops_of_run()) / 1000
+
+    def _flops_of_run(self) -> float:
+        """Return the FLOPs of each measurement if eval.share were 1."""
+        every, stages = self.config.eval.tasks_every, self.schedule.stages.values()
+        run = sum(one.steps * step_flops(self.config.model, one) for one in stages)
+        times = len(stages) if every is None else self.config.run.steps // every
+        return PLANNED * run / max(times, 1)
 
     def measure(self, stage: Stage, plan: Plan, step: int) -> dict[str, Any]:
         """Measure with the weights of now; return the content of eval.json. A collective."""

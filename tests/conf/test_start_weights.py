@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from hydra import compose
 
-from lhtrain.conf.compose import check_overrides, checked, search_path
+from lhtrain.conf.compose import check_overrides, checked, hydra, search_path
 from lhtrain.conf.problems import ConfigError
+from lhtrain.conf.typed.sweep import sweep_of
 from lhtrain.interop import bpe
 
 SHAPE = {
@@ -64,10 +66,39 @@ def test_keys_in_a_file_of_the_user_count_as_typed(weights, tmp_path):
     assert config.model.seq_len == 2048 and config.model.n_layers == 2
 
 
-@pytest.mark.parametrize("typed", ["model.dim=64", "model.qkv_bias=false", "model=gpt_130m"])
+@pytest.mark.parametrize("typed", ["model.dim=64", "model.qkv_bias=false"])
 def test_settings_that_contradict_the_weights_are_named(weights, typed):
     with pytest.raises(ConfigError, match=r"the weights of init_from=.* have .*; leave this setting out"):
         check_overrides([f"init_from={weights}", typed])
+
+
+def test_a_preset_that_contradicts_the_weights_is_named_once(weights):
+    with pytest.raises(ConfigError) as refused:
+        check_overrides([f"init_from={weights}", "model=gpt_130m"])
+    (problem,) = refused.value.problems
+    assert (problem.key, problem.value) == ("model", "gpt_130m")
+    assert f"init_from={weights} brings the shape" in problem.rule and "dim 768, not 32" in problem.rule
+    assert "leave model=gpt_130m out" in problem.rule
+
+
+@pytest.mark.parametrize("sign", ["", "++"])
+def test_a_key_of_the_scaling_that_comes_with_the_weights_can_be_changed(weights, sign):
+    typed = [f"init_from={weights}", f"{sign}model.rope_scaling.factor=8"]
+    found = checked(typed)
+    assert found.config.model.rope_scaling == {"rope_type": "linear", "factor": 8}
+    assert found.config.stages["recovery"].rope_scaling["factor"] == 8
+    with hydra():  # as training composes them
+        assert compose("config", overrides=[*found.brought, *typed]).model.rope_scaling.factor == 8
+    swept = sweep_of([*typed[:1], f"{sign}model.rope_scaling.factor=8,16"])
+    factors = [check_overrides(job).model.rope_scaling["factor"] for job in swept.jobs]
+    assert factors == [8, 16]
+    (one,) = sweep_of([*typed, "run.seed=1"]).jobs
+    assert check_overrides(one).model.rope_scaling["factor"] == 8
+
+
+def test_a_key_of_a_scaling_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.rope_scaling is not set, so it has no factor to change"):
+        check_overrides(["model.rope_scaling.factor=8"])
 
 
 def test_training_gets_the_same_settings(weights):

@@ -90,7 +90,8 @@ Examples
   lhtrain data train-tokenizer a.jsonl.zst b.parquet data.column=content --vocab-size 65536 --out web.json
   lhtrain data train-tokenizer data=hf data.name=HuggingFaceFW/fineweb-edu data.subset=sample-10BT \\
       --max-bytes 2000000000 --vocab-size 32768 --out edu.json
-  lhtrain data prepare data=text data.path=books/ data.tokenizer=books.json data.out=/data/books""",
+
+data.tokenizer=books.json then uses it, in training and in lhtrain data prepare.""",
     docs=("data",),
 )
 

@@ -229,6 +229,9 @@ class StageConfig:
     rope_theta: Positive = II("model.rope_theta")  # like model.rope_theta
     rope_scaling: Any = II("model.rope_scaling")  # like model.rope_scaling
     dense_layers: list[int] = II("model.dense_layers")  # like model.dense_layers
+    # parameters that this stage does not train: patterns of dotted names, with ranges and wildcards, such as
+    # embedding, blocks.0-11, blocks.*.ffn or norm
+    frozen: list[str] = field(default_factory=list)
     batch_tokens: Any = II("run.batch_tokens")  # like run.batch_tokens
     grad_accum: Any = II("run.grad_accum")  # like run.grad_accum
     # peak learning rate in this stage; null: optim.lr times lr_scale
@@ -314,6 +317,11 @@ class OptimConfig:
     betas: Annotated[tuple[float, float], below(1, at_least=0)] = (0.9, 0.95)
     eps: Eps = 1e-8  # added to the square root of the second moment
     weight_decay: Annotated[float, not_negative()] = 0.1  # applied to matrices only
+    # other settings for some parameters, {PATTERN: {lr_scale: FACTOR, weight_decay: NUMBER}, ...} with
+    # patterns as in stages.NAME.frozen; FACTOR multiplies the learning rate, and NUMBER replaces
+    # optim.weight_decay. {PATTERN: FACTOR} sets the factor alone. Of several patterns that match, the last
+    # decides
+    groups: dict[str, Any] = field(default_factory=dict)
     clip_norm: Positive = 1.0  # gradients whose global norm is larger are scaled down to this norm
     # weight of the z-loss, the mean of the squared logsumexp of the logits, in the training loss
     z_loss: Annotated[float, not_negative()] = 0.0

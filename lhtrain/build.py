@@ -28,7 +28,7 @@ from lhtrain.report.events import Events
 from lhtrain.report.reporter import Reporter
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.run_dir import RunDir
-from lhtrain.stage import Stage, coarsest_window, stages_of
+from lhtrain.stage import Stage, always_frozen, coarsest_window, stages_of
 
 MUCH_PADDING = 0.05  # share of positions
 FEW_BLOCKS = 32  # so few sequences have much padding with any packing
@@ -51,7 +51,8 @@ class Engine:
     dense: Attend
 
     def enter(self, stage: Stage) -> None:
-        """Set the attention of the model's layers and the rotary embedding to those of `stage`."""
+        """Set the attention of the model's layers, the rotary embedding and what is trained as in `stage`."""
+        self.mesh.freeze(self.model, stage.frozen)
         self.model.attend_with(self.attention[stage.name], self.dense, stage.dense_layers)
         self.model.rope = Rope(stage.rope_theta, stage.rope_scaling, stage.seq_len)
 
@@ -96,6 +97,7 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
     mesh.shard(model)  # wraps each block in FSDP; a rank keeps its part of the weights
     mesh.initialize(model, config.run.seed)  # allocates memory on the device and draws the initial weights
 
+    mesh.freeze(model, always_frozen(config))  # no stage trains them: they need no state
     optimizer = build_optimizer(model, config.optim)
     backend = config.lighthouse.backend
     kinds = {name: ATTENTIONS[stage.attention].of(stage, backend) for name, stage in stages.items()}

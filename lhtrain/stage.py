@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lhtrain.conf.parameters import chosen, shapes
 from lhtrain.conf.schema import Config, LrSchedule, StageConfig
 from lhtrain.kernels.pyramid import TILE, Pyramid
 
@@ -34,6 +35,7 @@ class Stage:
     decay_fraction: float | None = None
     final_lr_ratio: float | None = None
     rope_scaling: dict[str, Any] | None = None
+    frozen: tuple[str, ...] = ()  # patterns of parameters that the stage does not train
 
     @classmethod
     def of(cls, name: str, config: StageConfig) -> "Stage":
@@ -64,6 +66,7 @@ class Stage:
             config.decay_fraction,
             config.final_lr_ratio,
             config.rope_scaling,
+            tuple(config.frozen),
         )
 
     @property
@@ -126,3 +129,12 @@ def coarsest_window(stages: Iterable[Stage]) -> int:
 def stages_of(config: Config) -> dict[str, Stage]:
     """Return the stages of a filled configuration by name, in order."""
     return {name: Stage.of(name, stage) for name, stage in config.stages.items()}
+
+
+def always_frozen(config: Config) -> set[str]:
+    """Return the names of the parameters that no stage of a filled configuration trains."""
+    stages = list(config.stages.values())
+    if not all(stage.frozen for stage in stages):  # the usual case, without the names
+        return set()
+    names = shapes(config.model)
+    return set.intersection(*(chosen(stage.frozen, names) for stage in stages))

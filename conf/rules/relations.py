@@ -77,6 +77,16 @@ RELATIONS = (
         ("model.dense_layers=[0,1,2,3]",),
     ),
     Relation(
+        ("stages.NAME.frozen",),
+        "each pattern must match a parameter of the model, and a stage must train at least one parameter",
+        ("stages.recovery.frozen=[blocks.*.mlp]",),
+    ),
+    Relation(
+        ("optim.groups",),
+        "each pattern must match a parameter of the model; lr_scale and weight_decay must be at least 0",
+        ("optim.groups={embeding: 0.1}",),
+    ),
+    Relation(
         ("model.rope_scaling",),
         "model.rope_scaling needs rope_type and factor; all types but linear need "
         "original_max_position_embeddings, the length before scaling; llama3 needs low_freq_factor and "

@@ -1,10 +1,10 @@
-"""Rules on the run and its learning rate."""
+"""Rules on the run."""
 
 import math
 from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Config, LrSchedule
+from lhtrain.conf.schema import Config
 from lhtrain.conf.typed.paths import path_problem
 
 
@@ -20,13 +20,3 @@ def run_problems(config: Config) -> Iterator[Problem]:
     if limit is not None and retry >= limit > 0 and math.isfinite(retry):
         rule = f"must be less than watchdog.save={limit:g}, which would otherwise end the run first"
         yield Problem("checkpoint.retry", retry, rule)
-
-
-def optim_problems(config: Config) -> Iterator[Problem]:
-    """Yield problems of the optimizer's decay rates, and of schedule fractions that do not fit together."""
-    optim = config.optim
-    if len(optim.betas) != 2:
-        yield Problem("optim.betas", list(optim.betas), "must be two numbers")
-    if optim.warmup_fraction + optim.decay_fraction > 1 and optim.schedule is LrSchedule.wsd:
-        rule = f"plus optim.warmup_fraction={optim.warmup_fraction} must be at most 1"
-        yield Problem("optim.decay_fraction", optim.decay_fraction, rule)

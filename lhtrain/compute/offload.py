@@ -27,8 +27,11 @@ class Offloaded:
         self.fetched: dict[int, tuple[Tensor, Any]] = {}  # depth -> tensor on the device, event of its copy
 
     def __call__(self, block: Block, x: Tensor, where: Where) -> Tensor:
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        trained = x.requires_grad or any(parameter.requires_grad for parameter in block.parameters())
+        if not (torch.is_grad_enabled() and trained):
             return self.run(block, x, where)
+        # The first block that is trained has an input without a gradient, but needs its backward pass.
+        x = x if x.requires_grad else x.detach().requires_grad_()
         return _OffloadedBlock.apply(x, self, block, where)
 
     def put(self, x: Tensor) -> int:

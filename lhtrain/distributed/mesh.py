@@ -5,7 +5,7 @@ sequence are neighbours. Weights, gradients and optimizer state are sharded over
 over dp_replicate (FSDP2, or HSDP if both are above 1). Another dimension would be added only in this file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -112,6 +112,17 @@ class Mesh:
         model.to_empty(device=self.world.device)
         model.tie()  # `to_empty` made new parameters
         model.init_weights(seed, put=_put)
+
+    def freeze(self, model: GPT, patterns: Collection[str]) -> None:
+        """Train all parameters except those that `patterns` match, from the next forward pass on."""
+        if isinstance(model, FSDPModule):
+            model.reshard()  # after a forward pass, the root module's parameters are gathered copies
+        if model.freeze(patterns) and isinstance(model, FSDPModule):
+            # FSDP chose the dtype in which it reduces gradients by what each module trained before.
+            for module in (*model.blocks, model):
+                assert isinstance(module, FSDPModule)
+                module.unshard()
+                module.reshard()
 
     def accumulates(self, model: nn.Module, last: bool) -> None:
         """Reduce gradients in the next backward pass only if it is the `last` one of the step."""

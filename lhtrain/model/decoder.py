@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.attention.documents import Documents
 from lhtrain.attention.where import Attend, Where
+from lhtrain.conf.parameters import chosen
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.model.loss import (
     IGNORE,
@@ -216,6 +217,17 @@ class GPT(nn.Module):
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             block.attention.attend = dense if number in dense_layers else attend
+
+    def freeze(self, patterns: Collection[str]) -> bool:
+        """Train all parameters except those that the patterns match (conf/parameters.py).
+
+        Returns whether anything changed.
+        """
+        changed, frozen = False, chosen(patterns, (name for name, _ in self.named_parameters()))
+        for name, parameter in self.named_parameters():
+            changed |= parameter.requires_grad == (name in frozen)
+            parameter.requires_grad_(name not in frozen)
+        return changed
 
     @torch.no_grad()
     def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:

@@ -149,16 +149,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         count = (targets != IGNORE).sum().clamp(min=1)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        of_hidden, of_weight = ctx.needs_input_grad[:2]  # False below what is trained, and for a frozen head
+        grad_hidden = torch.empty_like(hidden) if of_hidden else hidden.new_empty(0)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else weight.new_empty(0)
         matrix = weight.to(hidden.dtype)
-        for part, target, grad in zip(
-            hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
-        ):
+        for begin in range(0, len(hidden), rows):
+            part, target = hidden[begin : begin + rows], targets[begin : begin + rows]
             loss, grad_logits = of_logits(part @ matrix.T, target, z_loss, count)
             total += loss
-            torch.mm(grad_logits, matrix, out=grad)
-            _add_product(grad_weight, grad_logits.T, part)
+            if of_hidden:
+                torch.mm(grad_logits, matrix, out=grad_hidden[begin : begin + rows])
+            if of_weight:
+                _add_product(grad_weight, grad_logits.T, part)
             del grad_logits  # otherwise it would be in memory together with the next chunk's logits
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype, ctx.rows = weight.dtype, rows
@@ -167,9 +169,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        grad_weight = (grad_weight * grads[0]).to(ctx.weight_dtype)
+        of_hidden, of_weight = ctx.needs_input_grad[:2]
+        scaled_weight = (grad_weight * grads[0]).to(ctx.weight_dtype) if of_weight else None
         # Scale in float32, by chunks: bfloat16 would round the weight of a micro-batch to two digits.
         wide, scaled = torch.promote_types(grad_hidden.dtype, torch.float32), torch.empty_like(grad_hidden)
         for part, out in zip(grad_hidden.split(ctx.rows), scaled.split(ctx.rows), strict=True):
             out.copy_(part.to(wide) * grads[0])
-        return scaled, grad_weight, None, None, None, None
+        return scaled if of_hidden else None, scaled_weight, None, None, None, None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from lhtrain.model.parameter_groups import grouped
 from lhtrain.registry import OPTIMIZERS
 
 if TYPE_CHECKING:  # the memory estimate reads state_bytes, and must not import torch for it
     from torch import Tensor, nn
 
     from lhtrain.conf.schema import OptimConfig
+    from lhtrain.model.decoder import GPT
 
 
 class Optimizer(Protocol):
@@ -21,10 +22,13 @@ class Optimizer(Protocol):
 
     state_bytes: ClassVar[int]
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None: ...
+    def __init__(self, model: GPT, config: OptimConfig) -> None: ...
 
     def step(self, lr: float, skip: Tensor) -> None:
         """Update the weights from their gradients, with learning rate `lr` times each group's lr_scale.
+
+        A parameter without a gradient (.grad is None), such as one that the stage does not train, does not
+        change, and neither does its state.
 
         skip: a float scalar on the device; if it is not 0, nothing changes. The host must not wait for it.
         """
@@ -40,20 +44,10 @@ class Optimizer(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Group:
-    """Parameters with the same settings. lr_scale: factor on the step's learning rate."""
-
-    parameters: list[nn.Parameter]
-    weight_decay: float
-    lr_scale: float = 1.0
-
-
 class AdamW:
     """PyTorch's fused AdamW.
 
-    Only fused AdamW honors `found_inf`, so skipping a step needs no wait of the host for the device. Weight
-    decay applies to matrices, including the embedding, and not to vectors such as norm gains.
+    Only fused AdamW honors `found_inf`, so skipping a step needs no wait of the host for the device.
 
     It calls the function behind torch.optim.AdamW, because the class imports torch._dynamo, which takes a
     sixth of the start time of a run on a CPU. A test compares the two bit for bit.
@@ -61,12 +55,9 @@ class AdamW:
 
     state_bytes: ClassVar[int] = 8  # two float32 moments
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.groups = [
-            Group([p for p in trained if p.ndim >= 2], config.weight_decay),
-            Group([p for p in trained if p.ndim < 2], weight_decay=0.0),
-        ]
+    def __init__(self, model: GPT, config: OptimConfig) -> None:
+        self.groups = grouped(model, config)
+        self.trained = {parameter for group in self.groups for parameter in group.parameters}
         self.betas, self.eps = config.betas, config.eps
         self._state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
@@ -106,7 +97,7 @@ class AdamW:
 
         if parameter not in self._state:
             state = {}
-            if parameter.requires_grad:
+            if parameter in self.trained:  # a stage that freezes it keeps its state
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 for moment in ("exp_avg", "exp_avg_sq"):
                     state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
@@ -114,6 +105,6 @@ class AdamW:
         return self._state[parameter]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+def build_optimizer(model: GPT, config: OptimConfig) -> Optimizer:
     """Build the optimizer `optim.kind` for `model`."""
     return OPTIMIZERS[config.kind](model, config)

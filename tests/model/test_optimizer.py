@@ -61,17 +61,42 @@ def test_the_update_equals_torchs_bit_for_bit():
                 assert torch.equal(optimizer.state_of(mine)[key], value), (number, name, key)
 
 
-def test_the_learning_rate_of_a_group_is_scaled():
-    model = model_of()
-    optimizer = AdamW(model, OptimConfig(weight_decay=0.0))
-    frozen, trained = optimizer.groups[1], optimizer.groups[0]
-    object.__setattr__(frozen, "lr_scale", 0.0)
-    before = [p.clone() for p in frozen.parameters], [p.clone() for p in trained.parameters]
+def test_groups_have_their_own_rate_and_decay():
+    """The last pattern that matches decides. A rate of 0 changes nothing."""
+    model, decay = model_of(), {"weight_decay": 0.0}
+    groups = {
+        "blocks": 0.5,
+        "blocks.1": {"lr_scale": 0.0},
+        "blocks.*.ffn": decay,
+        "norm": {"weight_decay": 1},
+    }
+    optimizer = AdamW(model, OptimConfig(weight_decay=0.3, groups=groups))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    got = {names[id(p)]: (g.lr_scale, g.weight_decay) for g in optimizer.groups for p in g.parameters}
+    assert got.keys() == set(names.values())
+    assert (got["embedding.weight"], got["norm.weight"]) == ((1.0, 0.3), (1.0, 1.0))
+    assert (got["blocks.0.attention.wq.weight"], got["blocks.0.ffn.up.weight"]) == ((0.5, 0.3), (0.5, 0.0))
+    assert (got["blocks.1.attention.wq.weight"], got["blocks.1.ffn.up.weight"]) == ((0.0, 0.3), (0.0, 0.0))
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     tokens = torch.arange(16, device=DEVICE).view(2, 8)
     model.loss(tokens, tokens.roll(1, 1)).backward()
     optimizer.step(1e-2, torch.zeros((), device=DEVICE))
-    assert all(torch.equal(p, old) for p, old in zip(frozen.parameters, before[0], strict=True))
-    assert not any(torch.equal(p, old) for p, old in zip(trained.parameters, before[1], strict=True))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("blocks.1."), name
+
+
+def test_frozen_parameters_and_their_state_do_not_change():
+    model = model_of()
+    optimizer, before = AdamW(model, CONFIG), {name: p.clone() for name, p in model.named_parameters()}
+    assert model.freeze(["blocks.0", "embedding"]) and not model.freeze(["embedding", "blocks.0"])
+    tokens = torch.arange(16, device=DEVICE).view(2, 8)
+    model.loss(tokens, tokens.roll(1, 1)).backward()
+    optimizer.step(1e-2, torch.zeros((), device=DEVICE))
+    for name, parameter in model.named_parameters():
+        is_frozen = name.startswith(("blocks.0.", "embedding."))
+        assert torch.equal(parameter, before[name]) == is_frozen, name
+        assert optimizer.state_of(parameter)["step"].item() == (0 if is_frozen else 1), name
+    assert model.freeze([]) and all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_skipped_step_changes_nothing():

@@ -1,0 +1,114 @@
+"""Stages that do not train some parameters: several ranks against one, and what a stage leaves unchanged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lhtrain import checkpoint
+from lhtrain.compute.fill import compose_config, filled
+from lhtrain.distributed.world import World
+from lhtrain.health.hang import Watchdog
+from lhtrain.model.decoder import GPT
+from lhtrain.model.optimizer import build_optimizer
+from lhtrain.train import Trainer
+from tests.distributed.ranks import DEVICE, on_ranks
+
+pytestmark = pytest.mark.slow
+
+# The first stage trains nothing up to block 1 and no root parameter, so that FSDP begins with a group without
+# gradients; then blocks whose turn comes later, and a block between others; then everything but one matrix.
+FROZEN = ("[embedding,norm,head,blocks.0]", "[blocks.1,blocks.*.attention_norm]", "[blocks.2.ffn.up]")
+STAGES = ",".join(
+    f"s{number}: {{attention: dense, steps: 2, frozen: {patterns}}}" for number, patterns in enumerate(FROZEN)
+)
+ARGS = [
+    *("model.seq_len=128", "model.dim=32", "model.n_layers=3", "model.n_heads=2", "model.ffn_dim=64"),
+    *("model.tie_embeddings=false", "optim.groups={blocks.2: 0.5}"),
+    *("stage=dense", "~stages.dense", f"+stages={{{STAGES}}}", "run.steps=6", "run.batch_tokens=1024"),
+    *("eval.tokens=512", "eval.every=1", "eval.tasks=[]", "checkpoint.every=1", "checkpoint.keep=9"),
+    *("compute.precision=float32", "compute.compile=off", f"run.device={DEVICE}", "optim.warmup_fraction=0"),
+]
+JOBS = {
+    "recomputed": ["compute.recompute=full", "run.grad_accum=2"],
+    "offloaded": ["compute.recompute=full", "compute.offload=true", "parallel.dp_replicate=2"],
+}
+
+
+def config_of(folder, name, overrides=()):
+    data = ["data=text", f"data.path={folder / 'text'}", f"data.cache_dir={folder / 'cache'}"]
+    return filled(compose_config([*data, *ARGS, f"run.dir={folder / name}", "run.name=t", *overrides]))
+
+
+def train(folder, jobs):
+    world = World.start(torch.device(DEVICE))
+    for name, overrides in jobs.items():
+        config = config_of(folder, name, overrides)
+        Trainer(config, folder / name, world, Watchdog(config.watchdog, folder / name, world.rank)).run()
+
+
+def numbers(path):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([row[k] for row in rows for k in ("loss", "grad_norm", "val_loss") if k in row])
+
+
+def tensors(folder, name, step):
+    config = config_of(folder, "unused")
+    model = GPT(config.model)
+    out = checkpoint.tensors_of(model, build_optimizer(model, config.optim))
+    checkpoint.load(folder / name / "checkpoints" / f"step_{step:08}", out)
+    return {key: tensor.clone() for key, tensor in out.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("frozen")
+    (folder / "text").mkdir()
+    lines = [f"line {i}: the {i % 7}th of {i % 11} things, said {i % 3} times\n" for i in range(900)]
+    for number in range(10):
+        (folder / "text" / f"{number}.txt").write_text("".join(lines[number::10]))
+    train(folder, {"alone": []})
+    return folder
+
+
+def test_a_stage_changes_only_what_it_trains(folder):
+    """State too: a parameter that is first trained in a later stage begins then, as at step 1 of a run."""
+    config, at = config_of(folder, "unused"), {step: tensors(folder, "alone", step) for step in (2, 4, 6)}
+    model = GPT(config.model)
+    model.init_weights(config.run.seed)
+    before = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    trained = dict.fromkeys(before, 0)
+    for step, stage in zip((2, 4, 6), config.stages.values(), strict=True):
+        model.freeze(stage.frozen)
+        for name, parameter in model.named_parameters():
+            key = f"model.{name}"
+            assert torch.equal(at[step][key], before[key]) != parameter.requires_grad, (step, name)
+            trained[key] += 2 * parameter.requires_grad
+            assert at[step][f"optimizer.step.{name}"].item() == trained[key], (step, name)
+        before = at[step]
+
+
+def test_two_ranks_train_as_one(folder, tmp_path):
+    on_ranks(train, 2, folder, JOBS, folder=tmp_path)
+    want = numbers(folder / "alone")
+    weights = tensors(folder, "alone", 6)
+    for name in JOBS:
+        torch.testing.assert_close(
+            numbers(folder / name), want, rtol=2e-4, atol=0, msg=lambda m, n=name: n + m
+        )
+        for key, tensor in tensors(folder, name, 6).items():
+            torch.testing.assert_close(tensor, weights[key], rtol=1e-2, atol=2e-4, msg=lambda m, k=key: k + m)
+
+
+@pytest.mark.parametrize("cut", [2, 3])
+def test_resumed_inside_and_between_stages(folder, cut):
+    """Bit for bit, from the checkpoint of step `cut`."""
+    path = folder / f"cut_{cut}"
+    shutil.copytree(folder / "alone", path)
+    for step in range(cut + 1, 7):
+        shutil.rmtree(path / "checkpoints" / f"step_{step:08}")
+    train(folder, {path.name: ["resume=auto"]})
+    got, want = tensors(folder, path.name, 6), tensors(folder, "alone", 6)
+    assert all(torch.equal(got[key], want[key]) for key in want)

@@ -452,6 +452,19 @@ class SamplesConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Traces of some steps, to see where the time goes (docs/memory_and_gpus.md)."""
+
+    # first and last step to profile, both included, such as [10,12], counted as in metrics.jsonl; []: none.
+    # Each rank writes a trace for Perfetto and TensorBoard into run.dir/profile
+    steps: list[int] = field(default_factory=list)
+    # on GPUs, also write a snapshot of the allocated memory, for pytorch.org/memory_viz
+    memory: bool = True
+    # record the lines of Python that called each operator: a larger trace, and slower steps while profiling
+    stacks: bool = False
+
+
+@dataclass
 class CheckpointConfig:
     """When checkpoints are saved, and how many are kept."""
 
@@ -532,6 +545,7 @@ class Config:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)  # validation
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)  # when checkpoints are saved
+    profile: ProfileConfig = field(default_factory=ProfileConfig)  # traces of some steps
     logger: LoggerConfig = field(default_factory=LoggerConfig)  # the experiment trackers
     samples: SamplesConfig = field(default_factory=SamplesConfig)  # texts that the model writes
     # the job that `lhtrain slurm submit` asks for

@@ -10,6 +10,7 @@ from lhtrain.distributed.mesh import Mesh, clip_grad_norm
 from lhtrain.loader import Batch
 from lhtrain.model.decoder import GPT
 from lhtrain.model.optimizer import Optimizer
+from lhtrain.profiler import Span, no_span
 
 
 class Measured(NamedTuple):
@@ -21,22 +22,35 @@ class Measured(NamedTuple):
 
 
 def update(
-    model: GPT, optimizer: Optimizer, batches: list[Batch], lr: float, optim: OptimConfig, mesh: Mesh
+    model: GPT,
+    optimizer: Optimizer,
+    batches: list[Batch],
+    lr: float,
+    optim: OptimConfig,
+    mesh: Mesh,
+    span: Span = no_span,
 ) -> Measured:
-    """Do one step. The host does not wait for the device, which decides whether to skip the update."""
+    """Do one step. The host does not wait for the device, which decides whether to skip the update.
+
+    span: marks the parts of the step in a trace.
+    """
     total = torch.zeros((), device=batches[0].tokens.device)
     for number, batch in enumerate(batches, 1):
         mesh.accumulates(model, last=number == len(batches))
-        loss = model.loss(
-            batch.tokens, batch.targets, batch.positions, z_loss=optim.z_loss, documents=batch.documents
-        )
+        with span("forward"):
+            loss = model.loss(
+                batch.tokens, batch.targets, batch.positions, z_loss=optim.z_loss, documents=batch.documents
+            )
         # The step's loss is a sum over the loss ranks, but gradients are averaged: hence this factor.
         loss = loss * (batch.loss_weight * mesh.n_loss_ranks)
-        loss.backward()
+        with span("backward"):
+            loss.backward()
         total += loss.detach()
-    total = mesh.mean(total)
-    grad_norm = clip_grad_norm(model.parameters(), optim.clip_norm)
-    skipped = (~(total.isfinite() & grad_norm.isfinite())).float()
-    optimizer.step(lr, skipped)
-    optimizer.zero_grad()
+    with span("clip"):
+        total = mesh.mean(total)
+        grad_norm = clip_grad_norm(model.parameters(), optim.clip_norm)
+    with span("optimizer"):
+        skipped = (~(total.isfinite() & grad_norm.isfinite())).float()
+        optimizer.step(lr, skipped)
+        optimizer.zero_grad()
     return Measured(total, grad_norm, skipped)

@@ -23,6 +23,7 @@ from lhtrain.health.hang import Watchdog
 from lhtrain.health.nonfinite import NonFiniteGuard
 from lhtrain.health.signals import StopSignal
 from lhtrain.health.straggler import StragglerCheck
+from lhtrain.profiler import StepProfiler
 from lhtrain.progress import StageClock, StageRecord
 from lhtrain.report.greeting import about_end, begin_line, greeting
 from lhtrain.runs.changes import as_container
@@ -61,6 +62,9 @@ class Trainer:
             with checkpoint.as_written(self.start.path):
                 self.guard.restore(self.start.guard)
         self.report = build_events(config, self.dir, self.progress, self.data, self.engine)
+        self.profiler = StepProfiler(
+            config.profile, self.dir.profile, world, self.progress.step, tell=self.report.profiled
+        )
         self.saver = Saver(
             self.dir.checkpoints,
             config.checkpoint.keep,
@@ -79,7 +83,7 @@ class Trainer:
         recorded = self.world.on_main(
             lambda: record_start(self.start, self.dir, self.config, self.progress.step, about)
         )
-        with self.report, StopSignal(self.saver.saved_in_words) as stop, self.saver:
+        with self.report, StopSignal(self.saver.saved_in_words) as stop, self.saver, self.profiler:
             self.world.on_main(lambda: keep_files(self.dir, self.data.corpus.tokenizer, self.start.source))
             for line in self._greeting(recorded):
                 self.report.say(line)
@@ -91,7 +95,8 @@ class Trainer:
                 with self.watchdog.phase("step"):
                     plan = self.schedule.lookup(self.progress.step)
                     stage = self._enter(plan)
-                    self._step(plan, stage)
+                    with self.profiler.step(self.progress.step + 1):
+                        self._step(plan, stage)
                     if self.guard.must_rewind:
                         with self.watchdog.phase("rewind"):
                             self._rewind()
@@ -99,6 +104,7 @@ class Trainer:
                     signal = self.world.largest(stop.requested or 0)
                     self._after_step(stage, signal)
             self._finish_saving(stop)
+            self.profiler.close()
             finished = self.progress.step == self.schedule.steps
             result = {"finished": finished, "signal": signal} | self.report.finish(signal)
         self.data.loader.close()
@@ -107,12 +113,18 @@ class Trainer:
     def _step(self, plan: StepPlan, stage: Stage) -> None:
         """Do one optimizer step: read data, update, log."""
         before = self.progress.position
-        with self.clock.measure("data"):
+        with self.clock.measure("data"), self.profiler.span("data"):
             batches, self.progress.position = self.data.loader.micro_batches(before, stage)
         with self.clock.measure("compute"):
             engine = self.engine
             measured = update(
-                engine.model, engine.optimizer, batches, plan.lr, self.config.optim, engine.mesh
+                engine.model,
+                engine.optimizer,
+                batches,
+                plan.lr,
+                self.config.optim,
+                engine.mesh,
+                self.profiler.span,
             )
             self.progress.step += 1
             self.watchdog.step = self.progress.step
@@ -207,7 +219,11 @@ class Trainer:
     def _validation_loss(self, stage: Stage) -> float:
         """Return the validation loss with the attention of `stage`; counts in the current stage's clock."""
         data, tokens = self.data, self.config.eval.tokens
-        with self.clock.measure("validation"), self.watchdog.phase("validation"):
+        with (
+            self.clock.measure("validation"),
+            self.watchdog.phase("validation"),
+            self.profiler.span("validation"),
+        ):
             eos, apart = data.corpus.tokenizer.eos, data.loader.apart
             loss = validation_loss(self.engine, data.validation, tokens, stage, eos, apart)
         self.clock.lap()
@@ -244,7 +260,7 @@ class Trainer:
             "guard": self.guard.as_dict(),
             "imported": self.start.imported,
         }
-        with self.clock.measure("checkpoint"), self.watchdog.phase("save"):
+        with self.clock.measure("checkpoint"), self.watchdog.phase("save"), self.profiler.span("checkpoint"):
             self.saver.save(self.progress.step, self.tensors, state)
         self.clock.lap()
         self._check_launcher()
@@ -285,6 +301,7 @@ class Trainer:
             *greeting(self.config, self.world, self.data.corpus, self.engine.model, done),
             *(f"warning   {note}" for note in [*self.start.notes, *self.data.notes, *self.tasks.warnings()]),
             *(f"start     {line}" for line in recorded),
+            *(f"profile   {line}" for line in self.profiler.notes(self.schedule.steps)),
             *(f"plan      {line}" for line in (self.schedule.plan(done) if self.start.new else [])),
             *about_end(self.dir.path, self.schedule.steps, done),
         ]

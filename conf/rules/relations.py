@@ -180,6 +180,11 @@ RELATIONS = (
         ("optim.warmup_fraction=0.9",),
     ),
     Relation(
+        ("profile.steps",),
+        "profile.steps are the numbers of a first and a last step, for at most 100 steps",
+        ("profile.steps=[10,110]",),
+    ),
+    Relation(
         ("checkpoint.retry", "watchdog.save"),
         "checkpoint.retry must be less than watchdog.save, unless that is null",
         ("checkpoint.retry=1800",),

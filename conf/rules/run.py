@@ -7,6 +7,8 @@ from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config
 from lhtrain.conf.typed.paths import path_problem
 
+MOST_PROFILED = 100  # steps in one trace
+
 
 def run_problems(config: Config) -> Iterator[Problem]:
     """Yield problems of names and paths that are empty or invalid, and of times that exclude each other."""
@@ -20,3 +22,16 @@ def run_problems(config: Config) -> Iterator[Problem]:
     if limit is not None and retry >= limit > 0 and math.isfinite(retry):
         rule = f"must be less than watchdog.save={limit:g}, which would otherwise end the run first"
         yield Problem("checkpoint.retry", retry, rule)
+
+
+def profile_problems(config: Config) -> Iterator[Problem]:
+    """Yield a problem if profile.steps are not two steps in order, or too many for one trace."""
+    steps = config.profile.steps
+    if not steps:
+        return
+    if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+        rule = "must be [FIRST,LAST], two step numbers in order from 1, or [] to profile nothing"
+        yield Problem("profile.steps", steps, rule)
+    elif steps[1] - steps[0] >= MOST_PROFILED:
+        rule = f"must be at most {MOST_PROFILED} steps: a trace of a step has tens of megabytes in memory"
+        yield Problem("profile.steps", steps, rule)

@@ -48,6 +48,9 @@ class Events:
     def spike(self, loss: float, deviations: float) -> None:
         """The loss is `deviations` standard deviations above the previous losses."""
 
+    def profiled(self, about: dict[str, Any], lines: list[str]) -> None:
+        """Steps were profiled. about: their entry of summary.json; lines: to print."""
+
     def behind(self, text: str) -> None:
         """A rank is slower than the others; `text` names it."""
 

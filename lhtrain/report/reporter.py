@@ -182,6 +182,12 @@ class Reporter(Events):
         self._row("spike", loss=loss, deviations=deviations)
         self.say(lines.spike(self.progress.step, loss, deviations))
 
+    def profiled(self, about: dict[str, Any], lines: list[str]) -> None:
+        self.summary.about["profile"] = about
+        for line in lines:
+            self.say(f"profile   {line}")
+        self._write_summary()
+
     def behind(self, text: str) -> None:
         self.say(f"slow      step {self.progress.step}: {text}")
 

@@ -69,6 +69,11 @@ class RunDir:
         return self.path / "imported"
 
     @property
+    def profile(self) -> Path:
+        """Traces of the steps profile.steps."""
+        return self.path / "profile"
+
+    @property
     def plot(self) -> Path:
         return self.path / "loss.png"
 

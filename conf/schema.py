@@ -291,6 +291,12 @@ class DataConfig:
     val_fraction: Annotated[float, below(1, above=0)] = 0.05
     # share of sequences that are taken from long documents; null: as they occur
     long_fraction: Annotated[float | None, between(0, 1, ", or null")] = None
+    # lengths in tokens, rising, that divide the documents into buckets; each sequence has documents of one
+    # bucket, so of similar lengths; empty: no buckets
+    buckets: Annotated[list[int], at_least(1, most=2**62)] = field(default_factory=list)
+    # shares of the sequences of each bucket, relative to each other, first that of the shortest documents;
+    # empty: as they occur
+    bucket_weights: Annotated[list[float], between(0, 1e30)] = field(default_factory=list)
     packing: Packing = Packing.spread  # how documents are packed into sequences of the training data
     # whether tokens attend to the other documents that are packed into their sequence
     documents: DocumentMode = DocumentMode.together

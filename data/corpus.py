@@ -90,6 +90,8 @@ def open_corpus(
     documents: object = None,
     positions: object = None,
     packing: object = None,
+    buckets: object = None,
+    bucket_weights: object = None,
     **recipe: Any,
 ) -> Corpus:
     """Open a corpus.
@@ -108,8 +110,8 @@ def open_corpus(
         progress: show a progress bar on a terminal, else print one line after tokenizing; both on stderr.
         mix: for "mix": name -> {"path": prepared folder, "weight": relative weight}.
         out: the folder that `prepare` wrote to, if it was not the default folder.
-        long_fraction, workers, documents, positions, packing: not used here; accepted because all keys of the
-            data group are passed.
+        long_fraction, workers, documents, positions, packing, buckets, bucket_weights: not used here;
+            accepted because all keys of the data group are passed.
         verify: compare each shard with its checksum, once per machine: up to `checks.AT_ONCE` bytes now, the
             other shards when they are first read. False: damage inside a shard is not noticed.
         recipe: other fields of `Recipe`.

@@ -147,7 +147,14 @@ def build_data(config: Config, mesh: Mesh) -> Data:
     long_fraction = config.data.long_fraction
     packing = config.data.packing.value
     order = SequenceOrder(
-        corpus.parts["train"], lengths, config.run.seed, long_fraction, alignment, packing=packing
+        corpus.parts["train"],
+        lengths,
+        config.run.seed,
+        long_fraction,
+        alignment,
+        packing=packing,
+        buckets=config.data.buckets,
+        bucket_weights=config.data.bucket_weights,
     )
     # Always spread, so that validation losses of runs with either packing are of the same sequences.
     validation = SequenceOrder(corpus.parts["val"], lengths, seed=0, alignment=alignment)

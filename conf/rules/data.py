@@ -69,6 +69,7 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
         its_own = data.source == "prepared" and data.tokenizer.startswith(PREPARED)
         key, value = ("data.path", data.path) if its_own else ("data.tokenizer", data.tokenizer)
         yield Problem(key, value, problem)
+    yield from _buckets(data)
     for text in data.filters:
         if problem := filter_problem(text):
             yield Problem("data.filters", text, problem)
@@ -142,6 +143,22 @@ def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
             rule = f"the data in {path} were prepared with {there}; do not set this key"
             yield Problem("data.tokenizer", data.tokenizer, f"{rule}, or prepare the data again")
             return
+
+
+def _buckets(data: DataConfig) -> Iterator[Problem]:
+    bounds, weights = data.buckets, data.bucket_weights
+    if bounds != sorted(set(bounds)):
+        yield Problem("data.buckets", bounds, "must rise")
+    if weights and not bounds:
+        yield Problem("data.bucket_weights", weights, "needs data.buckets, the lengths between the buckets")
+    elif weights and len(weights) != len(bounds) + 1:
+        rule = f"must have one weight more than data.buckets has lengths, {len(bounds) + 1}, or none"
+        yield Problem("data.bucket_weights", weights, rule)
+    elif weights and not sum(weights):
+        yield Problem("data.bucket_weights", weights, "at least one must be greater than 0")
+    if bounds and data.long_fraction is not None:
+        rule = "does not go with data.buckets; set data.bucket_weights instead"
+        yield Problem("data.long_fraction", data.long_fraction, rule)
 
 
 def _mix(mix: Any) -> Iterator[Problem]:

@@ -232,6 +232,16 @@ RELATIONS = (
         ("data.mix={a: {path: x}}",),
     ),
     Relation(
+        ("data.buckets", "data.bucket_weights"),
+        "data.bucket_weights needs data.buckets, and has one weight more",
+        ("data.buckets=[4096]", "data.bucket_weights=[1]"),
+    ),
+    Relation(
+        ("data.buckets", "data.long_fraction"),
+        "data.long_fraction does not go with data.buckets",
+        ("data.buckets=[4096]", "data.long_fraction=0.5"),
+    ),
+    Relation(
         ("data.documents", "data.positions"),
         "data.positions=restarted needs data.documents=apart",
         ("data.positions=restarted",),

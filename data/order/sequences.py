@@ -3,7 +3,8 @@
 Documents are packed into blocks as long as the longest stage's sequences (`pack.py`). A position counts
 tokens, including padding, from the start of the run: position p is at offset p % block_len of the run's block
 p // block_len. Each source has its own order of blocks, shuffled again for every epoch; with `long_fraction`,
-its long and its short blocks each have one. `mix.py` assigns each block of the run to a source.
+its long and its short blocks each have one, and with `buckets` the documents of each bucket (`buckets.py`).
+`mix.py` assigns each block of the run to a source.
 
 Stages may have data of their own. Each such part of a run begins at some position, and every source continues
 with its next block (`SequenceOrder.starting`), so that no block is read twice within an epoch of its source.
@@ -12,35 +13,19 @@ with its next block (`SequenceOrder.starting`), so that no block is read twice w
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from lhtrain.data.errors import DataError
+from lhtrain.data.order.buckets import in_buckets
 from lhtrain.data.order.mix import Mix
 from lhtrain.data.order.pack import SPREAD, Packing, pack
+from lhtrain.data.order.part import MOST_REPEATS, Part
 from lhtrain.data.order.permutation import permutation
 from lhtrain.data.prepare.split import Split
 from lhtrain.data.store.tokens import ESCAPE
 
 PADDING = -100  # in a sequence: no token; torch's losses ignore this value as a target
-# Long blocks may be read at most this many times as often as short blocks, and the other way around. For up
-# to four epochs, repeated data are almost as good as new data (Muennighoff et al., 2023, arXiv 2305.16264).
-MOST_REPEATS = 4
-
-
-class Part(NamedTuple):
-    """A source of sequences: its split, its weight relative to other sources, and its name for messages.
-
-    key: identifies the content of the split, so that several orders can share a source.
-    """
-
-    split: Split
-    weight: float = 1.0
-    name: str = ""
-    key: str = ""
-
-
 # Key of a source -> its number, from which its shuffles follow, its split and its packing.
 Packed = dict[str, tuple[int, Split, Packing]]
 
@@ -64,13 +49,15 @@ class SequenceOrder:
             its own.
         key: the group of settings that messages name.
         packing: how documents are packed, one of `pack.METHODS`.
+        buckets, bucket_weights: lengths at which documents are divided, and the weight of each bucket; see
+            `in_buckets`. Empty: all documents together.
 
     notes: messages for the user about the order, one sentence each.
 
     Raises:
         ValueError: a length below 1, or one that does not divide the longest, or such an alignment.
         DataError: a source is shorter than one sequence and its last target; a weight is too small; there is
-            no block of a kind that long_fraction needs.
+            no block of a kind that long_fraction needs; a bucket with a weight has too few documents.
     """
 
     def __init__(
@@ -84,6 +71,8 @@ class SequenceOrder:
         packed: Packed | None = None,
         key: str = "data",
         packing: str = SPREAD,
+        buckets: Sequence[int] = (),
+        bucket_weights: Sequence[float] = (),
     ) -> None:
         self.begin, packed = 0, {} if packed is None else packed
         lengths = [seq_lens] if isinstance(seq_lens, int) else list(seq_lens)
@@ -98,14 +87,17 @@ class SequenceOrder:
         parts = [Part(source)] if isinstance(source, Split) else list(source)
         for part in parts:
             _check_size(part.split, self.block_len, key)
-        self._pools = []
-        for part in _with_keys(parts):
+        self.notes: list[str] = []
+        self._pools: list[_Pool] = []
+        parts = _with_keys(parts)
+        if buckets:
+            parts, self.notes = in_buckets(parts, buckets, bucket_weights, self.block_len, key)
+        for part in parts:
             if part.key not in packed:
                 split = part.split
                 blocks = pack(split.starts, split.lengths, lengths, seed, alignment or 1, packing)
                 packed[part.key] = len(packed), split, blocks
             self._pools += _pools(part, packed, seed, long_fraction, by_kind)
-        self.notes: list[str] = []
         if long_fraction is not None:
             allowed = _allowed_fraction(self._pools, long_fraction)
             if allowed != long_fraction:
@@ -116,7 +108,8 @@ class SequenceOrder:
             self._mix = Mix([pool.weight for pool in self._pools])
         except ValueError as error:
             lightest = min(self._pools, key=lambda pool: pool.weight)
-            setting = f"{key}.mix.{lightest.name}.weight" if lightest.name else f"{key}.long_fraction"
+            other = f"{key}.bucket_weights" if buckets else f"{key}.long_fraction"
+            setting = f"{key}.mix.{lightest.name}.weight" if lightest.name else other
             raise DataError(f"{setting}: {error}; leave the source out or give it a larger weight") from error
 
     def starting(self, position: int, read: Mapping[str, int]) -> "SequenceOrder":

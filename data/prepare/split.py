@@ -40,6 +40,11 @@ class Split:
         """Return a split with every document of `stores`."""
         return cls(name, stores, *_documents(stores))
 
+    def only(self, chosen: np.ndarray) -> "Split":
+        """Return the split with the documents that are `chosen`, bool (n_documents,)."""
+        starts, lengths = self.starts[chosen], self.lengths[chosen]
+        return Split(self.name, self.stores, starts, lengths, self._descriptors)
+
     def document(self, index: int) -> np.ndarray:
         """Return the tokens of document `index`, read-only unless the tokenizer has an escaped token."""
         if not 0 <= index < self.n_documents:

@@ -147,8 +147,8 @@ def start_from(
     with checkpoint.as_written(path):
         order = _order(state["config"])
     if order != _order(as_container(config)):
-        note += ", in another order (run.seed, sequence lengths, data.long_fraction, data.documents or "
-        note += "data.packing differ)"
+        note += ", in another order (run.seed, sequence lengths, data.long_fraction, buckets, documents or "
+        note += "packing differ)"
         note += ", so some are read again"
     return Progress(position=position), note
 
@@ -203,5 +203,6 @@ def _order(config: dict[str, Any]) -> tuple:
         windows = [s["pooling"] ** (s["levels"] - 1) for s in stages if s["attention"] == "lighthouse"]
         alignment = max([1, *windows])
     lengths = {stage["seq_len"] for stage in stages}
-    packing = data.get("packing", SPREAD)  # older versions had no other
-    return lengths, config["run"]["seed"], data["long_fraction"], alignment, packing
+    # Older versions had only one packing, and no buckets.
+    documents = data.get("packing", SPREAD), data.get("buckets", []), data.get("bucket_weights", [])
+    return lengths, config["run"]["seed"], data["long_fraction"], alignment, *documents

@@ -72,3 +72,23 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def from_json(text: str | bytes) -> Any:
     """Parse JSON; NaN and infinities, which earlier versions wrote, become None. Raises ValueError."""
     return json.loads(text, parse_constant=lambda _: None)
+
+
+def number_at(parsed: dict[str, Any], key: str) -> float | None:
+    """Return the finite number at `key` of parsed JSON; None if there is none."""
+    value = parsed.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def dict_at(parsed: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return the object at `key` of parsed JSON; {} if there is none."""
+    value = parsed.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def dicts_at(parsed: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the objects in the list at `key` of parsed JSON; [] if there is none."""
+    values = parsed.get(key)
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []

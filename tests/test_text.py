@@ -6,10 +6,13 @@ import math
 import pytest
 
 from lhtrain.text import (
+    dict_at,
+    dicts_at,
     duration,
     finite,
     from_json,
     number,
+    number_at,
     one_line,
     printable,
     to_json,
@@ -86,3 +89,10 @@ def test_json_holds_no_nan_or_infinity():
 
 def test_files_of_earlier_versions_are_read():
     assert from_json('{"loss": NaN, "peak": [Infinity, -Infinity]}') == {"loss": None, "peak": [None, None]}
+
+
+def test_parts_of_damaged_files_are_left_out():
+    parsed = {"a": 2, "b": True, "c": math.inf, "d": "2", "e": {"f": 1}, "g": [{"h": 1}, 3, None]}
+    assert [number_at(parsed, key) for key in "abcdex"] == [2.0, None, None, None, None, None]
+    assert [dict_at(parsed, key) for key in "aegx"] == [{}, {"f": 1}, {}, {}]
+    assert [dicts_at(parsed, key) for key in "aegx"] == [[], [], [{"h": 1}], []]

@@ -7,6 +7,8 @@ from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, EvalConfig
 
 TASKS = ("loss_by_position", "gain_of_context", "recall", "passkey", "copy", "long_ppl")
+FULL, OWN = "full", "lighthouse"  # full attention; the attention of the stage
+ATTENTIONS = (FULL, OWN)  # under which a model is measured
 BEYOND = 2  # sequences may be this many times as long as the context
 
 

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from lhtrain.conf.problems import ConfigError, Problem
-from lhtrain.conf.rules.evaluation import TASKS, task_problems
+from lhtrain.conf.rules.evaluation import ATTENTIONS, TASKS, task_problems
 from lhtrain.conf.rules.values import value_problems
 from lhtrain.conf.schema import Device, EvalConfig, Precision
 from lhtrain.conf.typed.paths import expanded
@@ -22,15 +22,14 @@ from lhtrain.runs.own_config import value_of
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.text import to_json
 
-ATTENTIONS = ("both", "full", "lighthouse")
 LISTS = {"tasks": "[recall,passkey]", "lengths": "[4096,32768]", "depths": "[0.1,0.9]"}
 
 
 def evaluate(arguments: Namespace) -> None:
     """Measure the tasks, print the tables and write eval.json. Raises UsageError, ConfigError, RunError."""
     config = eval_config(arguments)
-    if arguments.attention not in ATTENTIONS:
-        raise UsageError(f"attention={arguments.attention}: must be one of {', '.join(ATTENTIONS)}")
+    if arguments.attention not in (known := ("both", *ATTENTIONS)):
+        raise UsageError(f"attention={arguments.attention}: must be one of {', '.join(known)}")
     at_once = arguments.batch_tokens
     if not (at_once.isdecimal() and int(at_once) > 0):
         raise UsageError(f"batch_tokens={at_once}: must be a whole number, at least 1")

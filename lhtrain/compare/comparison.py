@@ -4,10 +4,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lhtrain.compare.curve import attention_of, comparable, value_of
+from lhtrain.compare.curve import attention_of, comparable
 from lhtrain.compare.measures import SpeedUp, loss_at, speed_up
 from lhtrain.compare.run import Run
 from lhtrain.compare.settings import Difference, differing
+from lhtrain.text import dicts_at, number_at
 
 # Settings that decide on which tokens a run is validated.
 VALIDATED_ON = ("data.tokenizer", "data.val_fraction", "eval.tokens", "data.eos")
@@ -68,23 +69,22 @@ def by_loss(rows: list[Compared]) -> list[int]:
 
 def summary_stages(run: Run) -> list[dict[str, Any]]:
     """Return the entries of stages in summary.json."""
-    stages = run.summary.get("stages")
-    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    return dicts_at(run.summary, "stages")
 
 
 def seconds_of(run: Run) -> float | None:
     """Return the wall-clock seconds of a run, without compilation."""
-    found = [value_of(run.summary, "wall_clock_seconds")]
-    found += [value_of(row, "seconds") for row in run.rows[-1:]]
+    found = [number_at(run.summary, "wall_clock_seconds")]
+    found += [number_at(row, "seconds") for row in run.rows[-1:]]
     return max((value for value in found if value is not None), default=None)
 
 
 def device_hours(run: Run) -> float | None:
     """Return the hours of all ranks, with compilation; None if the number of ranks is not known."""
-    seconds, ranks = seconds_of(run), value_of(run.summary, "ranks")
+    seconds, ranks = seconds_of(run), number_at(run.summary, "ranks")
     if seconds is None or ranks is None:
         return None
-    return (seconds + (value_of(run.summary, "compile_seconds") or 0)) * ranks / 3600
+    return (seconds + (number_at(run.summary, "compile_seconds") or 0)) * ranks / 3600
 
 
 def flops_of(run: Run) -> float | None:
@@ -92,7 +92,7 @@ def flops_of(run: Run) -> float | None:
     if not run.flops:
         return None
     done = [
-        (run.flops.get(str(stage.get("name"))), value_of(stage, "steps")) for stage in summary_stages(run)
+        (run.flops.get(str(stage.get("name"))), number_at(stage, "steps")) for stage in summary_stages(run)
     ]
     return sum(each * steps for each, steps in done if each and steps) or None
 
@@ -101,8 +101,8 @@ def _compared(run: Run, baseline: Run | None) -> Compared:
     points, seconds = comparable(run), seconds_of(run)
     stages = summary_stages(run)
     last: dict[str, Any] = run.rows[-1] if run.rows else {}
-    tokens = value_of(last, "tokens") or value_of(run.summary, "tokens")
-    memory = [found for stage in stages if (found := value_of(stage, "peak_memory_gb")) is not None]
+    tokens = number_at(last, "tokens") or number_at(run.summary, "tokens")
+    memory = [found for stage in stages if (found := number_at(stage, "peak_memory_gb")) is not None]
     return Compared(
         run.label,
         run.state,
@@ -113,7 +113,7 @@ def _compared(run: Run, baseline: Run | None) -> Compared:
         _attention(run, points[-1].stage) if points else None,
         seconds,
         tokens / seconds if tokens and seconds else None,
-        value_of(stages[-1], "mfu") if stages else None,
+        number_at(stages[-1], "mfu") if stages else None,
         max(memory, default=None),
         flops_of(run),
         device_hours(run),

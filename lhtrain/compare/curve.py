@@ -1,11 +1,11 @@
 """The losses of a run as points that have a step, tokens, seconds and FLOPs."""
 
-import math
 from typing import Any, NamedTuple
 
 from lhtrain.compare.run import Run
 from lhtrain.runs.metrics_file import Row
 from lhtrain.stage import saved_attention_settings
+from lhtrain.text import number_at
 
 AXES = ("step", "tokens", "seconds", "flops")
 
@@ -19,14 +19,6 @@ class Point(NamedTuple):
     flops: float | None
     stage: str
     value: float
-
-
-def value_of(row: dict[str, Any], key: str) -> float | None:
-    """Return the finite number at `key`, or None."""
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def points(run: Run, kind: str, key: str) -> list[Point]:
@@ -88,8 +80,8 @@ def attention_of(run: Run, stage: str) -> dict[str, Any]:
 
 
 def _point(row: Row, key: str, flops: float | None) -> Point | None:
-    value = value_of(row, key)
-    tokens, seconds = value_of(row, "tokens"), value_of(row, "seconds")
+    value = number_at(row, key)
+    tokens, seconds = number_at(row, "tokens"), number_at(row, "seconds")
     if value is None or tokens is None or seconds is None:
         return None
     return Point(row["step"], tokens, seconds, flops, str(row.get("stage")), value)

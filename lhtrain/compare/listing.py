@@ -8,13 +8,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from lhtrain.compare.curve import value_of
 from lhtrain.compare.run import labels_of, state_of
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.slurm.folder import SlurmFolder
 from lhtrain.slurm.queue import queued
 from lhtrain.slurm.status import find_runs, status_of
-from lhtrain.text import number, one_line
+from lhtrain.text import number, number_at, one_line
 
 RECENT = 50  # the speed is the median of this many logged steps
 ORDERS = ("age", "name", "loss", "step", "state")
@@ -60,7 +59,7 @@ def _listed(path: Path, name: str, jobs: Any) -> Listed:
     speeds = sorted(
         speed
         for row in rows[-RECENT:]
-        if row.get("stage") == status.stage and (speed := value_of(row, "tokens_per_second")) is not None
+        if row.get("stage") == status.stage and (speed := number_at(row, "tokens_per_second")) is not None
     )
     return Listed(
         name,
@@ -70,7 +69,7 @@ def _listed(path: Path, name: str, jobs: Any) -> Listed:
         status.stage,
         status.step,
         status.steps,
-        value_of(summary, "val_loss"),
+        number_at(summary, "val_loss"),
         speeds[len(speeds) // 2] if speeds else None,
         _age(path),
     )

@@ -6,13 +6,14 @@ from typing import Any
 
 from lhtrain.build import Data, Engine
 from lhtrain.compute.flops import step_flops
+from lhtrain.conf.rules.evaluation import FULL, OWN
 from lhtrain.conf.schema import Config
 from lhtrain.evaluation.attention import FullAttention, StageAttention, length_problem, stage_at
 from lhtrain.evaluation.judge import AttentionAt, Judge, Score
 from lhtrain.evaluation.plan import Plan, fitted
 from lhtrain.evaluation.result import described
 from lhtrain.evaluation.sources import own_texts, validation_texts
-from lhtrain.evaluation.tasks import FULL, OWN, measure
+from lhtrain.evaluation.tasks import measure
 from lhtrain.evaluation.texts import Texts
 from lhtrain.schedule import Schedule
 from lhtrain.stage import Stage

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lhtrain.conf.rules.evaluation import ATTENTIONS, FULL, OWN
 from lhtrain.evaluation import copying, gain_of_context, long_ppl, loss_by_position, passkey, recall
 from lhtrain.evaluation.judge import Score
 from lhtrain.evaluation.plan import Plan
@@ -20,7 +21,6 @@ TASKS: dict[str, Callable[[Trial], Result | None]] = {
     "copy": copying.run,
     "long_ppl": long_ppl.run,
 }
-FULL, OWN = "full", "lighthouse"  # full attention; the attention of the stage
 
 
 def measure(
@@ -35,9 +35,9 @@ def measure(
     Returns:
         FULL and OWN -> task -> result, None for an attention that is not measured.
     """
-    results: dict[str, Any] = {FULL: None, OWN: None}
+    results: dict[str, Any] = dict.fromkeys(ATTENTIONS)
     first: Trial | None = None
-    for name in (FULL, OWN):
+    for name in ATTENTIONS:
         if name not in scores:
             continue
         chosen_by = f"the same weights, {FULL if first or name == FULL else OWN} attention"

@@ -6,7 +6,7 @@ from typing import Any
 
 from lhtrain.compute.device import compute_dtype, pick_device
 from lhtrain.conf.problems import ConfigError, Problem
-from lhtrain.conf.rules.evaluation import BEYOND
+from lhtrain.conf.rules.evaluation import BEYOND, FULL, OWN
 from lhtrain.conf.schema import Device, EvalConfig, Precision
 from lhtrain.data import DataError
 from lhtrain.errors import RunError, UsageError
@@ -15,7 +15,7 @@ from lhtrain.evaluation.judge import AttentionAt, Judge
 from lhtrain.evaluation.plan import Plan
 from lhtrain.evaluation.result import described
 from lhtrain.evaluation.sources import own_texts, trained_texts
-from lhtrain.evaluation.tasks import FULL, OWN, measure
+from lhtrain.evaluation.tasks import measure
 from lhtrain.evaluation.texts import Texts
 from lhtrain.opened import Opened, open_trained
 from lhtrain.stage import Stage

@@ -12,13 +12,23 @@ from markupsafe import Markup
 
 import lhtrain
 from lhtrain.compare.comparison import Compared, compare, summary_stages
-from lhtrain.compare.curve import value_of
 from lhtrain.compare.run import Run
 from lhtrain.compare.table import equal_time_text, letter_of, speed_up_text
 from lhtrain.pages.charts import SPEEDS, charts, switch_steps
 from lhtrain.pages.evaluation import evaluation, evaluation_charts
 from lhtrain.report.summary import recovery
-from lhtrain.text import duration, finite, number, one_line, printable, to_json, with_width
+from lhtrain.text import (
+    dict_at,
+    dicts_at,
+    duration,
+    finite,
+    number,
+    number_at,
+    one_line,
+    printable,
+    to_json,
+    with_width,
+)
 
 HERE = Path(__file__).parent
 EVENTS = ("rewound", "skipped", "spike", "changed")
@@ -117,23 +127,21 @@ def _run(run: Run, compared: Compared, at: int, price: float | None) -> dict[str
 def _bits_per_byte(run: Run) -> float | None:
     """Return the bits per byte of the last validation; None if its row does not have them."""
     rows = (row for row in reversed(run.rows) if row["kind"] == "validation")
-    return value_of(next(rows, {}), "val_bits_per_byte")
+    return number_at(next(rows, {}), "val_bits_per_byte")
 
 
 def _device(run: Run) -> str:
     """Return the word for what the ranks ran on."""
-    hardware = run.summary.get("hardware")
-    device = str(hardware.get("device", "")) if isinstance(hardware, dict) else ""
+    device = str(dict_at(run.summary, "hardware").get("device", ""))
     return "CPU" if device == "cpu" else "GPU"
 
 
 def _stage(stage: dict[str, Any]) -> dict[str, Any]:
-    seconds = stage.get("wall_clock_seconds")
-    seconds = seconds if isinstance(seconds, dict) else {}
+    seconds = dict_at(stage, "wall_clock_seconds")
     parts = [
-        (str(key), value) for key in seconds if key not in NOT_PARTS and (value := value_of(seconds, key))
+        (str(key), value) for key in seconds if key not in NOT_PARTS and (value := number_at(seconds, key))
     ]
-    total = value_of(seconds, "total") or sum(value for _, value in parts)
+    total = number_at(seconds, "total") or sum(value for _, value in parts)
     rest = total - sum(value for _, value in parts)
     parts += [("other", rest)] if total and rest / total > 0.005 else []
     known = (
@@ -151,23 +159,18 @@ def _stage(stage: dict[str, Any]) -> dict[str, Any]:
         "attention": str(stage.get("attention") or "-"),
         "total": total or None,
         "parts": [(name, value, value / total) for name, value in parts] if total else [],
-        "loss": with_width(value_of(stage, "loss_mean"), value_of(stage, "loss_stderr")),
-        **{key: value_of(stage, key) for key in known},
+        "loss": with_width(number_at(stage, "loss_mean"), number_at(stage, "loss_stderr")),
+        **{key: number_at(stage, key) for key in known},
     }
 
 
 def _switches(run: Run) -> list[dict[str, Any]]:
     """Return a title, a sentence and the name of the chart of each switch."""
-    listed = run.summary.get("switches")
-    entries = {
-        entry.get("step"): entry
-        for entry in (listed if isinstance(listed, list) else [])
-        if isinstance(entry, dict)
-    }
+    entries = {number_at(entry, "step"): entry for entry in dicts_at(run.summary, "switches")}
     rows = [row for row in run.rows if row["kind"] == "switch"]
     out = []
     for number_of, (step, row) in enumerate(zip(switch_steps(run), rows, strict=True)):
-        before, after = (value_of(row, f"val_loss_{name}") for name in ("before", "after"))
+        before, after = (number_at(row, f"val_loss_{name}") for name in ("before", "after"))
         entry: dict[str, Any] = {"steps_still_above": 0, "steps_to_recover": None, "val_loss_before": before}
         entry |= {key: value for key, value in entries.get(step, {}).items() if key in entry}
         losses = f"validation loss {number(before)} → {number(after)} with the same weights"
@@ -190,11 +193,9 @@ def _samples(run: Run) -> list[dict[str, Any]]:
 
 def _record(record: dict[str, Any]) -> dict[str, str]:
     """Return a record of the history as texts, without host and folder, because pages are sent to others."""
-    versions = record.get("versions")
-    versions = versions if isinstance(versions, dict) else {}
+    versions = dict_at(record, "versions")
     commit = str(versions.get("commit") or "")[:12]
-    changed = record.get("changed")
-    changes = [one for one in changed if isinstance(one, dict)] if isinstance(changed, list) else []
+    changes = dicts_at(record, "changed")
     return {
         "time": str(record.get("time", "")),
         "event": str(record.get("how") or record.get("event") or ""),
@@ -218,12 +219,11 @@ def _about(run: Run) -> list[tuple[str, str]]:
     summary = run.summary
     facts = [
         ("folder", str(run.path)),
-        ("parameters", f"{int(value):,}" if (value := value_of(summary, "parameters")) else ""),
+        ("parameters", f"{int(value):,}" if (value := number_at(summary, "parameters")) else ""),
         ("ranks", str(summary.get("ranks") or "")),
         ("data fingerprint", str(summary.get("data") or "")),
     ]
     for name in ("hardware", "versions"):
-        values = summary.get(name)
-        if isinstance(values, dict):
-            facts.append((name, ", ".join(f"{key} {value}" for key, value in values.items() if value)))
+        values = dict_at(summary, name)
+        facts.append((name, ", ".join(f"{key} {value}" for key, value in values.items() if value)))
     return [(name, text) for name, text in facts if text]

@@ -1,52 +1,70 @@
 """The table and the heat maps of an evaluation, and its numbers for metrics.jsonl."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lhtrain.text import number
+from lhtrain.conf.rules.evaluation import ATTENTIONS
+from lhtrain.text import number, number_at
 
 Result = dict[str, Any]
 
-# Numbers of a row of metrics.jsonl: name -> task, path in its result, and its name in the table.
-NUMBERS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "position_loss": ("loss_by_position", ("loss",), "loss of long documents"),
-    "last_loss": ("loss_by_position", ("last", "loss"), "loss of their last tokens"),
-    "gain_of_context": ("gain_of_context", ("gain",), "gain of context"),
-    "recall_exact": ("recall", ("exact",), "recall, exact"),
-    "recall_loss": ("recall", ("loss",), "recall, loss"),
-    "recall_control_loss": ("recall", ("control_loss",), "recall, loss without the pair"),
-    "passkey": ("passkey", ("accuracy",), "pass key, one digit"),
-    "copy_loss": ("copy", ("loss",), "copy, loss"),
-    "long_ppl": ("long_ppl", ("ppl",), "LongPPL"),
+
+class Number(NamedTuple):
+    """A main number of an evaluation. path: its place in the results under one attention."""
+
+    label: str
+    path: tuple[str, ...]
+    form: str = ".4f"
+
+
+# Name in metrics.jsonl and summary.json -> the number.
+NUMBERS = {
+    "position_loss": Number("loss of long documents", ("loss_by_position", "loss")),
+    "last_loss": Number("loss of their last tokens", ("loss_by_position", "last", "loss")),
+    "gain_of_context": Number("gain of context", ("gain_of_context", "gain")),
+    "recall_exact": Number("recall, exact", ("recall", "exact"), ".0%"),
+    "recall_loss": Number("recall, loss", ("recall", "loss")),
+    "recall_control_loss": Number("recall, loss without the pair", ("recall", "control_loss")),
+    "passkey": Number("pass key, one digit", ("passkey", "accuracy"), ".0%"),
+    "copy_loss": Number("copy, loss", ("copy", "loss")),
+    "long_ppl": Number("LongPPL", ("long_ppl", "ppl")),
 }
-SHARES = ("recall_exact", "passkey")  # shown in percent
 
 
 def numbers(of_attention: Result) -> dict[str, float | None]:
-    """Return the main numbers of the results under one attention."""
-    found = {}
-    for name, (task, path, _) in NUMBERS.items():
-        if task in of_attention:
-            value: Any = of_attention[task]
-            for key in path:
-                value = None if value is None else value[key]
-            found[name] = value
-    return found
+    """Return the main numbers of the tasks that were measured under one attention.
+
+    None: the task gave no number. The results may be those of a damaged file.
+    """
+    return {name: _at(of_attention, of.path) for name, of in NUMBERS.items() if of.path[0] in of_attention}
+
+
+def _at(results: Any, path: tuple[str, ...]) -> float | None:
+    for key in path[:-1]:
+        results = results.get(key) if isinstance(results, dict) else None
+    return number_at(results, path[-1]) if isinstance(results, dict) else None
+
+
+def shown(name: str, value: float | None) -> str:
+    """Return a main number as text; shares in percent."""
+    return number(value, NUMBERS[name].form)
 
 
 def line(attention: str, values: dict[str, float | None]) -> str:
     """Return the main numbers as text for one line."""
-    shown = [f"{NUMBERS[name][2]} {_shown(name, value)}" for name, value in values.items() if name in NUMBERS]
-    return f"{attention} attention: {', '.join(shown)}"
+    parts = [
+        f"{NUMBERS[name].label} {shown(name, value)}" for name, value in values.items() if name in NUMBERS
+    ]
+    return f"{attention} attention: {', '.join(parts)}"
 
 
 def tables(result: Result) -> Group:
     """Return the tables of the content of eval.json: main numbers, losses by position, and heat maps."""
-    measured = {name: result[name] for name in ("full", "lighthouse") if result[name] is not None}
+    measured = {name: result[name] for name in ATTENTIONS if result[name] is not None}
     parts = [_main(measured), *_positions(measured)]
     for name, of in measured.items():
         if of.get("recall"):
@@ -59,15 +77,11 @@ def tables(result: Result) -> Group:
     return Group(*parts)
 
 
-def _shown(name: str, value: float | None) -> str:
-    return number(value, ".0%" if name in SHARES else ".4f")
-
-
 def _main(measured: Result) -> Table:
     out = Table("attention", *measured)
     values = {name: numbers(of) for name, of in measured.items()}
     for key in next(iter(values.values())):
-        out.add_row(NUMBERS[key][2], *(_shown(key, of[key]) for of in values.values()))
+        out.add_row(NUMBERS[key].label, *(shown(key, of[key]) for of in values.values()))
     return out
 
 

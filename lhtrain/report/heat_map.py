@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lhtrain.conf.rules.evaluation import ATTENTIONS
+from lhtrain.text import counted, dict_at, dicts_at, number_at
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ATTENTIONS = ("full", "lighthouse")
+# Tasks over length and depth: the key of their share from 0 to 1, and a title.
 SHARES = {
-    "recall": "exact",
-    "passkey": "accuracy",
-}  # tasks over length and depth, and their share from 0 to 1
+    "recall": ("exact", "Recall, {pairs}: share that is exact"),
+    "passkey": ("accuracy", "Pass key: share that is right"),
+}
 
 
 class Cells(NamedTuple):
@@ -24,12 +27,16 @@ class Cells(NamedTuple):
 
 
 class HeatMap(NamedTuple):
-    """Shares (lengths, depths) from 0 to 1; NaN: not measured. name: ATTENTION/TASK."""
+    """Shares from 0 to 1, a row for each length, a column for each depth. None: not measured.
+
+    name: TASK, or TASK_PAIRS where pairs are hidden.
+    """
 
     name: str
+    title: str
     lengths: list[int]
     depths: list[float]
-    shares: np.ndarray
+    shares: list[list[float | None]]
 
 
 def tables(result: dict[str, Any]) -> Iterator[Cells]:
@@ -44,45 +51,66 @@ def tables(result: dict[str, Any]) -> Iterator[Cells]:
                 )
 
 
-def heat_maps(result: dict[str, Any]) -> Iterator[HeatMap]:
-    """Yield a heat map for each task over length and depth, one for each number of pairs."""
-    for attention in ATTENTIONS:
-        for task, share in SHARES.items():
-            cells = ((result.get(attention) or {}).get(task) or {}).get("cells") or []
-            for pairs in dict.fromkeys(cell.get("pairs") for cell in cells):
-                name = f"{attention}/{task}" + (f"_{pairs}" if pairs is not None else "")
-                yield _heat_map(name, [cell for cell in cells if cell.get("pairs") == pairs], share)
+def heat_maps(of_attention: dict[str, Any]) -> Iterator[HeatMap]:
+    """Yield a heat map for each task over length and depth, one for each number of pairs.
+
+    of_attention: the results under one attention. Cells that are damaged are left out.
+    """
+    for task, (key, title) in SHARES.items():
+        for pairs, cells in _by_pairs(dicts_at(dict_at(of_attention, task), "cells")).items():
+            name = task if pairs is None else f"{task}_{pairs:.0f}"
+            title_here = title.format(pairs=counted(int(pairs or 0), "pair"))
+            if found := _heat_map(name, title_here, cells, key):
+                yield found
 
 
-def _heat_map(name: str, cells: list[dict[str, Any]], share: str) -> HeatMap:
-    lengths = sorted({cell["length"] for cell in cells})
-    depths = sorted({cell["depth"] for cell in cells})
-    shares = np.full((len(lengths), len(depths)), np.nan)
+def _by_pairs(cells: list[dict[str, Any]]) -> dict[float | None, list[dict[str, Any]]]:
+    groups: dict[float | None, list[dict[str, Any]]] = {}
     for cell in cells:
-        if cell[share] is not None:
-            shares[lengths.index(cell["length"]), depths.index(cell["depth"])] = cell[share]
-    return HeatMap(name, lengths, depths, shares)
+        groups.setdefault(number_at(cell, "pairs"), []).append(cell)
+    return groups
 
 
-def picture(heat_map: HeatMap) -> np.ndarray:
-    """Draw a heat map; returns the image, (height, width, 3) uint8."""
+def _heat_map(name: str, title: str, cells: list[dict[str, Any]], key: str) -> HeatMap | None:
+    shares = {}
+    for cell in cells:
+        length, depth, share = (number_at(cell, of) for of in ("length", "depth", key))
+        if length is not None and depth is not None and share is not None:
+            shares[int(length), depth] = min(max(share, 0.0), 1.0)
+    if not shares:
+        return None
+    lengths = sorted({length for length, _ in shares})
+    depths = sorted({depth for _, depth in shares})
+    return HeatMap(name, title, lengths, depths, [[shares.get((n, d)) for d in depths] for n in lengths])
+
+
+def pictures(result: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the heat maps in the content of eval.json: ATTENTION/NAME, image (height, width, 3) uint8."""
+    for attention in ATTENTIONS:
+        for heat_map in heat_maps(result.get(attention) or {}):
+            yield f"{attention}/{heat_map.name}", picture(heat_map, f"{attention}/{heat_map.name}")
+
+
+def picture(heat_map: HeatMap, title: str) -> np.ndarray:
+    """Draw a heat map; return the image, (height, width, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(_figure(heat_map))
+    canvas = FigureCanvasAgg(_figure(heat_map, title))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _figure(heat_map: HeatMap) -> "Figure":
+def _figure(heat_map: HeatMap, title: str) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(heat_map.shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-    axes.set(xlabel="depth", ylabel="length in tokens", title=heat_map.name)
+    shares = np.array(heat_map.shares, dtype=float)  # NaN where nothing was measured
+    axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    axes.set(xlabel="depth", ylabel="length in tokens", title=title)
     axes.set_xticks(range(len(heat_map.depths)), [f"{depth:g}" for depth in heat_map.depths])
     axes.set_yticks(range(len(heat_map.lengths)), [f"{length:,}" for length in heat_map.lengths])
-    for (y, x), share in np.ndenumerate(heat_map.shares):
+    for (y, x), share in np.ndenumerate(shares):
         if np.isfinite(share):
             axes.text(x, y, f"{share:.0%}", ha="center", va="center")
     return figure

@@ -6,6 +6,7 @@ from pathlib import Path
 from signal import SIGINT, Signals
 from typing import Any, Protocol, Self
 
+from lhtrain.conf.rules.evaluation import ATTENTIONS
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.failure import lost_contact
 from lhtrain.errors import LOST_CONTACT, reason
@@ -143,7 +144,7 @@ class Reporter(Events):
         self._attempt("loss.png was not drawn", lambda: self.plot.renew(self.metrics.rows))
 
     def evaluated(self, result: dict[str, Any]) -> None:
-        for attention in ("full", "lighthouse"):
+        for attention in ATTENTIONS:
             if result[attention] is not None:
                 values = evaluation.numbers(result[attention])
                 self._row("evaluation", attention=attention, **values)

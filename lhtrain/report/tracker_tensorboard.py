@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lhtrain.conf.schema import LoggerConfig
-from lhtrain.report.heat_map import Cells, heat_maps, picture, tables
+from lhtrain.report.heat_map import Cells, pictures, tables
 from lhtrain.report.metrics import Row
 from lhtrain.report.scalars import scalars
 from lhtrain.report.trackers import Tracker
@@ -43,8 +43,8 @@ class TensorboardTracker(Tracker):
         writer = self._from(step)
         for table in tables(result):
             writer.add_text(f"evaluation/{table.name}", _markdown(table), step)
-        for heat_map in heat_maps(result):
-            writer.add_image(f"evaluation/{heat_map.name}", picture(heat_map), step, dataformats="HWC")
+        for name, image in pictures(result):
+            writer.add_image(f"evaluation/{name}", image, step, dataformats="HWC")
         writer.flush()
 
     def sampled(self, step: int, samples: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lhtrain.conf.schema import LoggerConfig, LoggerMode
 from lhtrain.files import write_atomic
-from lhtrain.report.heat_map import heat_maps, picture, tables
+from lhtrain.report.heat_map import pictures, tables
 from lhtrain.report.metrics import KINDS, Row
 from lhtrain.report.scalars import scalars
 from lhtrain.report.trackers import Tracker
@@ -55,8 +55,8 @@ class WandbTracker(Tracker):
         out: dict[str, Any] = {}
         for table in tables(result):
             out[f"evaluation/{table.name}"] = wandb.Table(columns=[*table.columns], data=table.rows)
-        for heat_map in heat_maps(result):
-            out[f"evaluation/{heat_map.name}_map"] = wandb.Image(picture(heat_map))
+        for name, image in pictures(result):
+            out[f"evaluation/{name}_map"] = wandb.Image(image)
         self._run.log({"step": step, **out})
 
     def sampled(self, step: int, samples: list[dict[str, Any]]) -> None:

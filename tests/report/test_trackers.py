@@ -9,7 +9,7 @@ import pytest
 
 from lhtrain.conf.schema import LoggerConfig, LoggerMode
 from lhtrain.registry import TRACKERS, load_plugins
-from lhtrain.report.heat_map import heat_maps, picture, tables
+from lhtrain.report.heat_map import heat_maps, pictures, tables
 from lhtrain.report.scalars import scalars
 from lhtrain.report.trackers import Trackers
 
@@ -215,11 +215,11 @@ def test_an_evaluation_has_tables_and_heat_maps():
         ("full/recall", [1, 2048, 1.0, 1.0, 0.25, 4]),
         ("full/loss_by_position", [0, 64, 3.0]),
     ]
-    (heat_map,) = heat_maps(RESULT)
-    assert (heat_map.name, heat_map.lengths, heat_map.depths) == ("full/recall_1", [1024, 2048], [0.0, 1.0])
-    np.testing.assert_array_equal(heat_map.shares, [[1.0, np.nan], [np.nan, 0.25]])
-    pixels = picture(heat_map)
-    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.std() > 10
+    (heat_map,) = heat_maps(RESULT["full"])
+    assert (heat_map.name, heat_map.lengths, heat_map.depths) == ("recall_1", [1024, 2048], [0.0, 1.0])
+    assert heat_map.shares == [[1.0, None], [None, 0.25]]
+    ((name, pixels),) = pictures(RESULT)
+    assert name == "full/recall_1" and pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.std() > 10
 
 
 def test_wandb_gets_tables_images_and_samples(opened):

@@ -8,6 +8,8 @@ from lhtrain.conf.rules.stages import pyramid_of
 from lhtrain.conf.schema import Config, ParallelConfig, StageConfig
 from lhtrain.kernels.pyramid import Pyramid
 
+METHODS = ("auto", "ring", "ulysses")
+
 
 def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
     """Return dp_replicate, dp_shard and cp, with -1 replaced by a number.
@@ -20,6 +22,20 @@ def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
         launch = "; torchrun --nproc-per-node=N -m lhtrain … starts N" if n_ranks == 1 else ""
         raise ValueError(f"their product must be the number of ranks, {n_ranks}{launch}")
     return config.dp_replicate, shard, config.cp
+
+
+def pick_method(method: str, n_heads: int, n_kv_heads: int, size: int) -> str:
+    """auto: ulysses where the ranks share the heads evenly (any dense kernel, two exchanges), else ring.
+
+    Raises ValueError: an unknown method, or ulysses with heads that cannot be shared.
+    """
+    if method not in METHODS:
+        raise ValueError(f"cp_attention={method}: must be one of {', '.join(METHODS)}")
+    divides = n_heads % size == 0 and n_kv_heads % size == 0
+    if method == "ulysses" and not divides:
+        heads = f"n_heads={n_heads} and n_kv_heads={n_kv_heads}"
+        raise ValueError(f"cp_attention=ulysses: {heads} must be multiples of cp={size}; ring takes any")
+    return ("ulysses" if divides else "ring") if method == "auto" else method
 
 
 def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:

@@ -1,48 +1,80 @@
-"""`lhtrain estimate`: the GPU memory that each stage needs, and settings that make it fit."""
+"""`lhtrain estimate`: memory, predicted speed and cost of a run, and what makes it fit on how many GPUs."""
 
 from argparse import Namespace
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from rich.console import Console
 from rich.table import Table
 
+from lhtrain.commands import estimate_speed
 from lhtrain.compute.advice import advice
-from lhtrain.compute.fill import compose_config
+from lhtrain.compute.fill import filled
 from lhtrain.compute.memory import Memory, how, parameters
 from lhtrain.compute.memory import estimate as peak
+from lhtrain.compute.meshes import Hardware, shared
+from lhtrain.compute.rates import GPUS, H100, NETWORK, NODE
 from lhtrain.compute.rotary import low_bases
-from lhtrain.conf.compose import with_folders
+from lhtrain.conf.compose import check_overrides, with_folders
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import Config
 from lhtrain.errors import UsageError
 from lhtrain.stage import stages_of
 
-GPUS = {"a100": 80, "h100": 80, "h200": 141, "b200": 180}  # GB
-
 
 def estimate(arguments: Namespace) -> None:
-    """Print the peak memory of each stage. Raises UsageError, ConfigError."""
-    gpu, ranks = arguments.gpu.lower(), arguments.ranks
-    if gpu not in GPUS and not (gpu.replace(".", "", 1).isdigit() and float(gpu) > 0):
-        raise UsageError(f"gpu={gpu}: must be one of {', '.join(GPUS)}, or a number of GB")
-    if ranks and not (ranks.isdecimal() and int(ranks) > 0):
-        raise UsageError(f"ranks={ranks}: must be a whole number, at least 1")
-    capacity, n_ranks = float(GPUS.get(gpu, 0) or gpu), int(ranks) if ranks else None
-    settings = with_folders(arguments.config_dir, arguments.settings)
-    config = compose_config(settings, n_ranks, int(capacity * 1e9))
-    if n_ranks is not None:
-        config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
-    console = Console(markup=False, emoji=False, highlight=False)
+    """Print peak memory, predicted speed and cost of each stage. Raises UsageError, ConfigError."""
+    hardware, name = hardware_of(arguments)
+    ranks = int(_number(arguments, "ranks", whole=True) or 0) or None
+    price = _number(arguments, "price")
+    valid = check_overrides(with_folders(arguments.config_dir, arguments.settings), n_ranks=ranks)
+    config = filled(valid, ranks, hardware.memory)
+    known = config.parallel.dp_replicate * config.parallel.cp
+    n_ranks = ranks or known * max(config.parallel.dp_shard, 1)
+    config.parallel.dp_shard = mesh_sizes(config.parallel, n_ranks)[1]
+    console, capacity = Console(markup=False, emoji=False, highlight=False), hardware.memory / 1e9
     total = sum(parameters(config.model))
     console.print(
         f"{config.model.name}: {total:,} parameters; peak memory of a step in GB, of {capacity:g} GB"
     )
     console.print(table(config, capacity))
     console.print(f"with {how(config)}")
-    if any(peak(config, stage).total >= capacity * 1e9 for stage in stages_of(config).values()):
+    if any(peak(config, stage).total >= hardware.memory for stage in stages_of(config).values()):
         print(*advice(config, capacity), sep="\n")
     for text in low_bases(config):
         print(f"warning: {text}")
+    run = shared(config, n_ranks, hardware)
+    print("", *estimate_speed.heading(run, name, hardware), sep="\n")
+    console.print(estimate_speed.table(run, hardware, price))
+    print(*estimate_speed.limits(run), "", sep="\n")
+    print(*estimate_speed.choices(valid, n_ranks, hardware), sep="\n")
+
+
+def hardware_of(arguments: Namespace) -> tuple[Hardware, str]:
+    """Return the GPUs that the arguments describe, and their name. Raises UsageError."""
+    gpu = arguments.gpu.lower()
+    rates = GPUS.get(gpu)
+    if rates is None:
+        if not (gpu.replace(".", "", 1).isdigit() and float(gpu) > 0):
+            raise UsageError(f"gpu={gpu}: must be one of {', '.join(GPUS)}, or a number of GB")
+        assumed = f"gpu={gpu} names no GPU, so the speed of an H100 is assumed"
+        rates = replace(H100, gigabytes=float(gpu), assumed=assumed)
+    network = _number(arguments, "network")
+    node = int(_number(arguments, "node", whole=True) or NODE)
+    memory = int(rates.gigabytes * 1e9)
+    name = gpu.upper() if gpu in GPUS else f"GPU of {gpu} GB"
+    return Hardware(rates, memory, network * 1e9 if network else NETWORK, node), name
+
+
+def _number(arguments: Namespace, key: str, whole: bool = False) -> float | None:
+    """Return the value of `key`; None if it is not given. Raises UsageError: not a number above 0."""
+    text = getattr(arguments, key)
+    if text is None:
+        return None
+    rule = "a whole number, at least 1" if whole else "a number above 0"
+    digits = text if whole else text.replace(".", "", 1)
+    if not (digits.isdecimal() and float(text) > 0):
+        raise UsageError(f"{key}={text}: must be {rule}")
+    return float(text)
 
 
 def table(config: Config, capacity: float) -> Table:

@@ -6,27 +6,13 @@ from typing import Any
 
 import torch
 
+from lhtrain.compute.rates import PEAK_TFLOPS
 from lhtrain.conf.schema import Device, Precision
 from lhtrain.errors import RunError
 from lhtrain.provenance import cpu_cores, cpu_name
 from lhtrain.provenance import versions as installed_versions
 
 LEAST_BFLOAT16 = (8, 0)  # Ampere and later
-
-# Dense bfloat16 TFLOP/s from the data sheets. The first key that is part of the GPU's name counts, so boards
-# with less power come before the rest of their family.
-PEAK_TFLOPS = {
-    "GB200": 2500.0,
-    "B200": 2250.0,
-    "H200 NVL": 835.5,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.5,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "A6000": 155.0,
-}
 
 
 def pick_device(wanted: Device) -> torch.device:

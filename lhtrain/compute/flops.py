@@ -9,6 +9,8 @@ counts twice the forward pass. A scorer counts once, because it has no backward 
 nothing, and neither does anything that is not a matrix product.
 """
 
+from dataclasses import dataclass
+
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.kernels.pyramid import DILATION
 from lhtrain.stage import Stage
@@ -19,35 +21,51 @@ def step_flops(model: ModelConfig, stage: Stage, share: float = 1.0) -> int:
 
     share: the share of pairs of tokens that are of one document, if documents are kept apart.
     """
-    weights = 2 * stage.batch_tokens * _weights(model)
-    attention = 0
-    for layer in range(model.n_layers):
-        if layer in stage.dense_layers:
-            attention += stage.n_sequences * int(share * _attention(model, stage.seq_len))
-        else:
-            attention += stage.n_sequences * _lighthouse(model, stage, share)
-    layers = model.n_layers - len(set(stage.dense_layers))
-    return 3 * (weights + attention) + stage.n_sequences * layers * _scores(model, stage)
+    weights = 2 * stage.batch_tokens * weights_of_products(model)
+    layers = [attention_flops(model, stage, number, share) for number in range(model.n_layers)]
+    attention = sum(layer.rows + layer.window + layer.strict for layer in layers)
+    return 3 * weights + stage.n_sequences * (3 * attention + sum(layer.scores for layer in layers))
 
 
-def _weights(model: ModelConfig) -> int:
-    """Return the number of weights that multiply every token: all matrices except the embedding, a lookup."""
-    heads = 2 * model.n_heads + 2 * model.n_kv_heads  # queries and output, keys and values
-    per_layer = model.dim * heads * model.head_dim + 3 * model.dim * model.ffn_dim
-    return model.n_layers * per_layer + model.dim * model.vocab_size
+@dataclass(frozen=True)
+class AttentionFlops:
+    """FLOPs of the forward pass of one layer's attention on one sequence, by kernel."""
+
+    rows: int = 0  # causal attention over the sequence, or over the selected rows of a Lighthouse layer
+    window: int = 0  # attention to the exact window
+    strict: int = 0  # the attention of a strictly causal layer
+    scores: int = 0  # the scorer, which has no backward pass
 
 
-def _lighthouse(model: ModelConfig, stage: Stage, share: float) -> int:
-    """Return the FLOPs of the forward pass of one Lighthouse layer on one sequence."""
+def attention_flops(model: ModelConfig, stage: Stage, number: int, share: float = 1.0) -> AttentionFlops:
+    """Return the FLOPs of the attention of layer `number`. share: as in `step_flops`."""
     n, window = stage.seq_len, stage.window
+    if number in stage.dense_layers:
+        return AttentionFlops(rows=int(share * _attention(model, n)))
+    scores = _scores(model, stage)
     if stage.strictly_causal:
-        return int(share * 4 * model.n_heads * model.head_dim * _strict_pairs(stage))
+        pairs = 4 * model.n_heads * model.head_dim * _strict_pairs(stage)
+        return AttentionFlops(strict=int(share * pairs), scores=scores)
     near = 0
     if window < n:  # otherwise n_attended is the whole sequence
         # Position j has min(j + 1, window) keys.
         pairs = window * (window + 1) // 2 + (n - window) * window
         near = 4 * model.n_heads * model.head_dim * min(pairs, int(share * (n * (n + 1) // 2)))
-    return near + int(share * _attention(model, stage.n_attended))
+    return AttentionFlops(int(share * _attention(model, stage.n_attended)), near, scores=scores)
+
+
+def weights_of_products(model: ModelConfig) -> int:
+    """Return the number of weights that multiply every token: all matrices except the embedding, a lookup."""
+    return model.n_layers * sum(n_in * n_out for n_in, n_out in block_products(model)) + (
+        model.dim * model.vocab_size
+    )
+
+
+def block_products(model: ModelConfig) -> list[tuple[int, int]]:
+    """Return inputs and outputs of each linear layer of a block."""
+    dim, heads, kv = model.dim, model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    ffn = [(dim, model.ffn_dim), (dim, model.ffn_dim), (model.ffn_dim, dim)]
+    return [(dim, heads), (dim, kv), (dim, kv), (heads, dim), *ffn]
 
 
 def _scores(model: ModelConfig, stage: Stage) -> int:

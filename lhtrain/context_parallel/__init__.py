@@ -6,26 +6,11 @@ that are supported here, and its ring has no path for CPUs, on which these are t
 
 from lhtrain.attention.dense import DenseAttention
 from lhtrain.attention.lighthouse import LighthouseAttention
+from lhtrain.conf.rules.parallel import METHODS, pick_method
 from lhtrain.context_parallel.dense import ContextDense
 from lhtrain.context_parallel.layout import positions
 from lhtrain.context_parallel.lighthouse import ContextLighthouse
 from lhtrain.context_parallel.strict import ContextStrict
-
-METHODS = ("auto", "ring", "ulysses")
-
-
-def pick_method(method: str, n_heads: int, n_kv_heads: int, size: int) -> str:
-    """auto: ulysses where the ranks share the heads evenly (any dense kernel, two exchanges), else ring.
-
-    Raises ValueError: an unknown method, or ulysses with heads that cannot be shared.
-    """
-    if method not in METHODS:
-        raise ValueError(f"cp_attention={method}: must be one of {', '.join(METHODS)}")
-    divides = n_heads % size == 0 and n_kv_heads % size == 0
-    if method == "ulysses" and not divides:
-        heads = f"n_heads={n_heads} and n_kv_heads={n_kv_heads}"
-        raise ValueError(f"cp_attention=ulysses: {heads} must be multiples of cp={size}; ring takes any")
-    return ("ulysses" if divides else "ring") if method == "auto" else method
 
 
 def over_ranks(

@@ -102,21 +102,27 @@ Examples
 
 ESTIMATE = Command(
     "estimate",
-    "estimate the GPU memory that a run needs; this needs no GPU",
+    "estimate memory, speed and cost of a run on GPUs; this needs no GPU",
     "lhtrain.commands.estimate:estimate",
     (CONFIG_DIR,),
     (
         Key("gpu", "h100", "a100 or h100 (80 GB), h200 (141 GB), b200 (180 GB), or a number of GB", "h100"),
         Key("ranks", "8", "number of GPUs of the run; by default as many as parallel.* need"),
+        Key("price", "2.5", "of one GPU for an hour, in any currency; adds a row with the money"),
+        Key("network", "40", "GB/s that each GPU receives from other machines; 40 is assumed"),
+        Key("node", "8", "number of GPUs of a machine; 8 is assumed"),
     ),
     settings=True,
     details="""\
 Takes the same settings as training. Prints the peak memory of a GPU in each stage, by its parts, and whether
-it fits. If it does not fit, the settings that reduce it follow, with the memory that each needs.
+it fits. If it does not fit, the settings that reduce it follow, with the memory that each needs. Then come
+predictions from measured rates: tokens/s, hours, kWh of the GPUs, money, what a GPU receives over each link,
+what limits the speed, and what fits on 1, 2, 4 and 8 GPUs. With more than 8 ranks: the meshes of as many.
 
 Examples
-  lhtrain estimate model=lighthouse_530m
+  lhtrain estimate model=lighthouse_530m price=2.5
   lhtrain estimate model=llama3_8b gpu=h200 ranks=8 compute.recompute=full
+  lhtrain estimate model=llama3_8b ranks=512 parallel.dp_replicate=64
   lhtrain estimate model=gpt_1b gpu=48 run.batch_tokens=262144 run.grad_accum=4""",
     docs=("memory_and_gpus",),
 )

@@ -1,0 +1,159 @@
+"""Predicts the time of a training step on one GPU from measured rates (`rates.py`).
+
+A step is the sum of what its kernels take, because they run one after the other: matrix products and
+attention at their FLOP/s, everything else at the speed of memory. The bytes of the latter are counted in
+tensors of a token's width, as the kernels read and write them. Nothing here is a table of measured steps; a
+test compares the prediction with all of them (scripts/bench/results/train.csv).
+"""
+
+from dataclasses import dataclass
+
+from lhtrain.compute.flops import AttentionFlops, attention_flops, block_products
+from lhtrain.compute.memory import element, parameters
+from lhtrain.compute.rates import (
+    CUDNN,
+    DETERMINISTIC,
+    FLOAT8,
+    FLOAT8_PASSES,
+    FLOAT32,
+    HALF_RATE,
+    HEAD_64,
+    LAUNCHES,
+    STRICT,
+    WINDOW_KEYS,
+    Rates,
+)
+from lhtrain.conf.schema import Config, ModelConfig, Precision, Recompute
+from lhtrain.registry import OPTIMIZERS
+from lhtrain.stage import Stage
+
+# Tensors that the elementwise kernels of a block read or write, by their width: the model's, that of queries
+# and keys, the SwiGLU's. In `lighthouse_530m` 52 of the model's width, as counted in scripts/bench/NOTES.md.
+FORWARD = (10.5, 2.5, 4.0)
+BACKWARD = (14.5, 2.5, 7.0)
+SELECTIVE = (4.0, 0.0, 3.0)  # of these again with compute.recompute=selective: both norms and the SwiGLU
+LOGITS = 4  # times that the loss reads or writes a chunk's logits (34 ms of a step in NOTES.md)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on one GPU, without what other GPUs add."""
+
+    attention: float
+    products: float
+    memory: float  # elementwise kernels, pooling and selection, the loss, the optimizer
+    host: float  # starting the kernels; counts only if it takes longer than the kernels
+
+    @property
+    def total(self) -> float:
+        return max(self.attention + self.products + self.memory, self.host)
+
+
+def step_time(
+    config: Config, stage: Stage, rates: Rates, n_ranks: int = 1, kernel: str = "", share: float = 1.0
+) -> StepTime:
+    """Return the predicted time of a step of a filled configuration.
+
+    Args:
+        config: a filled configuration.
+        stage: one of its stages.
+        rates: those of the GPU.
+        n_ranks: number of GPUs that share the step.
+        kernel: the attention kernel, fa4 or cudnn; by default the one that `rates` has.
+        share: the share of pairs of tokens that are of one document, if documents are kept apart.
+    """
+    model, compute = config.model, config.compute
+    tokens = stage.batch_tokens / n_ranks
+    attention = passes = products = 0.0
+    again = 0
+    for number in range(model.n_layers):
+        recomputed = number % compute.recompute_every == 0
+        whole = recomputed and compute.recompute is Recompute.full
+        again += whole
+        flops = attention_flops(model, stage, number, share)
+        rows = stage.seq_len if number in stage.dense_layers else stage.n_attended
+        attention += _attention(config, stage, flops, rows, rates, n_ranks, 2 if whole else 1, kernel)
+        passes += _block(config, stage, number, whole, recomputed)
+        products += (4 if whole else 3) * 2 * sum(n_in * n_out for n_in, n_out in block_products(model))
+    head = 6 * model.dim * model.vocab_size
+    size = element(compute)
+    rate = rates.products * (FLOAT32[0] if compute.precision is Precision.float32 else 1)
+    faster = FLOAT8 if compute.float8 else 1
+    passes += LOGITS * model.vocab_size
+    casts = FLOAT8_PASSES * model.n_layers * sum(map(sum, block_products(model))) if compute.float8 else 0
+    sharded = 1 if n_ranks == 1 else n_ranks // config.parallel.dp_replicate
+    return StepTime(
+        attention,
+        tokens * (products / faster + head) / rate,
+        (tokens * size * (passes + casts) + _optimizer(config) / sharded) / rates.memory,
+        LAUNCHES * stage.grad_accum * (3 * model.n_layers + again),
+    )
+
+
+def _attention(
+    config: Config,
+    stage: Stage,
+    flops: AttentionFlops,
+    rows: int,
+    rates: Rates,
+    n_ranks: int,
+    forwards: int,
+    kernel: str,
+) -> float:
+    """Return the seconds of one layer's attention to `rows`: `forwards` forward and one backward pass."""
+    model, compute = config.model, config.compute
+    of_rank = stage.n_sequences / n_ranks
+    forward, backward = rates.forward, rates.backward
+    if kernel == "cudnn" and rates.kernel != "cudnn":
+        forward, backward = forward / CUDNN[0], backward / CUDNN[1]
+    forward, backward = (HEAD_64 * x if model.head_dim <= 64 else x for x in (forward, backward))
+    if compute.precision is Precision.float32:
+        forward, backward = FLOAT32[1] * rates.products, FLOAT32[1] * rates.products
+    backward *= DETERMINISTIC if compute.deterministic else 1
+    at_once = rows * model.n_heads / config.parallel.cp
+    work = flops.rows * (1 + HALF_RATE / at_once) + flops.strict / STRICT
+    work += flops.window * (1 + WINDOW_KEYS / stage.window) if flops.window else 0
+    return of_rank * (forwards * (work + flops.scores) / forward + 2 * work / backward)
+
+
+def _block(config: Config, stage: Stage, number: int, whole: bool, recomputed: bool) -> float:
+    """Return how many elements of each token the kernels of block `number` read or write at memory speed."""
+    model = config.model
+    forward, layer = _elements(model, FORWARD), _lighthouse(model, stage, number)
+    total = forward + _elements(model, BACKWARD) + sum(layer)
+    if whole:
+        return total + forward + layer[0]
+    if recomputed and config.compute.recompute is Recompute.selective:
+        return total + _elements(model, SELECTIVE)
+    return total
+
+
+def _elements(model: ModelConfig, times: tuple[float, float, float]) -> float:
+    widths = (model.dim, (model.n_heads + model.n_kv_heads) * model.head_dim, model.ffn_dim)
+    return sum(count * width for count, width in zip(times, widths, strict=True))
+
+
+def _lighthouse(model: ModelConfig, stage: Stage, number: int) -> tuple[float, float]:
+    """Return the elements per token that pooling, selection, gathering, scattering and merging move.
+
+    Forward: scores read q and k; the gather reads q, k and v and writes their rows; the scatter reads rows
+    and writes the output. Backward: the reverse of gather and scatter. With a window, the results of the
+    rows and of the window are merged, and the gradients of the window are read again.
+    """
+    if number in stage.dense_layers or stage.n_attended == stage.seq_len:
+        return 0.0, 0.0
+    q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    kept = stage.n_attended / stage.seq_len
+    forward, backward = (q + kv) + (1 + kept) * (q + 2 * kv), (1 + kept) * (q + 2 * kv)
+    if stage.window or stage.strictly_causal:
+        return forward + (2 + kept) * q, backward + (q + 2 * kv) + (4 + kept) * q
+    return forward + (1 + kept) * q, backward + (1 + kept) * q
+
+
+def _optimizer(config: Config) -> float:
+    """Return the bytes that clipping and the optimizer read and write: weights, gradients and state.
+
+    Clipping reads each gradient, and reads and writes it again; the optimizer reads weight and gradient,
+    writes the weight, and reads and writes its state.
+    """
+    return sum(parameters(config.model)) * (24 + 2 * OPTIMIZERS[config.optim.kind].state_bytes)

@@ -5,7 +5,8 @@
 
 Without --folder, the documents are synthetic: 20,000 lengths, log-normal around a mean, as those of web pages
 are. `--seq-lens 32768,4096` is a run with stages of both lengths. "by alignment" is padding that no packing
-avoids, because documents that are kept apart begin at multiples of the coarsest Lighthouse window.
+avoids, because documents that are kept apart begin at multiples of the coarsest Lighthouse window. "documents
+cut" is the share of documents that are cut although they fit, for each sequence length.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lhtrain.data import open_corpus
-from lhtrain.data.order.pack import METHODS, pack
+from lhtrain.data.order.pack import METHODS, Packing, pack
 from lhtrain.data.order.permutation import uniform
 
 N_DOCUMENTS = 20_000
@@ -62,10 +63,19 @@ def row(lengths: np.ndarray, seq_lens: list[int], alignment: int, method: str) -
     seconds = time.perf_counter() - began
     positions = packing.n_blocks * seq_lens[0]
     held = np.minimum(packing.length, seq_lens[0] - packing.offset)
-    shares = (1 - held.sum() / positions, (-held % alignment).sum() / positions, packing.cut / len(lengths))
-    return (
-        f"{method} | " + " | ".join(f"{share:.2%}" for share in shares) + f" | {lengths.sum() / seconds:.1e}"
-    )
+    shares = 1 - held.sum() / positions, (-held % alignment).sum() / positions
+    cut = ", ".join(f"{cut_share(packing, lengths, seq_lens[0], seq_len):.2%}" for seq_len in seq_lens)
+    padding = " | ".join(f"{share:.2%}" for share in shares)
+    return f"{method} | {padding} | {cut} | {lengths.sum() / seconds:.1e}"
+
+
+def cut_share(packing: Packing, lengths: np.ndarray, block_len: int, seq_len: int) -> float:
+    """Return the share of the documents that fit into a sequence of seq_len tokens but are cut there."""
+    document = np.searchsorted(np.cumsum(lengths), packing.start, side="right")
+    last = np.minimum(packing.offset + packing.length, block_len) - 1
+    sequences = last // seq_len - packing.offset // seq_len + 1  # that the piece is in
+    parts = np.bincount(document, sequences, len(lengths))
+    return float(((parts > 1) & (lengths <= seq_len)).mean())
 
 
 if __name__ == "__main__":

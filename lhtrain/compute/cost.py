@@ -1,8 +1,8 @@
 """Estimates the cost of a run before it starts: epochs of the data, disk space, time. Pure functions."""
 
 from lhtrain.compute.flops import step_flops
+from lhtrain.compute.trained import state_bytes
 from lhtrain.conf.schema import Config, DocumentMode
-from lhtrain.registry import OPTIMIZERS
 from lhtrain.stage import stages_of
 
 ASSUMED_MFU = 0.5  # fraction of the data sheet's FLOP/s; measured: 0.40 to 0.55, see scripts/bench/results
@@ -73,7 +73,7 @@ def _checkpoints(config: Config, n_parameters: int, steps: dict[str, int], done:
         end += stage.steps or 0
         at.add(end)
     count = sum(done < step <= last for step in at)
-    size = (4 + OPTIMIZERS[config.optim.kind].state_bytes) * n_parameters  # float32 weights and their state
+    size = 4 * n_parameters + state_bytes(config)  # float32 weights, and the state of the optimizer
     kept = min(count, config.checkpoint.keep)
     if count == 1:
         return f"1 checkpoint of {_bytes(size)}"

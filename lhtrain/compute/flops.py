@@ -4,13 +4,14 @@ Only necessary matrix products count. Every weight counts once per token. Attent
 its matrix, over the rows that it attends to: S instead of N in a Lighthouse stage. A windowed layer adds the
 exact window of each token, and a strictly causal layer adds the tokens of its tile too. With documents apart,
 attention counts only pairs of tokens of one document, as a share of all pairs that is an average over the
-training data; an exact window counts at most these. The backward pass
-counts twice the forward pass. A scorer counts once, because it has no backward pass. Recomputation counts
-nothing, and neither does anything that is not a matrix product.
+training data; an exact window counts at most these. The backward pass counts twice the forward pass, without
+the gradients that a stage with frozen parameters does not need. A scorer counts once, because it has no
+backward pass. Recomputation counts nothing, and neither does anything that is not a matrix product.
 """
 
 from dataclasses import dataclass
 
+from lhtrain.compute.trained import Trained
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.kernels.pyramid import DILATION
 from lhtrain.stage import Stage
@@ -21,10 +22,16 @@ def step_flops(model: ModelConfig, stage: Stage, share: float = 1.0) -> int:
 
     share: the share of pairs of tokens that are of one document, if documents are kept apart.
     """
-    weights = 2 * stage.batch_tokens * weights_of_products(model)
-    layers = [attention_flops(model, stage, number, share) for number in range(model.n_layers)]
-    attention = sum(layer.rows + layer.window + layer.strict for layer in layers)
-    return 3 * weights + stage.n_sequences * (3 * attention + sum(layer.scores for layer in layers))
+    weights = weights_of_products(model)
+    back, entered = 2 * weights, set(range(model.n_layers))  # of the backward pass
+    if stage.frozen:
+        back, entered = Trained(model, stage.frozen).products()
+    attention = 0
+    for number in range(model.n_layers):
+        layer = attention_flops(model, stage, number, share)
+        passes = 3 if number in entered else 1
+        attention += passes * (layer.rows + layer.window + layer.strict) + layer.scores
+    return 2 * stage.batch_tokens * (weights + back) + stage.n_sequences * attention
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ block.
 
 from dataclasses import dataclass, fields
 
+from lhtrain.compute.trained import Trained, state_bytes
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import (
     ComputeConfig,
@@ -23,7 +24,6 @@ from lhtrain.conf.schema import (
     Recompute,
 )
 from lhtrain.model.chunks import chunk_rows
-from lhtrain.registry import OPTIMIZERS
 from lhtrain.stage import Stage
 
 
@@ -70,26 +70,29 @@ def estimate(config: Config, stage: Stage, n_ranks: int | None = None) -> Memory
     replicate, shard, cp = mesh_sizes(parallel, n_ranks or known * max(parallel.dp_shard, 1))
     ranks, shards = replicate * shard * cp, shard * cp
     tokens = stage.batch_tokens // stage.grad_accum // ranks
+    trained = Trained(model, stage.frozen)
     layers = [_layer(config, stage, tokens, number) for number in range(model.n_layers)]
+    # Below what is trained there is no backward pass.
+    layers = [Layer(0, 0) if number < trained.first_block else layer for number, layer in enumerate(layers)]
     state = 4 * (inner + embeddings) // shards
     table = 4 * model.vocab_size * model.dim // shards  # the gradient of the output head, or of the embedding
 
     kept = sum(layer.kept for layer in layers) + 8 * tokens * model.head_dim  # float32 cosines and sines
     # Each moment: bytes of gradients, activations, block, loss.
     moments = [(0, kept, 0, _loss(model, tokens, element(config.compute)))]
-    gradients = table
-    for layer in reversed(layers):
+    gradients = table if trained.head else 0
+    for number, layer in reversed(list(enumerate(layers))):
         moments.append((gradients, kept, layer.work, 0))
         kept -= layer.kept
-        gradients += 4 * inner // model.n_layers // shards
-    # The gradient of the embedding, from a float32 gradient of its output; if tied, added to the head's.
-    moments.append((gradients, kept, 4 * tokens * model.dim + table, 0))
+        gradients += int(4 * inner // model.n_layers // shards * trained.share_of_block(number))
+    if trained.embedding:  # its gradient, from a float32 gradient of its output; if tied, added to the head's
+        moments.append((gradients, kept, 4 * tokens * model.dim + table, 0))
 
     before = 0  # gradients of earlier micro-batches; not sharded if only the last micro-batch reduces them
     if stage.grad_accum > 1:
-        before = state if parallel.reduce_always else state * shards
+        before = 4 * trained.weights // (shards if parallel.reduce_always else 1)
     casts = _casts(config, ranks)
-    optimizer = state * OPTIMIZERS[config.optim.kind].state_bytes // 4
+    optimizer = state_bytes(config) // shards
     peaks = (Memory(state, max(own, before), optimizer, casts, *parts) for own, *parts in moments)
     return max(peaks, key=lambda memory: memory.total)
 

@@ -10,6 +10,8 @@ from lhtrain.compute.advice import outlook
 from lhtrain.compute.cost import cost, repeats
 from lhtrain.compute.device import describe, gpu_memory, peak_flops
 from lhtrain.compute.rotary import low_bases
+from lhtrain.compute.trained import Trained
+from lhtrain.conf.parameters import count
 from lhtrain.conf.schema import Config, DocumentMode
 from lhtrain.data import Corpus
 from lhtrain.distributed.world import World
@@ -86,6 +88,10 @@ def about_stages(config: Config) -> list[str]:
         lines.append(
             f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {layers}"
         )
+        if stage.frozen:
+            trained = Trained(config.model, stage.frozen)
+            of = f"{trained.weights:,} of {count(trained.shapes, trained.shapes):,} parameters"
+            lines.append(f"stage     {name}: trains {of}; frozen: {', '.join(stage.frozen)}")
         if stage.window >= stage.seq_len:
             lines.append(
                 f"warning   stages.{name}.window={stage.window}: covers the whole seq_len={stage.seq_len}, "

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lhtrain import checkpoint
 from lhtrain.checkpoint.model_settings import LAYOUT, TRAINED_FOR, differing_settings
+from lhtrain.conf.parameters import chosen
 from lhtrain.conf.schema import Config, Init, Resume
 from lhtrain.data import Corpus
 from lhtrain.data.order.pack import SPREAD
@@ -87,7 +88,7 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     started = History(run_dir.history).accepted("start")
     start.new = [one for one in start.changed if not is_accepted(started, one)]
     start.guard, start.imported = state.get("guard"), state.get("imported")
-    checkpoint.load(path, tensors, optional=[OWN_SCORER])
+    checkpoint.load(path, tensors, optional=[OWN_SCORER, *_never_trained(path, state, tensors)])
     return progress
 
 
@@ -134,7 +135,7 @@ def start_from(
     there = set(checkpoint.opened(path).tensors)
     if whole:
         _check_optimizer(path, there, tensors)
-    checkpoint.load(path, wanted, optional=[OWN_SCORER])
+    checkpoint.load(path, wanted, optional=[OWN_SCORER, *_never_trained(path, state, wanted)])
     note = f"weights {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(there, tensors)
     if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
@@ -151,6 +152,19 @@ def start_from(
         note += "packing differ)"
         note += ", so some are read again"
     return Progress(position=position), note
+
+
+def _never_trained(path: Path, state: dict[str, Any], tensors: Tensors) -> list[str]:
+    """Return the tensors of optimizer state that the checkpoint lacks, because all its stages froze them.
+
+    They keep the values that they have at the start of a run.
+    """
+    there = checkpoint.opened(path).tensors
+    missing = [name for name in tensors if name.startswith("optimizer.") and name not in there]
+    patterns = [stage.get("frozen", []) for stage in state["config"].get("stages", {}).values()]
+    parameters = {name: name.split(".", 2)[2] for name in missing}
+    frozen = [chosen(of_stage, parameters.values()) for of_stage in patterns]
+    return [name for name in missing if frozen and all(parameters[name] in one for one in frozen)]
 
 
 def _takes_all(path: Path, init: Init) -> bool:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from lhtrain.compute.cost import ASSUMED_MFU, cost, repeats
+from lhtrain.compute.cost import ASSUMED_MFU, _bytes, cost, repeats
 from lhtrain.compute.fill import compose_config
 from lhtrain.compute.flops import step_flops
+from lhtrain.compute.trained import state_bytes
 from lhtrain.stage import stages_of
 
 
@@ -37,8 +38,10 @@ def test_what_is_left_after_a_resume():
     assert "163,840 tokens" in rest[0] and "4 epochs" in rest[0]
     assert "655 tokens per parameter" in whole[0] and "655 tokens per parameter" in rest[0]
     # At steps 30, 60, 90, 100, 120, 150, 160.
-    assert "7 checkpoints of 12 kB" in whole[1] and "3 are kept, 36 kB" in whole[1]
-    assert "2 checkpoints of 12 kB" in rest[1] and "2 are kept, 24 kB" in rest[1]
+    n_bytes = 4 * 1000 + state_bytes(config)
+    each, two, three = (_bytes(count * n_bytes) for count in (1, 2, 3))
+    assert f"7 checkpoints of {each}" in whole[1] and f"3 are kept, {three}" in whole[1]
+    assert f"2 checkpoints of {each}" in rest[1] and f"2 are kept, {two}" in rest[1]
     assert len(whole) == 2  # no estimate of the time without the peak FLOP/s of a data sheet
     assert cost(config, 1000, 40_960, done=160)[1].startswith("0 checkpoints")
 

@@ -47,6 +47,32 @@ def test_agrees_with_pytorchs_counter(kind):
     assert step_flops(MODEL, stage(kind)) == products + counted["aten.bmm"] // 2
 
 
+FROZEN = [
+    ["embedding", "blocks.0"],
+    ["embedding", "blocks.0-1", "blocks.2.attention", "blocks.2.attention_norm"],
+    ["embedding", "blocks.0.attention_norm", "blocks.0.attention.w?.weight", "head"],
+    ["embedding", "blocks", "norm"],
+    ["blocks.*.attention.wq", "blocks.1.ffn.up", "head"],
+    ["embedding", "blocks", "head"],
+]
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_gradients_that_frozen_parameters_do_not_need_are_not_counted(frozen):
+    """Nor computed: the counter sees what PyTorch does."""
+    model, frozen_stage = GPT(MODEL), replace(stage("dense"), frozen=tuple(frozen))
+    model.attend_with(ATTENTIONS["dense"].of(frozen_stage, "auto"))
+    model.freeze(frozen)
+    tokens = torch.randint(0, 96, (2, 512))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.loss(tokens, tokens).backward()
+    counted = counter.get_flop_counts()["Global"]
+    matrices = sum(flops for op, flops in counted.items() if "bmm" not in str(op))
+    attention = sum(flops for op, flops in counted.items() if "bmm" in str(op))
+    assert step_flops(MODEL, frozen_stage) == matrices + attention // 2
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
 @pytest.mark.parametrize("window", [1, 100, 511])
 def test_a_window_adds_the_keys_that_each_position_has_in_it(window):
     published, windowed = stage("lighthouse"), replace(stage("lighthouse"), window=window)

@@ -112,3 +112,17 @@ def test_resumed_inside_and_between_stages(folder, cut):
     train(folder, {path.name: ["resume=auto"]})
     got, want = tensors(folder, path.name, 6), tensors(folder, "alone", 6)
     assert all(torch.equal(got[key], want[key]) for key in want)
+
+
+def test_state_of_what_was_never_trained_begins_when_a_changed_run_trains_it(folder):
+    """A run whose stages all freeze block 0 has no state for it; continued with other stages, it gets one."""
+    first = [f"stages.s{number}.frozen=[blocks.0]" for number in range(3)]
+    train(folder, {"never": [*first, "run.steps=6", "run.name=never"]})
+    path = folder / "never" / "checkpoints" / "step_00000006"
+    saved = checkpoint.opened(path).tensors
+    assert "model.blocks.0.ffn.up.weight" in saved and "optimizer.exp_avg.blocks.1.ffn.up.weight" in saved
+    assert not any(name.startswith("optimizer.") and ".blocks.0." in name for name in saved)
+    train(folder, {"after": [f"init_from={path}", "init=all"]})
+    got = tensors(folder, "after", 6)
+    assert got["optimizer.step.blocks.0.ffn.up.weight"].item() == 4
+    assert got["optimizer.step.blocks.2.ffn.down.weight"].item() == 12

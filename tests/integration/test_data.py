@@ -55,7 +55,7 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(lhtrain, prepared):
     parts = ", ".join(
         f"{name}: {{path: {prepared / name}, weight: {w}}}" for name, w in (("short", 1), ("long", 3))
     )
-    settings = ["data=mix", f"data.mix={{{parts}}}", "data.long_fraction=0.5"]
+    settings = ["data=mix", f"data.mix={{{parts}}}", "data.long_fraction=0.5", "data.packing=best_fit"]
     lhtrain_data, lhtrain.data = lhtrain.data, []
     try:
         whole = lhtrain("mixture", *settings)

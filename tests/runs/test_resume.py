@@ -96,6 +96,19 @@ def test_settings_that_are_newer_than_the_run_count_as_their_defaults():
     assert [change.key for change in differing(saved, now)] == ["optim.z_loss"]
 
 
+def test_a_run_keeps_the_packing_that_it_was_started_with():
+    """Runs from before the key have `spread`; another packing or other buckets are a change."""
+    now = as_container(compose_config(["run.steps=8"]))
+    saved = json.loads(json.dumps(now))
+    del saved["data"]["packing"], saved["data"]["buckets"], saved["data"]["bucket_weights"]
+    assert differing(saved, now) == []
+    settings = ["run.steps=8", "data.packing=best_fit", "data.buckets=[4096]"]
+    assert [str(change) for change in differing(saved, as_container(compose_config(settings)))] == [
+        "data.buckets: [] -> [4096]",
+        "data.packing: spread -> best_fit",
+    ]
+
+
 def test_a_run_older_than_the_window_setting_has_no_window():
     now = as_container(compose_config(["run.steps=8"]))
     saved = as_container(compose_config(["run.steps=8"]))

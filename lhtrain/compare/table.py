@@ -6,6 +6,8 @@ from rich.text import Text
 
 from lhtrain.compare.comparison import Compared, Comparison, by_loss
 from lhtrain.compare.settings import Difference
+from lhtrain.conf.rules.evaluation import ATTENTIONS
+from lhtrain.report.evaluation import NUMBERS, shown
 from lhtrain.text import duration, number, one_line
 
 COLUMNS = 4  # most runs whose settings are printed in columns
@@ -19,7 +21,9 @@ def comparison_table(found: Comparison) -> Group:
         first = letters[0]
         reached = f"speed-up: how many times sooner than {first} the run reached the lowest validation loss"
         equal = f"at equal time: validation loss of the run and of {first} when the shorter of the two ended"
-        parts.append(Text(f"{reached} that both reached\n{equal}"))
+        time = "time: of training, without validation, evaluation and checkpoints"
+        parts.append(Text(f"{time}\n{reached} that both reached\n{equal}"))
+    parts += evaluation_tables(found.runs, letters)
     if found.settings:
         parts += [Text(""), settings_table(found.settings, letters)]
     parts += [Text(f"note: {note}") for note in found.notes]
@@ -49,6 +53,25 @@ def runs_table(runs: list[Compared], letters: list[str]) -> Table:
             equal_time_text(run),
         )
     return out
+
+
+def evaluation_tables(runs: list[Compared], letters: list[str]) -> list[RenderableType]:
+    """Return for each attention a title and a table: the runs that were evaluated, and their numbers."""
+    parts: list[RenderableType] = []
+    for attention in ATTENTIONS:
+        rows = [run.evaluation.get(attention, {}) for run in runs]
+        names = [name for name in NUMBERS if any(values.get(name) is not None for values in rows)]
+        if not names:
+            continue
+        out = Table("", box=None, pad_edge=False)
+        for column in ("step", *(NUMBERS[name].label for name in names)):
+            out.add_column(column, justify="right")
+        for letter, run, values in zip(letters, runs, rows, strict=True):
+            if values:
+                texts = (shown(name, values.get(name)) for name in names)
+                out.add_row(letter, number(run.evaluated_after, ",.0f"), *texts)
+        parts += [Text(f"\nevaluation, {attention} attention"), out]
+    return parts
 
 
 def speed_up_text(run: Compared) -> str:

@@ -2,7 +2,7 @@
 // Draws the charts of the page as SVG. Their format is described in charts.py. Texts are set by textContent only.
 (() => {
   const charts = JSON.parse(document.getElementById("data").textContent);
-  const LABELS = { step: "steps", tokens: "tokens", seconds: "wall-clock time", flops: "FLOPs" };
+  const LABELS = { step: "steps", tokens: "tokens", seconds: "time of training", flops: "FLOPs" };
   const SPACE = { left: 52, right: 24, top: 18, bottom: 36 };
   const hidden = new Set(); // groups that the legend has switched off
   let axis = "step";

@@ -20,8 +20,8 @@ def row(kind: str, step: int, stage: str, seconds: float, **values: Any) -> dict
     return {"kind": kind, "step": step, "stage": stage, "tokens": 4096 * step, "seconds": seconds, **values}
 
 
-def train(step: int, stage: str, seconds: float, loss: float | None) -> dict[str, Any]:
-    speed = {"tokens_per_second": 4096.0, "mfu": 0.4, "step_seconds": 1.0}
+def train(step: int, stage: str, seconds: float, loss: float | None, pace: float = 1.0) -> dict[str, Any]:
+    speed = {"tokens_per_second": 4096.0 / pace, "mfu": 0.4, "step_seconds": pace}
     return row("train", step, stage, seconds, loss=loss, lr=1e-3, grad_norm=1.0, **speed)
 
 
@@ -36,7 +36,7 @@ def dense_rows(pace: float = 1.0, steps: int = 10) -> list[dict[str, Any]]:
     """A step takes `pace` seconds; the loss falls by 0.2 a step from 5; validated every second step."""
     rows = []
     for step in range(1, steps + 1):
-        rows.append(train(step, "dense", pace * step, 5 - 0.2 * step))
+        rows.append(train(step, "dense", pace * step, 5 - 0.2 * step, pace))
         if step % 2 == 0:
             rows.append(row("validation", step, "dense", pace * step, val_loss=5 - 0.2 * step))
     return rows
@@ -44,7 +44,7 @@ def dense_rows(pace: float = 1.0, steps: int = 10) -> list[dict[str, Any]]:
 
 def two_stage_rows() -> list[dict[str, Any]]:
     """Five steps of 0.2 s with Lighthouse attention, validated at 1.0, then five of 1 s with full."""
-    rows = [train(step, "lighthouse", 0.2 * step, 5 - 0.3 * step) for step in range(1, 6)]
+    rows = [train(step, "lighthouse", 0.2 * step, 5 - 0.3 * step, 0.2) for step in range(1, 6)]
     rows.append(row("validation", 5, "lighthouse", 1.0, val_loss=1.0))
     switch = {"from": "lighthouse", "to": "recovery", "val_loss_before": 1.0, "val_loss_after": 4.0}
     rows.append(row("switch", 6, "recovery", 1.0, loss_before=3.5, loss_before_stderr=0.1, **switch))

@@ -1,5 +1,7 @@
 """Speed-ups and losses at equal time on runs whose right values are known, and settings that differ."""
 
+import json
+
 import pytest
 import yaml
 
@@ -57,6 +59,46 @@ def test_a_two_stage_run_beside_a_dense_one(tmp_path):
     assert found.notes == []
     text = drawn(comparison_table(found))
     assert "1.67x" in text and "3.0000 / 3.8000" in text and "stages.recovery" in text
+
+
+def test_time_is_that_of_training(tmp_path):
+    """Two runs whose steps take equally long, one of which validates for 3 s after every second step."""
+    rows = dense_rows()
+    for row in rows:
+        row["seconds"] += 3 * (row["step"] // 2)
+    logged = [row for row in rows if row["kind"] != "train" or row["step"] in (1, 4, 8, 10)]
+    made_run(tmp_path / "a", dense_rows())
+    made_run(tmp_path / "b", rows)
+    made_run(tmp_path / "c", logged)
+    made_run(tmp_path / "d", [row for row in logged if row["step"] < 10])
+    a, b, c, d = compare(read_runs([tmp_path])).runs
+    assert [run.seconds for run in (a, b, c, d)] == [10, 10, 10, 8]
+    assert (a.wall_clock_seconds, b.wall_clock_seconds) == (10, 25)
+    assert [run.speed_up.factor for run in (b, c, d)] == pytest.approx([1, 1, 1])
+    assert b.loss_at_equal_time == pytest.approx((3.0, 3.0))
+    assert b.tokens_per_second == 4096 and b.device_hours == pytest.approx(2 * 25 / 3600)
+
+
+def test_time_of_a_run_without_rows_is_in_its_summary(tmp_path):
+    made_run(tmp_path / "a", [])
+    assert compare(read_runs([tmp_path])).runs[0].seconds == pytest.approx(9.5)
+
+
+def test_evaluations_are_compared(tmp_path):
+    made_run(tmp_path / "a", dense_rows())
+    results = {"recall": {"exact": 0.25, "loss": 1.5}, "passkey": None, "copy": 3}
+    for name, samples in (("b", 4), ("c", 8)):
+        run = made_run(tmp_path / name, dense_rows())
+        result = {"step": 10, "full": results, "lighthouse": None, "settings": {"samples": samples}}
+        (run / "eval.json").write_text(json.dumps(result))
+    found = compare(read_runs([tmp_path]))
+    expected = {"recall_exact": 0.25, "recall_loss": 1.5, "recall_control_loss": None}
+    expected |= {"passkey": None, "copy_loss": None}
+    assert [run.evaluation for run in found.runs] == [{}, {"full": expected}, {"full": expected}]
+    assert [run.evaluated_after for run in found.runs] == [None, 10, 10]
+    assert [note for note in found.notes if "eval.samples" in note]
+    lines = drawn(comparison_table(found)).split("evaluation, full attention")[1].splitlines()
+    assert [line.split() for line in lines[2:4]] == [[name, "10", "25%", "1.5000"] for name in "BC"]
 
 
 def test_validations_with_different_attention_are_noted(tmp_path):

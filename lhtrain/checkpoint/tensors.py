@@ -25,8 +25,21 @@ def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
     """
     if not isinstance(tensor, DTensor):
         return tensor.detach(), ((0,) * tensor.dim(), tuple(tensor.shape))
+    offsets, sizes = box_at(tensor, tensor.device_mesh.get_coordinate() or ())
+    local: Tensor = tensor.to_local().detach()
+    if tuple(local.shape) != sizes:
+        raise NotImplementedError(
+            f"a local shard has the shape {tuple(local.shape)}, expected {tuple(sizes)}"
+        )
+    return local, (offsets, sizes)
+
+
+def box_at(tensor: DTensor, coordinate: Sequence[int]) -> Box:
+    """Return the box of a sharded tensor that the rank at `coordinate` of its mesh has.
+
+    Raises NotImplementedError: as `local_part`.
+    """
     offsets, sizes = [0] * tensor.dim(), list(tensor.shape)
-    coordinate: Sequence[int] = tensor.device_mesh.get_coordinate() or ()
     for index, count, placement in zip(coordinate, tensor.device_mesh.shape, tensor.placements, strict=True):
         if type(placement) is Shard:
             here = sizes[placement.dim]
@@ -36,12 +49,7 @@ def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
             sizes[placement.dim] = min(each, here - begin)
         elif type(placement) is not Replicate:
             raise NotImplementedError(f"checkpoints of tensors with the placement {placement}")
-    local: Tensor = tensor.to_local().detach()
-    if tuple(local.shape) != tuple(sizes):
-        raise NotImplementedError(
-            f"a local shard has the shape {tuple(local.shape)}, expected {tuple(sizes)}"
-        )
-    return local, (tuple(offsets), tuple(sizes))
+    return tuple(offsets), tuple(sizes)
 
 
 def writes(tensor: Tensor, number: int, rank: int, size: int) -> bool:
@@ -52,8 +60,12 @@ def writes(tensor: Tensor, number: int, rank: int, size: int) -> bool:
     """
     if not isinstance(tensor, DTensor):
         return number % size == rank
+    return writes_at(tensor, number, tensor.device_mesh.get_coordinate() or ())
+
+
+def writes_at(tensor: DTensor, number: int, coordinate: Sequence[int]) -> bool:
+    """Return whether the rank at `coordinate` of a tensor's mesh writes its part. number: as `writes`."""
     place, replicas = 0, 1
-    coordinate: Sequence[int] = tensor.device_mesh.get_coordinate() or ()
     for index, count, placement in zip(coordinate, tensor.device_mesh.shape, tensor.placements, strict=True):
         if isinstance(placement, Replicate):
             place, replicas = place * count + index, replicas * count

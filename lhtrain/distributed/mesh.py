@@ -37,6 +37,11 @@ class RankSlice:
     cp_rank: int = 0
     cp_size: int = 1
 
+    @classmethod
+    def of(cls, rank: int, n_ranks: int, cp: int) -> "RankSlice":
+        """Return the part of `rank`; `cp` neighbours share their sequences."""
+        return cls(rank // cp, n_ranks // cp, rank % cp, cp)
+
     def sequences(self, n_sequences: int) -> range:
         """Return the indices of the step's sequences that this rank reads."""
         return sequences_of_rank(n_sequences, self.dp_rank, self.dp_size)
@@ -57,7 +62,7 @@ class Mesh:
     def __init__(self, config: ParallelConfig, model: ModelConfig, selection: Selection, world: World):
         self.world, self.config = world, config
         replicate, shard, cp = mesh_sizes(config, world.size)
-        self.slice = RankSlice(world.rank // cp, world.size // cp, world.rank % cp, cp)
+        self.slice = RankSlice.of(world.rank, world.size, cp)
         self.n_loss_ranks = replicate * shard * cp
         self.exact = selection is Selection.exact
         self.method = pick_method(config.cp_attention.value, model.n_heads, model.n_kv_heads, cp)

@@ -13,7 +13,7 @@ COLUMNS = "with peak memory, predicted tokens/s per GPU of each stage, limit:"
 NAMES = {
     "attention": "attention (compute)",
     "products": "matrix products (compute)",
-    "memory": "the bandwidth of the GPU's memory",
+    "bandwidth": "the bandwidth of the GPU's memory",
     "host": "the host, which starts the kernels",
     "NVLink": "the link NVLink",
     "network": "the link between machines",

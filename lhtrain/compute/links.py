@@ -11,7 +11,7 @@ machine receives is divided over its adapters, and every ring passes all ranks. 
 machine (scripts/bench/results/multi_gpu.csv); the network's rate is an assumption.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lhtrain.compute.memory import element, parameters
 from lhtrain.compute.rates import NETWORK_HOP, NVLINK_HOP
@@ -31,19 +31,19 @@ class Links:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Bytes that a GPU receives over each link, and seconds."""
+    """Bytes that a GPU receives over each link, and seconds; far: those of transfers between machines."""
 
     nvlink: float = 0.0
     network: float = 0.0
     seconds: float = 0.0
+    far: float = 0.0
 
     def __add__(self, other: "Transfer") -> "Transfer":
-        return Transfer(
-            self.nvlink + other.nvlink, self.network + other.network, self.seconds + other.seconds
-        )
+        sums = (getattr(self, key.name) + getattr(other, key.name) for key in fields(self))
+        return Transfer(*sums)
 
     def __mul__(self, count: float) -> "Transfer":
-        return Transfer(self.nvlink * count, self.network * count, self.seconds * count)
+        return Transfer(*(getattr(self, key.name) * count for key in fields(self)))
 
 
 NOTHING = Transfer()
@@ -93,10 +93,12 @@ class Group:
         crossing = self.machines > 1
         network = each / self.here if crossing else 0.0  # of one in `here` ranks, so on average
         rate, hop = (self.links.network, NETWORK_HOP) if crossing else (self.links.nvlink, NVLINK_HOP)
-        return Transfer(each - network, network, each / rate + hop)
+        seconds = each / rate + hop
+        return Transfer(each - network, network, seconds, seconds if crossing else 0.0)
 
     def _transfer(self, nvlink: float, network: float, hops: float) -> Transfer:
-        return Transfer(nvlink, network, max(nvlink / self.links.nvlink, network / self.links.network) + hops)
+        seconds = max(nvlink / self.links.nvlink, network / self.links.network) + hops
+        return Transfer(nvlink, network, seconds, seconds if self.machines > 1 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,16 @@ class Traffic:
     def total(self) -> Transfer:
         return self.forward + self.backward + self.ends + self.between + self.ring
 
-    def exposed(self, forward: float, backward: float, attention: float) -> float:
-        """Return the seconds that the transfers add to a step, given those of its computation."""
-        hidden = ((self.forward, forward), (self.backward, backward), (self.ring, attention))
-        late = sum(max(transfer.seconds - seconds, 0.0) for transfer, seconds in hidden)
-        return late + self.ends.seconds + self.between.seconds
+    def exposed(self, forward: float, backward: float, attention: float) -> tuple[float, str]:
+        """Return the seconds that the transfers add to a step, given those of its computation, and the link.
+
+        The link, NVLink or network, is that of the transfers that add most.
+        """
+        beside = ((self.forward, forward), (self.backward, backward), (self.ring, attention))
+        late = [(max(transfer.seconds - seconds, 0.0), transfer) for transfer, seconds in beside]
+        late += [(transfer.seconds, transfer) for transfer in (self.ends, self.between)]
+        _, most = max(late, key=lambda one: one[0])
+        return sum(seconds for seconds, _ in late), "network" if most.far > most.seconds / 2 else "NVLink"
 
 
 def traffic(config: Config, stage: Stage, n_ranks: int, links: Links) -> Traffic:

@@ -13,7 +13,7 @@ from lhtrain.conf.rules.parallel import parallel_problems
 from lhtrain.conf.schema import Config
 from lhtrain.stage import stages_of
 
-MOST_CP = 8  # largest parallel.cp that is tried
+MOST_CP = 64  # largest parallel.cp that is tried
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lhtrain.compute.links import Links, Traffic, Transfer, traffic
+from lhtrain.compute.links import Links, Transfer, traffic
 from lhtrain.compute.rates import LINK_LIMITS, NETWORK, NODE, SLOWEST, Rates
 from lhtrain.compute.step_time import StepTime, step_time
 from lhtrain.conf.schema import Config
@@ -13,12 +13,13 @@ from lhtrain.stage import Stage
 class Prediction:
     """The predicted step of a stage.
 
-    compute: of a GPU. exposed: seconds that the GPUs' transfers add. seconds: of the step. tokens_per_second:
-    of all GPUs. transfers: bytes that a GPU receives in a step.
+    compute: of a GPU. exposed: seconds that the GPUs' transfers add, most of them over `link`. seconds: of
+    the step. tokens_per_second: of all GPUs. transfers: bytes that a GPU receives in a step.
     """
 
     compute: StepTime
     exposed: float
+    link: str  # NVLink or network
     seconds: float
     tokens_per_second: float
     transfers: Transfer
@@ -29,11 +30,11 @@ class Prediction:
     def limit(self) -> str:
         """Return what takes the most time: a link, if it adds LINK_LIMITS of a step, else a part of it."""
         if self.share(self.exposed) > LINK_LIMITS:
-            return "network" if self.transfers.network else "NVLink"
+            return self.link
         compute = self.compute
         if compute.total == compute.host:
             return "host"
-        parts = {"attention": compute.attention, "products": compute.products, "memory": compute.memory}
+        parts = {"attention": compute.attention, "products": compute.products, "bandwidth": compute.memory}
         return max(parts, key=lambda name: parts[name])
 
 
@@ -60,12 +61,12 @@ def predict(
     """
     compute = step_time(config, stage, rates, n_ranks, kernel, share)
     moved = traffic(config, stage, n_ranks, Links(rates.nvlink, network, node))
-    exposed = moved.exposed(*_passes(compute, moved))
+    exposed, link = moved.exposed(*_passes(compute))
     seconds = compute.total * (SLOWEST if n_ranks > 1 else 1) + exposed
-    return Prediction(compute, exposed, seconds, stage.batch_tokens / seconds, moved.total)
+    return Prediction(compute, exposed, link, seconds, stage.batch_tokens / seconds, moved.total)
 
 
-def _passes(compute: StepTime, moved: Traffic) -> tuple[float, float, float]:
+def _passes(compute: StepTime) -> tuple[float, float, float]:
     """Return the seconds beside which transfers can run: forward pass, backward pass, attention.
 
     The forward pass is a third of a step. With recomputation the backward pass takes longer and the forward

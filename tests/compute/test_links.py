@@ -104,5 +104,14 @@ def test_a_window_needs_the_tokens_before_each_chunk():
 def test_only_what_is_longer_than_the_computation_beside_it_adds_to_a_step():
     found = moved("parallel.dp_shard=8", ranks=8)
     ends = found.ends.seconds
-    assert found.exposed(1e12, 1e12, 1e12) == ends
-    assert found.exposed(0, 0, 0) == pytest.approx(found.forward.seconds + found.backward.seconds + ends)
+    assert found.exposed(1e12, 1e12, 1e12) == (ends, "NVLink")
+    seconds, link = found.exposed(0, 0, 0)
+    assert seconds == pytest.approx(found.forward.seconds + found.backward.seconds + ends)
+    assert link == "NVLink"
+
+
+def test_the_link_is_that_of_the_transfers_that_add_most():
+    sharded = moved(ranks=64)
+    assert sharded.exposed(0, 0, 0)[1] == "network"
+    both = moved("parallel.cp=4", "parallel.dp_replicate=2", ranks=64)  # exchanges inside a machine
+    assert both.exposed(1e12, 1e12, 1e12)[1] == "NVLink"

@@ -124,5 +124,5 @@ Examples
   lhtrain estimate model=llama3_8b gpu=h200 ranks=8 compute.recompute=full
   lhtrain estimate model=llama3_8b ranks=512 parallel.dp_replicate=64
   lhtrain estimate model=gpt_1b gpu=48 run.batch_tokens=262144 run.grad_accum=4""",
-    docs=("memory_and_gpus",),
+    docs=("memory_and_gpus", "scaling"),
 )

@@ -81,18 +81,21 @@ def test_a_preset_that_contradicts_the_weights_is_named_once(weights):
     assert "leave model=gpt_130m out" in problem.rule
 
 
-@pytest.mark.parametrize("sign", ["", "++"])
-def test_a_key_of_the_scaling_that_comes_with_the_weights_can_be_changed(weights, sign):
-    typed = [f"init_from={weights}", f"{sign}model.rope_scaling.factor=8"]
+def test_a_key_of_the_scaling_that_comes_with_the_weights_can_be_changed(weights):
+    typed = [f"init_from={weights}", "model.rope_scaling.factor=8"]
     found = checked(typed)
     assert found.config.model.rope_scaling == {"rope_type": "linear", "factor": 8}
     assert found.config.stages["recovery"].rope_scaling["factor"] == 8
     with hydra():  # as training composes them
         assert compose("config", overrides=[*found.brought, *typed]).model.rope_scaling.factor == 8
-    swept = sweep_of([*typed[:1], f"{sign}model.rope_scaling.factor=8,16"])
+    swept = sweep_of([typed[0], "model.rope_scaling.factor=8,16"])
     factors = [check_overrides(job).model.rope_scaling["factor"] for job in swept.jobs]
     assert factors == [8, 16]
-    (one,) = sweep_of([*typed, "run.seed=1"]).jobs
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_a_changed_key_of_the_scaling(weights):
+    (one,) = sweep_of([f"init_from={weights}", "model.rope_scaling.factor=8", "run.seed=1"]).jobs
     assert check_overrides(one).model.rope_scaling["factor"] == 8
 
 

@@ -14,7 +14,7 @@ from lhtrain.errors import RunError
 from lhtrain.interop.tokenizer import SAMPLES, exported_tokenizer
 
 RANDOM = random.Random(4)
-NOISE = [bytes(RANDOM.randrange(256) for _ in range(300)).decode("utf-8", "replace") for _ in range(60)]
+NOISE = [bytes(RANDOM.randrange(256) for _ in range(300)).decode("utf-8", "replace") for _ in range(20)]
 NOISE += [
     "".join(chr(RANDOM.randrange(0xE000, 0x110000)) for _ in range(60)),
     "".join(map(chr, range(0x2FF))),

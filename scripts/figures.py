@@ -93,7 +93,7 @@ def thousands(tokens: int) -> str:
     return f"{tokens // 1024}K" if tokens < 1 << 20 else "1M"
 
 
-# Recipes that get a line and a label in the figure, with the place of the label in points from the last point.
+# Recipes that get a line and a label in the figure, with the place of the label in points from the last one.
 NAMED = {
     "full attention": ("full attention", (6, 3)),
     "ladder": ("ladder", (-34, -9)),

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lhtrain.checkpoint.folder import newest_sound, tidy
     from lhtrain.checkpoint.names import complete, folder_of, leftovers
-    from lhtrain.checkpoint.reader import load
+    from lhtrain.checkpoint.reader import check, load
     from lhtrain.checkpoint.state import as_written, opened, state_of
     from lhtrain.checkpoint.tensors import tensors_of
     from lhtrain.checkpoint.verify import find_problem, read_state
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_written",
+    "check",
     "complete",
     "find_problem",
     "folder_of",
@@ -59,7 +60,7 @@ __all__ = [
 _MODULES = {
     "folder": ("newest_sound", "tidy"),
     "names": ("complete", "folder_of", "leftovers"),
-    "reader": ("load",),
+    "reader": ("check", "load"),
     "state": ("as_written", "opened", "state_of"),
     "tensors": ("tensors_of",),
     "verify": ("find_problem", "read_state"),

@@ -1,7 +1,7 @@
 """Loading of tensors from a checkpoint on any mesh: each rank reads the chunks that overlap its shards."""
 
+import functools
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class Read(NamedTuple):
     offsets: tuple[int, ...]
 
 
-def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = ()) -> None:
+def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = (), partial: bool = False) -> None:
     """Fill `tensors` from the checkpoint `path`, written by any number of ranks. A collective.
 
     Every byte that is used is verified.
@@ -40,6 +40,7 @@ def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = ()) -
         tensors: by name, as from `tensors_of`; filled in place.
         optional: parts of names. A tensor whose name contains one of them may be missing in the checkpoint
             (then it keeps its values) or in `tensors`.
+        partial: whether the checkpoint may have more tensors of the model.
 
     Raises:
         RunError: tensors do not match (the message names them with both shapes), or a file is damaged or
@@ -48,24 +49,48 @@ def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = ()) -
 
     def fill() -> None:
         try:
-            patiently(lambda: _load(path, tensors, optional), path)
+            patiently(lambda: _load(path, tensors, optional, partial), path)
         except Invalid as found:
             raise RunError(f"checkpoint {path}: {found}") from found
 
     on_all(fill, is_distributed=several_ranks())
 
 
-def _load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str]) -> None:
+def check(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = ()) -> None:
+    """Raise RunError if `load` would not fill `tensors`. Reads none; they may be on the device "meta"."""
+    try:
+        patiently(lambda: _matching(path, opened(path), tensors, optional), path)
+    except Invalid as found:
+        raise RunError(f"checkpoint {path}: {found}") from found
+
+
+def _load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str], is_partial: bool) -> None:
     described = opened(path)
+    tensors = _matching(path, described, tensors, optional, is_partial)
+    reads = sorted(_reads(described, tensors), key=lambda read: (read.chunk.file, read.chunk.begin))
+    in_parallel(functools.partial(_fill_all, path, described), reads)
+
+
+def _matching(
+    path: Path,
+    described: Manifest,
+    tensors: dict[str, Tensor],
+    optional: Sequence[str],
+    is_partial: bool = False,
+) -> dict[str, Tensor]:
+    """Return the tensors to fill. Raises RunError: they do not match those in the checkpoint."""
 
     def needed(name: str) -> bool:
         return not any(part in name for part in optional)
 
     tensors = {name: tensor for name, tensor in tensors.items() if name in described.tensors or needed(name)}
-    saved = {name: saved for name, saved in described.tensors.items() if name in tensors or needed(name)}
+    saved = {
+        name: saved
+        for name, saved in described.tensors.items()
+        if name in tensors or (needed(name) and not is_partial)
+    }
     _compare(path, saved, tensors)
-    reads = sorted(_reads(described, tensors), key=lambda read: (read.chunk.file, read.chunk.begin))
-    in_parallel(partial(_fill_all, path, described), reads)
+    return tensors
 
 
 def _fill_all(path: Path, described: Manifest, reads: Sequence[Read]) -> None:

@@ -110,7 +110,8 @@ def exported_tokenizer(state: dict[str, Any], copy: Path, given: str | None = No
     known = {"vocab_size": None, "eos": None, "bos": None} | (recorded or {})
     absent = ExportedTokenizer(str(name), known["vocab_size"], known["eos"], known["bos"])
     if given == NONE:
-        return absent
+        note = f"no tokenizer was exported; the model was trained with the tokens of {absent.name}"
+        return replace(absent, notes=(note,))
     if name is None and given is None:
         return replace(absent, notes=("no tokenizer is exported: the imported model had no tokenizer.json",))
     try:

@@ -1,13 +1,12 @@
 """Export a checkpoint as a folder of Hugging Face transformers: weights, config, tokenizer, model card."""
 
 import json
-from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lhtrain import checkpoint
 from lhtrain.conf.schema import ModelConfig
@@ -15,14 +14,13 @@ from lhtrain.errors import RunError
 from lhtrain.interop.card import card
 from lhtrain.interop.carried import carried_files
 from lhtrain.interop.config_json import config_json
-from lhtrain.interop.families import published_name
+from lhtrain.interop.exported_weights import ExportedWeights
 from lhtrain.interop.readers import readers_that_differ
 from lhtrain.interop.source import State, model_config, own_tokenizer, read_newest
 from lhtrain.interop.stored import INDEX
-from lhtrain.interop.tokenizer import NONE, exported_tokenizer
+from lhtrain.interop.tokenizer import ExportedTokenizer, exported_tokenizer
 from lhtrain.interop.trained import longest, stages
 from lhtrain.interop.whole_folder import check_empty, staged
-from lhtrain.model.decoder import GPT, OWN_SCORER
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD = "5GB"
@@ -57,16 +55,68 @@ def export(
     source, folder = source.expanduser(), folder.expanduser()
     check_empty(folder)
     _check_place(source, folder)
-    path, state, (model, weights) = read_newest(source, lambda path, state: _read(path, state, dtype))
-    dtype = dtype or _dtype(state)
-    imported = state.get("imported")
+    write = partial(_write, folder=folder, dtype=dtype, tokenizer=tokenizer, shard=shard)
+    _, _, notes = read_newest(source, write)
+    return notes
+
+
+def _write(
+    path: Path, state: State, folder: Path, dtype: str | None, tokenizer: str | None, shard: str | int
+) -> list[str]:
+    """Write the checkpoint `path` to `folder` and return the notes. The weights are read file by file."""
+    from safetensors import SafetensorError
+
+    model, dtype = _checked(path, state), dtype or _dtype(state)
+    weights = ExportedWeights(path, model, DTYPES[dtype])
     its_tokenizer = exported_tokenizer(state, own_tokenizer(path), tokenizer)
-    notes = [*_warnings(state, weights), *its_tokenizer.notes]
-    if tokenizer == NONE:
-        notes.append(
-            f"no tokenizer was exported; the model was trained with the tokens of {its_tokenizer.name}"
-        )
-    count = sum(tensor.numel() for tensor in weights.values())
+    try:
+        with staged(folder) as staging:
+            spoilt = _write_weights(staging, weights, shard)
+            first, files, notes = _description(path, state, model, weights, dtype, its_tokenizer, spoilt)
+            for name, content in files.items():
+                (staging / name).write_bytes(content)
+            mode = (staging / "config.json").stat().st_mode
+            for file in staging.glob("*.safetensors"):
+                file.chmod(mode)  # safetensors makes files that only their owner can read
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise RunError(
+            f"{folder}: could not be written ({why}), and no files were left there; choose a folder that can "
+            f"be written and has {weights.nbytes / 1e9:.3g} GB of free space"
+        ) from error
+    return [f"{path} -> {folder}: {first}", *(f"note: {note}" for note in notes)]
+
+
+def _write_weights(staging: Path, weights: ExportedWeights, shard: str | int) -> list[str]:
+    """Write the files of weights and their index; return the names of weights that are not finite."""
+    from safetensors.torch import save_file
+
+    index: dict[str, str] = {}
+    spoilt = []
+    for file, names in weights.files(shard):
+        tensors = weights.read(names)
+        spoilt += [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        save_file(tensors, staging / file, metadata={"format": "pt"})
+        del tensors  # before those of the next file are read
+        index |= dict.fromkeys(names, file)
+    if len(set(index.values())) > 1:
+        content = {"metadata": {"total_size": weights.nbytes}, "weight_map": index}
+        (staging / INDEX).write_bytes(_json(content))
+    return spoilt
+
+
+def _description(
+    path: Path,
+    state: State,
+    model: ModelConfig,
+    weights: ExportedWeights,
+    dtype: str,
+    its_tokenizer: ExportedTokenizer,
+    spoilt: list[str],
+) -> tuple[str, dict[str, bytes], list[str]]:
+    """Return what the folder has in few words, its files besides the weights, and notes for its users."""
+    imported = state.get("imported")
+    notes = [*_warnings(state, spoilt), *its_tokenizer.notes]
     config = config_json(model, dtype, its_tokenizer.eos, its_tokenizer.bos, longest(state), imported)
     length = config["max_position_embeddings"]
     of_generation = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
@@ -78,10 +128,8 @@ def export(
         carried, more = carried_files(imported, path, its_tokenizer.source, length)
         files, notes = files | carried, notes + more
     notes += readers_that_differ(config)
-    files["README.md"] = card(state, model, its_tokenizer, count, dtype, notes).encode()
-    _write(folder, weights, shard, files)
-    what = f"{config['architectures'][0]}, {count:,} parameters, {dtype}"
-    return [f"{path} -> {folder}: {what}", *(f"note: {note}" for note in notes)]
+    files["README.md"] = card(state, model, its_tokenizer, weights.n_parameters, dtype, notes).encode()
+    return f"{config['architectures'][0]}, {weights.n_parameters:,} parameters, {dtype}", files, notes
 
 
 def _check_place(source: Path, folder: Path) -> None:
@@ -102,11 +150,6 @@ def _dtype(state: State) -> str:
     return str((state.get("imported") or {"dtype": "float32"})["dtype"])
 
 
-def _read(path: Path, state: State, dtype: str | None) -> tuple[ModelConfig, dict[str, Tensor]]:
-    model = _checked(path, state)
-    return model, _weights(path, model, DTYPES[dtype or _dtype(state)])
-
-
 def _checked(path: Path, state: State) -> ModelConfig:
     """Return the model's shape, after checking that the state has what an export reads. Raises RunError."""
     model = model_config(path, state)
@@ -115,64 +158,18 @@ def _checked(path: Path, state: State) -> ModelConfig:
     return model
 
 
-def _weights(path: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the parameters of the checkpoint `path`, rounded to `dtype`, by their names in transformers.
-
-    A tied head and the parameters of scorers, which full attention does not use, are left out.
-    """
-    with torch.device("meta"):
-        shapes = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
-    tensors = {f"model.{name}": torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
-    checkpoint.load(path, tensors, optional=[OWN_SCORER])
-    return {published_name(name.removeprefix("model.")): tensor for name, tensor in tensors.items()}
-
-
-def _warnings(state: State, weights: dict[str, Tensor]) -> list[str]:
+def _warnings(state: State, spoilt: list[str]) -> list[str]:
     lines, ran = [], stages(state)
     if ran and ran[-1].attention == "lighthouse":
         lines.append(
             f"the last stage, {ran[-1].name}, used Lighthouse Attention, and the exported model uses full "
             "attention; first train it for some steps with stage=recovery and init_from"
         )
-    if spoilt := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+    if spoilt:
         lines.append(
             f"{spoilt[0]} and {len(spoilt) - 1} more have weights that are not finite; do not use this model"
         )
     return lines
-
-
-def _write(folder: Path, weights: dict[str, Tensor], shard: str | int, files: dict[str, bytes]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    size = sum(tensor.nbytes for tensor in weights.values())
-    try:
-        with staged(folder) as staging:
-            index: dict[str, str] = {}
-            for file, names in _shards(weights, shard):
-                save_file({name: weights[name] for name in names}, staging / file, metadata={"format": "pt"})
-                index |= dict.fromkeys(names, file)
-            if len(set(index.values())) > 1:
-                files = files | {INDEX: _json({"metadata": {"total_size": size}, "weight_map": index})}
-            for name, content in files.items():
-                (staging / name).write_bytes(content)
-            mode = (staging / "config.json").stat().st_mode
-            for file in set(index.values()):
-                (staging / file).chmod(mode)  # safetensors makes files that only their owner can read
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise RunError(
-            f"{folder}: could not be written ({why}), and no files were left there; choose a folder that can "
-            f"be written and has {size / 1e9:.3g} GB of free space"
-        ) from error
-
-
-def _shards(weights: dict[str, Tensor], size: str | int) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name of each file and the names of its weights."""
-    from huggingface_hub import split_torch_state_dict_into_shards
-
-    shapes = {name: tensor.to("meta") for name, tensor in weights.items()}
-    yield from split_torch_state_dict_into_shards(shapes, max_shard_size=size).filename_to_tensors.items()
 
 
 def _json(content: Any) -> bytes:

@@ -1,9 +1,11 @@
 """Tests that transformers loads the same model from `lhtrain export` as was trained."""
 
+import dataclasses
 import errno
 import json
 import os
 import shutil
+import weakref
 
 import pytest
 import safetensors.torch
@@ -11,8 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lhtrain import checkpoint, cli
+from lhtrain.conf.schema import ModelConfig
 from lhtrain.errors import RunError
 from lhtrain.interop import export, transformers_folder
+from lhtrain.interop.exported_weights import ExportedWeights
 from tests.interop.made import DENSE, LIGHTHOUSE, saved
 
 
@@ -58,6 +62,30 @@ def test_weights_in_several_files(tmp_path):
     assert set(index["weight_map"].values()) == set(files)
     assert index["metadata"]["total_size"] == 4 * sum(p.numel() for p in model.parameters())
     same(tmp_path / "out", model)
+
+
+def test_only_the_weights_of_one_file_are_in_memory(tmp_path, monkeypatch):
+    path, _ = saved(tmp_path)
+    load, alive = checkpoint.load, weakref.WeakSet()
+
+    def loads(path, tensors, **options):
+        assert not alive, "weights of an earlier file are still in memory"
+        alive.update(tensors.values())
+        load(path, tensors, **options)
+
+    monkeypatch.setattr(checkpoint, "load", loads)
+    export(path, tmp_path / "out", shard=20_000)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+
+
+def test_weights_that_do_not_belong_to_the_model(tmp_path):
+    path, _ = saved(tmp_path)
+    described = json.loads((path / "state.json").read_text())["config"]["model"]
+    config = ModelConfig(**described)
+    ExportedWeights(path, config, torch.float32)
+    for change, message in (({"n_layers": 1}, "not in this model"), ({"ffn_dim": 8}, "in this model")):
+        with pytest.raises(RunError, match=message):
+            ExportedWeights(path, dataclasses.replace(config, **change), torch.float32)
 
 
 def test_in_bfloat16_and_from_the_newest_checkpoint_of_a_run(tmp_path):

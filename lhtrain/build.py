@@ -30,8 +30,9 @@ from lhtrain.runs.changes import as_container
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.stage import Stage, always_frozen, coarsest_window, stages_of
 
-MUCH_PADDING = 0.05  # share of positions
-FEW_BLOCKS = 32  # so few sequences have much padding with any packing
+# Shares of the positions that are padding, from which a run warns.
+MUCH_BY_ALIGNMENT, MUCH_BY_PACKING = 0.05, 0.02
+FEW_BLOCKS = 100  # so few sequences may have much padding with any packing
 
 
 @dataclass
@@ -166,17 +167,19 @@ def build_data(config: Config, mesh: Mesh) -> Data:
 
 
 def _padding_notes(order: SequenceOrder) -> list[str]:
-    """Return a warning if much of the sequences is padding, with its cause."""
-    if order.padding < MUCH_PADDING:
-        return []
-    found = f"{order.padding:.0%} of the positions are padding"
-    if order.padding_by_alignment > order.padding / 2:
+    """Return warnings if much of the sequences is padding, each with its cause."""
+    notes, aligned = [], order.padding_by_alignment
+    if aligned >= MUCH_BY_ALIGNMENT:
         why = f"each document begins at a multiple of {order.alignment}, the coarsest Lighthouse window"
         remedy = "a smaller lighthouse.pooling or lighthouse.levels needs less"
-        return [f"data.documents=apart: {found}, because {why}; {remedy}"]
-    if order.packing == SPREAD and order.n_blocks >= FEW_BLOCKS:
-        return [f"data.packing=spread: {found}; data.packing=best_fit leaves less, but cuts a few documents"]
-    return []
+        notes.append(
+            f"data.documents=apart: {aligned:.0%} of the positions are padding, because {why}; {remedy}"
+        )
+    left = order.padding - aligned
+    if order.packing == SPREAD and left >= MUCH_BY_PACKING and order.n_blocks >= FEW_BLOCKS:
+        remedy = "data.packing=best_fit leaves less, and may cut a few documents"
+        notes.append(f"data.packing=spread: {left:.1%} of the positions are padding; {remedy}")
+    return notes
 
 
 def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data, engine: Engine) -> Events:

@@ -11,17 +11,18 @@ from lhtrain.stage import Stage
 
 
 def test_much_padding_is_noted_with_its_cause():
-    def notes(padding, by_alignment=0.0, packing="spread", n_blocks=100):
+    def notes(padding, by_alignment=0.0, packing="spread", n_blocks=1000):
         order = SimpleNamespace(padding=padding, padding_by_alignment=by_alignment, alignment=16)
         order.packing, order.n_blocks = packing, n_blocks
         return _padding_notes(order)
 
-    assert notes(0.04) == notes(0.2, n_blocks=3) == notes(0.2, packing="best_fit") == []
-    (note,) = notes(0.23, by_alignment=0.2)
-    assert note.startswith("data.documents=apart: 23% of the positions are padding")
+    assert notes(0.01) == notes(0.2, n_blocks=3) == notes(0.2, packing="best_fit") == notes(0.05, 0.04) == []
+    (note,) = notes(0.23, by_alignment=0.22)
+    assert note.startswith("data.documents=apart: 22% of the positions are padding, because")
     assert "multiple of 16" in note
     (note,) = notes(0.08, by_alignment=0.01)
-    assert note.startswith("data.packing=spread: 8% of the positions are padding; data.packing=best_fit")
+    assert note.startswith("data.packing=spread: 7.0% of the positions are padding; data.packing=best_fit")
+    assert len(notes(0.2, by_alignment=0.1)) == 2
 
 
 def test_attention_that_does_not_keep_documents_apart_is_refused():

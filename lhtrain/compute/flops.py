@@ -23,15 +23,20 @@ def step_flops(model: ModelConfig, stage: Stage, share: float = 1.0) -> int:
     share: the share of pairs of tokens that are of one document, if documents are kept apart.
     """
     weights = weights_of_products(model)
-    back, entered = 2 * weights, set(range(model.n_layers))  # of the backward pass
-    if stage.frozen:
-        back, entered = Trained(model, stage.frozen).products()
+    back, entered = backward(model, stage)
     attention = 0
     for number in range(model.n_layers):
         layer = attention_flops(model, stage, number, share)
         passes = 3 if number in entered else 1
         attention += passes * (layer.rows + layer.window + layer.strict) + layer.scores
     return 2 * stage.batch_tokens * (weights + back) + stage.n_sequences * attention
+
+
+def backward(model: ModelConfig, stage: Stage) -> tuple[int, set[int]]:
+    """Return the weights that a backward pass multiplies every token with, and the layers that it enters."""
+    if stage.frozen:
+        return Trained(model, stage.frozen).products()
+    return 2 * weights_of_products(model), set(range(model.n_layers))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 
 from lhtrain.compute.memory import element, parameters
 from lhtrain.compute.rates import NETWORK_HOP, NVLINK_HOP
+from lhtrain.compute.trained import Trained
 from lhtrain.conf.rules.parallel import mesh_sizes, pick_method
 from lhtrain.conf.schema import Config, ModelConfig, Recompute
 from lhtrain.stage import Stage
@@ -137,15 +138,23 @@ def traffic(config: Config, stage: Stage, n_ranks: int, links: Links) -> Traffic
     shards = Group(shard * cp, 1, links)
     replicas = Group(replicate, shard * cp, links)
     inner, embeddings = parameters(config.model)
+    of_blocks, of_embeddings = _trained(config.model, stage)
     size, micro = element(config.compute), stage.grad_accum
     reductions = micro if config.parallel.reduce_always else 1
     layers = config.model.n_layers
     gathers = shards.gather(size * inner / layers) * (layers * micro)
-    reduced = shards.gather(4 * inner / layers) * layers + replicas.reduce(4 * inner / shards.size)
-    ends = shards.gather(size * embeddings) * micro + shards.gather(4 * embeddings) * reductions
-    ends += replicas.reduce(4 * embeddings / shards.size) * reductions
+    reduced = shards.gather(4 * of_blocks / layers) * layers + replicas.reduce(4 * of_blocks / shards.size)
+    ends = shards.gather(size * embeddings) * micro + shards.gather(4 * of_embeddings) * reductions
+    ends += replicas.reduce(4 * of_embeddings / shards.size) * reductions
     between, ring = _context(config, stage, Group(cp, 1, links), stage.n_sequences // (replicate * shard))
     return Traffic(gathers, gathers + reduced * reductions, ends, between, ring)
+
+
+def _trained(model: ModelConfig, stage: Stage) -> tuple[int, int]:
+    """Return the number of trained weights of the blocks (with the last norm), and of the embeddings."""
+    trained = Trained(model, stage.frozen)
+    tables = model.vocab_size * model.dim * (trained.embedding + (trained.head and not model.tie_embeddings))
+    return trained.weights - tables, tables
 
 
 def _context(config: Config, stage: Stage, group: Group, sequences: int) -> tuple[Transfer, Transfer]:

@@ -8,8 +8,8 @@ test compares the prediction with all of them (scripts/bench/results/train.csv).
 
 from dataclasses import dataclass
 
-from lhtrain.compute.flops import AttentionFlops, attention_flops, block_products
-from lhtrain.compute.memory import element, parameters
+from lhtrain.compute.flops import attention_flops, backward, block_products, weights_of_products
+from lhtrain.compute.memory import element
 from lhtrain.compute.rates import (
     CUDNN,
     DETERMINISTIC,
@@ -23,8 +23,8 @@ from lhtrain.compute.rates import (
     WINDOW_KEYS,
     Rates,
 )
+from lhtrain.compute.trained import Trained, state_bytes
 from lhtrain.conf.schema import Config, ModelConfig, Precision, Recompute
-from lhtrain.registry import OPTIMIZERS
 from lhtrain.stage import Stage
 
 # Tensors that the elementwise kernels of a block read or write, by their width: the model's, that of queries
@@ -63,46 +63,42 @@ def step_time(
         share: the share of pairs of tokens that are of one document, if documents are kept apart.
     """
     model, compute = config.model, config.compute
-    tokens = stage.batch_tokens / n_ranks
-    attention = passes = products = 0.0
+    tokens, block = stage.batch_tokens / n_ranks, sum(n_in * n_out for n_in, n_out in block_products(model))
+    back, entered = backward(model, stage)
+    attention = passes = 0.0
     again = 0
     for number in range(model.n_layers):
-        recomputed = number % compute.recompute_every == 0
-        whole = recomputed and compute.recompute is Recompute.full
-        again += whole
-        flops = attention_flops(model, stage, number, share)
-        rows = stage.seq_len if number in stage.dense_layers else stage.n_attended
-        attention += _attention(config, stage, flops, rows, rates, n_ranks, 2 if whole else 1, kernel)
-        passes += _block(config, stage, number, whole, recomputed)
-        products += (4 if whole else 3) * 2 * sum(n_in * n_out for n_in, n_out in block_products(model))
-    head = 6 * model.dim * model.vocab_size
-    size = element(compute)
-    rate = rates.products * (FLOAT32[0] if compute.precision is Precision.float32 else 1)
-    faster = FLOAT8 if compute.float8 else 1
+        forwards, backwards = 1, int(number in entered)
+        if backwards and compute.recompute is Recompute.full and number % compute.recompute_every == 0:
+            forwards = 2
+        again += forwards - 1
+        attention += _attention(config, stage, number, rates, (forwards, backwards), kernel, share) / n_ranks
+        passes += _block(config, stage, number, forwards, backwards)
     passes += LOGITS * model.vocab_size
     casts = FLOAT8_PASSES * model.n_layers * sum(map(sum, block_products(model))) if compute.float8 else 0
-    sharded = 1 if n_ranks == 1 else n_ranks // config.parallel.dp_replicate
+    head = 3 * model.dim * model.vocab_size
+    products = (weights_of_products(model) + back + again * block - head) / (FLOAT8 if compute.float8 else 1)
+    rate = rates.products * (FLOAT32[0] if compute.precision is Precision.float32 else 1)
+    shards = n_ranks // config.parallel.dp_replicate
     return StepTime(
         attention,
-        tokens * (products / faster + head) / rate,
-        (tokens * size * (passes + casts) + _optimizer(config) / sharded) / rates.memory,
-        LAUNCHES * stage.grad_accum * (3 * model.n_layers + again),
+        2 * tokens * (products + head) / rate,
+        (tokens * element(compute) * (passes + casts) + _optimizer(config, stage) / shards) / rates.memory,
+        LAUNCHES * stage.grad_accum * (model.n_layers + 2 * len(entered) + again),
     )
 
 
 def _attention(
     config: Config,
     stage: Stage,
-    flops: AttentionFlops,
-    rows: int,
+    number: int,
     rates: Rates,
-    n_ranks: int,
-    forwards: int,
+    passes: tuple[int, int],
     kernel: str,
+    share: float,
 ) -> float:
-    """Return the seconds of one layer's attention to `rows`: `forwards` forward and one backward pass."""
+    """Return the seconds of the attention of layer `number` on one GPU. passes: forward and backward."""
     model, compute = config.model, config.compute
-    of_rank = stage.n_sequences / n_ranks
     forward, backward = rates.forward, rates.backward
     if kernel == "cudnn" and rates.kernel != "cudnn":
         forward, backward = forward / CUDNN[0], backward / CUDNN[1]
@@ -110,21 +106,22 @@ def _attention(
     if compute.precision is Precision.float32:
         forward, backward = FLOAT32[1] * rates.products, FLOAT32[1] * rates.products
     backward *= DETERMINISTIC if compute.deterministic else 1
-    at_once = rows * model.n_heads / config.parallel.cp
-    work = flops.rows * (1 + HALF_RATE / at_once) + flops.strict / STRICT
+    flops = attention_flops(model, stage, number, share)
+    rows = stage.seq_len if number in stage.dense_layers else stage.n_attended
+    work = flops.rows * (1 + HALF_RATE * config.parallel.cp / (rows * model.n_heads)) + flops.strict / STRICT
     work += flops.window * (1 + WINDOW_KEYS / stage.window) if flops.window else 0
-    return of_rank * (forwards * (work + flops.scores) / forward + 2 * work / backward)
+    seconds = passes[0] * (work + flops.scores) / forward + passes[1] * 2 * work / backward
+    return stage.n_sequences * seconds
 
 
-def _block(config: Config, stage: Stage, number: int, whole: bool, recomputed: bool) -> float:
+def _block(config: Config, stage: Stage, number: int, forwards: int, backwards: int) -> float:
     """Return how many elements of each token the kernels of block `number` read or write at memory speed."""
-    model = config.model
-    forward, layer = _elements(model, FORWARD), _lighthouse(model, stage, number)
-    total = forward + _elements(model, BACKWARD) + sum(layer)
-    if whole:
-        return total + forward + layer[0]
-    if recomputed and config.compute.recompute is Recompute.selective:
-        return total + _elements(model, SELECTIVE)
+    model, compute = config.model, config.compute
+    layer = _lighthouse(model, stage, number)
+    total = forwards * (_elements(model, FORWARD) + layer[0])
+    total += backwards * (_elements(model, BACKWARD) + layer[1])
+    if backwards and compute.recompute is Recompute.selective and number % compute.recompute_every == 0:
+        total += _elements(model, SELECTIVE)
     return total
 
 
@@ -150,10 +147,10 @@ def _lighthouse(model: ModelConfig, stage: Stage, number: int) -> tuple[float, f
     return forward + (1 + kept) * q, backward + (1 + kept) * q
 
 
-def _optimizer(config: Config) -> float:
+def _optimizer(config: Config, stage: Stage) -> float:
     """Return the bytes that clipping and the optimizer read and write: weights, gradients and state.
 
     Clipping reads each gradient, and reads and writes it again; the optimizer reads weight and gradient,
     writes the weight, and reads and writes its state.
     """
-    return sum(parameters(config.model)) * (24 + 2 * OPTIMIZERS[config.optim.kind].state_bytes)
+    return 6 * 4 * Trained(config.model, stage.frozen).weights + 2 * state_bytes(config)

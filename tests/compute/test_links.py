@@ -115,3 +115,10 @@ def test_the_link_is_that_of_the_transfers_that_add_most():
     assert sharded.exposed(0, 0, 0)[1] == "network"
     both = moved("parallel.cp=4", "parallel.dp_replicate=2", ranks=64)  # exchanges inside a machine
     assert both.exposed(1e12, 1e12, 1e12)[1] == "NVLink"
+
+
+def test_gradients_of_frozen_parameters_are_not_reduced():
+    inner, embeddings = weights()
+    found = moved("parallel.dp_shard=8", "stages.recovery.frozen=[embedding,head]", ranks=8)
+    assert found.backward.nvlink == pytest.approx((2 + 4) * inner * 7 / 8)
+    assert found.ends.nvlink == pytest.approx(2 * embeddings * 7 / 8)

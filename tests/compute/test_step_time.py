@@ -113,6 +113,21 @@ def test_a_step_is_the_sum_of_its_parts_or_the_time_of_the_host():
     assert parts.total == parts.host
 
 
+def test_a_stage_takes_no_time_for_what_it_does_not_train():
+    settings = ["model=lighthouse_530m", "compute.recompute=none", "stage=dense"]
+    whole, last, none = (
+        step_time(config, stages_of(config)["dense"], H100)
+        for config in (
+            compose_config([*settings, f"stages.dense.frozen={frozen}"])
+            for frozen in ("[]", "[embedding,blocks.0-28]", "[embedding,blocks.0-29,norm]")
+        )
+    )
+    assert last.attention == pytest.approx(whole.attention * (1 / 4 + 3 / 4 / 30), rel=0.1)
+    assert none.attention < last.attention < whole.attention
+    assert none.products < last.products < whole.products
+    assert none.memory < last.memory < whole.memory and none.host < last.host < whole.host
+
+
 def test_another_attention_kernel_changes_attention_alone():
     config = compose_config(["model=lighthouse_530m", "compute.recompute=none"])
     stage = stages_of(config)["recovery"]

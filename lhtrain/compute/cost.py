@@ -1,6 +1,8 @@
 """Estimates the cost of a run before it starts: epochs of the data, disk space, time. Pure functions."""
 
 from lhtrain.compute.flops import step_flops
+from lhtrain.compute.prediction import predict
+from lhtrain.compute.rates import MEASURED
 from lhtrain.compute.trained import state_bytes
 from lhtrain.conf.schema import Config, DocumentMode
 from lhtrain.stage import stages_of
@@ -16,8 +18,10 @@ def cost(
     peak: float | None = None,
     n_ranks: int = 1,
     done: int = 0,
+    gpu: str = "",
+    kernel: str = "",
 ) -> list[str]:
-    """Return lines with the tokens, checkpoints and, if `peak` is known, the time of the steps still to do.
+    """Return lines with tokens, checkpoints and, if `gpu` or `peak` is known, the time of the steps to do.
 
     Args:
         config: a filled configuration.
@@ -26,6 +30,8 @@ def cost(
         peak: FLOP/s of one GPU from its data sheet; None if unknown.
         n_ranks: number of GPUs.
         done: steps already done.
+        gpu: name of the GPU; if its rates were measured (rates.MEASURED), the time is predicted from them.
+        kernel: the attention kernel of the prediction, fa4 or cudnn.
     """
     stages, steps = stages_of(config), _steps_left(config, done)
     tokens = sum(count * stages[name].batch_tokens for name, count in steps.items())
@@ -35,11 +41,17 @@ def cost(
     each = f"{_number(whole / max(n_parameters, 1))} tokens per parameter in the whole run"
     lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of the data; {each}"]
     lines.append(_checkpoints(config, n_parameters, steps, done))
-    if peak is not None:
+    gpus = "this GPU" if n_ranks == 1 else f"{n_ranks} of these GPUs"
+    # Whole sequences are counted: how long documents are is not known here.
+    about = "at most" if config.data.documents is DocumentMode.apart else "about"
+    if gpu in MEASURED:
+        times = (
+            predict(config, stages[name], MEASURED[gpu], n_ranks, kernel=kernel).seconds for name in steps
+        )
+        seconds = sum(count * time for count, time in zip(steps.values(), times, strict=True))
+        lines.append(f"{about} {_duration(seconds)}, predicted from rates measured on {gpus}")
+    elif peak is not None:
         time = _duration(flops / (peak * n_ranks * ASSUMED_MFU))
-        gpus = "this GPU" if n_ranks == 1 else f"{n_ranks} of these GPUs"
-        # FLOPs count whole sequences: how long documents are is not known here.
-        about = "at most" if config.data.documents is DocumentMode.apart else "about"
         lines.append(f"{about} {time}, estimated at {ASSUMED_MFU:.0%} of the peak FLOP/s of {gpus}")
     return lines
 

@@ -71,6 +71,9 @@ GPUS = {
     "b200": _by_data_sheet("B200", 8.0, 900, 1000, 180),
 }
 
+# The names by which CUDA knows the GPUs whose rates were measured.
+MEASURED = {"NVIDIA H100 80GB HBM3": H100, "NVIDIA H200": H200}
+
 # Time of cuDNN's kernels relative to FlashAttention-4's, forward and backward; equal on H100 and H200 and at
 # all lengths from 65,536 (attention.csv).
 CUDNN = (1.125, 1.175)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from lhtrain.attention.flash4 import fa4_runs
 from lhtrain.compute.advice import outlook
 from lhtrain.compute.cost import cost, repeats
 from lhtrain.compute.device import describe, gpu_memory, peak_flops
@@ -71,7 +72,11 @@ def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, 
     if done == config.run.steps:
         return []
     train, peak = corpus.n_tokens("train"), peak_flops(world.device)
-    return [f"cost      {line}" for line in cost(config, n_parameters, train, peak, world.size, done)]
+    gpu, kernel = describe(world.device)["hardware"].get("gpu", ""), ""
+    if gpu:
+        kernel = "fa4" if fa4_runs() else "cudnn"
+    lines = cost(config, n_parameters, train, peak, world.size, done, gpu, kernel)
+    return [f"cost      {line}" for line in lines]
 
 
 def about_stages(config: Config) -> list[str]:

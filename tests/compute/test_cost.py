@@ -25,6 +25,21 @@ def test_the_papers_run():
     assert repeats(config, 50_949_000_000) is None
 
 
+def test_the_time_on_a_gpu_that_was_measured_is_predicted():
+    """One H100 trained 93.2k and 26.3k tokens/s (multi_gpu.csv): 11.7 and 24.9 hours with eight."""
+    config = compose_config(["experiment=paper_98k"], 8, 80 * 10**9)
+    gpu = "NVIDIA H100 80GB HBM3"
+    fast, slow = (
+        cost(config, 10**9, 10**9, 989e12, 8, gpu=gpu, kernel=kernel)[-1] for kernel in ("fa4", "cudnn")
+    )
+    assert "predicted from rates measured on 8 of these GPUs" in fast and fast.startswith("about ")
+    hours = [float(line.split()[1]) for line in (fast, slow)]
+    assert hours[0] == pytest.approx(11.7 + 24.9, rel=0.1)
+    assert hours[0] < hours[1] < 1.2 * hours[0]
+    other = cost(config, 10**9, 10**9, 756e12, 8, gpu="NVIDIA H100 PCIe")[-1]
+    assert "50% of the peak" in other
+
+
 def test_documents_apart_take_at_most_the_time_of_whole_sequences():
     settings = (["experiment=paper_98k", *more] for more in ([], ["data.documents=apart"]))
     together, apart = (cost(compose_config(one, 8), 10**9, 10**9, 989e12)[-1] for one in settings)

@@ -317,11 +317,13 @@ class DataConfig:
 class OptimConfig:
     """The optimizer and its learning-rate schedule."""
 
-    kind: Annotated[str, one_of(OPTIMIZERS)] = "adamw"  # name of the optimizer
+    # name of the optimizer; muon: Muon for the matrices of the blocks, AdamW for embeddings, head and vectors
+    kind: Annotated[str, one_of(OPTIMIZERS)] = "adamw"
     lr: Positive = 1e-3  # peak learning rate, after the warm-up
     # decay rates of the first and the second moment
     betas: Annotated[tuple[float, float], below(1, at_least=0)] = (0.9, 0.95)
     eps: Eps = 1e-8  # added to the square root of the second moment
+    momentum: Annotated[float, below(1, at_least=0)] = 0.95  # decay rate of the momentum of kind=muon
     weight_decay: Annotated[float, not_negative()] = 0.1  # applied to matrices only
     # other settings for some parameters, {PATTERN: {lr_scale: FACTOR, weight_decay: NUMBER}, ...} with
     # patterns as in stages.NAME.frozen; FACTOR multiplies the learning rate, and NUMBER replaces

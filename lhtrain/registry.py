@@ -83,7 +83,10 @@ SCORERS = Registry(
         "recent": "lhtrain.kernels.scores.positional:Recent",
     },
 )
-OPTIMIZERS = Registry("optimizer", {"adamw": "lhtrain.model.optimizer:AdamW"})
+OPTIMIZERS = Registry(
+    "optimizer",
+    {"adamw": "lhtrain.model.optimizer:AdamW", "muon": "lhtrain.distributed.muon:Muon"},
+)
 TRACKERS = Registry(
     "tracker",
     {

@@ -1,6 +1,7 @@
 """What a stage trains: how many weights, and how far down the backward pass goes."""
 
 from collections.abc import Collection
+from math import prod
 
 from lhtrain.conf.parameters import Shape, chosen, count, shapes
 from lhtrain.conf.schema import Config, ModelConfig
@@ -68,5 +69,8 @@ def state_bytes(config: Config) -> int:
 
     A parameter that some stage trains has its state in all stages.
     """
-    of = shapes(config.model)
-    return count(of.keys() - always_frozen(config), of) * OPTIMIZERS[config.optim.kind].state_bytes
+    of, kind, frozen = shapes(config.model), OPTIMIZERS[config.optim.kind], always_frozen(config)
+    if not hasattr(kind, "state_bytes_of"):
+        return count(of.keys() - frozen, of) * kind.state_bytes
+    each = {name: kind.state_bytes_of(name, shape, config.optim) for name, shape in of.items()}
+    return round(sum(each[name] * prod(shape) for name, shape in of.items() if name not in frozen))

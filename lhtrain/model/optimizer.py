@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from lhtrain.model.parameter_groups import grouped
+from lhtrain.model.parameter_groups import Belongs, everything, grouped
 from lhtrain.registry import OPTIMIZERS
 
 if TYPE_CHECKING:  # the memory estimate reads state_bytes, and must not import torch for it
@@ -17,7 +18,8 @@ if TYPE_CHECKING:  # the memory estimate reads state_bytes, and must not import 
 class Optimizer(Protocol):
     """The interface of the classes in registry.OPTIMIZERS.
 
-    state_bytes: bytes of state per weight.
+    state_bytes: bytes of state per weight. If it depends on the parameter or the configuration, a class may
+    have `state_bytes_of(name, shape, config)` too.
     """
 
     state_bytes: ClassVar[int]
@@ -55,11 +57,16 @@ class AdamW:
 
     state_bytes: ClassVar[int] = 8  # two float32 moments
 
-    def __init__(self, model: GPT, config: OptimConfig) -> None:
-        self.groups = grouped(model, config)
+    def __init__(self, model: GPT, config: OptimConfig, belongs: Belongs = everything) -> None:
+        self.groups = grouped(model, config, belongs)
         self.trained = {parameter for group in self.groups for parameter in group.parameters}
         self.betas, self.eps = config.betas, config.eps
         self._state: dict[nn.Parameter, dict[str, Tensor]] = {}
+
+    @staticmethod
+    def state_bytes_of(name: str, shape: Sequence[int], config: OptimConfig) -> float:
+        """Return the bytes of state per weight of a parameter."""
+        return AdamW.state_bytes
 
     def step(self, lr: float, skip: Tensor) -> None:
         import torch

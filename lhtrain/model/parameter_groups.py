@@ -50,9 +50,14 @@ def treatment(name: str, shape: Sequence[int], optim: OptimConfig, model: ModelC
     return Treatment(float(own["lr_scale"]), float(own["weight_decay"]))
 
 
-def grouped(
-    model: GPT, optim: OptimConfig, belongs: Callable[[str, Sequence[int]], bool] = lambda name, shape: True
-) -> list[Group]:
+Belongs = Callable[[str, Sequence[int]], bool]
+
+
+def everything(name: str, shape: Sequence[int]) -> bool:
+    return True
+
+
+def grouped(model: GPT, optim: OptimConfig, belongs: Belongs = everything) -> list[Group]:
     """Return the trained parameters that `belongs` accepts, by name and shape, in groups of one treatment."""
     groups: dict[Treatment, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

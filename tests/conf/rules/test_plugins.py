@@ -69,7 +69,7 @@ def test_without_the_plugin_its_names_are_refused(plugin):
     assert sorted(problems(*NAMED)) == [
         "lighthouse.scorer=lottery: must be one of norm, dilated, gla, position, recent",
         "logger.kind=csv: must be one of none, wandb, tensorboard, jsonl",
-        "optim.kind=lion: must be one of adamw",
+        "optim.kind=lion: must be one of adamw, muon",
         "stages.recovery.attention=sliding: must be one of dense, lighthouse",
     ]
 

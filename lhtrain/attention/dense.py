@@ -55,7 +55,7 @@ def dense_attention(
     """
     check_dense_backend(backend)
     if documents is not None:
-        return _of_documents(q, k, v, documents.bounds, backend)
+        return attention_in_segments(q, k, v, documents.bounds, backend)
     if backend == "auto":
         backend = _fastest(q)
     if backend == "fa4":
@@ -74,7 +74,12 @@ def dense_attention(
         return _sdpa(q, k, v)
 
 
-def _of_documents(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, backend: str) -> Tensor:
+def attention_in_segments(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, backend: str = "auto") -> Tensor:
+    """Causal attention within segments of the flattened batch, such as documents; (B, N, H, D).
+
+    bounds: (n + 1,) int32, the beginnings of the segments, as in `Documents.bounds`. Others as in
+    `dense_attention`, which also has the errors.
+    """
     if backend == "math":
         return naive_documents(q, k, v, bounds)[0]
     if backend in ("auto", "fa4", "flash"):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lhtrain.attention.dense import check_dense_backend, dense_attention
+from lhtrain.attention.dense import attention_in_segments, check_dense_backend, dense_attention
 from lhtrain.attention.documents import Documents
-from lhtrain.attention.row_documents import aligned_starts, by_group, coarsest_rows, of_groups, row_documents
+from lhtrain.attention.row_documents import aligned_starts, by_group, coarsest_rows, of_groups, row_bounds
 from lhtrain.attention.strict import Rows
 from lhtrain.attention.strict import strictly_causal as strict_attention
 from lhtrain.attention.where import Where
@@ -106,9 +106,9 @@ def _attend_rows(selected: "Selected", pyramid: Pyramid, dense: str, documents: 
     if documents is None:
         return scatter(dense_attention(selected.q, selected.k, selected.v, dense), selected, pyramid)
     n_groups, n_rows = selected.indices.shape[1:]
-    apart = row_documents(documents, selected.coarsest_rows(pyramid), pyramid.seq_len, n_rows)
+    bounds = row_bounds(documents.bounds, selected.coarsest_rows(pyramid), pyramid.seq_len, n_rows)
     q, k, v = (by_group(x, n_groups) for x in (selected.q, selected.k, selected.v))
-    rows = of_groups(dense_attention(q, k, v, dense, apart), n_groups)
+    rows = of_groups(attention_in_segments(q, k, v, bounds, dense), n_groups)
     return scatter(rows, selected, pyramid, documents.starts)
 
 

@@ -13,7 +13,7 @@ B batch, N tokens, S rows, H query heads, G key/value heads, R = H / G, M coarse
 import torch
 from torch import Tensor
 
-from lhtrain.attention.documents import Documents, first_keys
+from lhtrain.attention.documents import Documents
 from lhtrain.kernels.pyramid import Pyramid
 
 
@@ -54,16 +54,6 @@ def row_bounds(bounds: Tensor, coarsest: Tensor, seq_len: int, n_rows: int) -> T
     group = torch.arange(n_groups, device=bounds.device)
     rows = before + (group * batch + sequence.unsqueeze(1)) * n_rows
     return torch.nn.functional.pad(rows.T.flatten(), (0, 1), value=n_groups * batch * n_rows).int()
-
-
-def row_documents(documents: Documents, coarsest: Tensor, seq_len: int, n_rows: int) -> Documents:
-    """The documents of the G B sequences of rows; `starts` (G B, S) are rows of each sequence."""
-    batch, n_groups, _ = coarsest.shape
-    bounds = row_bounds(documents.bounds, coarsest, seq_len, n_rows)
-    starts = first_keys(bounds, n_groups * batch * n_rows).view(-1, n_rows)
-    return Documents(
-        starts - torch.arange(len(starts), device=starts.device).unsqueeze(1).int() * n_rows, bounds
-    )
 
 
 def aligned_starts(documents: Documents, pyramid: Pyramid) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 import torch._dynamo.testing
 
 from lhtrain.attention import lighthouse_attention
-from lhtrain.attention.documents import documents_of
-from lhtrain.attention.row_documents import by_group, coarsest_rows, of_groups, row_bounds, row_documents
+from lhtrain.attention.documents import documents_of, first_keys
+from lhtrain.attention.row_documents import by_group, coarsest_rows, of_groups, row_bounds
 from lhtrain.attention.window_kernels import WINDOW_KERNELS
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
@@ -217,9 +217,10 @@ def test_where_documents_begin_among_the_rows():
     qk, kq = (torch.rand(2, groups, pyramid.n_entries - N) for _ in range(2))
     indices = select_indices(qk, kq, pyramid, 0)
     coarsest = coarsest_rows(inverse(indices, pyramid), pyramid)
-    rows = row_documents(docs, coarsest, N, indices.shape[-1])
-    assert torch.equal(rows.bounds, row_bounds(docs.bounds, coarsest, N, indices.shape[-1]))
-    assert len(rows.bounds) == groups * (len(docs.bounds) - 1) + 1
+    n_rows = indices.shape[-1]
+    bounds = row_bounds(docs.bounds, coarsest, N, n_rows)
+    assert len(bounds) == groups * (len(docs.bounds) - 1) + 1
+    starts = first_keys(bounds, groups * 2 * n_rows).view(-1, n_rows)
     for g in range(groups):
         for b in range(2):
             for row, entry in enumerate(indices[b, g].tolist()):
@@ -231,7 +232,7 @@ def test_where_documents_begin_among_the_rows():
                     if (own := sum(other >= pyramid.offset(level) for level in range(1, 3))) >= 0
                     and (other - pyramid.offset(own)) * 2**own < start
                 ]
-                assert rows.starts[g * 2 + b, row] == len(before)
+                assert starts[g * 2 + b, row] == (g * 2 + b) * n_rows + len(before)
     x = torch.randn(2, 5, 4, 3)
     assert torch.equal(of_groups(by_group(x, groups), groups), x)
     assert torch.equal(by_group(x, groups)[3], x[1, :, 2:])

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import sys
 import time
 from argparse import Namespace
@@ -106,10 +107,11 @@ def _write(generation: Generation, what: str, shown: str) -> None:
     if live and shown:
         print(f"\033[2m{printable(shown)}\033[0m", end="", flush=True)
     times = [time.monotonic()]
-    stopped = False
+    stopped, written = False, ""
     try:
         for part in generation:
             times.append(time.monotonic())
+            written = part or written
             # A control character must not change the state of the terminal.
             print(printable(part) if live else part, end="", flush=True)
     except KeyboardInterrupt:
@@ -119,12 +121,20 @@ def _write(generation: Generation, what: str, shown: str) -> None:
     except DataError as error:
         raise RunError(f"{what}: the model chose a token that has no text ({error})") from error
     finally:
-        if live:
-            print(flush=True)
+        if live or (_in_one_file() and not written.endswith("\n")):
+            print(flush=True)  # what follows on stderr is a line of its own
     line = f"{what}: {_counts(generation, times)}"
     if stopped:
         raise Ended(f"stopped; {line}", status=130)
     print(line, file=sys.stderr)
+
+
+def _in_one_file() -> bool:
+    """Return whether stdout and stderr go to the same file or pipe, such as the log of a job."""
+    try:
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno()))
+    except (OSError, ValueError):  # one of them is closed, or has no file
+        return False
 
 
 def _counts(generation: Generation, times: list[float]) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from lhtrain import cli
 from lhtrain.commands import generate as command
+from lhtrain.samples import Generation
 from tests.interop.made import DENSE, LIGHTHOUSE, saved
 from tests.test_opened import STRICT
 
@@ -42,6 +43,18 @@ def test_only_the_text_goes_to_stdout(run, generate):
     assert generate("prompt=naïve ", "tokens=30", "seed=3")[1] == text
     assert generate("prompt=naïve ", "tokens=30", "seed=4")[1] != text
     assert generate("prompt=other", "tokens=30", "seed=3")[1] != text
+
+
+@pytest.mark.parametrize("end", [[""], ["\n"], ["\n", ""]])
+def test_in_a_log_the_line_about_the_text_begins_a_line(run, generate, tmp_path, monkeypatch, end):
+    text = generate("prompt=a", "tokens=5")[1]
+    monkeypatch.setattr(Generation, "__iter__", lambda self: iter([text, *end]))
+    log = tmp_path / "log"
+    with log.open("a") as out, log.open("a") as error, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", error)
+        cli.main(["generate", str(tmp_path), "device=cpu", "prompt=a", "tokens=5"])
+    assert log.read_text().startswith(f"{text}\n{run}, full attention: ")
 
 
 def test_a_prompt_of_the_whole_context_from_a_file(run, generate, tmp_path, monkeypatch):

@@ -113,6 +113,20 @@ def test_a_step_is_the_sum_of_its_parts_or_the_time_of_the_host():
     assert parts.total == parts.host
 
 
+def test_a_small_model_on_another_gpu_that_no_rate_was_taken_from():
+    """The model of scripts/bench/study.py with full attention, on an H200.
+
+    Its Lighthouse branches are left out: their seconds include the compiling of each branch.
+    """
+    (row,) = (row for _, row in rows("study.csv") if row["branch"] == "full" and row["seed"] == "0")
+    settings = ["model.dim=512", "model.n_layers=12", "model.n_heads=4", "model.ffn_dim=1376"]
+    settings += ["model.seq_len=32768", "run.batch_tokens=32768", "stage=dense"]
+    config = compose_config(settings, 1, 141 * 10**9)
+    found = predict(config, stages_of(config)["dense"], GPUS["h200"]).seconds
+    assert found == pytest.approx(float(row["long_seconds"]) / int(row["long_steps"]), rel=0.15)
+    assert found == pytest.approx(float(row["recovery_seconds"]) / int(row["recovery_steps"]), rel=0.15)
+
+
 def test_a_stage_takes_no_time_for_what_it_does_not_train():
     settings = ["model=lighthouse_530m", "compute.recompute=none", "stage=dense"]
     whole, last, none = (

@@ -23,7 +23,8 @@ from lhtrain.conf.rules.data import data_problems
 from lhtrain.conf.rules.types import LITERALLY, misfit, rule_of
 from lhtrain.conf.rules.validate import validate
 from lhtrain.conf.rules.values import value_problems
-from lhtrain.conf.schema import Config, DataConfig
+from lhtrain.conf.schema import Config, DataConfig, StageDataConfig
+from lhtrain.conf.stage_data import needs_other
 from lhtrain.conf.start_weights import brought, contradictions
 from lhtrain.conf.typed.overrides import Setting
 from lhtrain.conf.typed.own_files import documents, number, recorded
@@ -269,6 +270,8 @@ def _typed(config: DictConfig) -> Config:
     out.init_from = None if out.init_from is None else expanded(out.init_from)
     out.cluster.python = None if out.cluster.python is None else expanded(out.cluster.python)
     _expand_data(out.data)
+    for stage in out.stages.values():
+        _expand_sources(stage.data)
     out.eval.data = _expanded_path(out.eval.data)
     counts: list[Any] = [out.run, *out.stages.values()]
     for owner in counts:
@@ -278,10 +281,14 @@ def _typed(config: DictConfig) -> Config:
 
 def _expand_data(data: DataConfig) -> None:
     """Expand `~` in the paths of `data` and convert the weights to numbers; both are text as typed before."""
-    data.path = _expanded_path(data.path)
+    _expand_sources(data)
     data.tokenizer = expanded(data.tokenizer)
     data.out = None if data.out is None else expanded(data.out)
     data.cache_dir = None if data.cache_dir is None else expanded(data.cache_dir)
+
+
+def _expand_sources(data: DataConfig | StageDataConfig) -> None:
+    data.path = _expanded_path(data.path)
     if isinstance(data.mix, dict):
         data.mix = {str(name): _part(part) for name, part in data.mix.items()}
 
@@ -390,6 +397,8 @@ def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
         rule = (
             f"{parent} is not set, so it has no {name} to change; set all of it: {parent}={{rope_type: …, …}}"
         )
+        return Problem(key, value, rule)
+    if rule := needs_other(key):
         return Problem(key, value, rule)
     known = [*_keys(OmegaConf.to_container(config)), *all_keys()]
     return Problem(key, value, f"no such key{nearest(key, known)}")

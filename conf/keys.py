@@ -23,13 +23,22 @@ PATHS = (
 )
 
 
+def like_run(key: str) -> str:
+    """Return the key of the run that a key of a stage's data is like: data.path for stages.NAME.data.path.
+
+    Other keys are returned as they are.
+    """
+    match = re.fullmatch(r"stages\.[^.]+\.(data\..+)", key)
+    return match[1] if match else key
+
+
 def type_of(key: str) -> Any:
     """Return the annotation of a dotted `key` without `| None`; None if the schema has no such key.
 
     Names in a dictionary may be any: stages.NAME.steps, data.mix.NAME.path, optim.options.NAME,
     model.rope_scaling.NAME.
     """
-    if key.startswith("data.mix.") or ".rope_scaling." in key:
+    if like_run(key).startswith("data.mix.") or ".rope_scaling." in key:
         return Any
     kind: Any = Config
     for name in key.split("."):
@@ -104,7 +113,7 @@ def is_container(kind: Any) -> bool:
 
 def holds_text(key: str) -> bool:
     """Return whether the value of `key` is text, or may contain text: lists, and groups of keys."""
-    kind = type_of(key)
+    kind, key = type_of(key), like_run(key)
     return kind in (str, list[str]) or is_container(kind) or (kind is Any and key.startswith("data."))
 
 
@@ -115,6 +124,7 @@ def is_one_text(key: str) -> bool:
 
 def is_path(key: str) -> bool:
     """Return whether the text of `key` names a file or a folder."""
+    key = like_run(key)
     return key in PATHS or (key.startswith("data.mix.") and key.endswith(".path"))
 
 

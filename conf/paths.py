@@ -4,7 +4,7 @@ import os
 from copy import deepcopy
 from typing import Any
 
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, DataConfig, StageDataConfig
 from lhtrain.conf.typed.paths import expanded
 
 
@@ -15,14 +15,16 @@ def with_absolute_paths(config: Config) -> Config:
     """
     config = deepcopy(config)
     data = config.data
-    data.path = _absolute(data.path)
+    owners: list[DataConfig | StageDataConfig] = [data, *(stage.data for stage in config.stages.values())]
+    for one in owners:
+        one.path = _absolute(one.path)
+        if isinstance(one.mix, dict):
+            one.mix = {name: _absolute_part(part) for name, part in one.mix.items()}
     data.out, data.cache_dir = _absolute(data.out), _absolute(data.cache_dir)
     config.init_from = _absolute(config.init_from)
     config.eval.data = _absolute(config.eval.data)
     if data.source not in ("files", "hf", "code"):  # prepared folders of these have the name as typed
         data.tokenizer = _absolute_tokenizer(data.tokenizer)
-    if isinstance(data.mix, dict):
-        data.mix = {name: _absolute_part(part) for name, part in data.mix.items()}
     return config
 
 

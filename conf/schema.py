@@ -213,6 +213,22 @@ class LighthouseConfig:
 
 
 @dataclass
+class StageDataConfig:
+    """The training data of one stage, if they are not those of the run. Keys that are null are as in data.
+
+    Each source continues behind what earlier stages have read of it. Validation always uses the data of the
+    run.
+    """
+
+    # stdlib, text, prepared or mix; null: that of the run, or mix if mix is set. If it is set, path and mix
+    # of the run do not count
+    source: str | None = None
+    path: Any = None  # like data.path
+    mix: Any = None  # like data.mix
+    long_fraction: Annotated[float | None, between(0, 1, ", or null")] = None  # like data.long_fraction
+
+
+@dataclass
 class StageConfig:
     """One stage of the run."""
 
@@ -258,6 +274,8 @@ class StageConfig:
     strictly_causal: bool = II("lighthouse.strictly_causal")  # like lighthouse.strictly_causal
     tile: Annotated[int | None, at_least(2)] = II("lighthouse.tile")  # like lighthouse.tile
     cover_prefix: bool = II("lighthouse.cover_prefix")  # like lighthouse.cover_prefix
+    # training data of this stage, if they are not those of the run: source, path, mix and long_fraction
+    data: StageDataConfig = field(default_factory=StageDataConfig)
     # settings of an attention or scorer that a plugin added
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -1,7 +1,8 @@
 """Builds the parts of a run, in a fixed order. The trainer and the benchmarks use the same functions."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,8 @@ from lhtrain.compute.apply import apply
 from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
 from lhtrain.conf.schema import Config, DocumentMode, PositionMode
-from lhtrain.data import Corpus, SequenceOrder, open_corpus
+from lhtrain.conf.stage_data import RUN
+from lhtrain.data import Corpus, SequenceOrder
 from lhtrain.data.order.pack import SPREAD
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World
@@ -29,6 +31,7 @@ from lhtrain.report.reporter import Reporter
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.stage import Stage, always_frozen, coarsest_window, stages_of
+from lhtrain.stage_data import StageData, open_data, orders_of, stage_fingerprints
 
 # Shares of the positions that are padding, from which a run warns.
 MUCH_BY_ALIGNMENT, MUCH_BY_PACKING = 0.05, 0.02
@@ -66,11 +69,27 @@ class Data:
     loader: Loader
     validation: SequenceOrder
     notes: list[str]
+    stages: StageData = field(default_factory=StageData)
+
+    def enter(self, stage: Stage, progress: Progress) -> None:
+        """Let the loader read the data of `stage` from now on, and note in `progress` where they begin."""
+        order, progress.data = self.stages.enter(stage.name, progress.data, progress.position)
+        self.loader.use(order)
+
+    def as_state(self, progress: Progress) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the data, besides the progress."""
+        return {
+            "data": self.corpus.fingerprint,
+            "stage_data": self.stages.fingerprints,
+            "blocks_read": self.stages.blocks_read(progress.data, progress.position),
+            "tokenizer": self.corpus.tokenizer.as_meta(),
+        }
 
     def attended(self, stage: Stage) -> float:
         """Return the share of pairs of tokens of a sequence that full attention computes."""
-        apart = self.loader.apart
-        return 1.0 if apart is None else apart.share[stage.seq_len]
+        if self.loader.apart is None:
+            return 1.0
+        return self.stages.order_of(stage.name).share_of_pairs(stage.seq_len)
 
 
 def build(config: Config, world: World) -> tuple[Data, Engine]:
@@ -140,30 +159,23 @@ def build_data(config: Config, mesh: Mesh) -> Data:
     """
     world = mesh.world
     with world.first_of_each_machine():  # one rank tokenizes or verifies, and the others wait for it
-        corpus = open_corpus(**asdict(config.data))
-    world.agree({"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint})
+        corpora = open_data(config)
+    corpus = corpora[RUN]
+    mine = {"data": corpus.fingerprint, "tokenizer": corpus.tokenizer.fingerprint}
+    world.agree(mine | stage_fingerprints(corpora))
     lengths, alignment, apart = {stage.seq_len for stage in config.stages.values()}, None, None
     if config.data.documents is DocumentMode.apart:
         alignment = coarsest_window(stages_of(config).values())
-    long_fraction = config.data.long_fraction
-    packing = config.data.packing.value
-    order = SequenceOrder(
-        corpus.parts["train"],
-        lengths,
-        config.run.seed,
-        long_fraction,
-        alignment,
-        packing=packing,
-        buckets=config.data.buckets,
-        bucket_weights=config.data.bucket_weights,
-    )
+    stages = orders_of(config, corpora, alignment)
+    orders = list(stages.orders.values())
     # Always spread, so that validation losses of runs with either packing are of the same sequences.
     validation = SequenceOrder(corpus.parts["val"], lengths, seed=0, alignment=alignment)
     if alignment is not None:
         restarted = config.data.positions is PositionMode.restarted
-        apart = Apart.of([order, validation], lengths, restarted)
-    loader = Loader(order, corpus.tokenizer.eos, world.device, mesh.slice, apart)
-    return Data(corpus, loader, validation, [*order.notes, *_padding_notes(order)])
+        apart = Apart.of([*orders, validation], lengths, restarted)
+    loader = Loader(orders[0], corpus.tokenizer.eos, world.device, mesh.slice, apart)
+    notes = dict.fromkeys(note for order in orders for note in [*order.notes, *_padding_notes(order)])
+    return Data(corpus, loader, validation, list(notes), stages)
 
 
 def _padding_notes(order: SequenceOrder) -> list[str]:

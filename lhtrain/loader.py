@@ -144,6 +144,10 @@ class Loader:
         self._pool = ThreadPoolExecutor(1, "data") if ahead else None
         self._ahead: tuple[tuple[int, int, int, int], Future[Read]] | None = None
 
+    def use(self, order: SequenceOrder) -> None:
+        """Read in another order from now on."""
+        self.order, self._ahead = order, None
+
     def micro_batches(self, position: int, stage: Stage) -> tuple[list[Batch], int]:
         """Return the micro-batches of the step that starts at `position`, and the position after it.
 
@@ -154,11 +158,11 @@ class Loader:
         if self._ahead is not None and self._ahead[0] == wanted:
             read = self._ahead[1].result()
         else:  # the first step of a run or of a stage
-            read = self._read(*wanted)
+            read = self._read(self.order, *wanted)
         position += stage.batch_tokens
         if self._pool is not None:
             following = (position, *wanted[1:])
-            self._ahead = (following, self._pool.submit(self._read, *following))
+            self._ahead = (following, self._pool.submit(self._read, self.order, *following))
         return batches(read, stage.grad_accum, self.device, self.apart), position
 
     def close(self) -> None:
@@ -166,12 +170,12 @@ class Loader:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _read(self, position: int, n_sequences: int, seq_len: int, count: int) -> Read:
+    def _read(self, order: SequenceOrder, position: int, n_sequences: int, seq_len: int, count: int) -> Read:
         mine = self.part.sequences(n_sequences)
         where = position + mine.start * seq_len, len(mine), seq_len
-        rows = torch.from_numpy(self.order.read(*where))
-        total = self.order.n_targets(position, n_sequences, seq_len)
-        kept = None if self.apart is None else self.apart.split(rows, self.order.documents(*where), count)
+        rows = torch.from_numpy(order.read(*where))
+        total = order.n_targets(position, n_sequences, seq_len)
+        kept = None if self.apart is None else self.apart.split(rows, order.documents(*where), count)
         return Read.of(rows, total, self.eos, self.device, self.part, kept)
 
 

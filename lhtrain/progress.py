@@ -99,6 +99,20 @@ class StageRecord:
         }
 
 
+@dataclass(frozen=True)
+class DataPart:
+    """The part of a run that reads the same data without a break. Stages with other data begin a new one.
+
+    owner: the first stage that has these data; "" for the data of the run.
+    begin: the position at which the part begins.
+    read: source -> how many of its blocks were read before, over all epochs.
+    """
+
+    owner: str = ""
+    begin: int = 0
+    read: dict[str, int] = field(default_factory=dict)
+
+
 @dataclass
 class Progress:
     """Steps done, tokens read from the data, and a record for every stage that has started."""
@@ -106,6 +120,7 @@ class Progress:
     step: int = 0
     position: int = 0  # tokens read over all epochs; not reset at a stage switch
     stages: list[StageRecord] = field(default_factory=list)
+    data: DataPart = field(default_factory=DataPart)
 
     def as_dict(self) -> dict[str, Any]:
         return finite(asdict(self))
@@ -113,7 +128,8 @@ class Progress:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Progress":
         stages = [_record(saved_stage) for saved_stage in saved["stages"]]
-        return cls(step=saved["step"], position=saved["position"], stages=stages)
+        part = DataPart(**saved.get("data", {}))  # checkpoints of earlier versions have a single part
+        return cls(step=saved["step"], position=saved["position"], stages=stages, data=part)
 
     @property
     def tokens(self) -> int:

@@ -62,7 +62,9 @@ class Schedule:
             first = max(self._first(index), done)
             if first < end:
                 what = f"{name} ({self.stages[name].attention}): steps {first + 1:,} to {end:,}"
-                lines.append(f"{what}, learning rate {self.course(index, first)}")
+                words = self.stages[name].data_in_words()
+                data = f", {words}" if words else ""
+                lines.append(f"{what}, learning rate {self.course(index, first)}{data}")
         return lines
 
     def course(self, index: int, begin: int) -> str:

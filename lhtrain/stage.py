@@ -6,6 +6,7 @@ from typing import Any
 
 from lhtrain.conf.parameters import chosen, shapes
 from lhtrain.conf.schema import Config, LrSchedule, StageConfig
+from lhtrain.conf.stage_data import own_keys
 from lhtrain.kernels.pyramid import TILE, Pyramid
 
 
@@ -36,6 +37,7 @@ class Stage:
     final_lr_ratio: float | None = None
     rope_scaling: dict[str, Any] | None = None
     frozen: tuple[str, ...] = ()  # patterns of parameters that the stage does not train
+    data: dict[str, Any] = field(default_factory=dict)  # keys of its own data; {}: it has those of the run
 
     @classmethod
     def of(cls, name: str, config: StageConfig) -> "Stage":
@@ -67,6 +69,7 @@ class Stage:
             config.final_lr_ratio,
             config.rope_scaling,
             tuple(config.frozen),
+            own_keys(config.data),
         )
 
     @property
@@ -83,6 +86,17 @@ class Stage:
         if self.pyramid is None or self.window >= self.seq_len:
             return self.seq_len
         return self.pyramid.n_selected
+
+    def data_in_words(self) -> str:
+        """Return the settings of the stage's own data; an empty text if it has those of the run."""
+        values = dict(self.data)
+        if isinstance(mix := values.get("mix"), dict):
+            values["mix"] = ", ".join(f"{name} {part.get('weight', 1):g}" for name, part in mix.items())
+        words = (
+            f"{key} {value:g}" if key == "long_fraction" else f"{key} {value}"
+            for key, value in values.items()
+        )
+        return f"data of its own ({'; '.join(words)})" if values else ""
 
     def attention_settings(self) -> dict[str, Any]:
         """Return the settings of the attention as plain values. If they change, it is a stage switch."""

@@ -56,7 +56,7 @@ class Trainer:
         self.tensors = checkpoint.tensors_of(self.engine.model, self.engine.optimizer)
         self.guard, self.stragglers = NonFiniteGuard(config.guard), StragglerCheck(world)
         self.progress, self.start_note = begin(
-            self.start, self.dir, self.tensors, config, self.data.corpus, world
+            self.start, self.dir, self.tensors, config, self.data.corpus, world, self.data.stages.fingerprints
         )
         if self.start.path is not None and self.start.guard is not None:
             with checkpoint.as_written(self.start.path):
@@ -80,6 +80,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end of the run or until a signal; return the content of summary.json."""
         about = {"ranks": self.world.size, "data": self.data.corpus.fingerprint}
+        about |= self.data.stages.fingerprints
         recorded = self.world.on_main(
             lambda: record_start(self.start, self.dir, self.config, self.progress.step, about)
         )
@@ -190,6 +191,7 @@ class Trainer:
             return stage
         self.entered = plan.stage
         self.engine.enter(stage)
+        self.data.enter(stage, self.progress)
         self.flops = step_flops(self.config.model, stage, self.data.attended(stage)) // self.world.size
         reset_peak_memory(self.world.device)
         # If the plan was changed on resume, any stage may follow; so compare with the last record.
@@ -243,11 +245,11 @@ class Trainer:
             self.report.say(f"warning   {note}")
         if path is None:
             raise RunError(f"{failed}, and there is no checkpoint to return to; {ADVICE}")
-        position, left = self.progress.position, self.progress.step
+        left, position, part = self.progress.step, self.progress.position, self.progress.data
         self.progress = progress_of(checkpoint.state_of(path))
         checkpoint.load(path, self.tensors)
         self.report.rewound(self.progress, left, skipped_to=position)
-        self.progress.position = position
+        self.progress.position, self.progress.data = position, part
         self.entered = None
 
     def _save(self) -> None:
@@ -255,8 +257,7 @@ class Trainer:
         state = {
             "progress": self.progress.as_dict(),
             "config": as_container(self.config),
-            "data": self.data.corpus.fingerprint,
-            "tokenizer": self.data.corpus.tokenizer.as_meta(),
+            **self.data.as_state(self.progress),
             "guard": self.guard.as_dict(),
             "imported": self.start.imported,
         }

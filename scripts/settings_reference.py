@@ -4,6 +4,7 @@ python scripts/settings_reference.py
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -60,7 +61,7 @@ def reference() -> str:
 def _group(name: str, config: Any) -> str:
     kind = type_of(name)
     below, prefix = (kind, name) if is_dataclass(kind) else (get_args(kind)[1], f"{name}.NAME")
-    entries = [entry(f"{prefix}.{field.name}", config) for field in fields(below)]
+    entries = [entry(key, config) for key in _keys(below, prefix)]
     rules = [rule.rule for rule in RELATIONS if any(rule.concerns(found.key) for found in entries)]
     meaning = _text(group_meaning(name)).removesuffix(".")
     parts = [f"## {name}", f"{meaning[:1].upper()}{meaning[1:]}.", _table(entries)]
@@ -70,6 +71,14 @@ def _group(name: str, config: Any) -> str:
     if table := _presets(group):
         parts += [f"Presets (`{group}=NAME`):", table]
     return "\n\n".join(parts)
+
+
+def _keys(kind: Any, prefix: str) -> Iterator[str]:
+    """Yield the keys of a dataclass, and those of the dataclasses in it."""
+    for field in fields(kind):
+        key = f"{prefix}.{field.name}"
+        below = type_of(key)
+        yield from _keys(below, key) if is_dataclass(below) else [key]
 
 
 def _table(entries: list[Entry]) -> str:

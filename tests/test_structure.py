@@ -24,7 +24,7 @@ FLOORS = [
     ["checkpoint"],
     ["health", "profiler", "progress", "runs", "report", "interop", "slurm"],
     ["compare", "pages"],
-    ["step", "evaluation", "loader", "build", "opened", "samples", "train", "session"],
+    ["step", "evaluation", "loader", "stage_data", "build", "opened", "samples", "train", "session"],
     ["commands"],
     ["cli"],
     ["__main__"],

@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem, shown
+from lhtrain.conf.rules.stage_data import problems_of_stage
 from lhtrain.conf.schema import Config, CpAttention, DataConfig, Device
+from lhtrain.conf.stage_data import data_of, own_keys
 from lhtrain.conf.typed.paths import exists
 
 
 def here_problems(config: Config) -> Iterator[Problem]:
     """Yield a problem for each file that is missing or unreadable, and each missing device or package."""
-    yield from data_here(config.data)
+    yield from all_data_here(config)
     if config.init_from and not os.path.isdir(config.init_from):
         kind = "is a file" if os.path.exists(config.init_from) else "no such folder"
         yield _missing("init_from", config.init_from, f"{kind}; a checkpoint is RUN/checkpoints/step_NUMBER")
@@ -21,6 +23,15 @@ def here_problems(config: Config) -> Iterator[Problem]:
 
 def _missing(key: str, path: str, rule: str) -> Problem:
     return Problem(key, repr(shown(path)), rule, is_here=True)
+
+
+def all_data_here(config: Config) -> Iterator[Problem]:
+    """Yield the problems of `data_here` for the data of the run and of each stage."""
+    yield from data_here(config.data)
+    for name, stage in config.stages.items():
+        if own_keys(stage.data):
+            of_stage = data_here(data_of(config.data, stage.data))
+            yield from problems_of_stage(name, stage.data, of_stage)
 
 
 def data_here(data: DataConfig) -> Iterator[Problem]:

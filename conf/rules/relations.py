@@ -242,6 +242,12 @@ RELATIONS = (
         ("data.buckets=[4096]", "data.long_fraction=0.5"),
     ),
     Relation(
+        ("stages.NAME.data.source", "stages.NAME.data.path", "stages.NAME.data.mix"),
+        "the data of a stage are stdlib, text, prepared or mix, with the path or the mix that this needs, "
+        "and the tokenizer of the run; other sources must be prepared before",
+        ("stages.recovery.data.source=files", "stages.recovery.data.path=x"),
+    ),
+    Relation(
         ("data.documents", "data.positions"),
         "data.positions=restarted needs data.documents=apart",
         ("data.positions=restarted",),

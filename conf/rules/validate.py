@@ -11,6 +11,7 @@ from lhtrain.conf.rules.optimizer import optim_problems, pattern_problems
 from lhtrain.conf.rules.parallel import parallel_problems
 from lhtrain.conf.rules.plugins import option_problems
 from lhtrain.conf.rules.run import profile_problems, run_problems
+from lhtrain.conf.rules.stage_data import stage_data_problems
 from lhtrain.conf.rules.stages import stage_problems
 from lhtrain.conf.rules.steps import step_problems
 from lhtrain.conf.rules.tracking import logger_problems
@@ -20,7 +21,7 @@ from lhtrain.conf.schema import Config
 RULES = (
     *(value_problems, option_problems, count_problems, optim_problems, run_problems, model_problems),
     *(stage_problems, compute_problems, all_data_problems, logger_problems, cluster_problems),
-    *(eval_problems, pattern_problems, profile_problems),
+    *(eval_problems, pattern_problems, profile_problems, stage_data_problems),
 )
 
 

@@ -24,11 +24,12 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
-from lhtrain.conf.keys import all_keys, has_no_type, is_container, type_of
+from lhtrain.conf.keys import all_keys, has_no_type, is_container, like_run, type_of
 from lhtrain.conf.nearest import nearest
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.renamed import current, current_tree
 from lhtrain.conf.rules.types import misfit
+from lhtrain.conf.stage_data import needs_other
 
 OURS = ("lhtrain.conf", "hydra.conf")  # packages whose files need no check
 PACKAGES = {
@@ -156,7 +157,7 @@ def _misfits(tree: dict[str, Any], prefix: str, document: Document, known: list[
         place, kind = document.at(key), type_of(key)
         if kind is None:
             near = f"; it is now {current(key)}" if current(key) != key else nearest(key, known)
-            yield Problem(key, value, f"no such key{near}", place)
+            yield Problem(key, value, needs_other(key) or f"no such key{near}", place)
         elif isinstance(value, dict) and is_container(kind):
             yield from _misfits(value, f"{key}.", document, known)
         elif value is None and is_container(kind):
@@ -245,7 +246,7 @@ def _with_types(key: str, value: Any) -> Any:
     kind = type_of(key)
     if isinstance(value, dict):
         return {name: _with_types(f"{key}.{name}", child) for name, child in value.items()}
-    if key.startswith("data.mix."):
+    if like_run(key).startswith("data.mix."):
         return number(value) if key.endswith(".weight") else value
     if isinstance(value, list):
         inner = get_args(kind)[0] if get_args(kind) else str

@@ -7,7 +7,7 @@ from pathlib import Path
 from lhtrain.commands.failure import explained, refuse_together
 from lhtrain.compute.fill import filled
 from lhtrain.conf.problems import ConfigError
-from lhtrain.conf.rules.machine import data_here
+from lhtrain.conf.rules.machine import all_data_here
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.ranks import attempt, ready_ranks
 from lhtrain.distributed.torchrun import on_several_machines
@@ -87,7 +87,7 @@ def _loaded(path: Path, overrides: list[str]) -> tuple[Config, bool]:
         raise Ended(str(error), status=2, of_all=False) from None
     try:
         config = load(path, overrides, n_ranks=ranks.size)
-        if problems := list(data_here(config.data)):
+        if problems := list(all_data_here(config)):
             raise ConfigError(problems)
         return config, ranks.rank == 0
     except ConfigError as error:

@@ -26,7 +26,8 @@ def cost(
     Args:
         config: a filled configuration.
         n_parameters: weights of the model.
-        tokens_per_epoch: tokens of the training data.
+        tokens_per_epoch: tokens of the training data of the run. Stages with data of their own do not count
+            for the epochs.
         peak: FLOP/s of one GPU from its data sheet; None if unknown.
         n_ranks: number of GPUs.
         done: steps already done.
@@ -36,7 +37,8 @@ def cost(
     stages, steps = stages_of(config), _steps_left(config, done)
     tokens = sum(count * stages[name].batch_tokens for name, count in steps.items())
     flops = sum(count * step_flops(config.model, stages[name]) for name, count in steps.items())
-    epochs = tokens / max(tokens_per_epoch, 1)
+    of_run = sum(count * stages[name].batch_tokens for name, count in steps.items() if not stages[name].data)
+    epochs = of_run / max(tokens_per_epoch, 1)
     whole = sum((stage.steps or 0) * stage.batch_tokens for stage in config.stages.values())
     each = f"{_number(whole / max(n_parameters, 1))} tokens per parameter in the whole run"
     lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of the data; {each}"]
@@ -57,9 +59,12 @@ def cost(
 
 
 def repeats(config: Config, tokens_per_epoch: int) -> str | None:
-    """Return a warning if the whole run reads its data more than MANY_EPOCHS times, else None."""
-    tokens = sum((stage.steps or 0) * stage.batch_tokens for stage in config.stages.values())
-    epochs = tokens / max(tokens_per_epoch, 1)
+    """Return a warning if the whole run reads its data more than MANY_EPOCHS times, else None.
+
+    Stages with data of their own do not count.
+    """
+    stages = [stage for stage in stages_of(config).values() if not stage.data]
+    epochs = sum(stage.steps * stage.batch_tokens for stage in stages) / max(tokens_per_epoch, 1)
     if epochs <= MANY_EPOCHS:
         return None
     return (

@@ -187,6 +187,9 @@ def _data(config: dict[str, Any], imported: bool) -> str:
     name = str(data["tokenizer"])
     name = "from the prepared data" if name.startswith(PREPARED) else name.rsplit("/", 1)[-1]
     text = f"Data: {_on_one_line(what)}. Tokenizer: {_on_one_line(name)}."
+    own = {name: (stage.get("data") or {}).values() for name, stage in config["stages"].items()}
+    if others := [name for name, values in own.items() if any(value is not None for value in values)]:
+        text += f" Stages with data of their own: {_on_one_line(', '.join(others))}."
     if config.get("init_from") and not imported:
         text += " The run started from the weights of another checkpoint (init_from)."
         text += " The steps of that checkpoint are not counted here."

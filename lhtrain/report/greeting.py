@@ -93,6 +93,8 @@ def about_stages(config: Config) -> list[str]:
         lines.append(
             f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {layers}"
         )
+        if words := stage.data_in_words():
+            lines.append(f"stage     {name}: {words}")
         if stage.frozen:
             trained = Trained(config.model, stage.frozen)
             of = f"{trained.weights:,} of {count(trained.shapes, trained.shapes):,} parameters"
@@ -111,8 +113,9 @@ def begin_line(schedule: Schedule, index: int, done: int) -> str:
     stage = schedule.stages[name]
     rope = f"rotary base {stage.rope_theta:,.10g}"
     rope += f" scaled by {stage.rope_scaling['rope_type']}" if stage.rope_scaling else ""
-    rate = schedule.course(index, done)
-    return f"begins    {name} at step {done + 1:,}: seq_len {stage.seq_len:,}, {rope}, learning rate {rate}"
+    words = f", {text}" if (text := stage.data_in_words()) else ""
+    rate = f"learning rate {schedule.course(index, done)}{words}"
+    return f"begins    {name} at step {done + 1:,}: seq_len {stage.seq_len:,}, {rope}, {rate}"
 
 
 def about_end(run_dir: Path, steps: int, done: int) -> list[str]:

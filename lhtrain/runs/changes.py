@@ -4,7 +4,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
-from lhtrain.conf.keys import copied_from
+from lhtrain.conf.keys import copied_from, like_run
 from lhtrain.conf.renamed import current_tree
 from lhtrain.conf.schema import (
     ComputeConfig,
@@ -140,6 +140,7 @@ def _compared(group: str, key: str) -> bool:
     name = f"{group}.{key}"
     if group == "compute":
         return key in COMPARED_COMPUTE
+    name = like_run(name)
     if name in UNCOMPARED or key.endswith("grad_accum"):  # depends on the number of ranks
         return False
     return not (name.startswith("data.mix.") and key.endswith(".path"))

@@ -5,6 +5,7 @@ open.
 """
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,25 @@ def _longer(changes: list[Change]) -> str:
     return ", or lengthen the run's last stage with `lhtrain extend DIR steps=N`" if longer else ""
 
 
-def differences(state: dict[str, Any], config: Config, data: str) -> list[Change]:
+def differences(
+    state: dict[str, Any], config: Config, data: str, stage_data: Mapping[str, str] | None = None
+) -> list[Change]:
     """Return the settings that differ from a checkpoint's and change a run's results.
 
     Args:
         state: content of the checkpoint's state.json.
         config: the filled configuration.
         data: fingerprint of the data; a change of it is returned as the key "data".
+        stage_data: those of stages with data of their own, by their keys, stages.NAME.data.
     """
     changed = differing(state["config"], as_container(config))
     if state["data"] != data:
         changed.append(Change("data", state["data"], data))
+    before, after = state.get("stage_data") or {}, stage_data or {}
+    keys = sorted(before.keys() | after.keys())
+    changed += [
+        Change(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)
+    ]
     return changed
 
 

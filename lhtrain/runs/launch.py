@@ -12,6 +12,7 @@ from typing import Any
 
 import lhtrain
 from lhtrain.compute.device import compute_dtype, pick_device, set_deterministic
+from lhtrain.conf.keys import like_run
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.agreement import refuse
 from lhtrain.distributed.meeting import POLL
@@ -93,7 +94,7 @@ def settings(config: Config) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat.items()
-        if key not in MAY_DIFFER and not key.startswith(GROUPS_MAY_DIFFER)
+        if like_run(key) not in MAY_DIFFER and not like_run(key).startswith(GROUPS_MAY_DIFFER)
     }
 
 

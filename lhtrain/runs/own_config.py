@@ -9,12 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lhtrain.conf.compose import build
-from lhtrain.conf.keys import is_option
+from lhtrain.conf.keys import is_option, like_run
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.renamed import current as current_key
 from lhtrain.conf.renamed import hint
 from lhtrain.conf.resolvers import budget
 from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.conf.stage_data import needs_other
 from lhtrain.conf.typed.overrides import Setting
 from lhtrain.errors import RunError
 from lhtrain.quote import literal
@@ -102,11 +103,11 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
         return Problem(key, value, "cannot be set here; it follows from the directory that is resumed")
     node, missing = config, object()
     current = OmegaConf.select(node, key, default=missing, throw_on_missing=False)
-    if isinstance(current, DictConfig) and not (key.startswith("data.mix") or is_option(key)):
+    if isinstance(current, DictConfig) and not (like_run(key).startswith("data.mix") or is_option(key)):
         rule = "selects a group; a resumed run takes only single keys, such as optim.lr=1e-4"
         return Problem(key, value, rule)
     if current is missing and not (_is_key(config, key) or is_option(key)):
-        return Problem(key, value, "no such key")
+        return Problem(key, value, needs_other(key) or "no such key")
     try:
         OmegaConf.update(config, key, value_of(text), force_add=is_option(key))
     except (OmegaConfBaseException, ValueError) as error:

@@ -1,5 +1,6 @@
 """Starts a run: new, from its own newest checkpoint, over again, or from another run's checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lhtrain.distributed.torchrun import STARTED_OVER, note_left
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.model.decoder import OWN_SCORER
-from lhtrain.progress import Progress
+from lhtrain.progress import DataPart, Progress
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.checks import already_a_run, check_changes, differences, is_accepted, lost_run
 from lhtrain.runs.history import History
@@ -52,14 +53,22 @@ def _started_over(run_dir: RunDir) -> bool:
 
 
 def begin(
-    start: Start, run_dir: RunDir, tensors: Tensors, config: Config, corpus: Corpus, world: World
+    start: Start,
+    run_dir: RunDir,
+    tensors: Tensors,
+    config: Config,
+    corpus: Corpus,
+    world: World,
+    stage_data: Mapping[str, str] | None = None,
 ) -> tuple[Progress, str]:
     """Load the weights and state that the run starts with; return its progress, and a note on their source.
+
+    stage_data: fingerprints of the data of stages, by their keys, stages.NAME.data.
 
     Raises RunError as `resume_run` and `start_from`.
     """
     if start.path is not None:
-        progress = resume_run(start, run_dir, tensors, config, corpus)
+        progress = resume_run(start, run_dir, tensors, config, corpus, stage_data)
         return progress, f"continues from {start.path.name}"
     if config.init_from is None:
         return Progress(), start.how
@@ -71,7 +80,14 @@ def begin(
     return progress, note
 
 
-def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, corpus: Corpus) -> Progress:
+def resume_run(
+    start: Start,
+    run_dir: RunDir,
+    tensors: Tensors,
+    config: Config,
+    corpus: Corpus,
+    stage_data: Mapping[str, str] | None = None,
+) -> Progress:
     """Restore the run from its checkpoint `start.path`; sets the changed settings in `start`.
 
     Raises:
@@ -82,7 +98,7 @@ def resume_run(start: Start, run_dir: RunDir, tensors: Tensors, config: Config, 
     assert path is not None
     state = checkpoint.state_of(path)
     with checkpoint.as_written(path):
-        start.changed = differences(state, config, corpus.fingerprint)
+        start.changed = differences(state, config, corpus.fingerprint, stage_data)
         progress = progress_of(state)
     check_changes(path, state, start.changed, run_dir, config)
     started = History(run_dir.history).accepted("start")
@@ -148,10 +164,15 @@ def start_from(
     with checkpoint.as_written(path):
         order = _order(state["config"])
     if order != _order(as_container(config)):
-        note += ", in another order (run.seed, sequence lengths, data.long_fraction, buckets, documents or "
+        note += ", in another order (run.seed, sequence lengths, long_fraction, data.buckets, documents or "
         note += "packing differ)"
         note += ", so some are read again"
-    return Progress(position=position), note
+        return Progress(position=position), note
+    with checkpoint.as_written(path):
+        part = DataPart(**state["progress"].get("data", {}))
+        if part != DataPart():  # stages with data of their own have read some of the data, too
+            part = DataPart(begin=position, read=state["blocks_read"])
+    return Progress(position=position, data=part), note
 
 
 def _never_trained(path: Path, state: dict[str, Any], tensors: Tensors) -> list[str]:
@@ -217,6 +238,9 @@ def _order(config: dict[str, Any]) -> tuple:
         windows = [s["pooling"] ** (s["levels"] - 1) for s in stages if s["attention"] == "lighthouse"]
         alignment = max([1, *windows])
     lengths = {stage["seq_len"] for stage in stages}
+    # Whether long and short blocks are counted separately.
+    fractions = [data["long_fraction"], *((stage.get("data") or {}).get("long_fraction") for stage in stages)]
+    by_kind = any(fraction is not None for fraction in fractions)
     # Older versions had only one packing, and no buckets.
     documents = data.get("packing", SPREAD), data.get("buckets", []), data.get("bucket_weights", [])
-    return lengths, config["run"]["seed"], data["long_fraction"], alignment, *documents
+    return lengths, config["run"]["seed"], data["long_fraction"], by_kind, alignment, *documents

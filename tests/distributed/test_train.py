@@ -119,6 +119,30 @@ def test_ten_steps_are_those_of_one_rank(folder, alone, size, tmp_path):
         assert summary["ranks"] == size and summary["tokens"] == 10 * 8192
 
 
+OWN = ["stages.recovery.data.source=text", "stages.recovery.data.long_fraction=0.5"]
+
+
+def test_a_stage_with_data_of_its_own_reads_the_same_on_two_ranks(folder, tmp_path):
+    """Losses, gradients and weights are those of one rank, and the data that were read are the same."""
+    (folder / "own").mkdir()
+    for name in ("3.txt", "4.txt"):  # the run's data, too
+        (folder / "own" / name).write_text((folder / "text" / name).read_text())
+    for number in range(90):
+        (folder / "own" / f"short{number}.txt").write_text(f"a short text, number {number}. " * 30)
+    own = [*OWN, "run.steps=4", f"stages.recovery.data.path={folder / 'own'}"]
+    run(config_of(folder, "own_alone", own), folder / "own_alone", World.start(torch.device(DEVICE)))
+    on_ranks(train, 2, folder, {"own": [*own, "parallel.dp_shard=2"]}, folder=tmp_path)
+    found = [folder / name for name in ("own_2", "own_alone")]
+    (labels, numbers), (want_labels, want) = map(rows, found)
+    assert labels == want_labels
+    torch.testing.assert_close(torch.tensor(numbers), torch.tensor(want), rtol=TOLERANCE, atol=0)
+    states = [checkpoint.read_state(path / "checkpoints" / "step_00000004") for path in found]
+    assert states[0]["progress"]["data"] == states[1]["progress"]["data"]
+    assert states[0]["progress"]["data"]["owner"] == "recovery"
+    read = states[0]["blocks_read"]
+    assert read == states[1]["blocks_read"] and sum(read.values()) == 4 * 8192 // 2048
+
+
 class Poisoned(Trainer):
     """On the last rank, the batches at the positions `POISON` have a loss that is NaN."""
 
@@ -174,6 +198,25 @@ def test_too_many_in_a_row_go_back_and_past_their_data(folder):
     assert (rewound["left"], rewound["position"], rewound["end"]) == (6, 4 * step, 6 * step)
     state = checkpoint.read_state(folder / "rewound" / "checkpoints" / "step_00000008")
     assert state["progress"]["position"] == 10 * step
+
+
+def test_back_over_a_switch_to_other_data(folder):
+    """The first steps of the stage are not finite: the run returns to the end of the stage before, and then
+    its data continue behind those of the steps that were left out."""
+    step, run_dir = 8192, folder / "rewound_switch"
+    Poisoned.poison = {4 * step, 5 * step}
+    overrides = ["run.steps=8", "guard.max_skips=2", "checkpoint.every=4"]
+    overrides += [
+        "stages.recovery.data.source=text",
+        f"stages.recovery.data.path={folder / 'text' / '5.txt'}",
+    ]
+    config = config_of(folder, "rewound_switch", overrides)
+    world = World.start(torch.device(DEVICE))
+    Poisoned(config, run_dir, world, Watchdog(config.watchdog, run_dir, world.rank)).run()
+    assert ("rewound", 4) in labelled(run_dir)[0]
+    progress = checkpoint.read_state(run_dir / "checkpoints" / "step_00000008")["progress"]
+    assert progress["position"] == 10 * step
+    assert progress["data"]["owner"] == "recovery" and progress["data"]["begin"] == 4 * step
 
 
 class Damaged(Poisoned):

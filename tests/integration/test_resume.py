@@ -27,15 +27,22 @@ def test_killed_around_the_switch(lhtrain, undisturbed, step):
     assert resumed.summary["finished"]
 
 
-def test_killed_in_a_recipe_whose_stages_change_rates_rotary_base_and_dense_layers(lhtrain):
+def test_killed_in_a_recipe_whose_stages_change_rates_rotary_base_dense_layers_and_data(lhtrain):
     recipe = ["stage=curriculum", "stages.short.tokens=2048", "stages.short.rope_theta=5e3"]
     recipe += ["stages.lighthouse.lr=5e-4", "stages.lighthouse.warmup_steps=3", "model.rope_theta=5e5"]
     recipe += ["stages.lighthouse.dense_layers=[0]", "stages.recovery.schedule=cosine", "checkpoint.every=1"]
+    own = lhtrain.folder / "text" / "3.txt"  # a part of the run's data, as a source of its own
+    recipe += ["stages.lighthouse.data.source=text", f"stages.lighthouse.data.path={own}"]
     alone = lhtrain("recipe_alone", *recipe)
     assert lhtrain.kill_after("recipe_killed", 5, *recipe).status == -signal.SIGKILL
     resumed = lhtrain("recipe_killed", "resume=auto", *recipe)
     assert "continues from step_" in resumed.out
     assert resumed.trace == alone.trace
+    other = own.with_name("4.txt")
+    refused = lhtrain(
+        "recipe_killed", "resume=auto", *recipe, f"stages.lighthouse.data.path={other}", status=1
+    )
+    assert "stages.lighthouse.data: " in refused.err and "resume=force" in refused.err
 
 
 def test_killed_at_random_steps_and_resumed_twice(lhtrain, undisturbed):

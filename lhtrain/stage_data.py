@@ -1,0 +1,120 @@
+"""The training data of each stage: what they are, their order, and where they continue at a switch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lhtrain.conf.schema import Config
+from lhtrain.conf.stage_data import RUN, data_of, owners
+from lhtrain.data import Corpus, DataError, SequenceOrder, open_corpus
+from lhtrain.data.order.sequences import Packed
+from lhtrain.progress import DataPart
+
+
+@dataclass
+class StageData:
+    """The corpora and orders of a run by their owner: RUN, or the first stage that has these data.
+
+    owners: stage -> owner of its data.
+    orders: those in which a part of the run reads the data, from its beginning. A source that occurs in
+        several of them is shuffled in the same way in all.
+    """
+
+    owners: Mapping[str, str] = field(default_factory=dict)
+    corpora: Mapping[str, Corpus] = field(default_factory=dict)
+    orders: Mapping[str, SequenceOrder] = field(default_factory=dict)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """As `stage_fingerprints`."""
+        return stage_fingerprints(self.corpora)
+
+    def order_of(self, stage: str) -> SequenceOrder:
+        return self.orders[self.owners.get(stage, RUN)]
+
+    def enter(self, stage: str, part: DataPart, position: int) -> tuple[SequenceOrder, DataPart]:
+        """Return the order in which a stage reads from `position` on, and the part of the run that it is in.
+
+        part: that of the steps before. It continues if the stage has the same data. Otherwise a new one
+        begins, in which each source continues with the block after those that were read.
+        """
+        owner = self.owners.get(stage, RUN)
+        if part.owner != owner:
+            part = DataPart(owner, position, self.blocks_read(part, position))
+        return self.orders[owner].starting(part.begin, part.read), part
+
+    def blocks_read(self, part: DataPart, position: int) -> dict[str, int]:
+        """Return how many blocks of each source are read before `position`, which is in `part`."""
+        order = self.orders.get(part.owner)  # None: a stage that the run had before its settings were changed
+        here = {} if order is None else order.starting(part.begin, part.read).blocks_read(position)
+        return {**part.read, **here}
+
+
+def open_data(config: Config) -> dict[str, Corpus]:
+    """Open the data of the run and of the stages that have their own; returns owner -> corpus.
+
+    Raises DataError: the data cannot be read, or data of a stage have another tokenizer than the run.
+    """
+    run, opened = open_corpus(**asdict(config.data)), {}
+    corpora = {RUN: run}
+    opened[_text_of(config.data)] = run
+    for name, owner in owners(config).items():
+        if owner != name:
+            continue
+        key, settings = f"stages.{name}.data", data_of(config.data, config.stages[name].data)
+        try:
+            corpus = opened.get(_text_of(settings)) or open_corpus(**asdict(settings))
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
+        if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
+            rule = f"must have the tokenizer of the run, {_named(run)}; prepare them with that one"
+            raise DataError(f"{key}: the data were prepared with {_named(corpus)}; they {rule}")
+        opened[_text_of(settings)] = corpora[name] = corpus
+    return corpora
+
+
+def stage_fingerprints(corpora: Mapping[str, Corpus]) -> dict[str, str]:
+    """Return the fingerprints of the data that stages have of their own, by their keys, stages.NAME.data."""
+    return {f"stages.{owner}.data": one.fingerprint for owner, one in corpora.items() if owner != RUN}
+
+
+def _text_of(data: Any) -> str:
+    """Return the settings that decide the tokens of the data; the order is no part of them."""
+    return repr({key: value for key, value in asdict(data).items() if key != "long_fraction"})
+
+
+def _named(corpus: Corpus) -> str:
+    tokenizer = corpus.tokenizer
+    return f"{tokenizer.name} (eos {tokenizer.eos}, bos {tokenizer.bos})"
+
+
+def orders_of(config: Config, corpora: Mapping[str, Corpus], alignment: int | None) -> StageData:
+    """Return the data of all stages, in orders with the lengths of all stages. Raises as SequenceOrder.
+
+    alignment: see SequenceOrder.
+    """
+    lengths = {stage.seq_len for stage in config.stages.values()}
+    settings = {
+        owner: config.data if owner == RUN else data_of(config.data, config.stages[owner].data)
+        for owner in corpora
+    }
+    # If one stage counts long and short blocks separately, all stages must, to know what it has read.
+    by_kind = any(data.long_fraction is not None for data in settings.values())
+    packed: Packed = {}
+    orders = {
+        owner: SequenceOrder(
+            corpus.parts["train"],
+            lengths,
+            config.run.seed,
+            settings[owner].long_fraction,
+            alignment,
+            by_kind=by_kind,
+            packed=packed,
+            key="data" if owner == RUN else f"stages.{owner}.data",
+            packing=config.data.packing.value,
+            buckets=config.data.buckets,
+            bucket_weights=settings[owner].bucket_weights,
+        )
+        for owner, corpus in corpora.items()
+    }
+    return StageData(owners(config), corpora, orders)

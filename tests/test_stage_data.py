@@ -1,0 +1,151 @@
+"""The data of each stage: sources that occur in several stages are read once."""
+
+import json
+from collections import Counter
+from random import Random
+
+import pytest
+
+from lhtrain.compute.fill import compose_config, filled
+from lhtrain.conf.schema import StageDataConfig
+from lhtrain.conf.stage_data import RUN
+from lhtrain.data import DataError
+from lhtrain.data.prepare.pipeline import prepare
+from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.progress import DataPart, Progress
+from lhtrain.stage_data import StageData, open_data, orders_of
+from tests.data.order.test_sequences import hashes
+
+SEQ_LEN = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Prepared folders; no two sequences are equal."""
+    folder = tmp_path_factory.mktemp("stage_data")
+    draw = Random(0)
+    for name, count, length in (("web", 300, 12), ("code", 40, 100), ("books", 10, 500), ("notes", 99, 5)):
+        texts = (f"{name} {i} " + "".join(draw.choices("abcdefgh", k=length)) for i in range(count))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        prepare(Recipe("files", str(folder / f"{name}.jsonl")), folder / name, 1, progress=False)
+    return folder
+
+
+def mix(folder, **weights):
+    parts = (f"{name}: {{path: {folder / name}, weight: {weight}}}" for name, weight in weights.items())
+    return f"{{{', '.join(parts)}}}"
+
+
+def opened(folder, *settings):
+    """Return the data of a run on `web` and `code` with the stages short, windowed and recovery."""
+    settings = f"model.seq_len={SEQ_LEN}", "stages.windowed.attention=dense", "run.batch_tokens=64", *settings
+    settings = "data=mix", f"data.mix={mix(folder, web=3, code=1)}", "stage=extend", *settings
+    config = filled(compose_config(list(settings)))
+    return orders_of(config, open_data(config), None)
+
+
+def read(data: StageData, plan: list[tuple[str, int]], seq_len: int = SEQ_LEN):
+    """Read `count` sequences in each stage; return their hashes, and the progress."""
+    progress, seen = Progress(), []
+    for stage, count in plan:
+        order, progress.data = data.enter(stage, progress.data, progress.position)
+        begin = order.align(progress.position, seq_len)
+        seen += hashes(order.read(begin, count, seq_len))
+        progress.position = begin + count * seq_len
+    return seen, progress
+
+
+@pytest.mark.parametrize("own", [{}, {"long_fraction": 0.5}])
+def test_no_sequence_is_read_twice(folder, own):
+    """A stage mixes a source of the run with a new one, and the run's data continue after it."""
+    settings = [f"stages.windowed.data.mix={mix(folder, code=1, books=2, notes=1)}"]
+    settings += [f"stages.windowed.data.{key}={value}" for key, value in own.items()]
+    data = opened(folder, *settings)
+    assert dict(data.owners) == {"short": RUN, "windowed": "windowed", "recovery": RUN}
+    plan = [("short", 20), ("windowed", 24), ("recovery", 20)]
+    seen, progress = read(data, plan)
+    assert max(Counter(seen).values()) == 1
+    read_blocks = data.blocks_read(progress.data, progress.position)
+    assert sum(read_blocks.values()) == 64
+    # A new process that knows only the progress continues in the same way.
+    again, _ = opened(folder, *settings).enter("recovery", progress.data, progress.position)
+    order, _ = data.enter("recovery", progress.data, progress.position)
+    assert hashes(again.read(progress.position, 5, SEQ_LEN)) == hashes(
+        order.read(progress.position, 5, SEQ_LEN)
+    )
+
+
+def test_a_stage_that_ends_within_a_sequence_of_the_next(folder):
+    """The rest of the last block is not read; the next stage begins with the next block of each source."""
+    data = opened(folder, "stages.short.seq_len=16", f"stages.windowed.data.mix={mix(folder, code=1)}")
+    order, part = data.enter("short", DataPart(), 0)
+    blocks = order.blocks_read(16 * 5)
+    windowed, after = data.enter("windowed", part, 16 * 5)
+    assert after == DataPart("windowed", 80, blocks) and windowed.align(80, SEQ_LEN) == 80
+    (code,) = windowed.blocks_read(80)
+    assert windowed.blocks_read(80 + SEQ_LEN)[code] == blocks[code] + 1
+
+
+def test_without_data_of_their_own_stages_read_as_before(folder):
+    data = opened(folder)
+    order = data.orders[RUN]
+    seen, progress = read(data, [("short", 7), ("windowed", 9), ("recovery", 3)])
+    assert seen == hashes(order.read(0, 19, SEQ_LEN)) and progress.data == DataPart()
+    assert data.fingerprints == {}
+
+
+def test_stages_with_the_same_data_continue_with_each_other(folder):
+    both = [f"stages.{name}.data.mix={mix(folder, books=1)}" for name in ("windowed", "recovery")]
+    data = opened(folder, *both)
+    seen, progress = read(data, [("short", 4), ("windowed", 6), ("recovery", 6)])
+    assert progress.data.owner == "windowed" and progress.data.begin == 4 * SEQ_LEN
+    assert seen[4:] == hashes(data.orders["windowed"].read(0, 12, SEQ_LEN))
+
+
+def test_after_a_rewind_the_data_since_then_are_left_out(folder):
+    """The run goes back to a checkpoint of the stage before, but its data continue where they were."""
+    data = opened(folder, f"stages.windowed.data.mix={mix(folder, code=1, books=2)}")
+    seen, progress = read(data, [("short", 20), ("windowed", 10)])
+    order, part = data.enter("short", progress.data, progress.position)
+    assert part.owner == RUN and part.begin == 30 * SEQ_LEN
+    later, _ = data.enter("windowed", part, part.begin + 3 * SEQ_LEN)
+    seen += hashes(order.read(part.begin, 3, SEQ_LEN))
+    seen += hashes(later.read(part.begin + 3 * SEQ_LEN, 10, SEQ_LEN))
+    assert max(Counter(seen).values()) == 1
+
+
+def test_data_that_differ_only_in_the_long_fraction_are_opened_once(folder):
+    data = opened(folder, "stages.windowed.data.long_fraction=0.5")
+    assert data.corpora["windowed"] is data.corpora[RUN]
+    packings = [{id(pool.packing) for pool in order._pools} for order in data.orders.values()]
+    assert packings[0] == packings[1]
+
+
+def test_another_tokenizer_is_refused(folder, tmp_path):
+    """The rules on settings find it first; here the folder is written after they were checked."""
+    (tmp_path / "a.txt").write_text("words\n" * 100)
+    prepare(Recipe("text", str(tmp_path / "a.txt"), bos=True), tmp_path / "bos", 1, progress=False)
+    config = filled(compose_config(["data=text", f"data.path={tmp_path / 'a.txt'}"]))
+    config.stages["recovery"].data = StageDataConfig("prepared", str(tmp_path / "bos"))
+    with pytest.raises(
+        DataError, match=r"stages\.recovery\.data: .* with bytes \(eos 256, bos 256\); .*the run"
+    ):
+        open_data(config)
+
+
+def test_errors_of_the_data_name_the_stage(folder, tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    own = ["stages.windowed.data.source=text", f"stages.windowed.data.path={tmp_path / 'a.txt'}"]
+    with pytest.raises(DataError, match=r"stages\.windowed\.data: data\.path="):
+        opened(folder, *own)
+    (tmp_path / "a.txt").write_text("short")
+    with pytest.raises(DataError, match=r"stages\.windowed\.data: the train split has"):
+        opened(folder, *own)
+
+
+def test_the_fingerprint_depends_on_the_data_of_the_stage(folder):
+    one, other = (
+        opened(folder, f"stages.windowed.data.mix={mix(folder, code=weight, books=2)}").fingerprints
+        for weight in (1, 2)
+    )
+    assert list(one) == list(other) == ["stages.windowed.data"] and one != other

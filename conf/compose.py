@@ -398,8 +398,8 @@ def _no_such_key(key: str, value: object, config: DictConfig) -> Problem:
             f"{parent} is not set, so it has no {name} to change; set all of it: {parent}={{rope_type: …, …}}"
         )
         return Problem(key, value, rule)
-    if rule := needs_other(key):
-        return Problem(key, value, rule)
+    if (reason := needs_other(key)) is not None:
+        return Problem(key, value, reason)
     known = [*_keys(OmegaConf.to_container(config)), *all_keys()]
     return Problem(key, value, f"no such key{nearest(key, known)}")
 

@@ -226,6 +226,8 @@ class StageDataConfig:
     path: Any = None  # like data.path
     mix: Any = None  # like data.mix
     long_fraction: Annotated[float | None, between(0, 1, ", or null")] = None  # like data.long_fraction
+    # like data.bucket_weights; the buckets are those of the run, data.buckets
+    bucket_weights: Annotated[list[float] | None, between(0, 1e30)] = None
 
 
 @dataclass
@@ -274,7 +276,8 @@ class StageConfig:
     strictly_causal: bool = II("lighthouse.strictly_causal")  # like lighthouse.strictly_causal
     tile: Annotated[int | None, at_least(2)] = II("lighthouse.tile")  # like lighthouse.tile
     cover_prefix: bool = II("lighthouse.cover_prefix")  # like lighthouse.cover_prefix
-    # training data of this stage, if they are not those of the run: source, path, mix and long_fraction
+    # training data of this stage, if they are not those of the run: source, path, mix, long_fraction
+    # and bucket_weights
     data: StageDataConfig = field(default_factory=StageDataConfig)
     # settings of an attention or scorer that a plugin added
     options: dict[str, Any] = field(default_factory=dict)

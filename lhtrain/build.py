@@ -71,6 +71,11 @@ class Data:
     notes: list[str]
     stages: StageData = field(default_factory=StageData)
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of the data of the run and of stages with their own, by the settings."""
+        return {"data": self.corpus.fingerprint} | self.stages.fingerprints
+
     def enter(self, stage: Stage, progress: Progress) -> None:
         """Let the loader read the data of `stage` from now on, and note in `progress` where they begin."""
         order, progress.data = self.stages.enter(stage.name, progress.data, progress.position)

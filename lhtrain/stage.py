@@ -92,6 +92,8 @@ class Stage:
         values = dict(self.data)
         if isinstance(mix := values.get("mix"), dict):
             values["mix"] = ", ".join(f"{name} {part.get('weight', 1):g}" for name, part in mix.items())
+        if weights := values.get("bucket_weights"):
+            values["bucket_weights"] = ", ".join(f"{weight:g}" for weight in weights)
         words = (
             f"{key} {value:g}" if key == "long_fraction" else f"{key} {value}"
             for key, value in values.items()

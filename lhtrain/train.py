@@ -79,8 +79,7 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the run or until a signal; return the content of summary.json."""
-        about = {"ranks": self.world.size, "data": self.data.corpus.fingerprint}
-        about |= self.data.stages.fingerprints
+        about = {"ranks": self.world.size} | self.data.fingerprints
         recorded = self.world.on_main(
             lambda: record_start(self.start, self.dir, self.config, self.progress.step, about)
         )

@@ -39,7 +39,7 @@ def mix(folder, **weights):
 def opened(folder, *settings):
     """Return the data of a run on `web` and `code` with the stages short, windowed and recovery."""
     settings = f"model.seq_len={SEQ_LEN}", "stages.windowed.attention=dense", "run.batch_tokens=64", *settings
-    settings = "data=mix", f"data.mix={mix(folder, web=3, code=1)}", "stage=extend", *settings
+    settings = "data=mix", f"data.mix={mix(folder, web=3, code=1)}", "stage=windowed", *settings
     config = filled(compose_config(list(settings)))
     return orders_of(config, open_data(config), None)
 
@@ -112,6 +112,17 @@ def test_after_a_rewind_the_data_since_then_are_left_out(folder):
     seen += hashes(order.read(part.begin, 3, SEQ_LEN))
     seen += hashes(later.read(part.begin + 3 * SEQ_LEN, 10, SEQ_LEN))
     assert max(Counter(seen).values()) == 1
+
+
+def test_more_long_documents_in_one_stage(folder):
+    """With buckets of the run and weights of the stage, which share the sequences of each bucket."""
+    weights = ["data.buckets=[64]", "stages.windowed.data.bucket_weights=[0.4,0.6]"]
+    data = opened(folder, *weights)
+    seen, progress = read(data, [("short", 20), ("windowed", 20)])
+    assert max(Counter(seen).values()) == 1
+    (end,) = [data.blocks_read(progress.data, progress.position)]
+    read_here = {key: end[key] - progress.data.read[key] for key in end}
+    assert sum(n for key, n in read_here.items() if key.endswith("/1")) == 12
 
 
 def test_data_that_differ_only_in_the_long_fraction_are_opened_once(folder):

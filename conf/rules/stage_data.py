@@ -1,5 +1,6 @@
 """Rules on the data of the stages."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def problems_of_stage(name: str, own: StageDataConfig, problems: Iterable[Proble
     for problem in problems:
         key = problem.key.removeprefix("data.").partition(".")[0]
         if key in given or key in needed:
-            rule = problem.rule.replace("data.", group)
+            rule = re.sub(rf"\bdata\.({'|'.join(vars(own))})\b", rf"{group}\1", problem.rule)
             if key == "path" and "source" not in given and "is not used" in rule:
                 rule += f"; set {group}source too"
             yield replace(problem, key=group + problem.key.removeprefix("data."), rule=rule)

@@ -57,10 +57,10 @@ def test_a_mixture_needs_no_source():
 
 def test_stages_with_the_same_data_share_them(folder):
     same = [f"stages.{name}.data.{key}" for name in ("short", "recovery") for key in ("long_fraction=0.5",)]
-    config = check_overrides(["data=text", f"data.path={folder / 'a.txt'}", "stage=extend", *same])
+    config = check_overrides(["data=text", f"data.path={folder / 'a.txt'}", "stage=windowed", *same])
     assert owners(config) == {"short": "short", "windowed": RUN, "recovery": "short"}
     again = [f"stages.windowed.data.path={folder / 'a.txt'}"]  # as the run has
-    config = check_overrides(["data=text", f"data.path={folder / 'a.txt'}", "stage=extend", *again])
+    config = check_overrides(["data=text", f"data.path={folder / 'a.txt'}", "stage=windowed", *again])
     assert set(owners(config).values()) == {RUN}
 
 
@@ -82,6 +82,7 @@ def test_stages_with_the_same_data_share_them(folder):
         ("mix={a: {path: nowhere}}", r"stages\.recovery\.data\.mix\.a\.path='nowhere': must be a folder"),
         ("{source: prepared, path: nowhere}", r"stages\.recovery\.data\.path=nowhere: .* must exist"),
         ("{source: text, path: nowhere}", r"stages\.recovery\.data\.path='nowhere': must exist"),
+        ("bucket_weights=[1,2]", r"stages\.recovery\.data\.bucket_weights=\[1.0, 2.0\]: needs data\.buckets"),
         ("long_fraction=2", r"stages\.recovery\.data\.long_fraction=2.0: must be between 0 and 1"),
     ],
 )
@@ -100,6 +101,16 @@ def test_a_folder_with_another_tokenizer(folder):
         ConfigError, match=r"stages\.recovery\.data\.path=.*was prepared with the tokenizer bytes"
     ):
         check_overrides([*own, "data.bos=true"])
+
+
+def test_buckets_are_those_of_the_run():
+    buckets = ["data.buckets=[4096]", "data.bucket_weights=[1,1]"]
+    config = check_overrides([*buckets, "stages.recovery.data.bucket_weights=[0.4,0.6]"])
+    assert data_of(config.data, config.stages["recovery"].data).bucket_weights == [0.4, 0.6]
+    with pytest.raises(
+        ConfigError, match=r"stages\.recovery\.data\.long_fraction=0\.5: does not go with data"
+    ):
+        check_overrides([*buckets, "stages.recovery.data.long_fraction=0.5"])
 
 
 def test_problems_of_the_run_are_not_repeated_for_the_stage():

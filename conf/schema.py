@@ -176,6 +176,15 @@ class ModelConfig:
     tie_embeddings: bool = False  # use the embedding matrix as the output projection too
     # layers with full attention in all stages, counted from 0; -1 is the last
     dense_layers: list[int] = field(default_factory=list)
+    # number of tokens up to each position, itself included, to which some layers attend in all stages, also
+    # in Lighthouse stages; the other layers are global. null: all layers are global
+    sliding_window: Annotated[int | None, at_least(1, MOST_TOKENS, ", or null")] = None
+    # every n-th layer is global and the others attend to the sliding window: 6 as in Gemma 3, 4 as in OLMo 3,
+    # 2 as in gpt-oss; null: sliding_layers names them
+    sliding_window_pattern: Annotated[int | None, at_least(2, 2**16, ", or null")] = None
+    # layers that attend to the sliding window, counted from 0, -1 is the last; []: sliding_window_pattern
+    # tells
+    sliding_layers: list[int] = field(default_factory=list)
     # standard deviation of the initial weights; for output projections divided by sqrt(2 * n_layers)
     init_std: Positive = 0.02
 
@@ -234,8 +243,8 @@ class StageDataConfig:
 class StageConfig:
     """One stage of the run."""
 
-    # attention of all layers except dense_layers; dense: full causal attention; lighthouse: attention over
-    # rows selected from a pyramid (arXiv:2605.06554)
+    # attention of all layers except dense_layers and model.sliding_layers; dense: full causal attention;
+    # lighthouse: attention over rows selected from a pyramid (arXiv:2605.06554)
     attention: Annotated[str, one_of(ATTENTIONS)] = MISSING
     # number of optimizer steps; if it or tokens is set, fraction is ignored
     steps: Annotated[int | None, at_least(1)] = None

@@ -42,8 +42,9 @@ FEW_BLOCKS = 100  # so few sequences may have much padding with any packing
 class Engine:
     """The model of a run, sharded and initialized, its optimizer, and the attention of each stage.
 
-    attention: stage name -> the attention of its layers. dense: the attention of dense_layers. Each is one
-    object for the whole run, because the compiler compiles again for another object.
+    attention: stage name -> the attention of its layers. dense: the attention of dense_layers. sliding: that
+    of sliding layers, if there are any. Each is one object for the whole run, because the compiler compiles
+    again for another object.
     """
 
     stages: dict[str, Stage]
@@ -53,11 +54,12 @@ class Engine:
     optimizer: Optimizer
     attention: dict[str, Attend]
     dense: Attend
+    sliding: Attend | None
 
     def enter(self, stage: Stage) -> None:
         """Set the attention of the model's layers, the rotary embedding and what is trained as in `stage`."""
         self.mesh.freeze(self.model, stage.frozen)
-        self.model.attend_with(self.attention[stage.name], self.dense, stage.dense_layers)
+        self.model.attend_with(self.attention[stage.name], self.dense, stage.dense_layers, self.sliding)
         self.model.rope = Rope(stage.rope_theta, stage.rope_scaling, stage.seq_len)
 
 
@@ -129,7 +131,9 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
     if config.data.documents is DocumentMode.apart:
         _check_apart(kinds, stages)
     attention = {name: mesh.attention(attend) for name, attend in kinds.items()}
-    return Engine(stages, dtype, mesh, model, optimizer, attention, mesh.attention(FULL_ATTENTION))
+    dense = mesh.attention(FULL_ATTENTION)
+    sliding = None if model.sliding is None else mesh.attention(model.sliding)
+    return Engine(stages, dtype, mesh, model, optimizer, attention, dense, sliding)
 
 
 def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
@@ -143,7 +147,8 @@ def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
         if isinstance(scorer, type) and issubclass(scorer, nn.Module):
             for block in model.blocks:
                 assert isinstance(block, Block)
-                if block.number not in stage.dense_layers and block.attention.scorer is None:
+                others = model.sliding_layers.union(stage.dense_layers)
+                if block.number not in others and block.attention.scorer is None:
                     block.attention.scorer = scorer(model.config)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.rope_scaling import broken_rules
 from lhtrain.conf.schema import Config
+from lhtrain.conf.sliding import layers_of_pattern, sliding_layers
 
 
 def model_problems(config: Config) -> Iterator[Problem]:
@@ -28,6 +29,7 @@ def model_problems(config: Config) -> Iterator[Problem]:
     if isinstance(model.rope_scaling, dict) and model.rope_theta <= 1:
         yield Problem("model.rope_theta", model.rope_theta, "must be above 1 with model.rope_scaling")
     yield from _dense_layers(config)
+    yield from _sliding_layers(config)
 
 
 def _dense_layers(config: Config) -> Iterator[Problem]:
@@ -45,7 +47,38 @@ def _dense_layers(config: Config) -> Iterator[Problem]:
         for layer in layers:
             if not -n_layers <= layer < n_layers:
                 yield Problem(key, layers, f"there is no layer {layer}: model.n_layers={n_layers}")
-        if n_layers >= 1 and key in lighthouse and len({layer % n_layers for layer in layers}) == n_layers:
+        if n_layers < 1:
+            continue
+        named, sliding = {layer % n_layers for layer in layers}, set(sliding_layers(config.model))
+        if both := sorted(named & sliding):
+            others = [layer for layer in range(n_layers) if layer not in sliding]
+            rule = f"layer {both[0]} attends to the sliding window; name global layers, some of {others}"
+            yield Problem(key, layers, rule)
+        elif key in lighthouse and sliding and len(named | sliding) == n_layers:
+            rule = f"no layer is left for Lighthouse Attention in stage {lighthouse[key]}: the others attend "
+            rule += "to the sliding window; use full attention in the stage (attention=dense)"
+            yield Problem(key, layers, rule)
+        elif key in lighthouse and len(named) == n_layers:
             rule = f"names every layer, so stage {lighthouse[key]} has no layer with Lighthouse Attention; "
             rule += "name fewer, such as [0], or use full attention in the stage (attention=dense)"
             yield Problem(key, layers, rule)
+
+
+def _sliding_layers(config: Config) -> Iterator[Problem]:
+    """Check the layers that attend to a sliding window."""
+    model = config.model
+    layers, every, window = model.sliding_layers, model.sliding_window_pattern, model.sliding_window
+    for layer in layers:
+        if not -model.n_layers <= layer < model.n_layers:
+            rule = f"there is no layer {layer}: model.n_layers={model.n_layers}"
+            yield Problem("model.sliding_layers", layers, rule)
+    if window is None and (layers or every is not None):
+        key, value = ("sliding_layers", layers) if layers else ("sliding_window_pattern", every)
+        yield Problem(f"model.{key}", value, "needs model.sliding_window, the number of tokens of the window")
+    if window is not None and not layers and every is None:
+        rule = "needs model.sliding_window_pattern=N (every N-th layer is global), or model.sliding_layers"
+        yield Problem("model.sliding_window", window, rule)
+    both = window is not None and layers and every is not None and every >= 2 and model.n_layers >= 1
+    if both and set(sliding_layers(model)) != layers_of_pattern(model):
+        rule = f"contradicts model.sliding_layers={layers}; set one of them, and the other to null or []"
+        yield Problem("model.sliding_window_pattern", every, rule)

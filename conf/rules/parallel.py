@@ -65,6 +65,8 @@ def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
     for name, stage in config.stages.items():
         if stage.seq_len >= 1 and cp > 1:
             yield from _stage(f"stages.{name}", stage, cp)
+    if cp > 1:
+        yield from _sliding_window(config, cp, "ring" if any(n % cp for n in heads.values()) else "ulysses")
 
 
 def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
@@ -84,6 +86,19 @@ def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
             advice = f"nearest: {' or '.join(map(str, near))}" if near else "no budget does; use a smaller cp"
             rule = f"must give each of the 2 * parallel.cp = {2 * cp} chunks of a sequence whole tiles"
             yield Problem(f"{key}.budget", stage.budget, f"{rule}; {advice}")
+
+
+def _sliding_window(config: Config, cp: int, auto: str) -> Iterator[Problem]:
+    """Yield a problem if the sliding window is longer than a chunk of a ring. auto: cp_attention=auto."""
+    window, method = config.model.sliding_window, config.parallel.cp_attention.value
+    if window is None or (auto if method == "auto" else method) != "ring":
+        return
+    longer = [stage.seq_len for stage in config.stages.values() if stage.seq_len > window]
+    if longer and window > (chunk := min(longer) // (2 * cp)):
+        rule = f"must be at most {chunk}, the tokens of each of the 2 * parallel.cp = {2 * cp} chunks of a "
+        rule += "sequence, with parallel.cp_attention=ring"
+        rule += "; ulysses takes any window" if auto == "ulysses" else "; use a smaller parallel.cp"
+        yield Problem("model.sliding_window", window, rule)
 
 
 def _chunks_fit(whole: Pyramid, budget: int, cp: int) -> bool:

@@ -38,6 +38,7 @@ TILES = ("lighthouse.tile", "stages.NAME.tile", "lighthouse.strictly_causal", "s
 BUDGETS = ("lighthouse.budget", "stages.NAME.budget")
 BATCHES = ("run.batch_tokens", "stages.NAME.batch_tokens", "run.grad_accum", "stages.NAME.grad_accum")
 DENSE = ("model.dense_layers", "stages.NAME.dense_layers")
+SLIDING = ("model.sliding_layers", "model.sliding_window_pattern")
 SPANS = ("stages.NAME.steps", "stages.NAME.tokens", "stages.NAME.fraction")
 HEADS = ("model.n_heads", "model.n_kv_heads")
 MESH = ("parallel.dp_replicate", "parallel.dp_shard", "parallel.cp")
@@ -85,6 +86,36 @@ RELATIONS = (
         ("optim.groups",),
         "each pattern must match a parameter of the model; lr_scale and weight_decay must be at least 0",
         ("optim.groups={embeding: 0.1}",),
+    ),
+    Relation(
+        (*SLIDING, "model.sliding_window"),
+        "model.sliding_window and either sliding_window_pattern or sliding_layers must be set together",
+        ("model.sliding_window=64",),
+    ),
+    Relation(
+        (*SLIDING, "model.n_layers"),
+        "each of sliding_layers must be from -model.n_layers to model.n_layers - 1, and if "
+        "sliding_window_pattern is set too, both must name the same layers",
+        ("model.sliding_window=64", "model.sliding_window_pattern=2", "model.sliding_layers=[1]"),
+    ),
+    Relation(
+        (*SLIDING, *DENSE),
+        "a layer cannot be in dense_layers and in sliding_layers",
+        ("model.sliding_window=64", "model.sliding_layers=[0]", "model.dense_layers=[0]"),
+    ),
+    Relation(
+        (*SLIDING, *DENSE, "stages.NAME.attention"),
+        "if a stage uses lighthouse, sliding_layers and dense_layers must leave at least one layer out",
+        ("model.sliding_window=64", "model.sliding_layers=[0,1,2,3]", "model.dense_layers=[]"),
+    ),
+    Relation(
+        ("model.sliding_window", "parallel.cp", "parallel.cp_attention", *LENGTHS),
+        "with parallel.cp > 1 and ring attention, model.sliding_window must be at most seq_len / (2 * "
+        "parallel.cp), or at least seq_len",
+        (
+            *("stage=dense", "parallel.cp=2", "parallel.cp_attention=ring", "model.sliding_window=2000"),
+            "model.sliding_window_pattern=2",
+        ),
     ),
     Relation(
         ("model.rope_scaling",),

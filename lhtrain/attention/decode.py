@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lhtrain.attention.dense import DenseAttention, dense_attention
 from lhtrain.attention.lighthouse import LighthouseAttention, gather_keys
+from lhtrain.attention.sliding import SlidingAttention, attend_near, sliding_attention
 from lhtrain.attention.strict import Ranges, attend, coarsest_queries, exact_ranges, far_ranges, merge
 from lhtrain.attention.where import Attend, Where
 from lhtrain.kernels.pyramid import Pyramid
@@ -88,6 +89,32 @@ class FullCache:
             return F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2)
         hi = torch.arange(seen, seen + q.shape[1], device=q.device) + 1
         return attend_ranges(q, all_k, all_v, torch.zeros_like(hi), hi)[0]
+
+
+class SlidingCache:
+    """Sliding-window attention: the keys and values of the last W tokens, so that the memory does not grow.
+
+    capacity: tokens that will come; at most W of them are kept between calls.
+    """
+
+    def __init__(self, window: int, capacity: int = 0) -> None:
+        self.window = window
+        self.k, self.v = (Kept(min(2 * window, capacity)) for _ in range(2))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """q (B, T, H, D), k, v (B, T, G, D) of the next T tokens -> (B, T, H, D)."""
+        is_first = self.k.size == 0
+        keys, values = self.k.add(k), self.v.add(v)
+        if is_first:
+            out = sliding_attention(q, k, v, self.window)
+        elif q.shape[1] == 1:
+            out = _one_query(q, keys[:, -self.window :], values[:, -self.window :])[0]
+        else:
+            out = attend_near(q, keys, values, self.window)
+        if self.k.size >= 2 * self.window:  # rarely, because it copies
+            for kept in (self.k, self.v):
+                kept.keep_last(self.window)
+        return out
 
 
 @dataclass
@@ -211,7 +238,7 @@ class StrictCache:
         return out, lse.transpose(1, 2)
 
 
-def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> FullCache | StrictCache:
+def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> FullCache | SlidingCache | StrictCache:
     """Return an empty cache for a layer that attends with `attend`.
 
     seq_len: the sequence length of training. capacity: tokens to allocate memory for; more may come.
@@ -220,6 +247,8 @@ def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> FullCache | Str
     """
     if isinstance(attend, DenseAttention):
         return FullCache(capacity)
+    if isinstance(attend, SlidingAttention):
+        return SlidingCache(attend.window, capacity)
     if isinstance(attend, LighthouseAttention):
         return StrictCache(attend, seq_len, capacity)
     raise ValueError(f"attention={type(attend).__name__}: there is no cache to decode with")

@@ -11,6 +11,7 @@ from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.rules.batch import AUTO, auto_batch, data_ranks, number_or_auto
 from lhtrain.conf.rules.steps import stage_steps
 from lhtrain.conf.schema import Config, ModelConfig, Recompute, RunConfig, StageConfig
+from lhtrain.conf.sliding import sliding_layers
 from lhtrain.stage import Stage
 
 USABLE = 0.9  # usable fraction of GPU memory; the rest: CUDA, NCCL, fragmentation, error of the estimate
@@ -35,8 +36,8 @@ def compose_config(overrides: list[str], n_ranks: int | None = None, memory: int
 def filled(config: Config, n_ranks: int | None = None, memory: int | None = None) -> Config:
     """Return a copy of a valid `config` without open values.
 
-    Every stage has a number of steps, instead of tokens or a fraction, dense_layers counts from the first
-    layer, and `auto` is replaced by `derive`.
+    Every stage has a number of steps, instead of tokens or a fraction, dense_layers and sliding_layers
+    count from the first layer, and `auto` is replaced by `derive`.
 
     Args:
         config: a valid configuration.
@@ -45,6 +46,7 @@ def filled(config: Config, n_ranks: int | None = None, memory: int | None = None
     """
     config = deepcopy(config)
     model = config.model
+    model.sliding_layers = sliding_layers(model)
     owners: list[ModelConfig | StageConfig] = [model, *config.stages.values()]
     for owner in owners:
         owner.dense_layers = sorted({layer % model.n_layers for layer in owner.dense_layers})

@@ -1,8 +1,8 @@
 """Floating-point operations of a training step, for MFU and estimates of time.
 
 Only necessary matrix products count. Every weight counts once per token. Attention counts the causal half of
-its matrix, over the rows that it attends to: S instead of N in a Lighthouse stage. A windowed layer adds the
-exact window of each token, and a strictly causal layer adds the tokens of its tile too. With documents apart,
+its matrix, over the rows that it attends to: S instead of N in a Lighthouse stage. A sliding layer counts the
+pairs within its window. A windowed Lighthouse layer adds the exact window of each token, and a strictly causal layer adds the tokens of its tile too. With documents apart,
 attention counts only pairs of tokens of one document, as a share of all pairs that is an average over the
 training data; an exact window counts at most these. The backward pass counts twice the forward pass, without
 the gradients that a stage with frozen parameters does not need. A scorer counts once, because it has no
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lhtrain.compute.trained import Trained
 from lhtrain.conf.schema import ModelConfig
+from lhtrain.conf.sliding import sliding_layers
 from lhtrain.kernels.pyramid import DILATION
 from lhtrain.stage import Stage
 
@@ -52,18 +53,22 @@ class AttentionFlops:
 def attention_flops(model: ModelConfig, stage: Stage, number: int, share: float = 1.0) -> AttentionFlops:
     """Return the FLOPs of the attention of layer `number`. share: as in `step_flops`."""
     n, window = stage.seq_len, stage.window
-    if number in stage.dense_layers:
+    if model.sliding_window is not None and number in sliding_layers(model) and model.sliding_window < n:
+        return AttentionFlops(window=_window(model, n, model.sliding_window, share))
+    if number in stage.dense_layers or number in sliding_layers(model):
         return AttentionFlops(rows=int(share * _attention(model, n)))
     scores = _scores(model, stage)
     if stage.strictly_causal:
         pairs = 4 * model.n_heads * model.head_dim * _strict_pairs(stage)
         return AttentionFlops(strict=int(share * pairs), scores=scores)
-    near = 0
-    if window < n:  # otherwise n_attended is the whole sequence
-        # Position j has min(j + 1, window) keys.
-        pairs = window * (window + 1) // 2 + (n - window) * window
-        near = 4 * model.n_heads * model.head_dim * min(pairs, int(share * (n * (n + 1) // 2)))
+    near = _window(model, n, window, share) if window < n else 0  # else n_attended is the whole sequence
     return AttentionFlops(int(share * _attention(model, stage.n_attended)), near, scores=scores)
+
+
+def _window(model: ModelConfig, n: int, window: int, share: float) -> int:
+    """Return the FLOPs of the forward pass of exact attention to the last `window` of n tokens."""
+    pairs = window * (window + 1) // 2 + (n - window) * window  # position j has min(j + 1, window) keys
+    return 4 * model.n_heads * model.head_dim * min(pairs, int(share * (n * (n + 1) // 2)))
 
 
 def weights_of_products(model: ModelConfig) -> int:

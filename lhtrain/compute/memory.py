@@ -23,6 +23,7 @@ from lhtrain.conf.schema import (
     Precision,
     Recompute,
 )
+from lhtrain.conf.sliding import sliding_layers
 from lhtrain.model.chunks import chunk_rows
 from lhtrain.stage import Stage
 
@@ -124,7 +125,8 @@ def _recomputes(compute: ComputeConfig, number: int) -> bool:
 def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
     """Return the bytes of block `number` for n tokens."""
     model, compute = config.model, config.compute
-    seen = n if number in stage.dense_layers else stage.n_attended * n // stage.seq_len
+    whole = number in stage.dense_layers or number in sliding_layers(model)
+    seen = n if whole else stage.n_attended * n // stage.seq_len
     size, heads = element(compute), model.n_heads * model.head_dim
     windowed = seen < n and (stage.window > 0 or stage.strictly_causal)
     scattered = size * n * heads if seen < n and not windowed else 0  # a Lighthouse layer's output

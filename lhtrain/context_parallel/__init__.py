@@ -6,20 +6,29 @@ that are supported here, and its ring has no path for CPUs, on which these are t
 
 from lhtrain.attention.dense import DenseAttention
 from lhtrain.attention.lighthouse import LighthouseAttention
+from lhtrain.attention.sliding import SlidingAttention
 from lhtrain.conf.rules.parallel import METHODS, pick_method
 from lhtrain.context_parallel.dense import ContextDense
 from lhtrain.context_parallel.layout import positions
 from lhtrain.context_parallel.lighthouse import ContextLighthouse
+from lhtrain.context_parallel.sliding import ContextSliding
 from lhtrain.context_parallel.strict import ContextStrict
 
 
 def over_ranks(
-    attend: DenseAttention | LighthouseAttention, method: str, exact: bool, group: str, rank: int, size: int
-) -> ContextDense | ContextLighthouse | ContextStrict:
+    attend: DenseAttention | LighthouseAttention | SlidingAttention,
+    method: str,
+    exact: bool,
+    group: str,
+    rank: int,
+    size: int,
+) -> ContextDense | ContextLighthouse | ContextStrict | ContextSliding:
     """What a context-parallel rank attends with, in place of `attend`.
 
     Raises ValueError: a selection that compares scores of more than one tile, which no rank has.
     """
+    if isinstance(attend, SlidingAttention):
+        return ContextSliding(attend.window, ContextDense(method, group, size), rank)
     backend = attend.dense if isinstance(attend, LighthouseAttention) else attend.backend
     dense = ContextDense(method, group, size, backend)
     if isinstance(attend, DenseAttention):

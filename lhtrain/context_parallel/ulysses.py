@@ -30,7 +30,19 @@ def ulysses_attention(
     Returns (B, T, H, D). H and Hkv must be multiples of `size`; any dense backend will do. documents: as in
     `dense_attention`.
     """
-    return _all_heads(dense_attention(*_own_heads(q, k, v, group, size), backend, documents), group, size)
+    return ulysses_out(lambda q, k, v: dense_attention(q, k, v, backend, documents), q, k, v, group, size)
+
+
+def ulysses_out(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: str,
+    size: int,
+) -> Tensor:
+    """Attend by a function of this rank's heads over the whole sequence: (B, T, H, D)."""
+    return _all_heads(attend(*_own_heads(q, k, v, group, size)), group, size)
 
 
 def ulysses_with_lse(

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.attention.sliding import SlidingAttention
 from lhtrain.attention.where import Attend
 from lhtrain.conf.rules.parallel import mesh_sizes
 from lhtrain.conf.schema import ModelConfig, ParallelConfig, Selection
@@ -88,7 +89,7 @@ class Mesh:
         """
         if self.slice.cp_size == 1:
             return attend
-        if not isinstance(attend, DenseAttention | LighthouseAttention):
+        if not isinstance(attend, DenseAttention | LighthouseAttention | SlidingAttention):
             rule = f"{type(attend).__name__} does not support context parallelism; set parallel.cp=1"
             raise RunError(f"parallel.cp={self.slice.cp_size}: {rule}")
         return over_ranks(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lhtrain.attention.where import Attend
 from lhtrain.distributed.mesh import Mesh, RankSlice
 from lhtrain.evaluation.attention import At
 from lhtrain.model.decoder import GPT, Block, run_plainly
@@ -82,7 +83,7 @@ class Judge:
         positions = part.positions(length)
         among = None if among is None else among.to(self.device)
         with plainly(self.model):
-            self.model.attend_with(at.layers, at.dense, at.dense_layers)
+            self.model.attend_with(at.layers, at.dense, at.dense_layers, self._sliding(at.shared))
             for mine in self._batches(count, length):
                 rows = torch.from_numpy(np.stack([build(number) for number in mine or (count - 1,)]))
                 assert rows.shape[1] == length + 1, f"{rows.shape[1]} tokens instead of {length} + 1"
@@ -94,6 +95,11 @@ class Judge:
             self.mesh.sum(out)  # every value was computed on one rank, and is 0 on the others
         losses, right = out.cpu()
         return Scored(losses, right > 0)
+
+    def _sliding(self, shared: bool) -> Attend | None:
+        """Return the attention of the model's sliding layers; None if it has none."""
+        one_rank = self.model.sliding
+        return self.mesh.attention(one_rank) if shared and self.mesh and one_rank else one_rank
 
     def _batches(self, count: int, length: int) -> Iterator[range]:
         """Yield the sequences of this rank's next forward pass, maybe none.

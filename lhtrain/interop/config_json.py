@@ -1,14 +1,16 @@
 """config.json of an exported model, for Hugging Face transformers 4 and 5.
 
 The decoder is the same as that of the families in `families.py`, with rotary embedding on the halves of a
-head, and the exported model has full attention. So the export only renames weights.
+head, and the exported model has full attention in all layers but those with a sliding window. So the export
+only renames weights.
 """
 
 from typing import Any
 
 from lhtrain.conf.schema import ModelConfig
+from lhtrain.conf.sliding import sliding_layers
 from lhtrain.errors import RunError
-from lhtrain.interop.families import FAMILIES, Family, family_of
+from lhtrain.interop.families import FAMILIES, Family, family_of, with_layers
 from lhtrain.interop.published_rope import longest_for_rope, written_rope
 from lhtrain.model.rope import Rope
 
@@ -52,12 +54,9 @@ def config_json(
     if imported is not None:
         family = FAMILIES[imported["family"]]
         kept = {key: value for key, value in imported["config"].items() if key not in DROPPED}
-        kept |= {"architectures": [family.architecture]} | family.no_window
-        if family.layer_types:
-            kept["layer_types"] = ["full_attention"] * model.n_layers
-        return kept | changed
+        return kept | _of_family(family, model) | changed
     family = _family(model)
-    own = {"architectures": [family.architecture], "model_type": family.model_type} | family.no_window
+    own = _of_family(family, model)
     if family.model_type == "llama":
         own |= {"attention_bias": False, "mlp_bias": False}
     end = {
@@ -67,6 +66,22 @@ def config_json(
         "eos_token_id": eos,
     }
     return own | changed | end
+
+
+def _of_family(family: Family, model: ModelConfig) -> dict[str, Any]:
+    """Return the keys that name the model's family and its sliding layers."""
+    sliding, kinds = sliding_layers(model), ["full_attention"] * model.n_layers
+    family = with_layers(family, len(sliding), model.n_layers)
+    named = {"architectures": [family.architecture], "model_type": family.model_type}
+    for layer in sliding:
+        kinds[layer] = "sliding_attention"
+    of_layers = {"layer_types": kinds} if family.layer_types or (sliding and family.slides == "some") else {}
+    if not sliding:
+        return named | family.no_window | of_layers
+    flag: dict[str, Any] = {}
+    if family.window_flag:  # versions of transformers without layer_types let all from this layer on slide
+        flag = {family.window_flag: True, "max_window_layers": sliding[0]}
+    return named | flag | {"sliding_window": model.sliding_window} | of_layers
 
 
 def _sizes(model: ModelConfig) -> dict[str, int]:
@@ -95,4 +110,4 @@ def _family(model: ModelConfig) -> Family:
         )
     if family.model_type == "llama" and model.dim % model.n_heads:
         return FAMILIES["mistral"]
-    return family
+    return with_layers(family, len(sliding_layers(model)), model.n_layers)

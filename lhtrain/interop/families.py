@@ -17,6 +17,8 @@ class Family:
         architecture: the class in transformers.
         qkv_bias, qk_norm: as in `ModelConfig`.
         defaults: values that transformers assumes for keys that config.json does not have.
+        slides: which layers attend to the sliding window, if there is one: "" none, "all", or "some", which
+            layer_types names.
         window_flag: key of config.json without which `sliding_window` has no effect; "": it always has one.
         no_window: keys of config.json that give all layers full attention.
         layer_types: whether config.json must name each layer's kind of attention for that, too.
@@ -27,6 +29,7 @@ class Family:
     qkv_bias: bool = False
     qk_norm: bool = False
     defaults: dict[str, Any] = field(default_factory=dict)
+    slides: str = ""
     window_flag: str = ""
     no_window: dict[str, Any] = field(default_factory=dict)
     layer_types: bool = False
@@ -43,12 +46,14 @@ FAMILIES = {
             "mistral",
             "MistralForCausalLM",
             defaults={"max_position_embeddings": 2**17, "num_key_value_heads": 8, "sliding_window": 4096},
+            slides="all",
             no_window={"sliding_window": None},
         ),
         Family(
             "ministral",
             "MinistralForCausalLM",
             defaults={"max_position_embeddings": 2**17, "num_key_value_heads": 8, "sliding_window": 4096},
+            slides="some",
             layer_types=True,  # transformers fails without a sliding_window, even where no layer has one
         ),
         Family(  # Qwen2 and Qwen2.5
@@ -56,6 +61,7 @@ FAMILIES = {
             "Qwen2ForCausalLM",
             qkv_bias=True,
             defaults={"max_position_embeddings": 2**15, "sliding_window": 4096, "max_window_layers": 28},
+            slides="some",
             window_flag="use_sliding_window",
             no_window={"use_sliding_window": False},
         ),
@@ -69,6 +75,7 @@ FAMILIES = {
                 "sliding_window": 4096,
                 "max_window_layers": 28,
             },
+            slides="some",
             window_flag="use_sliding_window",
             no_window={"use_sliding_window": False},
         ),
@@ -121,6 +128,16 @@ def published_name(parameter: str) -> str:
         return f"{OF_MODEL[module]}.{kind}"
     _, number, part = module.split(".", 2)
     return f"model.layers.{number}.{OF_BLOCK[part]}.{kind}"
+
+
+def with_layers(family: Family, n_sliding: int, n_layers: int) -> Family:
+    """Return the family with the same weights as `family` that can have so many sliding layers.
+
+    Llama has none, in Mistral all layers slide or none does, and Ministral is Mistral with any layers.
+    """
+    if n_sliding == 0 or family.slides == "some" or (family.slides == "all" and n_sliding == n_layers):
+        return family
+    return FAMILIES["mistral" if n_sliding == n_layers else "ministral"]
 
 
 def family_of(qkv_bias: bool, qk_norm: bool) -> Family | None:

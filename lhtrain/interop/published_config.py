@@ -82,12 +82,12 @@ def model_of(config: dict[str, Any], family: Family, where: Path, name: str) -> 
         if type(known.get(key)) not in (int, float)
     ]
     rope: tuple[float, Any] = 1.0, None
-    head_dim = heads = 0
+    head_dim, heads, sliding = 0, 0, list[int]()
     if not problems:
         heads = known["num_attention_heads"]
         head_dim = known.get("head_dim", known["hidden_size"] // heads)
         try:
-            problems += _window_problems(known, family)
+            sliding = _sliding_layers(known, family)
             rope = read_rope(known, known["max_position_embeddings"])
         except (TypeError, ValueError) as error:
             problems.append(str(error))
@@ -102,6 +102,8 @@ def model_of(config: dict[str, Any], family: Family, where: Path, name: str) -> 
         rope_scaling=rope[1],
         norm_eps=float(known["rms_norm_eps"]),
         tie_embeddings=bool(known["tie_word_embeddings"]),
+        sliding_window=known["sliding_window"] if sliding else None,
+        sliding_layers=sliding,
         init_std=float(known["initializer_range"]) or 0.02,
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
@@ -113,18 +115,34 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def _window_problems(known: dict[str, Any], family: Family) -> list[str]:
-    """Return that some layers attend to a sliding window, if they do.
+def _sliding_layers(known: dict[str, Any], family: Family) -> list[int]:
+    """Return the layers that attend to a sliding window, from 0.
 
-    A window as long as the context never hides a token from the model, so it is no difference.
+    A window as long as the context never hides a token from the model, so no layer slides then.
+
+    Raises ValueError: this decoder does not have such layers.
     """
-    window, layers = known.get("sliding_window"), known["num_hidden_layers"]
-    of_all = known.get("layer_types") or []
-    if other := sorted({kind for kind in of_all if kind not in ("full_attention", "sliding_attention")}):
-        return [f"layer_types: has {other[0]}; all layers must have full attention"]
-    slides = "sliding_attention" in of_all if of_all else window is not None
-    if family.window_flag and not of_all:
-        slides = bool(known.get(family.window_flag)) and known.get("max_window_layers", 0) < layers
-    if not slides or (window is not None and window >= known["max_position_embeddings"]):
+    window, n_layers = known.get("sliding_window"), known["num_hidden_layers"]
+    kinds = known.get("layer_types") or []
+    if other := sorted({kind for kind in kinds if kind not in ("full_attention", "sliding_attention")}):
+        rule = "layers have full attention (full_attention) or a sliding window (sliding_attention)"
+        raise ValueError(f"layer_types: has {other[0]}; {rule}")
+    if kinds and len(kinds) != n_layers:
+        raise ValueError(f"layer_types: has {len(kinds)} entries; num_hidden_layers={n_layers}")
+    if kinds:
+        layers = [layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"]
+    elif family.window_flag:
+        first = known.get("max_window_layers", 0) if known.get(family.window_flag) else n_layers
+        layers = list(range(first, n_layers)) if window is not None else []
+    else:
+        layers = list(range(n_layers)) if window is not None else []
+    if layers and not _is_size(window):
+        raise ValueError(f"sliding_window={window}: must be a whole number above 0")
+    if not layers or window >= known["max_position_embeddings"]:
         return []
-    return [f"sliding_window={window}: all layers must have full attention"]
+    if family.slides == "" or (family.slides == "all" and len(layers) != n_layers):
+        rule = f"model_type={family.model_type} of transformers has no such layers"
+        raise ValueError(f"sliding_window={window} in {len(layers)} of {n_layers} layers: {rule}")
+    if family.window_flag and not known.get(family.window_flag):
+        raise ValueError(f"layer_types: has sliding_attention, and {family.window_flag} is not true")
+    return layers

@@ -15,10 +15,10 @@ def readers_that_differ(config: dict[str, Any]) -> list[str]:
     lines, rope = [], config["rope_parameters"]
     name, kind = config["architectures"][0], rope["rope_type"]
     if name not in KNOWN_CLASSES:
-        lines.append(
-            f"{OF_LLAMA_CPP} does not know {name}, and vLLM has no code of its own for it; without a sliding "
-            "window it is the same model as MistralForCausalLM, model_type mistral, which both know"
-        )
+        slides = "sliding_attention" in config.get("layer_types", [])
+        same = "; without a sliding window it is the same model as MistralForCausalLM, model_type mistral, "
+        same = "" if slides else f"{same}which both know"
+        lines.append(f"{OF_LLAMA_CPP} does not know {name}, and vLLM has no code of its own for it{same}")
     if kind == "dynamic":
         lines.append(
             f"{OF_LLAMA_CPP} ignores rope_type=dynamic, so contexts above the original one are wrong"

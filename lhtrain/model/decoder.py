@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.attention.documents import Documents
+from lhtrain.attention.sliding import SlidingAttention
 from lhtrain.attention.where import Attend, Where
 from lhtrain.conf.parameters import chosen
 from lhtrain.conf.schema import ModelConfig
+from lhtrain.conf.sliding import sliding_layers
 from lhtrain.model.loss import (
     IGNORE,
     ChunkGrad,
@@ -131,6 +133,10 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.dtype = config, dtype
         self.rope = Rope.of(config)  # a stage may have another one
+        self.sliding_layers = frozenset(sliding_layers(config))
+        self.sliding: Attend | None = None  # the attention of these layers
+        if config.sliding_window is not None:
+            self.sliding = SlidingAttention(config.sliding_window)
         # Empty until init_weights: nn.Embedding would draw weights, which on a meta device imports dynamo.
         self.embedding = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.dim), freeze=False
@@ -139,6 +145,7 @@ class GPT(nn.Module):
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.head = Linear(config.dim, config.vocab_size)
         self.tie()
+        self.attend_with(FULL_ATTENTION)
         self.chunk_grad: ChunkGrad = chunk_grad
         self.chunk_loss: ChunkLoss = chunk_loss
 
@@ -206,17 +213,26 @@ class GPT(nn.Module):
         return TokenLosses(losses, right)
 
     def attend_with(
-        self, attend: Attend, dense: Attend = FULL_ATTENTION, dense_layers: Collection[int] | None = None
+        self,
+        attend: Attend,
+        dense: Attend = FULL_ATTENTION,
+        dense_layers: Collection[int] | None = None,
+        sliding: Attend | None = None,
     ) -> None:
-        """Let every layer attend with `attend`, except `dense_layers`, which have `dense`.
+        """Let the layers attend with `attend`, except `dense_layers`, which have `dense`, and sliding layers.
 
-        dense_layers: None means those of the configuration. One object of each for all layers and stages: a
-        compiler takes several for different code.
+        dense_layers: None means those of the configuration. sliding: the attention of the sliding layers;
+        None means that of one rank. One object of each for all layers and stages: a compiler takes several
+        for different code.
         """
+        sliding = sliding or self.sliding
         dense_layers = self.config.dense_layers if dense_layers is None else dense_layers
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            block.attention.attend = dense if number in dense_layers else attend
+            if number in self.sliding_layers and sliding is not None:
+                block.attention.attend = sliding
+            else:
+                block.attention.attend = dense if number in dense_layers else attend
 
     def freeze(self, patterns: Collection[str]) -> bool:
         """Train all parameters except those that the patterns match (conf/parameters.py).

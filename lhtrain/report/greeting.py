@@ -14,6 +14,7 @@ from lhtrain.compute.rotary import low_bases
 from lhtrain.compute.trained import Trained
 from lhtrain.conf.parameters import count
 from lhtrain.conf.schema import Config, DocumentMode
+from lhtrain.conf.sliding import sliding_layers
 from lhtrain.data import Corpus
 from lhtrain.distributed.world import World
 from lhtrain.model.decoder import GPT
@@ -81,14 +82,16 @@ def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, 
 
 def about_stages(config: Config) -> list[str]:
     """Return a line for each stage, and warnings about useless windows and low rotary bases."""
-    lines = []
+    lines, sliding, n_layers = [], sliding_layers(config.model), config.model.n_layers
     for name, stage in stages_of(config).items():
         layers = f"{stage.attention} attention, seq_len {stage.seq_len:,}"
         if stage.pyramid is not None:
             layers += f" reduced to {stage.pyramid.n_selected:,} rows (budget k = {stage.pyramid.budget:,})"
             layers += f" and an exact window of {stage.window:,} tokens" if stage.window else ""
-            if dense := stage.dense_layers:
-                layers += f" in {config.model.n_layers - len(dense)} of {config.model.n_layers} layers"
+            if others := {*stage.dense_layers, *sliding}:
+                layers += f" in {n_layers - len(others)} of {n_layers} layers"
+        if sliding:
+            layers += f"; sliding window of {config.model.sliding_window:,} tokens in {len(sliding)} layers"
         parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
         lines.append(
             f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {layers}"

@@ -1,6 +1,7 @@
 """Recomputation, offloading and compilation change only time and memory, not the results."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,13 @@ def test_results_equal_those_of_plain_blocks(kind):
     plain, other = losses_and_gradients(), losses_and_gradients(KINDS[kind])
     assert plain[0] == other[0]
     assert all(torch.equal(one, two) for one, two in zip(plain[1], other[1], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["selective", "full", "offload"])
+def test_sliding_layers_are_recomputed_alike(kind, monkeypatch):
+    slides = replace(CONFIG, sliding_window=50, sliding_layers=[2])
+    monkeypatch.setitem(globals(), "CONFIG", slides)
+    test_results_equal_those_of_plain_blocks(kind)
 
 
 @pytest.mark.parametrize("kind", ["selective", "full", "offload"])

@@ -93,6 +93,13 @@ def test_a_stage_with_a_number_of_tokens_gets_whole_steps_whatever_its_fraction_
     assert [stage.tokens for stage in made.stages.values()] == [None, None]
 
 
+def test_sliding_layers_follow_from_the_pattern_or_count_from_either_end():
+    window = "model.sliding_window=64"
+    assert config(window, "model.sliding_window_pattern=2").model.sliding_layers == [0, 2]
+    assert config(window, "model.sliding_window_pattern=3").model.sliding_layers == [0, 1, 3]
+    assert config(window, "model.sliding_layers=[-1,1]").model.sliding_layers == [1, 3]
+
+
 def test_the_dense_layers_of_a_stage_count_from_the_first_layer():
     made = config("model.dense_layers=[-1]", "stages.recovery.dense_layers=[-4,0]")
     assert [stage.dense_layers for stage in made.stages.values()] == [[3], [0]]

@@ -11,6 +11,7 @@ from lhtrain.attention import dense_attention
 from lhtrain.attention.strict import exact_ranges, far_ranges
 from lhtrain.compute.device import peak_flops
 from lhtrain.compute.flops import step_flops
+from lhtrain.compute.memory import parameters
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores import Tokens
@@ -31,6 +32,20 @@ def stage(kind):
     return Stage(
         "s", kind, 512, 1024, grad_accum=1, steps=1, lr_scale=1.0, pyramid=pyramid, dense_layers=(1,)
     )
+
+
+@pytest.mark.parametrize("kind", ["dense", "lighthouse"])
+@pytest.mark.parametrize("window", [1, 100, 511, 512])
+def test_a_sliding_layer_counts_the_keys_that_each_position_has(window, kind):
+    sliding = replace(MODEL, sliding_window=window, sliding_layers=[0, 2], dense_layers=[])
+    pairs = 2 * sum(min(position + 1, window) for position in range(512))  # two sequences
+    pairs = 512**2 if window == 512 else pairs  # full attention counts half a matrix
+    plain = replace(MODEL, qkv_bias=False, qk_norm=False)
+    of_weights = 6 * 1024 * (sum(parameters(plain)) - 96 * 32 - 7 * 32)  # but the embedding and the norms
+    one = replace(stage(kind), dense_layers=(1,))
+    full = 3 * 2 * 2 * MODEL.n_heads * MODEL.head_dim * 512**2
+    near = 3 * 2 * 4 * MODEL.n_heads * MODEL.head_dim * pairs
+    assert step_flops(sliding, one) == of_weights + full + near
 
 
 @pytest.mark.parametrize("kind", ["dense", "lighthouse"])

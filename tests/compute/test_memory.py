@@ -120,6 +120,14 @@ def test_a_window_keeps_its_own_queries_keys_values_and_statistics():
     assert parts[2] == estimate(dense, stages_of(dense)["dense"])
 
 
+def test_a_sliding_layer_needs_what_full_attention_needs():
+    settings = ["model=lighthouse_530m", "run.grad_accum=1", "stage=lighthouse", "compute.recompute=none"]
+    sliding = ["model.dense_layers=[]", "model.sliding_window=1024", "model.sliding_layers=[0,1,28,29]"]
+    configs = [compose_config([*settings, *more]) for more in ([], sliding)]
+    plain, slides = (estimate(config, stages_of(config)["lighthouse"]) for config in configs)
+    assert plain == slides
+
+
 def test_more_micro_batches_need_no_more_activations():
     once = peak("run.batch_tokens=393216")
     parts = peak("run.batch_tokens=393216", "run.grad_accum=4")

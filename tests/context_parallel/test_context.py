@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.attention.sliding import SlidingAttention
 from lhtrain.context_parallel import over_ranks, pick_method, positions
 from lhtrain.context_parallel.layout import shared_out, whole
 from lhtrain.distributed.world import World, close
@@ -14,7 +15,7 @@ from tests.distributed.ranks import DEVICE, on_ranks
 HEADS, DIM, BATCH, SEQ_LEN = 4, 8, 2, 4096
 CASES = [
     (layer, method, n_kv)
-    for layer in ("dense", "lighthouse", "uncovered", "windowed", "strictly causal")
+    for layer in ("dense", "lighthouse", "uncovered", "windowed", "strictly causal", "sliding")
     for method, n_kv in (("ring", 1), ("ulysses", 4))
 ]
 
@@ -23,6 +24,8 @@ def layer_of(kind, size):
     """A chunk is one tile, so that every chunk's budget is the least there is."""
     if kind == "dense":
         return DenseAttention()
+    if kind == "sliding":
+        return SlidingAttention(200)
     if kind == "strictly causal":
         return LighthouseAttention(3, 2, 128, strictly_causal=True, window=200)
     if kind == "windowed":

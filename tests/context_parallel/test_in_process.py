@@ -9,6 +9,7 @@ from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.attention.dense_kernels import DENSE_KERNELS, attend_with_lse, backward_of
 from lhtrain.attention.documents import Documents, documents_of
 from lhtrain.attention.flash4 import fa4_runs
+from lhtrain.attention.sliding import SlidingAttention
 from lhtrain.attention.varlen import attend_documents, naive_documents
 from lhtrain.attention.where import Where
 from lhtrain.attention.windowed import attend_rows
@@ -34,6 +35,8 @@ def layer(kind, size):
         return DenseAttention()
     if kind == "lighthouse":  # a chunk is one tile: the least budget that there is
         return LighthouseAttention(levels=2, pooling=2, budget=256 * size)
+    if kind == "sliding":
+        return SlidingAttention(100)
     if kind == "windowed":
         return LighthouseAttention(3, 2, 64, tile=8, window=100)
     return LighthouseAttention(3, 2, 64, tile=8, strictly_causal=True, window=100)
@@ -41,7 +44,7 @@ def layer(kind, size):
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("method", "n_kv"), METHODS)
-@pytest.mark.parametrize("kind", ["dense", "lighthouse", "windowed", "strictly causal"])
+@pytest.mark.parametrize("kind", ["dense", "lighthouse", "windowed", "strictly causal", "sliding"])
 def test_the_result_is_that_of_one_rank(kind, method, n_kv, size, monkeypatch):
     torch.manual_seed(0)
     tensors = [torch.randn(BATCH, SEQ_LEN, n, DIM) for n in (HEADS, n_kv, n_kv, HEADS)]
@@ -56,6 +59,32 @@ def test_the_result_is_that_of_one_rank(kind, method, n_kv, size, monkeypatch):
     for here, got in ThreadRanks(size, monkeypatch).run(on):
         for mine, whole in zip(got, want, strict=True):
             torch.testing.assert_close(mine, whole[:, here], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 30, 256])
+@pytest.mark.parametrize(("method", "n_kv"), METHODS)
+def test_a_sliding_window_keeps_documents_apart(method, n_kv, window, monkeypatch):
+    torch.manual_seed(0)
+    n, plain = 256, SlidingAttention(window)
+    tensors = [torch.randn(BATCH, n, heads, DIM) for heads in (HEADS, n_kv, n_kv, HEADS)]
+    documents = documents_of(BEGINS["some"], n, most=n)
+    want = result(lambda *x: plain(*x, Where((x[0], x[0]), documents=documents)), tensors)
+
+    def on(rank):
+        here = positions(n, rank, 2)
+        attend = over_ranks(plain, method, True, "group", rank, 2)
+        where = Where((want[0],) * 2, documents=Documents(documents.starts[:, here], documents.bounds))
+        return here, result(lambda *x: attend(*x, where), [x[:, here] for x in tensors])
+
+    for here, got in ThreadRanks(2, monkeypatch).run(on):
+        for mine, whole in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, whole[:, here], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sliding_window_longer_than_a_chunk_is_refused(monkeypatch):
+    attend = over_ranks(SlidingAttention(66), "ring", True, "group", 0, 2)
+    with pytest.raises(ValueError, match="must be at most the 64 tokens of a chunk"):
+        attend(*(torch.zeros(1, 128, 1, DIM) for _ in range(3)))
 
 
 # Documents that begin and end inside a chunk, at a border of chunks (of 2 and of 4 ranks), and that span all.

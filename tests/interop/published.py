@@ -25,6 +25,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+SLIDES = ["sliding_attention", "full_attention"]
+OWN_HEAD = {"head_dim": 16, "tie_word_embeddings": False}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
 # Name -> model_type, changes of `SIZES`, rotary embedding.
 MODELS = {
@@ -44,6 +46,23 @@ MODELS = {
         "ministral",
         {"layer_types": ["full_attention"] * 2, "head_dim": 16, "tie_word_embeddings": False},
         {},
+    ),
+    "mistral-sliding": ("mistral", {"sliding_window": 5} | OWN_HEAD, {}),
+    "ministral-sliding": ("ministral", {"sliding_window": 5, "layer_types": SLIDES} | OWN_HEAD, {}),
+    "qwen2-sliding": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+            "tie_word_embeddings": False,
+        },
+        {"rope_theta": 1e6},
+    ),
+    "qwen3-sliding": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 6, "layer_types": SLIDES} | OWN_HEAD,
+        {"rope_theta": 1e6},
     ),
     "qwen2": ("qwen2", {"tie_word_embeddings": False}, {"rope_theta": 1e6}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}, {"rope_type": "yarn", "rope_theta": 1e6} | YARN),

@@ -53,6 +53,21 @@ def test_a_width_that_is_no_multiple_of_the_heads(tmp_path, heads):
     assert tokenizer(" a b")["input_ids"] == list(b" a b")
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"sliding_layers": [0, 1, 2]}, "mistral"),
+        ({"sliding_layers": [0, 2]}, "ministral"),
+        ({"sliding_window_pattern": 2, "qkv_bias": True}, "qwen2"),
+        ({"sliding_layers": [1], "qk_norm": True}, "qwen3"),
+    ],
+)
+def test_sliding_layers(tmp_path, changes, kind):
+    path, model = saved(tmp_path, sliding_window=8, **changes)
+    export(path, tmp_path / "out")
+    assert same(tmp_path / "out", model).config.model_type == kind
+
+
 def test_weights_in_several_files(tmp_path):
     path, model = saved(tmp_path)
     export(path, tmp_path / "out", shard=20_000)

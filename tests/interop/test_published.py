@@ -36,18 +36,19 @@ def save(weights, folder):
         ("llama", {"quantization_config": {"quant_method": "awq"}}, "quantization_config=.*awq"),
         ("llama", {"hidden_size": "32"}, "hidden_size=32: must be a whole number"),
         ("llama", {"num_hidden_layers": None}, "num_hidden_layers=None: must be a whole number"),
-        ("mistral", {"sliding_window": 32}, "sliding_window=32: all layers must have full attention"),
+        ("llama", {"sliding_window": 32}, "sliding_window=32 in 2 of 2 layers: model_type=llama"),
         (
-            "ministral",
+            "mistral",
             {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8},
-            "window=8",
+            "sliding_window=8 in 1 of 2 layers: model_type=mistral",
+        ),
+        ("ministral", {"layer_types": ["sliding_attention"], "sliding_window": 8}, "has 1 entries"),
+        (
+            "qwen3",
+            {"layer_types": ["sliding_attention"] * 2, "sliding_window": 8, "use_sliding_window": False},
+            "use_sliding_window is not true",
         ),
         ("ministral", {"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
-        (
-            "qwen2",
-            {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8, "layer_types": None},
-            "sliding_window=8",
-        ),
         ("llama", {"rope_parameters": {"rope_type": "longrope", "factor": 2}}, "rope_type=longrope"),
         ("llama", {"rope_parameters": {"rope_type": "linear", "alpha": 2, "factor": 2}}, "alpha"),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
@@ -96,6 +97,21 @@ def test_configurations_that_are_the_same_decoder(tmp_path, name, values):
     published(tmp_path, name)
     change(tmp_path / "config.json", **values)
     open_published(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "layers"),
+    [
+        ("mistral", {"sliding_window": 32}, [0, 1]),
+        ("ministral", {"layer_types": ["full_attention", "sliding_attention"]}, [1]),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}, [1]),
+    ],
+)
+def test_sliding_layers(tmp_path, name, values, layers):
+    published(tmp_path, name)
+    change(tmp_path / "config.json", **{"sliding_window": 8} | values)
+    model = open_published(tmp_path).model
+    assert model.sliding_layers == layers and model.sliding_window == values.get("sliding_window", 8)
 
 
 def test_all_reasons_are_named_at_once(tmp_path):

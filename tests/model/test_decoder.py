@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
+from lhtrain.attention.sliding import SlidingAttention
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.interop import config_json, published_name
 from lhtrain.model.decoder import GPT
@@ -130,6 +131,19 @@ def test_initial_weights_are_scaled_by_depth_and_fixed_by_the_seed():
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)]
     assert all(same)
     assert not torch.equal(model.head.weight, other.head.weight)
+
+
+def test_sliding_layers_slide_in_every_stage():
+    """Also with full attention, and a later token than the window sees changes nothing."""
+    model = GPT(tiny(n_layers=2, sliding_window=3, sliding_layers=[0, 1]))
+    model.init_weights(0)
+    tokens = torch.randint(0, 64, (1, 16), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[0, 0] += 1
+    same = [(a == b).all().item() for a, b in zip(model(tokens)[0], model(changed)[0], strict=True)]
+    assert same == [False] * 5 + [True] * 11  # two layers of two earlier tokens each
+    model.attend_with(LighthouseAttention(2, 4, 128))
+    assert [type(block.attention.attend) for block in model.blocks] == [SlidingAttention] * 2
 
 
 def test_dense_layers_keep_full_attention():

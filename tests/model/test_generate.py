@@ -5,6 +5,7 @@ import torch
 
 from lhtrain.attention import DenseAttention, LighthouseAttention
 from lhtrain.attention.dense import FULL_ATTENTION
+from lhtrain.attention.sliding import SlidingAttention
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.model.decoder import GPT
 from lhtrain.model.generate import Sampler, caches, generate, stream
@@ -12,6 +13,7 @@ from lhtrain.model.generate import Sampler, caches, generate, stream
 SEQ_LEN = 128
 LAYERS = {
     "full": DenseAttention(),
+    "sliding": SlidingAttention(16),
     "strictly causal": LighthouseAttention(2, 4, 16, tile=4, strictly_causal=True, window=16),
 }
 

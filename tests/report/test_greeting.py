@@ -28,6 +28,13 @@ def test_a_stage_line_names_the_window():
     assert warning.startswith("warning   stages.lighthouse.window=4096: ") and "attention=dense" in warning
 
 
+def test_a_stage_line_names_the_sliding_layers():
+    slides = "model.sliding_window=512", "model.sliding_window_pattern=2", "model.n_layers=4"
+    for line in stages(*slides):
+        assert line.endswith("; sliding window of 512 tokens in 2 layers")
+    assert "(budget k = 128) in 2 of 4 layers" in stages(*slides)[0]
+
+
 def test_a_low_rotary_base_is_named_after_the_stages():
     *_, recovery, warning = stages("model.rope_theta=1e4")
     assert recovery.startswith("stage     ") and warning.startswith("warning   model.rope_theta=10000: ")

@@ -2,9 +2,10 @@
 
 Only necessary matrix products count. Every weight counts once per token. Attention counts the causal half of
 its matrix, over the rows that it attends to: S instead of N in a Lighthouse stage. A sliding layer counts the
-pairs within its window. A windowed Lighthouse layer adds the exact window of each token, and a strictly causal layer adds the tokens of its tile too. With documents apart,
-attention counts only pairs of tokens of one document, as a share of all pairs that is an average over the
-training data; an exact window counts at most these. The backward pass counts twice the forward pass, without
+pairs within its window. A windowed Lighthouse layer adds the exact window of each token, and a strictly
+causal layer adds the tokens of its tile too. With documents apart, attention counts only pairs of tokens of
+one document, as a share of all pairs that is an average over the training data; an exact window counts at
+most these. The backward pass counts twice the forward pass, without
 the gradients that a stage with frozen parameters does not need. A scorer counts once, because it has no
 backward pass. Recomputation counts nothing, and neither does anything that is not a matrix product.
 """

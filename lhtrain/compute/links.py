@@ -18,6 +18,7 @@ from lhtrain.compute.rates import NETWORK_HOP, NVLINK_HOP
 from lhtrain.compute.trained import Trained
 from lhtrain.conf.rules.parallel import mesh_sizes, pick_method
 from lhtrain.conf.schema import Config, ModelConfig, Recompute
+from lhtrain.conf.sliding import sliding_layers
 from lhtrain.stage import Stage
 
 
@@ -164,19 +165,23 @@ def _context(config: Config, stage: Stage, group: Group, sequences: int) -> tupl
         return between, ring
     model, compute = config.model, config.compute
     method = pick_method(config.parallel.cp_attention.value, model.n_heads, model.n_kv_heads, group.size)
+    sliding, sliding_window = sliding_layers(model), model.sliding_window or 0
     for number in range(model.n_layers):
         again = compute.recompute is Recompute.full and number % compute.recompute_every == 0
-        dense = number in stage.dense_layers or stage.n_attended == stage.seq_len
+        passes, size = 3 if again else 2, element(compute)
+        if number in sliding and sliding_window < stage.seq_len and method == "ring":
+            between += _before(model, sliding_window, sequences, size, group, passes)
+            continue
+        dense = number in sliding or number in stage.dense_layers or stage.n_attended == stage.seq_len
         tokens = sequences * (stage.seq_len if dense else stage.n_attended) / group.size
-        passes = 3 if again else 2
         if method == "ring":
-            ring += _ring(model, tokens, element(compute), group, passes)
+            ring += _ring(model, tokens, size, group, passes)
         else:
             both = model.n_heads * model.head_dim, 2 * model.n_kv_heads * model.head_dim
-            size = element(compute) * tokens
-            between += (group.exchange(size * sum(both)) + group.exchange(size * both[0])) * passes
+            sent = size * tokens
+            between += (group.exchange(sent * sum(both)) + group.exchange(sent * both[0])) * passes
         if stage.window and not dense:
-            between += _before(model, stage, sequences, element(compute), group, passes)
+            between += _before(model, stage.window, sequences, size, group, passes)
     return between, ring
 
 
@@ -187,8 +192,8 @@ def _ring(model: ModelConfig, tokens: float, size: int, group: Group, passes: in
 
 
 def _before(
-    model: ModelConfig, stage: Stage, sequences: int, size: int, group: Group, passes: int
+    model: ModelConfig, window: int, sequences: int, size: int, group: Group, passes: int
 ) -> Transfer:
     """Return the transfers of the keys and values before each chunk, which a window reaches."""
-    kv = 2 * model.n_kv_heads * model.head_dim * 2 * (stage.window - 1) * sequences * group.size
+    kv = 2 * model.n_kv_heads * model.head_dim * 2 * (window - 1) * sequences * group.size
     return group.gather(size * kv) * (passes - 1) + group.reduce(4 * kv)

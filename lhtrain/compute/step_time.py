@@ -25,6 +25,7 @@ from lhtrain.compute.rates import (
 )
 from lhtrain.compute.trained import Trained, state_bytes
 from lhtrain.conf.schema import Config, ModelConfig, Precision, Recompute
+from lhtrain.conf.sliding import sliding_layers
 from lhtrain.stage import Stage
 
 # Tensors that the elementwise kernels of a block read or write, by their width: the model's, that of queries
@@ -107,9 +108,12 @@ def _attention(
         forward, backward = FLOAT32[1] * rates.products, FLOAT32[1] * rates.products
     backward *= DETERMINISTIC if compute.deterministic else 1
     flops = attention_flops(model, stage, number, share)
-    rows = stage.seq_len if number in stage.dense_layers else stage.n_attended
+    exact = number in stage.dense_layers or number in sliding_layers(model)
+    rows = stage.seq_len if exact else stage.n_attended
     work = flops.rows * (1 + HALF_RATE * config.parallel.cp / (rows * model.n_heads)) + flops.strict / STRICT
-    work += flops.window * (1 + WINDOW_KEYS / stage.window) if flops.window else 0
+    if flops.window:  # without rows: of a sliding layer
+        window = stage.window if flops.rows else model.sliding_window
+        work += flops.window * (1 + WINDOW_KEYS / (window or 1))
     seconds = passes[0] * (work + flops.scores) / forward + passes[1] * 2 * work / backward
     return stage.n_sequences * seconds
 
@@ -137,7 +141,8 @@ def _lighthouse(model: ModelConfig, stage: Stage, number: int) -> tuple[float, f
     and writes the output. Backward: the reverse of gather and scatter. With a window, the results of the
     rows and of the window are merged, and the gradients of the window are read again.
     """
-    if number in stage.dense_layers or stage.n_attended == stage.seq_len:
+    exact = number in stage.dense_layers or number in sliding_layers(model)
+    if exact or stage.n_attended == stage.seq_len:
         return 0.0, 0.0
     q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
     kept = stage.n_attended / stage.seq_len

@@ -122,3 +122,12 @@ def test_gradients_of_frozen_parameters_are_not_reduced():
     found = moved("parallel.dp_shard=8", "stages.recovery.frozen=[embedding,head]", ranks=8)
     assert found.backward.nvlink == pytest.approx((2 + 4) * inner * 7 / 8)
     assert found.ends.nvlink == pytest.approx(2 * embeddings * 7 / 8)
+
+
+def test_sliding_layers_of_a_ring_send_the_tokens_before_each_chunk_alone():
+    ring = ["parallel.cp=4", "parallel.cp_attention=ring"]
+    sliding = ["model.sliding_window=1025", "model.sliding_window_pattern=3"]  # 20 of 30 layers
+    whole, parts = moved(*ring, ranks=4), moved(*ring, *sliding, ranks=4)
+    assert parts.ring.nvlink == pytest.approx(whole.ring.nvlink / 3)
+    values = 2 * 1024 * 2 * 1024 * 4  # keys and values of 1,024 tokens before two chunks of each of 4 ranks
+    assert parts.between.nvlink - whole.between.nvlink == pytest.approx(20 * values * (2 + 2 * 4) * 3 / 4)

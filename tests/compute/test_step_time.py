@@ -156,3 +156,13 @@ def test_a_gpu_that_was_not_measured_says_so_and_is_faster_where_its_data_sheet_
     seconds = {name: predict(config, stage, rates).seconds for name, rates in GPUS.items()}
     assert seconds["a100"] > seconds["h100"] > seconds["b200"]
     assert {name for name, rates in GPUS.items() if rates.assumed} == {"a100", "b200"}
+
+
+def test_sliding_layers_take_less_time_the_shorter_their_window_is():
+    dense = "model=lighthouse_530m model.dense_layers=[] stage=dense"
+    slides = [
+        f"model.sliding_window={window} model.sliding_window_pattern=6" for window in (512, 4096, 98304)
+    ]
+    configs = [configured(f"{dense} {more}", 1) for more in (*slides, "")]
+    times = [step_time(config, stages_of(config)["dense"], H100, 1).attention for config in configs]
+    assert times[0] < times[1] < times[2] / 3 and times[2] == times[3]

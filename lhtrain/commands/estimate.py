@@ -45,7 +45,7 @@ def estimate(arguments: Namespace) -> None:
     run = shared(config, n_ranks, hardware)
     print("", *estimate_speed.heading(run, name, hardware), sep="\n")
     console.print(estimate_speed.table(run, hardware, price))
-    print(*estimate_speed.limits(run), "", sep="\n")
+    print(*estimate_speed.limits(run, hardware), "", sep="\n")
     print(*estimate_speed.choices(valid, n_ranks, hardware), sep="\n")
 
 

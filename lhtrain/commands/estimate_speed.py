@@ -23,7 +23,8 @@ NAMES = {
 def heading(run: Shared, gpu: str, hardware: Hardware) -> list[str]:
     """Return lines that say what is predicted, from what, and what was assumed."""
     count = f"1 {gpu}" if run.n_ranks == 1 else f"{run.n_ranks:,} {gpu} ({run.mesh()})"
-    lines = [f"Predicted, not measured: {count}, with FlashAttention-4 and compiled blocks"]
+    kernel = "FlashAttention-4" if hardware.rates.kernel == "fa4" else "cuDNN's attention"
+    lines = [f"Predicted, not measured: {count}, with {kernel} and compiled blocks"]
     if hardware.rates.assumed:
         lines.append(f"  {hardware.rates.assumed}")
     if run.n_ranks > hardware.node:
@@ -50,8 +51,8 @@ def table(run: Shared, hardware: Hardware, price: float | None) -> Table:
     speed = [*(one.tokens_per_second for one in found), *whole]
     out.add_row("steps", *(f"{count:,}" for count in [*steps, *([sum(steps)] if several else [])]))
     out.add_row("seconds per step", *(f"{one.seconds:.3g}" for one in found))
-    out.add_row("tokens/s", *map(_speed, speed))
-    out.add_row("tokens/s per GPU", *(_speed(one / run.n_ranks) for one in speed))
+    out.add_row("tokens/s", *map(rounded, speed))
+    out.add_row("tokens/s per GPU", *(rounded(one / run.n_ranks) for one in speed))
     out.add_section()
     out.add_row("hours", *map(_number, hours))
     kilowatts = run.n_ranks * hardware.rates.watts / 1000
@@ -78,12 +79,13 @@ def _shares(found: list[Prediction], n_ranks: int) -> list[tuple[str, list[str]]
     return rows
 
 
-def limits(run: Shared) -> list[str]:
-    """Return lines that name what limits each stage."""
-    forward, backward = CUDNN
+def limits(run: Shared, hardware: Hardware) -> list[str]:
+    """Return lines that name what limits each stage, and what another kernel changes."""
     lines = [f"limited by {'its memory, which is too small: see above' if not run.fits else _listed(run)}"]
-    kernels = f"cuDNN's attention takes {forward:g} (forward) and {backward:g} (backward) times as long"
-    return [*lines, f"without FlashAttention-4: {kernels}"]
+    if hardware.rates.kernel == "fa4":
+        slower = (CUDNN[0] + 2 * CUDNN[1]) / 3
+        lines.append(f"without FlashAttention-4, cuDNN's attention takes about {slower:.2f} times as long")
+    return lines
 
 
 def _listed(run: Shared) -> str:
@@ -112,13 +114,13 @@ def choices(config: Config, n_ranks: int, hardware: Hardware) -> list[str]:
 
 
 def _line(one: Shared, mesh: str) -> str:
-    speeds = " / ".join(_speed(stage.tokens_per_second / one.n_ranks) for stage in one.stages.values())
+    speeds = " / ".join(rounded(stage.tokens_per_second / one.n_ranks) for stage in one.stages.values())
     peak = f"{one.peak / 1e9:.1f} GB" + ("" if one.fits else ", does NOT fit")
     limit = "/".join(dict.fromkeys(stage.limit() for stage in one.stages.values()))
     return f"  {mesh}: {peak}; {speeds}; {limit}; {how(one.config)}"
 
 
-def _speed(value: float) -> str:
+def rounded(value: float) -> str:
     """Return tokens/s with three digits: a prediction has no more."""
     return f"{float(f'{value:.3g}'):,.0f}"
 

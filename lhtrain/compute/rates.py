@@ -42,41 +42,43 @@ class Rates:
     assumed: str = ""  # which rates were not measured, and where they come from
 
 
+# Time of cuDNN's attention relative to FlashAttention-4's, forward and backward, at 98,304 tokens on H100 and
+# H200; 1.3 and 1.16 from 262,144 tokens (attention.csv).
+CUDNN = (1.125, 1.175)
+
 # H100: products, 331 ms for 235 TFLOP; attention, 0.97 of attention.csv's 684 and 526 TFLOP/s (3,225 ms in a
 # step against 30 * 104.1 alone); elementwise kernels, 52 tensors in 3.5 ms (all: "Time of a step" in
 # scripts/bench/NOTES.md). NVLink: the exchanges of multi_gpu.csv's row cp = 2, recovery, 36.2 GB in 153 ms.
 # Watts: nvidia-smi during these steps (NOTES.md, "Two GPUs").
 H100 = Rates(710e12, 663e12, 510e12, 3.0e12, 236e9, 700, 80)
-# H200: the same chip with faster memory: a copy reaches 4.17 TB/s (kernels/NOTES.md), the H100's 3.35 TB/s of
-# the data sheet are 3.0 in a step, so 4.8 of this one are 4.3. Attention: 656 and 494 TFLOP/s in
-# attention.csv, 0.97 of them. Products and NVLink as on the H100.
+# H200: the same chip with faster memory; the speed of a copy (kernels/NOTES.md). Attention: 0.97 of 656 and
+# 494 TFLOP/s (attention.csv). Products and NVLink were not measured; they are those of the H100.
 H200 = Rates(710e12, 636e12, 479e12, 4.17e12, 236e9, 700, 141)
 
 
-def _by_data_sheet(name: str, terabytes: float, nvlink: float, watts: float, gigabytes: float) -> Rates:
+def _by_data_sheet(
+    name: str, terabytes: float, nvlink: float, watts: float, gigabytes: float, kernel: str
+) -> Rates:
     """Return rates of a GPU that was not measured: the H100's shares of the data sheet."""
     share = PEAK_TFLOPS[name] / PEAK_TFLOPS["H100"]
     assumed = f"no {name} was measured: FLOP/s and bytes/s are the H100's shares of the data sheet"
-    flops = (share * H100.products, share * H100.forward, share * H100.backward)
-    return Rates(
-        *flops, terabytes / 3.35 * H100.memory, nvlink / 450 * H100.nvlink, watts, gigabytes, assumed=assumed
-    )
+    slower = CUDNN if kernel == "cudnn" else (1, 1)
+    flops = share * H100.products, share * H100.forward / slower[0], share * H100.backward / slower[1]
+    bandwidths = terabytes / 3.35 * H100.memory, nvlink / 450 * H100.nvlink
+    return Rates(*flops, *bandwidths, watts, gigabytes, kernel, assumed)
 
 
-# Memory TB/s, NVLink GB/s in each direction, watts and GB of the data sheets.
+# Memory TB/s, NVLink GB/s in each direction, watts and GB of the data sheets. FlashAttention-4 needs Hopper.
 GPUS = {
-    "a100": _by_data_sheet("A100", 2.04, 300, 400, 80),
+    "a100": _by_data_sheet("A100", 2.04, 300, 400, 80, "cudnn"),
     "h100": H100,
     "h200": H200,
-    "b200": _by_data_sheet("B200", 8.0, 900, 1000, 180),
+    "b200": _by_data_sheet("B200", 8.0, 900, 1000, 180, "fa4"),
 }
 
 # The names by which CUDA knows the GPUs whose rates were measured.
 MEASURED = {"NVIDIA H100 80GB HBM3": H100, "NVIDIA H200": H200}
 
-# Time of cuDNN's kernels relative to FlashAttention-4's, forward and backward; equal on H100 and H200 and at
-# all lengths from 65,536 (attention.csv).
-CUDNN = (1.125, 1.175)
 # Head rows (sequences * rows * heads) at which attention reaches half its rate, because fewer tiles than
 # these do not fill the GPU: attention.csv, fa4 from 3,072 to 18,432 rows of 8 heads.
 HALF_RATE = 10_400

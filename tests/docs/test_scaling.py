@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lhtrain.commands.estimate_speed import _speed
+from lhtrain.commands.estimate_speed import rounded
 from lhtrain.compute.meshes import Hardware, best, meshes
 from lhtrain.compute.rates import H100
 from lhtrain.conf.compose import check_overrides
@@ -26,7 +26,7 @@ def shown(config, n_ranks):
         return "too many for the batch"
     if not chosen.fits:
         return "does not fit"
-    speeds = " / ".join(_speed(stage.tokens_per_second / n_ranks) for stage in chosen.stages.values())
+    speeds = " / ".join(rounded(stage.tokens_per_second / n_ranks) for stage in chosen.stages.values())
     return f"`{chosen.mesh()}`: {speeds}"
 
 

@@ -41,6 +41,14 @@ class LrSchedule(Enum):
     cosine = "cosine"  # half a cosine wave, from the end of the warm-up to the end of the run
 
 
+class MomentDtype(Enum):
+    """How the moments of matrices are kept; those of vectors are float32."""
+
+    float32 = "float32"  # 4 bytes for each number
+    bfloat16 = "bfloat16"  # 2 bytes for each number
+    int8 = "int8"  # 1 byte for each number, and a scale for each block of at most 256
+
+
 class Init(Enum):
     """What a run takes from the checkpoint init_from."""
 
@@ -354,6 +362,8 @@ class OptimConfig:
     betas: Annotated[tuple[float, float], below(1, at_least=0)] = (0.9, 0.95)
     eps: Eps = 1e-8  # added to the square root of the second moment
     momentum: Annotated[float, below(1, at_least=0)] = 0.95  # decay rate of the momentum of kind=muon
+    # how the moments of matrices are kept, which need most of the memory of the optimizer
+    state: MomentDtype = MomentDtype.float32
     weight_decay: Annotated[float, not_negative()] = 0.1  # applied to matrices only
     # other settings for some parameters, {PATTERN: {lr_scale: FACTOR, weight_decay: NUMBER}, ...} with
     # patterns as in stages.NAME.frozen; FACTOR multiplies the learning rate, and NUMBER replaces

@@ -6,7 +6,7 @@ from typing import Any
 
 from lhtrain.conf.parameters import broken_rule, chosen, shapes
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Config, LrSchedule
+from lhtrain.conf.schema import Config, LrSchedule, MomentDtype
 
 
 def optim_problems(config: Config) -> Iterator[Problem]:
@@ -14,6 +14,11 @@ def optim_problems(config: Config) -> Iterator[Problem]:
     optim = config.optim
     if len(optim.betas) != 2:
         yield Problem("optim.betas", list(optim.betas), "must be two numbers")
+    elif optim.state is MomentDtype.bfloat16 and optim.betas[1] > 0.99:
+        rule = (
+            "the second must be at most 0.99 with optim.state=bfloat16, which would round slower changes away"
+        )
+        yield Problem("optim.betas", list(optim.betas), rule)
     if optim.warmup_fraction + optim.decay_fraction > 1 and optim.schedule is LrSchedule.wsd:
         rule = f"plus optim.warmup_fraction={optim.warmup_fraction} must be at most 1"
         yield Problem("optim.decay_fraction", optim.decay_fraction, rule)

@@ -83,6 +83,11 @@ RELATIONS = (
         ("stages.recovery.frozen=[blocks.*.mlp]",),
     ),
     Relation(
+        ("optim.state", "optim.betas"),
+        "with optim.state=bfloat16, the second of optim.betas must be at most 0.99",
+        ("optim.state=bfloat16", "optim.betas=[0.9,0.999]"),
+    ),
+    Relation(
         ("optim.groups",),
         "each pattern must match a parameter of the model; lr_scale and weight_decay must be at least 0",
         ("optim.groups={embeding: 0.1}",),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, ClassVar
 
+from lhtrain.model import moments
 from lhtrain.model.optimizer import AdamW
 from lhtrain.model.parameter_groups import grouped
 
@@ -38,13 +39,17 @@ class Muon:
         self.groups = grouped(model, config, takes)
         self.others = AdamW(model, config, belongs=lambda name, shape: not takes(name, shape))
         self.trained = {parameter for group in self.groups for parameter in group.parameters}
-        self.momentum = config.momentum
+        self.momentum, self.moments = config.momentum, config.state
         self._state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @staticmethod
     def state_bytes_of(name: str, shape: Sequence[int], config: OptimConfig) -> float:
         """Return the bytes of state per weight of a parameter."""
-        return 4 if takes(name, shape) else AdamW.state_bytes_of(name, shape, config)
+        return (
+            moments.bytes_of(shape, config.state)
+            if takes(name, shape)
+            else AdamW.state_bytes_of(name, shape, config)
+        )
 
     def step(self, lr: float, skip: Tensor) -> None:
         import torch
@@ -63,7 +68,7 @@ class Muon:
         shards = [self._direction(parameter, skip) for parameter in parameters]
         rate = 0.2 * sqrt(max(parameters[0].shape)) * lr
         for parameter, update in zip(parameters, orthogonal_shards(shards, parameters[0]), strict=True):
-            weights = _local(parameter)
+            weights = moments.local(parameter)
             weights.mul_(1 - lr * weight_decay * keep)
             weights.sub_(update * (rate * keep))
 
@@ -72,9 +77,11 @@ class Muon:
         import torch
 
         assert parameter.grad is not None
-        grad, momentum = _local(parameter.grad), _local(self.state_of(parameter)["momentum"])
+        grad, state = moments.local(parameter.grad), self.state_of(parameter)
         grad = torch.where(skip > 0, torch.zeros_like(grad), grad)  # may not be finite
+        momentum = moments.read("momentum", state, signed=True)
         momentum.lerp_(grad, (1 - self.momentum) * (1 - skip))
+        moments.write("momentum", state, momentum, skip, signed=True)
         return grad.lerp(momentum, self.momentum)
 
     def zero_grad(self) -> None:
@@ -83,12 +90,10 @@ class Muon:
             parameter.grad = None
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        import torch
-
         if parameter not in self.trained:
             return self.others.state_of(parameter)
         if parameter not in self._state:
-            self._state[parameter] = {"momentum": torch.zeros_like(parameter, requires_grad=False)}
+            self._state[parameter] = moments.new("momentum", parameter, self.moments)
         return self._state[parameter]
 
 
@@ -103,8 +108,3 @@ def _alike(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         mesh = getattr(alike[0], "device_mesh", None)  # the same list on every rank
         count = (1 if mesh is None else mesh.shape[-1]) * max(MOST_AT_ONCE // (shape[0] * shape[1]), 1)
         yield from (alike[begin : begin + count] for begin in range(0, len(alike), count))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor on this rank, which shares its memory."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from lhtrain.model.parameter_groups import Belongs, everything, grouped
+from lhtrain.model import moments
+from lhtrain.model.parameter_groups import Belongs, Group, everything, grouped
 from lhtrain.registry import OPTIMIZERS
 
 if TYPE_CHECKING:  # the memory estimate reads state_bytes, and must not import torch for it
@@ -55,44 +56,67 @@ class AdamW:
     sixth of the start time of a run on a CPU. A test compares the two bit for bit.
     """
 
-    state_bytes: ClassVar[int] = 8  # two float32 moments
+    state_bytes: ClassVar[int] = 8  # two float32 moments; `state_bytes_of` knows optim.state
 
     def __init__(self, model: GPT, config: OptimConfig, belongs: Belongs = everything) -> None:
         self.groups = grouped(model, config, belongs)
         self.trained = {parameter for group in self.groups for parameter in group.parameters}
-        self.betas, self.eps = config.betas, config.eps
+        self.betas, self.eps, self.moments = config.betas, config.eps, config.state
         self._state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @staticmethod
     def state_bytes_of(name: str, shape: Sequence[int], config: OptimConfig) -> float:
         """Return the bytes of state per weight of a parameter."""
-        return AdamW.state_bytes
+        return 2 * moments.bytes_of(shape, config.state)
 
     def step(self, lr: float, skip: Tensor) -> None:
         import torch
+
+        with torch.no_grad():
+            for group in self.groups:
+                with_grad = [parameter for parameter in group.parameters if parameter.grad is not None]
+                plain = [one for one in with_grad if moments.is_plain("exp_avg", self.state_of(one))]
+                states = [self.state_of(parameter) for parameter in plain]
+                of_plain = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+                self._update(group, lr, skip, plain, [parameter.grad for parameter in plain], *of_plain)
+                for parameter in with_grad:
+                    if not moments.is_plain("exp_avg", self.state_of(parameter)):
+                        self._update_compact(group, lr, skip, parameter)
+
+    def _update_compact(self, group: Group, lr: float, skip: Tensor, parameter: nn.Parameter) -> None:
+        """Update a parameter whose moments are not float32, but are for as long as this takes."""
+        state = self.state_of(parameter)
+        rows = [moments.local(tensor) for tensor in (parameter, parameter.grad)]  # on this rank
+        first = moments.read("exp_avg", state, signed=True)
+        second = moments.read("exp_avg_sq", state, signed=False)
+        self._update(group, lr, skip, *([tensor] for tensor in (*rows, first, second, state["step"])))
+        moments.write("exp_avg", state, first, skip, signed=True)
+        moments.write("exp_avg_sq", state, second, skip, signed=False)
+
+    def _update(self, group: Group, lr: float, skip: Tensor, *tensors: list) -> None:
+        """Update parameters. tensors: they, their gradients, first and second moments, and step counts."""
         from torch.optim.adamw import adamw
 
-        for group in self.groups:
-            parameters = [parameter for parameter in group.parameters if parameter.grad is not None]
-            states = [self.state_of(parameter) for parameter in parameters]
-            with torch.no_grad():
-                adamw(
-                    parameters,  # type: ignore[arg-type]
-                    [parameter.grad for parameter in parameters],  # type: ignore[misc]
-                    [state["exp_avg"] for state in states],
-                    [state["exp_avg_sq"] for state in states],
-                    [],
-                    [state["step"] for state in states],
-                    fused=True,
-                    found_inf=skip,
-                    amsgrad=False,
-                    beta1=self.betas[0],
-                    beta2=self.betas[1],
-                    lr=lr * group.lr_scale,
-                    weight_decay=group.weight_decay,
-                    eps=self.eps,
-                    maximize=False,
-                )
+        if not tensors[0]:
+            return
+        parameters, grads, first, second, steps = tensors
+        adamw(
+            parameters,
+            grads,
+            first,
+            second,
+            [],
+            steps,
+            fused=True,
+            found_inf=skip,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr * group.lr_scale,
+            weight_decay=group.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
 
     def zero_grad(self) -> None:
         for group in self.groups:
@@ -107,7 +131,7 @@ class AdamW:
             if parameter in self.trained:  # a stage that freezes it keeps its state
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 for moment in ("exp_avg", "exp_avg_sq"):
-                    state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                    state |= moments.new(moment, parameter, self.moments)
             self._state[parameter] = state
         return self._state[parameter]
 

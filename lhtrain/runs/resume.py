@@ -206,7 +206,7 @@ def _check_optimizer(path: Path, there: set[str], tensors: Tensors) -> None:
         before, now = (", ".join(names) or "no state" for names in parts)
         raise RunError(
             f"init_from={path}: its optimizer state is of another kind (saved -> now): {before} -> {now}; "
-            "use init=weights, or the optimizer of the checkpoint (optim.kind)"
+            "use init=weights, or the optimizer of the checkpoint (optim.kind, optim.state)"
         )
 
 

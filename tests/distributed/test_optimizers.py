@@ -1,4 +1,4 @@
-"""Stages that do not train some parameters: several ranks against one, and what a stage leaves unchanged."""
+"""Frozen parameters and all optimizers: several ranks against one rank, and resumed runs."""
 
 import json
 import shutil
@@ -37,6 +37,7 @@ JOBS = {
 }
 # 37 rows of some matrices: not a multiple of the ranks. Three matrices of a kind: one rank gets more of them.
 MUON = ["optim=muon", "model.ffn_dim=37", "optim.lr=3e-3"]
+INT8 = ["optim.state=int8"]
 MUON_JOBS = {"muon": MUON, "muon_replicas": [*MUON, "parallel.dp_replicate=2"]}
 
 
@@ -72,7 +73,7 @@ def folder(tmp_path_factory) -> Path:
     lines = [f"line {i}: the {i % 7}th of {i % 11} things, said {i % 3} times\n" for i in range(900)]
     for number in range(10):
         (folder / "text" / f"{number}.txt").write_text("".join(lines[number::10]))
-    train(folder, {"alone": [], "muon_alone": MUON})
+    train(folder, {"alone": [], "muon_alone": MUON, "int8_alone": INT8})
     return folder
 
 
@@ -94,7 +95,7 @@ def test_a_stage_changes_only_what_it_trains(folder):
 
 
 def test_two_ranks_train_as_one(folder, tmp_path):
-    on_ranks(train, 2, folder, JOBS | MUON_JOBS, folder=tmp_path)
+    on_ranks(train, 2, folder, JOBS | MUON_JOBS | {"int8": INT8}, folder=tmp_path)
     want = numbers(folder / "alone")
     weights = tensors(folder, "alone", 6)
     for name in JOBS:
@@ -113,17 +114,27 @@ def test_two_ranks_train_as_one(folder, tmp_path):
     assert any(name.startswith("optimizer.momentum.") for name in want)
     for key, tensor in got.items():
         torch.testing.assert_close(tensor, want[key], rtol=2e-2, atol=2e-3, msg=lambda m, k=key: k + m)
+    torch.testing.assert_close(numbers(folder / "int8"), numbers(folder / "int8_alone"), rtol=2e-4, atol=0)
+    got, want = (tensors(folder, name, 6, INT8) for name in ("int8", "int8_alone"))
+    for key, tensor in got.items():
+        if "_codes." in key:
+            assert (tensor == want[key]).float().mean() > 0.98, key
+        else:
+            torch.testing.assert_close(tensor, want[key], rtol=1e-2, atol=2e-4, msg=lambda m, k=key: k + m)
 
 
-@pytest.mark.parametrize("cut", [2, 3])
-def test_resumed_inside_and_between_stages(folder, cut):
+@pytest.mark.parametrize(
+    ("run", "cut", "overrides"),
+    [("alone", 2, []), ("alone", 3, []), ("muon_alone", 3, MUON), ("int8_alone", 3, INT8)],
+)
+def test_resumed_inside_and_between_stages(folder, run, cut, overrides):
     """Bit for bit, from the checkpoint of step `cut`."""
-    path = folder / f"cut_{cut}"
-    shutil.copytree(folder / "alone", path)
+    path = folder / f"{run}_cut_{cut}"
+    shutil.copytree(folder / run, path)
     for step in range(cut + 1, 7):
         shutil.rmtree(path / "checkpoints" / f"step_{step:08}")
-    train(folder, {path.name: ["resume=auto"]})
-    got, want = tensors(folder, path.name, 6), tensors(folder, "alone", 6)
+    train(folder, {path.name: ["resume=auto", *overrides]})
+    got, want = tensors(folder, path.name, 6, overrides), tensors(folder, run, 6, overrides)
     assert all(torch.equal(got[key], want[key]) for key in want)
 
 

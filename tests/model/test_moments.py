@@ -1,0 +1,94 @@
+"""Moments in fewer bits: rounding, bytes, skipped steps, and AdamW with them against AdamW in float32."""
+
+import pytest
+import torch
+
+from lhtrain.conf.schema import ModelConfig, MomentDtype, OptimConfig
+from lhtrain.model import moments
+from lhtrain.model.decoder import GPT
+from lhtrain.model.optimizer import AdamW
+
+GO, SKIP = torch.tensor(0.0), torch.tensor(1.0)
+
+
+def parameter(*shape):
+    return torch.nn.Parameter(torch.empty(shape))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_numbers_and_codes_are_torchaos(signed):
+    """Bitsandbytes and torchao have the same table. Codes may differ where two numbers are equally near."""
+    quantization = pytest.importorskip("torchao.optim.quant_utils")
+    known = moments.numbers(signed, torch.device("cpu"))
+    torch.testing.assert_close(known, torch.tensor(quantization.create_dynamic_map(signed)))
+    values = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    values = values if signed else values.square()
+    state = moments.new("m", parameter(64, 512), MomentDtype.int8)
+    moments.write("m", state, values, GO, signed)
+    scaled, scale = quantization.scale_tensor(values, 256)
+    torch.testing.assert_close(state["m_scales"].flatten(), scale)
+    same = state["m_codes"] == quantization.quantize_8bit_with_qmap(scaled, known)
+    assert same.float().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "n_bytes", "error"),
+    [
+        (MomentDtype.float32, (8, 256), 4, 0),
+        (MomentDtype.bfloat16, (8, 37), 2, 2**-8),
+        (MomentDtype.int8, (8, 512), 1 + 4 / 256, 0.01),
+        (MomentDtype.int8, (8, 384), 1 + 4 / 192, 0.01),
+        (MomentDtype.int8, (8, 37), 1 + 4 / 37, 0.01),
+        (MomentDtype.int8, (8, 31), 4, 0),  # no good blocks
+        (MomentDtype.int8, (256,), 4, 0),
+    ],
+)
+def test_what_is_written_is_read(dtype, shape, n_bytes, error):
+    """error: relative to the largest magnitude of a row."""
+    state = moments.new("m", parameter(*shape), dtype)
+    assert not moments.read("m", state, True).any()
+    assert sum(tensor.nbytes for tensor in state.values()) == n_bytes * torch.Size(shape).numel()
+    assert moments.bytes_of(shape, dtype) == n_bytes
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    got = moments.read("m", state, True)
+    got.copy_(values)
+    moments.write("m", state, got, GO, True)
+    got = moments.read("m", state, True)
+    assert (got - values).abs().max() <= error * values.abs().max()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    if error:
+        moments.write("m", state, torch.full(shape, torch.nan), SKIP, True)
+    assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+def test_zeros_stay_zeros():
+    state = moments.new("m", parameter(4, 64), MomentDtype.int8)
+    for signed in (True, False):
+        moments.write("m", state, torch.zeros(4, 64), GO, signed)
+        assert not moments.read("m", state, signed).any()
+
+
+def losses(state, kind=AdamW):
+    sizes = {"dim": 64, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 32, "ffn_dim": 128}
+    model = GPT(ModelConfig(name="t", seq_len=64, vocab_size=64, **sizes))
+    model.init_weights(0)
+    optimizer = kind(model, OptimConfig(state=state))
+    draw, out = torch.Generator().manual_seed(1), []
+    for _ in range(40):
+        begin = torch.randint(0, 64, (4, 1), generator=draw)
+        tokens = (begin + 5 * torch.arange(65)) % 64
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        optimizer.step(1e-2, GO)
+        optimizer.zero_grad()
+        out.append(loss.item())
+    return torch.tensor(out)
+
+
+@pytest.mark.parametrize("state", [MomentDtype.bfloat16, MomentDtype.int8])
+def test_adamw_learns_as_in_float32(state):
+    want, got = losses(MomentDtype.float32), losses(state)
+    assert want[-1] < 0.1 * want[0]
+    assert not torch.equal(got, want)
+    torch.testing.assert_close(got[:10], want[:10], rtol=0.03, atol=0)
+    assert got[-1] < 0.1 * want[0]

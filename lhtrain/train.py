@@ -239,14 +239,15 @@ class Trainer:
         if self.guard.rewinds > most:
             raise RunError(f"{failed}, after guard.max_rewinds={most} rewinds; {ADVICE}")
         self.saver.wait()
-        path, notes = checkpoint.newest_sound(self.dir.checkpoints, self.world)
+        path, notes = checkpoint.newest_sound(
+            self.dir.checkpoints, self.world, lambda path: checkpoint.load(path, self.tensors)
+        )
         for note in notes:
             self.report.say(f"warning   {note}")
         if path is None:
             raise RunError(f"{failed}, and there is no checkpoint to return to; {ADVICE}")
         left, position, part = self.progress.step, self.progress.position, self.progress.data
         self.progress = progress_of(checkpoint.state_of(path))
-        checkpoint.load(path, self.tensors)
         self.report.rewound(self.progress, left, skipped_to=position)
         self.progress.position, self.progress.data = position, part
         self.entered = None

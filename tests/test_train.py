@@ -13,7 +13,7 @@ from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
 from lhtrain.health import nonfinite
 from lhtrain.health.hang import Watchdog
-from tests.checkpoint.made import rewrite
+from tests.checkpoint.made import flip, rewrite
 
 SETTINGS = [
     *("model.seq_len=512", "model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.ffn_dim=32"),
@@ -116,3 +116,14 @@ def test_the_error_for_an_invalid_saved_guard_names_the_checkpoint(trainer):
     trainer.config.resume = Resume.auto
     with pytest.raises(RunError, match=f"{path.name}: state.json must be as lhtrain writes it .*in_a_row"):
         train.Trainer(trainer.config, trainer.dir.path, trainer.world, trainer.watchdog)
+
+
+def test_a_run_continues_from_an_older_checkpoint_if_loading_finds_damage(trainer):
+    trainer.run()
+    older, newest = checkpoint.complete(trainer.dir.checkpoints)[-2:]
+    flip(newest)
+    trainer.config.resume = Resume.auto
+    again = train.Trainer(trainer.config, trainer.dir.path, trainer.world, trainer.watchdog)
+    assert again.start.path == older and again.progress.step == int(older.name[5:])
+    (note,) = again.start.notes
+    assert f"{newest.name} is damaged and was renamed" in note and again.start_note.endswith(older.name)

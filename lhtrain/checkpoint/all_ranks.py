@@ -4,9 +4,11 @@ A rank that is done waits for the others in many short collectives instead of a 
 does not end a run, because no collective exceeds its time limit.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -26,10 +28,17 @@ def several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def in_parallel(work: Callable[[Sequence[T]], object], items: Sequence[T]) -> None:
-    """Call `work` with consecutive parts of `items` on several threads; raise the error of the first part."""
+def in_parallel(
+    work: Callable[[Sequence[T]], object], items: Sequence[T], sizes: Sequence[int] | None = None
+) -> None:
+    """Call `work` with consecutive parts of `items` on several threads; raise the error of the first part.
+
+    sizes: of the items; the parts have about the same size in sum. None: all items have the same size.
+    """
     count = max(min(THREADS, len(items)), 1)
-    parts = [items[len(items) * n // count : len(items) * (n + 1) // count] for n in range(count)]
+    *begins, total = accumulate(sizes or [1] * len(items), initial=0)
+    cuts = [bisect_left(begins, total * n / count) for n in range(count)]
+    parts = [items[begin:end] for begin, end in pairwise([*cuts, len(items)])]
     futures = [in_background(partial(work, part), "files") for part in parts]
     wait(futures)  # when this raises, no thread may still write into tensors
     for future in futures:

@@ -2,6 +2,8 @@
 
 import errno
 
+from lhtrain.errors import RunError
+
 
 class Invalid(Exception):
     """A file of the checkpoint is missing, damaged, forged or not a regular file."""
@@ -9,6 +11,17 @@ class Invalid(Exception):
 
 class OtherFormat(Invalid):
     """The checkpoint has a format that this version of lhtrain does not know. It is not damaged."""
+
+
+class Damaged(RunError):
+    """Loading found that the checkpoint is not valid."""
+
+    def __init__(self, path: object, found: Invalid):
+        super().__init__(f"checkpoint {path}: {found}")
+        self.path, self.found = path, found
+
+    def __reduce__(self) -> tuple:  # ranks send it to each other
+        return Damaged, (self.path, self.found)
 
 
 # The file is missing or of the wrong kind. After other errors (EIO, EACCES, ESTALE, …) it may be intact.

@@ -7,10 +7,11 @@ digits. Other names, such as step_best, step_00000002.bak or step_2, are copies 
 import os
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lhtrain.checkpoint.errors import OtherFormat
+from lhtrain.checkpoint.errors import Damaged, OtherFormat
 from lhtrain.checkpoint.names import complete, present
 from lhtrain.checkpoint.verify import find_problem
 from lhtrain.distributed.world import World
@@ -74,20 +75,32 @@ def rotate(newest: Path, keep: int) -> list[Path]:
     return [path for path in complete(newest.parent)[:-keep] if path != newest]
 
 
-def newest_sound(folder: Path, world: World) -> tuple[Path | None, list[str]]:
+def newest_sound(
+    folder: Path, world: World, load: Callable[[Path], object] | None = None
+) -> tuple[Path | None, list[str]]:
     """Return the newest undamaged checkpoint of `folder` and a note for each damaged one. A collective.
 
     If there are no checkpoints, returns None. Newer damaged checkpoints are renamed once an undamaged one is
     found, so that they no longer count towards the number to keep. If all are damaged, none is renamed, so
     that the next start raises the same error.
 
-    Raises RunError: all checkpoints are damaged, one cannot be read, or one has an unknown format.
+    load: called with a checkpoint whose manifest, state and sizes are sound. It loads the tensors with
+    `reader.load`; if that finds damage, an older checkpoint is tried. So all bytes are read and hashed once.
+    None: the contents of all files are compared with their hashes here, and nothing is loaded.
+
+    Raises RunError: all checkpoints are damaged, one cannot be read, or one has an unknown format; or an
+    error of `load`.
     """
     damaged: list[tuple[Path, str]] = []
     for path in reversed(world.on_main(partial(_listed, folder))):
-        found = find_problem(path, world)
+        found = find_problem(path, world, contents=load is None)
         if found is None:
-            return path, world.on_main(partial(_rename_all, damaged))
+            try:
+                if load is not None:
+                    load(path)
+                return path, world.on_main(partial(_rename_all, damaged))
+            except Damaged as error:
+                found = error.found
         if isinstance(found, OtherFormat):
             raise RunError(
                 f"checkpoint {path}: {found}. Use the version of lhtrain that wrote it, or rename the folder "

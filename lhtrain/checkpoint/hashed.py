@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lhtrain.checkpoint.errors import Invalid, as_invalid
 from lhtrain.files import open_regular
 
@@ -56,7 +58,8 @@ class HashedFile:
                 )
             raise Invalid(f"{name} has {size} bytes, more than the {entry.bytes} in manifest.json")
         self._verified: set[int] = set()
-        self._newest, self._content = -1, memoryview(b"")
+        # The newest verified piece, in a buffer that all pieces share, so that its memory is touched once.
+        self._buffer, self._newest, self._content = np.empty(0, dtype=np.uint8), -1, memoryview(b"")
 
     def __enter__(self) -> "HashedFile":
         return self
@@ -70,20 +73,23 @@ class HashedFile:
     def verify(self, number: int) -> None:
         """Compare piece `number` with its hash. Raises Invalid."""
         begin, end = self._range(number)
-        found = hashlib.sha256()
+        found, self._newest = hashlib.sha256(), -1
         for at in range(begin, end, PIECE):
-            found.update(self._pread(at, min(at + PIECE, end)))
+            found.update(self._read_into_buffer(at, min(at + PIECE, end)))
         if begin < end and found.hexdigest() != self.entry.sha256[number]:
             raise self._altered()
 
     def read(self, begin: int, end: int) -> memoryview:
-        """Return the verified bytes from `begin` to `end`; valid until the next call."""
+        """Return the verified bytes from `begin` to `end`; valid until the next call.
+
+        Each piece is read and hashed once if the calls are in the order of the file.
+        """
         if self.entry.piece > PIECE:  # format 2: one hash per file, and files may exceed the memory
             for number in range(begin // self.entry.piece, -(-end // self.entry.piece)):
                 if number not in self._verified:
                     self.verify(number)
                     self._verified.add(number)
-            return self._pread(begin, end)
+            return self._pread(begin, memoryview(bytearray(end - begin)))
         first, last = begin // self.entry.piece, (end - 1) // self.entry.piece
         if first == last:
             start = first * self.entry.piece
@@ -96,7 +102,8 @@ class HashedFile:
 
     def _piece(self, number: int) -> memoryview:
         if number != self._newest:
-            content = self._pread(*self._range(number))
+            self._newest = -1  # the buffer changes, also if reading fails
+            content = self._read_into_buffer(*self._range(number))
             if digest(content) != self.entry.sha256[number]:
                 raise self._altered()
             self._newest, self._content = number, content
@@ -105,8 +112,14 @@ class HashedFile:
     def _range(self, number: int) -> tuple[int, int]:
         return number * self.entry.piece, min((number + 1) * self.entry.piece, self.entry.bytes)
 
-    def _pread(self, begin: int, end: int) -> memoryview:
-        content, at = memoryview(bytearray(end - begin)), 0
+    def _read_into_buffer(self, begin: int, end: int) -> memoryview:
+        if len(self._buffer) < end - begin:
+            self._buffer = np.empty(min(self.entry.piece, PIECE), dtype=np.uint8)
+        return self._pread(begin, self._buffer.data[: end - begin])
+
+    def _pread(self, begin: int, content: memoryview) -> memoryview:
+        """Fill `content` with the bytes of the file from `begin`. Raises Invalid, OSError."""
+        at = 0
         try:
             while at < len(content):
                 n = os.preadv(self._handle, [content[at:]], begin + at)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lhtrain.checkpoint import format2
 from lhtrain.checkpoint.all_ranks import in_parallel, on_all, several_ranks
-from lhtrain.checkpoint.errors import Invalid
-from lhtrain.checkpoint.hashed import PIECE, HashedFile, OpenFiles
+from lhtrain.checkpoint.errors import Damaged, Invalid
+from lhtrain.checkpoint.hashed import HashedFile, OpenFiles
 from lhtrain.checkpoint.layout import Chunk, SavedTensor
 from lhtrain.checkpoint.manifest import Manifest
 from lhtrain.checkpoint.retry import patiently
@@ -33,7 +33,7 @@ class Read(NamedTuple):
 def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = (), partial: bool = False) -> None:
     """Fill `tensors` from the checkpoint `path`, written by any number of ranks. A collective.
 
-    Every byte that is used is verified.
+    Bytes are hashed when they are read, in one pass, and only verified bytes are copied into tensors.
 
     Args:
         path: the checkpoint.
@@ -43,15 +43,15 @@ def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = (), p
         partial: whether the checkpoint may have more tensors of the model.
 
     Raises:
-        RunError: tensors do not match (the message names them with both shapes), or a file is damaged or
-            cannot be read. Some tensors may be filled then.
+        Damaged: a file is damaged; some tensors may be filled then.
+        RunError: tensors do not match (the message names them with both shapes), or a file cannot be read.
     """
 
     def fill() -> None:
         try:
             patiently(lambda: _load(path, tensors, optional, partial), path)
         except Invalid as found:
-            raise RunError(f"checkpoint {path}: {found}") from found
+            raise Damaged(path, found) from found
 
     on_all(fill, is_distributed=several_ranks())
 
@@ -68,7 +68,8 @@ def _load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str], is_pa
     described = opened(path)
     tensors = _matching(path, described, tensors, optional, is_partial)
     reads = sorted(_reads(described, tensors), key=lambda read: (read.chunk.file, read.chunk.begin))
-    in_parallel(functools.partial(_fill_all, path, described), reads)
+    sizes = [read.chunk.end - read.chunk.begin for read in reads]
+    in_parallel(functools.partial(_fill_all, path, described), reads, sizes)
 
 
 def _matching(
@@ -162,9 +163,11 @@ def _slices(
         whole = format2.part(file.read(chunk.begin, chunk.end), chunk, saved, read.name)
         yield first, whole.view(sizes)[first:last] if not chunk.sizes else whole[first:last]
         return
-    row = (chunk.end - chunk.begin) // sizes[0]  # bytes
-    step = max(PIECE // row, 1)
-    for at in range(first, last, step):
-        until = min(at + step, last)
+    row, piece, at = (chunk.end - chunk.begin) // sizes[0], file.entry.piece, first  # row: bytes
+    while at < last:
+        # The rows that end in the same piece, which are not copied once more; or the one that is in two.
+        end_of_piece = ((chunk.begin + at * row) // piece + 1) * piece
+        until = min(max((end_of_piece - chunk.begin) // row, at + 1), last)
         content = file.read(chunk.begin + at * row, chunk.begin + until * row)
         yield at, torch.frombuffer(content, dtype=saved.dtype).view(until - at, *sizes[1:])
+        at = until

@@ -16,8 +16,11 @@ from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 
 
-def find_problem(path: Path, world: World | None = None) -> Invalid | None:
+def find_problem(path: Path, world: World | None = None, contents: bool = True) -> Invalid | None:
     """Return why the checkpoint `path` is not valid; None if it is valid.
+
+    contents: compare the content of all files with their hashes. False: only manifest.json, state.json and
+    the sizes of the others, which is enough before `load`, because that verifies what it reads.
 
     Returns an OtherFormat if another version of lhtrain may read it. With a `world`, its ranks share the
     reading, and this is a collective.
@@ -28,7 +31,7 @@ def find_problem(path: Path, world: World | None = None) -> Invalid | None:
 
     def check() -> Invalid | None:
         try:
-            patiently(lambda: _verify(path, rank, size), path)
+            patiently(lambda: _verify(path, rank, size, contents), path)
         except Invalid as found:
             return found
         return None
@@ -37,10 +40,14 @@ def find_problem(path: Path, world: World | None = None) -> Invalid | None:
     return next((found for found in everyones if found is not None), None)
 
 
-def _verify(path: Path, rank: int, size: int) -> None:
-    """Raise Invalid if the manifest, state.json or one of this rank's pieces is not valid."""
+def _verify(path: Path, rank: int, size: int, contents: bool) -> None:
+    """Raise Invalid if the manifest, state.json, a size or, of `contents`, this rank's share is not valid."""
     described = opened(path)
-    pieces = described.pieces()
+    if not contents:
+        with OpenFiles(path, described.files) as files:
+            for name in list(described.files)[rank::size]:
+                files.open(name)  # checks its size
+    pieces = described.pieces() if contents else []
     share = pieces[len(pieces) * rank // size : len(pieces) * (rank + 1) // size]
     in_parallel(partial(_verify_pieces, path, described), share)
     parse_state(path, described)
@@ -52,21 +59,24 @@ def _verify_pieces(path: Path, described: Manifest, pieces: Sequence[tuple[str, 
             files.open(name).verify(number)
 
 
-def read_state(path: Path, world: World | None = None) -> dict[str, Any]:
-    """Verify all files of the checkpoint `path` and return its state.json. With a `world`, a collective.
+def read_state(path: Path, world: World | None = None, contents: bool = True) -> dict[str, Any]:
+    """Verify the checkpoint `path` and return its state.json. With a `world`, a collective.
+
+    contents: as in `find_problem`.
 
     Raises:
         RunError: it is not a checkpoint, has an unknown format, is truncated or altered, or cannot be read.
             The message names an older undamaged checkpoint, if there is one.
     """
-    if found := find_problem(path, world):
-        instead = (
-            (lambda: _instead_of(path))
-            if world is None
-            else (lambda: world.on_main(lambda: _instead_of(path)))
-        )
-        raise RunError(f"checkpoint {path}: {found}; {instead()}")
+    if found := find_problem(path, world, contents):
+        raise with_remedy(path, found, world)
     return state_of(path)
+
+
+def with_remedy(path: Path, found: Invalid, world: World | None = None) -> RunError:
+    """Return the error for a damaged checkpoint, which names another one. With a `world`, a collective."""
+    instead = _instead_of(path) if world is None else world.on_main(partial(_instead_of, path))
+    return RunError(f"checkpoint {path}: {found}; {instead}")
 
 
 def _instead_of(path: Path) -> str:

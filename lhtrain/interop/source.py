@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lhtrain import checkpoint
+from lhtrain.checkpoint.errors import Damaged
+from lhtrain.checkpoint.verify import with_remedy
 from lhtrain.conf.schema import ModelConfig
 from lhtrain.errors import RunError
 from lhtrain.runs.run_dir import RunDir
@@ -30,11 +32,13 @@ def read_newest(source: Path, read: Callable[[Path, State], Content]) -> tuple[P
     for _ in range(ATTEMPTS):
         path = newest(source)
         try:
-            state = checkpoint.read_state(path)
+            state = checkpoint.read_state(path, contents=False)  # `read` verifies the weights
             return path, state, read(path, state)
         except Exception as error:
             if path != source and not (path / "manifest.json").exists():
                 continue
+            if isinstance(error, Damaged):
+                raise with_remedy(path, error.found) from error
             if isinstance(error, OSError):
                 raise RunError(f"checkpoint {path}: cannot be read ({error})") from error
             raise

@@ -1,13 +1,16 @@
 """Starts a run: new, from its own newest checkpoint, over again, or from another run's checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lhtrain import checkpoint
+from lhtrain.checkpoint.errors import Damaged
 from lhtrain.checkpoint.model_settings import LAYOUT, TRAINED_FOR, differing_settings
+from lhtrain.checkpoint.verify import with_remedy
 from lhtrain.conf.parameters import chosen
 from lhtrain.conf.schema import Config, Init, Resume
 from lhtrain.data import Corpus
@@ -42,7 +45,8 @@ def find_start(run_dir: RunDir, resume: Resume, world: World) -> Start:
             raise RunError(already_a_run(run_dir))
         return Start("new run")
     notes = world.on_main(lambda: checkpoint.tidy(run_dir.checkpoints))
-    path, damaged = checkpoint.newest_sound(run_dir.checkpoints, world)
+    # Damage of a tensor is found when `begin` loads it.
+    path, damaged = checkpoint.newest_sound(run_dir.checkpoints, world, load=lambda path: None)
     if path is None and (lost := world.on_main(lambda: lost_run(run_dir))):
         raise RunError(lost)
     return Start("new run" if path is None else "resumed", path, [*notes, *damaged])
@@ -68,7 +72,8 @@ def begin(
     Raises RunError as `resume_run` and `start_from`.
     """
     if start.path is not None:
-        progress = resume_run(start, run_dir, tensors, config, corpus, stage_data)
+        resumed = partial(resume_run, start, run_dir, tensors, config, corpus, stage_data)
+        progress = resume_newest(start, run_dir, world, resumed)
         return progress, f"continues from {start.path.name}"
     if config.init_from is None:
         return Progress(), start.how
@@ -78,6 +83,25 @@ def begin(
     progress, note = start_from(start.source, tensors, config, corpus, world)
     start.imported = checkpoint.state_of(start.source).get("imported")
     return progress, note
+
+
+def resume_newest(start: Start, run_dir: RunDir, world: World, resumed: Callable[[], Progress]) -> Progress:
+    """Restore the run from its newest checkpoint whose tensors are undamaged; sets `start.path` to it.
+
+    resumed: restores the run from `start.path`, as `resume_run`.
+
+    Raises RunError as `resume_run`, or if all checkpoints are damaged.
+    """
+    found = Progress()
+
+    def load(path: Path) -> None:
+        nonlocal found
+        start.path = path
+        found = resumed()
+
+    _, notes = checkpoint.newest_sound(run_dir.checkpoints, world, load)
+    start.notes += notes
+    return found
 
 
 def resume_run(
@@ -136,7 +160,7 @@ def start_from(
     Raises:
         RunError: the checkpoint is damaged or does not match the model, or init=all and it has weights alone.
     """
-    state = checkpoint.read_state(path, world)
+    state = checkpoint.read_state(path, world, contents=False)
     now = as_container(config)["model"]
     with checkpoint.as_written(path):
         saved, data = dict(state["config"]["model"]), state["data"]
@@ -151,7 +175,10 @@ def start_from(
     there = set(checkpoint.opened(path).tensors)
     if whole:
         _check_optimizer(path, there, tensors)
-    checkpoint.load(path, wanted, optional=[OWN_SCORER, *_never_trained(path, state, wanted)])
+    try:
+        checkpoint.load(path, wanted, optional=[OWN_SCORER, *_never_trained(path, state, wanted)])
+    except Damaged as error:
+        raise with_remedy(path, error.found, world) from error
     note = f"weights {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(there, tensors)
     if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lhtrain import checkpoint
-from lhtrain.checkpoint import hashed, manifest, reader, retry
+from lhtrain.checkpoint import all_ranks, hashed, manifest, retry
 from lhtrain.checkpoint.model_settings import LAYOUT, TRAINED_FOR, differing_settings
 from lhtrain.checkpoint.saver import Saver
 from lhtrain.errors import RunError
@@ -71,7 +71,7 @@ def test_a_checkpoint_holds_no_pickle_and_only_named_files(tmp_path):
 def test_dtypes_scalars_and_empty_tensors(tmp_path, monkeypatch, small_pieces):
     """Pieces smaller than a row of a tensor, and rows that cross pieces."""
     if small_pieces:
-        for module in (hashed, reader, manifest):
+        for module in (hashed, manifest):
             monkeypatch.setattr(module, "PIECE", 5)
     tensors = {
         "model.low": torch.randn(3, 5).bfloat16(),
@@ -164,6 +164,47 @@ def test_damaged_ones_are_renamed_when_an_undamaged_one_is_found(tmp_path):
     )
     names = [path.name for path in checkpoint.leftovers(tmp_path)]
     assert names == ["step_00000001", "damaged-step_00000002", "damaged-step_00000003"]
+
+
+def test_damage_that_loading_finds_leads_to_an_older_one(tmp_path):
+    sound, flipped = saved(tmp_path, steps=(1, 2))
+    flip(flipped)
+    filled, tried = {name: torch.full_like(tensor, 7) for name, tensor in SMALL.items()}, []
+
+    def load(path):
+        tried.append(path)
+        checkpoint.load(path, filled)
+
+    found, notes = checkpoint.newest_sound(tmp_path, ALONE, load)
+    assert found == sound and tried == [flipped, sound] and f"{OF_RANK_0} was altered" in notes[0]
+    assert all(torch.equal(filled[name], SMALL[name]) for name in SMALL)
+    flip(sound)
+    with pytest.raises(RunError, match=f"step_00000001: {OF_RANK_0} was altered"):
+        checkpoint.newest_sound(tmp_path, ALONE, load)
+
+
+def test_a_load_reads_and_hashes_each_byte_once(tmp_path, monkeypatch):
+    """Rows that lie in two pieces, small tensors in one piece, and a file longer than the buffer."""
+    monkeypatch.setattr(hashed, "PIECE", 4096)
+    monkeypatch.setattr(manifest, "PIECE", 4096)
+    monkeypatch.setattr(all_ranks, "THREADS", 1)
+    tensors = {"model.a": torch.randn(50, 77), "model.b": torch.randn(3), "model.c": torch.randn(5, 7, 80)}
+    (path,) = saved(tmp_path, tensors=tensors)
+    read, hashes, preadv, digest = [], [], os.preadv, hashed.digest
+    monkeypatch.setattr(os, "preadv", lambda *a: (read.append(preadv(*a)), read[-1])[1])
+    monkeypatch.setattr(hashed, "digest", lambda content: (hashes.append(len(content)), digest(content))[1])
+    filled = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    checkpoint.load(path, filled)
+    assert all(torch.equal(filled[name], tensors[name]) for name in tensors)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    assert sum(read) == sum(hashes) == size and max(hashes) == 4096
+
+
+def test_threads_share_the_bytes_and_not_the_count():
+    shared = []
+    all_ranks.in_parallel(lambda part: shared.append(list(part)), range(8), [90, 1, 1, 1, 1, 1, 1, 4])
+    assert sorted(shared) == [[], [], [0], [1, 2, 3, 4, 5, 6, 7]]
+    all_ranks.in_parallel(lambda part: shared.append(list(part)), [])
 
 
 def test_if_all_are_damaged_nothing_is_renamed_however_often_it_is_tried(tmp_path):

@@ -474,9 +474,12 @@ class EvalConfig:
     # largest share of the run's computation that the tasks may take: there are fewer samples and tasks if
     # they need more, and nothing is measured in a very short run
     share: Annotated[float, above(0, at_most=1)] = 0.03
-    # sequence lengths of recall, passkey and copy, up to twice the context; []: 1,024, its doubles below the
-    # context, and the context
+    # sequence lengths of recall, passkey and copy, up to eval.beyond times the context; []: 1,024, its
+    # doubles below the context, and the context
     lengths: Annotated[list[int], at_least(64, most=2**31 - 1)] = field(default_factory=list)
+    # how many times as long as the context these sequences may be; more than 2 measures how the model
+    # extrapolates
+    beyond: Annotated[float, at_least(1, most=1_000_000)] = 2.0
     # where sentences are hidden in a text, from 0, its beginning, to 1
     depths: Annotated[list[float], between(0, 1)] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9])
     samples: Count = 4  # sequences for each length, depth and number of pairs; four times as many documents

@@ -304,6 +304,11 @@ RELATIONS = (
         ("stages.recovery.options={a: 1}",),
     ),
     Relation(
+        ("eval.lengths", "eval.beyond", *LENGTHS),
+        "each of eval.lengths must be at most eval.beyond times the longest sequence of the run",
+        ("eval.lengths=[1000000]",),
+    ),
+    Relation(
         ("cluster.time", "cluster.signal_seconds"),
         "cluster.time must be longer than cluster.signal_seconds",
         ("cluster.time=5",),

@@ -13,7 +13,7 @@ IGNORED = (
     *("run.dir", "run.name", "resume", "cluster", "logger", "watchdog", "checkpoint", "samples"),
     *(
         f"eval.{key}"
-        for key in ("tasks", "tasks_every", "share", "lengths", "depths", "samples", "data", "seed")
+        for key in ("tasks", "tasks_every", "share", "lengths", "beyond", "depths", "samples", "data", "seed")
     ),
 )
 ABSENT = "-"

@@ -6,7 +6,7 @@ from typing import Any
 
 from lhtrain.build import Data, Engine
 from lhtrain.compute.flops import step_flops
-from lhtrain.conf.rules.evaluation import FULL, OWN
+from lhtrain.conf.rules.evaluation import FULL, OWN, extrapolation
 from lhtrain.conf.schema import Config
 from lhtrain.evaluation.attention import FullAttention, StageAttention, length_problem, stage_at
 from lhtrain.evaluation.judge import AttentionAt, Judge, Score
@@ -42,6 +42,11 @@ class LoopTasks:
         return self._fitted(stage)
 
     def warnings(self) -> list[str]:
+        """Return lines on sequences much longer than the context, and on measurements that do not fit."""
+        beyond = extrapolation(self.config.eval, max(one.seq_len for one in self.schedule.stages.values()))
+        return [*([beyond] if beyond and self.config.eval.tasks else []), *self._without_room()]
+
+    def _without_room(self) -> list[str]:
         """Return a line if eval.tasks_every is set and nothing is measured, in the run or in some stages."""
         config, every = self.config, self.config.eval.tasks_every
         if every is None or not config.eval.tasks:

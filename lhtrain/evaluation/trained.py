@@ -6,7 +6,7 @@ from typing import Any
 
 from lhtrain.compute.device import compute_dtype, pick_device
 from lhtrain.conf.problems import ConfigError, Problem
-from lhtrain.conf.rules.evaluation import BEYOND, FULL, OWN
+from lhtrain.conf.rules.evaluation import FULL, OWN, extrapolation, length_problems
 from lhtrain.conf.schema import Device, EvalConfig, Precision
 from lhtrain.data import DataError
 from lhtrain.errors import RunError, UsageError
@@ -65,6 +65,8 @@ def evaluate_trained(
     scores = {name: Judge(opened.model, at, place, batch_tokens) for name, at in attentions.items()}
     where = f"stage {chosen.name}, " if chosen else ""
     say(f"{opened.path}: {where}context {context:,}; texts: {texts.name}; on {place}")
+    if warning := extrapolation(config, context):
+        say(f"warning: {warning}")
     results = measure(scores, texts, plan, say)
     step = opened.state.get("progress", {}).get("step", 0)
     return described(results, plan, chosen, texts, step), opened.path
@@ -86,12 +88,8 @@ def _stage(opened: Opened, name: str | None, attention: str) -> Stage | None:
 
 
 def _length_problems(config: EvalConfig, plan: Plan, stage: Stage | None) -> list[Problem]:
-    lengths = plan.lengths
-    found = []
-    if max(lengths) > BEYOND * plan.context:
-        rule = f"each must be at most {BEYOND} times the context, {plan.context:,}"
-        found.append(Problem("eval.lengths", config.lengths, rule))
-    wrong = (length_problem(stage, length) for length in lengths if stage is not None)
+    found = [*length_problems(config, plan.context)]
+    wrong = (length_problem(stage, length) for length in plan.lengths if stage is not None)
     if broken := next(filter(None, wrong), None):
         found.append(Problem("eval.lengths", config.lengths, broken))
     return found

@@ -3,6 +3,7 @@
 import pytest
 
 from lhtrain.compute.fill import compose_config
+from lhtrain.conf.problems import ConfigError
 from lhtrain.evaluation.loop import LoopTasks
 
 SMALL = ["data=text", "data.path=.", "stage=curriculum", "run.steps=40", "stages.short.lr=1e-3"]
@@ -50,6 +51,15 @@ def test_stages_without_a_measurement_are_named():
 )
 def test_measurements_that_never_fit_are_named(overrides, rule):
     assert rule in tasks(*overrides).warnings()[0]
+
+
+def test_lengths_far_beyond_the_context_are_allowed_with_a_warning():
+    longest = max(stage.seq_len for stage in tasks().schedule.stages.values())
+    assert tasks(f"eval.lengths=[{2 * longest}]").warnings() == []
+    with pytest.raises(ConfigError, match=r"eval\.beyond=2 times the context.*eval\.beyond=3\.1 allows"):
+        tasks(f"eval.lengths=[{3 * longest + 64}]")
+    (warning,) = tasks(f"eval.lengths=[{3 * longest}]", "eval.beyond=3").warnings()
+    assert "3.0 times the context" in warning
 
 
 @pytest.mark.parametrize("overrides", [[], ["eval.tasks=[]", "eval.tasks_every=10"]])

@@ -74,7 +74,7 @@ def test_a_checkpoint_under_the_attention_of_an_earlier_stage(lhtrain, measured)
         ("eval.tasks=recall", "must be a list"),
         ("eval.tasks=recall,copy", "a list is written [A,B]"),
         ("eval.tasks=[]", "must contain at least one of loss_by_position"),
-        ("eval.lengths=[8192]", "at most 2 times the context, 2,048"),
+        ("eval.lengths=[8192]", "eval.beyond=2 times the context, 2,048; eval.beyond=4 allows these"),
         ("eval.samples=0", "must be at least 1"),
         ("attention=lighthouse", "stage=lighthouse names one"),
         ("stage=nothing", "the stages that ran are lighthouse, recovery"),

@@ -110,7 +110,8 @@ EVAL = Command(
     ),
     (
         Key("eval.tasks", "[recall,passkey]", "what is measured; by default all of the tasks below"),
-        Key("eval.lengths", "[4096,32768]", "sequence lengths, up to twice the context"),
+        Key("eval.lengths", "[4096,32768]", "sequence lengths, up to eval.beyond times the context"),
+        Key("eval.beyond", "2", "how many times the context the sequences may be; more: extrapolation"),
         Key("eval.depths", "[0.1,0.9]", "where sentences are hidden, from 0, the beginning, to 1"),
         Key("eval.samples", "4", "sequences for each length, depth and number of pairs"),
         Key("eval.data", "books/", "other texts than the validation documents: files or a prepared folder"),

@@ -62,6 +62,14 @@ def test_a_stage_brings_its_positions_and_dense_layers(tmp_path):
     assert got.model.rope.theta == 3e5
 
 
+def test_a_stage_has_the_data_that_its_checkpoint_records(tmp_path):
+    """A key of another version does not count."""
+    data = {"source": "text", "path": "x", "mix": None, "of_another_version": 1}
+    path, _ = saved(tmp_path, stages={"it": {"attention": "dense", "seq_len": 64, "data": data}})
+    (stage,) = open_trained(path, CPU, torch.float32).stages
+    assert stage.data == {"source": "text", "path": "x"}
+
+
 def test_a_layer_that_omits_keys_has_their_defaults(tmp_path):
     stages = {"it": STRICT}  # the configuration changed after the stage ran
     done = [{"name": "it", "steps": 3, "settings": LIGHTHOUSE | LAYER | {"budget": 128, "seq_len": 512}}]

@@ -154,3 +154,38 @@ def test_gradients_of_several_micro_batches_are_whole_until_they_are_reduced():
         )
     )
     assert reduced < parts - 3 * 530_117_632 and reduced < once
+
+
+def parts(*overrides):
+    config = compose_config(
+        ["model=lighthouse_530m", "stage=dense", "run.grad_accum=1", "compute.recompute=full", *overrides]
+    )
+    return config, estimate(config, stages_of(config)["dense"])
+
+
+def test_frozen_parameters_have_no_gradient_no_state_and_below_them_no_activations():
+    config, whole = parts()
+    _, some = parts("stages.dense.frozen=[embedding,blocks.0-11]")
+    inner, embeddings = parameters(config.model)
+    assert some.weights == whole.weights
+    assert whole.optimizer == 8 * (inner + embeddings)
+    left = inner * (config.model.n_layers - 12) / config.model.n_layers + embeddings / 2
+    assert some.optimizer == pytest.approx(8 * left, rel=1e-3)
+    assert some.activations < 0.7 * whole.activations
+    assert some.total < whole.total
+
+
+@pytest.mark.parametrize(
+    ("settings", "matrices", "rest"),
+    [
+        (["optim=muon"], 4, 8),
+        (["optim.state=bfloat16"], 4, 4),
+        (["optim=muon", "optim.state=bfloat16"], 2, 4),
+        (["optim=muon", "optim.state=int8"], 1 + 4 / 256, 2 + 8 / 256),
+    ],
+)
+def test_the_state_of_each_optimizer(settings, matrices, rest):
+    """Of the matrices of the blocks, and of the embeddings; vectors hardly count."""
+    config, memory = parts(*settings)
+    inner, embeddings = parameters(config.model)
+    assert memory.optimizer == pytest.approx(matrices * inner + rest * embeddings, rel=1e-2)

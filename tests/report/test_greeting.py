@@ -35,6 +35,15 @@ def test_a_stage_line_names_the_sliding_layers():
     assert "(budget k = 128) in 2 of 4 layers" in stages(*slides)[0]
 
 
+def test_a_stage_with_frozen_parameters_says_how_many_it_trains():
+    more = "model.vocab_size=512", "model.dim=128", "model.tie_embeddings=true"
+    _, line, recovery = stages(*more, "stages.lighthouse.frozen=[embedding]")
+    assert "stage     lighthouse: trains " in line and line.endswith("; frozen: embedding")
+    trained, whole = (int(number.replace(",", "")) for number in line.split() if number[0].isdigit())
+    assert whole - trained == 512 * 128
+    assert "trains" not in recovery
+
+
 def test_a_low_rotary_base_is_named_after_the_stages():
     *_, recovery, warning = stages("model.rope_theta=1e4")
     assert recovery.startswith("stage     ") and warning.startswith("warning   model.rope_theta=10000: ")

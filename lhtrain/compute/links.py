@@ -108,7 +108,8 @@ class Traffic:
     """The transfers of a step on one GPU.
 
     forward, backward: of FSDP and replicas, beside the passes. ends: of FSDP, before the first block and
-    after the last. between: of context parallelism, between computations. ring: beside attention.
+    after the last, and of Muon. between: of context parallelism, between computations. ring: beside
+    attention.
     """
 
     forward: Transfer
@@ -147,6 +148,8 @@ def traffic(config: Config, stage: Stage, n_ranks: int, links: Links) -> Traffic
     reduced = shards.gather(4 * of_blocks / layers) * layers + replicas.reduce(4 * of_blocks / shards.size)
     ends = shards.gather(size * embeddings) * micro + shards.gather(4 * of_embeddings) * reductions
     ends += replicas.reduce(4 * of_embeddings / shards.size) * reductions
+    if config.optim.kind == "muon":  # ranks exchange rows for whole matrices, and back
+        ends += shards.exchange(2 * of_blocks / shards.size) * 2
     between, ring = _context(config, stage, Group(cp, 1, links), stage.n_sequences // (replicate * shard))
     return Traffic(gathers, gathers + reduced * reductions, ends, between, ring)
 

@@ -33,6 +33,7 @@ from lhtrain.stage import Stage
 FORWARD = (10.5, 2.5, 4.0)
 BACKWARD = (14.5, 2.5, 7.0)
 SELECTIVE = (4.0, 0.0, 3.0)  # of these again with compute.recompute=selective: both norms and the SwiGLU
+NEWTON_SCHULZ = 5  # iterations of Muon (lhtrain/model/orthogonal.py)
 LOGITS = 4  # times that the loss reads or writes a chunk's logits (34 ms of a step in NOTES.md)
 
 
@@ -83,7 +84,7 @@ def step_time(
     shards = n_ranks // config.parallel.dp_replicate
     return StepTime(
         attention,
-        2 * tokens * (products + head) / rate,
+        2 * tokens * (products + head) / rate + _orthogonalization(config, stage) / shards / rates.products,
         (tokens * element(compute) * (passes + casts) + _optimizer(config, stage) / shards) / rates.memory,
         LAUNCHES * stage.grad_accum * (model.n_layers + 2 * len(entered) + again),
     )
@@ -150,6 +151,19 @@ def _lighthouse(model: ModelConfig, stage: Stage, number: int) -> tuple[float, f
     if stage.window or stage.strictly_causal:
         return forward + (2 + kept) * q, backward + (q + 2 * kv) + (4 + kept) * q
     return forward + (1 + kept) * q, backward + (1 + kept) * q
+
+
+def _orthogonalization(config: Config, stage: Stage) -> int:
+    """Return the FLOPs of Muon's Newton-Schulz iterations in a step, which the ranks of a shard group share.
+
+    An iteration multiplies a matrix of m x n, m <= n, with its transpose (m^2 n), the result with itself
+    (m^3), and that with the matrix (m^2 n).
+    """
+    if config.optim.kind != "muon":
+        return 0
+    trained = Trained(config.model, stage.frozen)
+    sides = (sorted(trained.shapes[name]) for name in trained.names if name.startswith("blocks."))
+    return sum(NEWTON_SCHULZ * 2 * (2 * x[0] ** 2 * x[1] + x[0] ** 3) for x in sides if len(x) == 2)
 
 
 def _optimizer(config: Config, stage: Stage) -> float:

@@ -131,3 +131,11 @@ def test_sliding_layers_of_a_ring_send_the_tokens_before_each_chunk_alone():
     assert parts.ring.nvlink == pytest.approx(whole.ring.nvlink / 3)
     values = 2 * 1024 * 2 * 1024 * 4  # keys and values of 1,024 tokens before two chunks of each of 4 ranks
     assert parts.between.nvlink - whole.between.nvlink == pytest.approx(20 * values * (2 + 2 * 4) * 3 / 4)
+
+
+def test_muon_exchanges_rows_for_whole_matrices_and_back():
+    inner, _ = weights()
+    adamw, muon = (
+        moved("parallel.dp_shard=8", f"optim={kind}", ranks=8, stage="recovery") for kind in ("adamw", "muon")
+    )
+    assert muon.ends.nvlink - adamw.ends.nvlink == pytest.approx(2 * 2 * inner / 8 * 7 / 8)

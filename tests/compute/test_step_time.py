@@ -6,11 +6,14 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lhtrain.compute.fill import compose_config
+from lhtrain.compute.flops import block_products
 from lhtrain.compute.prediction import predict
 from lhtrain.compute.rates import CUDNN, GPUS, H100
-from lhtrain.compute.step_time import step_time
+from lhtrain.compute.step_time import NEWTON_SCHULZ, step_time
 from lhtrain.stage import stages_of
 
 RESULTS = Path(__file__).parents[2] / "scripts" / "bench" / "results"
@@ -140,6 +143,22 @@ def test_a_stage_takes_no_time_for_what_it_does_not_train():
     assert none.attention < last.attention < whole.attention
     assert none.products < last.products < whole.products
     assert none.memory < last.memory < whole.memory and none.host < last.host < whole.host
+
+
+def test_muon_adds_its_products_once_a_step_and_ranks_share_them():
+    from lhtrain.model.orthogonal import ITERATIONS, orthogonal
+
+    assert NEWTON_SCHULZ == ITERATIONS
+    settings = ["model.dim=32", "model.n_layers=2", "model.n_heads=2", "model.ffn_dim=48", "stage=dense"]
+    adamw, muon = (
+        compose_config([*settings, f"optim={kind}", "parallel.dp_shard=2"], 2) for kind in ("adamw", "muon")
+    )
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(muon.model.n_layers):
+            for n_in, n_out in block_products(muon.model):
+                orthogonal(torch.randn(1, n_out, n_in))
+    times = [step_time(config, stages_of(config)["dense"], H100, 2).products for config in (adamw, muon)]
+    assert times[1] - times[0] == pytest.approx(counter.get_total_flops() / 2 / H100.products)
 
 
 def test_another_attention_kernel_changes_attention_alone():

@@ -22,6 +22,7 @@ from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.loader import Apart, Loader
 from lhtrain.model.decoder import GPT, Block
+from lhtrain.model.mup import width_ratio
 from lhtrain.model.optimizer import Optimizer, build_optimizer
 from lhtrain.model.rope import Rope
 from lhtrain.progress import Progress
@@ -122,7 +123,8 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
         use_float8(model, device)  # replaces linear layers
     apply(model, compute, device)  # recomputes, offloads and compiles blocks
     mesh.shard(model)  # wraps each block in FSDP; a rank keeps its part of the weights
-    mesh.initialize(model, config.run.seed)  # allocates memory on the device and draws the initial weights
+    # Allocates memory on the device and draws the initial weights.
+    mesh.initialize(model, config.run.seed, width_ratio(config.optim, config.model))
 
     mesh.freeze(model, always_frozen(config))  # no stage trains them: they need no state
     optimizer = build_optimizer(model, config.optim)

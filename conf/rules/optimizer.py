@@ -22,6 +22,9 @@ def optim_problems(config: Config) -> Iterator[Problem]:
     if optim.warmup_fraction + optim.decay_fraction > 1 and optim.schedule is LrSchedule.wsd:
         rule = f"plus optim.warmup_fraction={optim.warmup_fraction} must be at most 1"
         yield Problem("optim.decay_fraction", optim.decay_fraction, rule)
+    if optim.mup and optim.kind != "adamw":
+        rule = f"is for optim.kind=adamw: its factors do not fit the updates of {optim.kind}; set it to false"
+        yield Problem("optim.mup", optim.mup, rule)
 
 
 def pattern_problems(config: Config) -> Iterator[Problem]:

@@ -289,6 +289,11 @@ RELATIONS = (
         ("data.positions=restarted",),
     ),
     Relation(
+        ("optim.kind", "optim.mup"),
+        "optim.mup=true needs optim.kind=adamw",
+        ("optim.mup=true", "optim.kind=muon"),
+    ),
+    Relation(
         ("optim.kind", "optim.options"),
         "optim.options are for an optimizer of a plugin",
         ("optim.options={a: 1}",),

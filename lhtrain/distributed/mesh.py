@@ -113,11 +113,14 @@ class Mesh:
         for method in ("loss", "token_losses", "next_logits"):
             register_fsdp_forward_method(model, method)
 
-    def initialize(self, model: GPT, seed: int) -> None:
-        """Allocate a model that is on the meta device and set its initial weights, the same on any mesh."""
+    def initialize(self, model: GPT, seed: int, width_ratio: float = 1.0) -> None:
+        """Allocate a model that is on the meta device and set its initial weights, the same on any mesh.
+
+        seed, width_ratio: as in `GPT.init_weights`.
+        """
         model.to_empty(device=self.world.device)
         model.tie()  # `to_empty` made new parameters
-        model.init_weights(seed, put=_put)
+        model.init_weights(seed, put=_put, width_ratio=width_ratio)
 
     def freeze(self, model: GPT, patterns: Collection[str]) -> None:
         """Train all parameters except those that `patterns` match, from the next forward pass on."""

@@ -29,6 +29,7 @@ from lhtrain.model.loss import (
     linear_cross_entropy,
     per_token_losses,
 )
+from lhtrain.model.mup import init_scale
 from lhtrain.model.rope import Rope, rotate
 
 OWN_SCORER = ".attention.scorer."  # in the names of parameters that only Lighthouse layers use
@@ -246,21 +247,25 @@ class GPT(nn.Module):
         return changed
 
     @torch.no_grad()
-    def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+    def init_weights(
+        self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_, width_ratio: float = 1.0
+    ) -> None:
         """Normal weights of `init_std`, output projections over sqrt(2 n_layers) (GPT-2); norms 1, biases 0.
 
         Drawn whole on the CPU in the order of the modules, one at a time, so that a seed gives the same
         weights on every device and however they are sharded: put(parameter, drawn) stores each.
+        width_ratio: the ratio m of `mup.py`, which changes the scale of the weights.
         """
         draw = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
+            scale = init_scale(name, parameter.shape, width_ratio, self.config.tie_embeddings)
             if parameter.ndim < 2:
-                bias = name.endswith(".bias")
-                put(parameter, torch.zeros(parameter.shape) if bias else torch.ones(parameter.shape))
+                value = 0.0 if name.endswith(".bias") else scale
+                put(parameter, torch.full(parameter.shape, value))
                 continue
             output = name.endswith(("attention.wo.weight", "ffn.down.weight"))
             std = self.config.init_std / (math.sqrt(2 * self.config.n_layers) if output else 1.0)
-            put(parameter, torch.empty(parameter.shape).normal_(0.0, std, generator=draw))
+            put(parameter, torch.empty(parameter.shape).normal_(0.0, std * scale, generator=draw))
 
     def parameters_by_kind(self) -> dict[str, int]:
         """The numbers of parameters, as summary.json names them."""

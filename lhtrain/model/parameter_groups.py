@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lhtrain.conf.parameters import matches
 from lhtrain.conf.schema import ModelConfig, OptimConfig
+from lhtrain.model.mup import mup_scale
 
 if TYPE_CHECKING:  # the memory estimate imports the optimizers, and must not import torch
     from torch import nn
@@ -35,7 +36,8 @@ def treatment(name: str, shape: Sequence[int], optim: OptimConfig, model: ModelC
     """Return the rate factor and the weight decay of one parameter.
 
     Weight decay applies to matrices, including the embedding, and not to vectors such as norm gains. Patterns
-    of optim.groups change both; of several patterns that match, the last one decides.
+    of optim.groups change both; of several patterns that match, the last one decides. With optim.mup, the
+    rate is multiplied by the factor of muP too, and weight decay, unless a pattern sets it, is divided by it.
 
     Args:
         name: as in model.named_parameters().
@@ -43,11 +45,13 @@ def treatment(name: str, shape: Sequence[int], optim: OptimConfig, model: ModelC
         optim: optim.groups must be valid.
         model: the configuration of the model, for rates that depend on its width.
     """
-    own = {"lr_scale": 1.0, "weight_decay": optim.weight_decay if len(shape) >= 2 else 0.0}
+    scale = mup_scale(name, shape, optim, model)
+    # A step decays by rate * weight_decay, which should not depend on the width.
+    own = {"lr_scale": 1.0, "weight_decay": optim.weight_decay / scale if len(shape) >= 2 else 0.0}
     for pattern, settings in optim.groups.items():
         if matches(pattern, name):
             own |= settings if isinstance(settings, dict) else {"lr_scale": settings}
-    return Treatment(float(own["lr_scale"]), float(own["weight_decay"]))
+    return Treatment(float(own["lr_scale"]) * scale, float(own["weight_decay"]))
 
 
 Belongs = Callable[[str, Sequence[int]], bool]

@@ -22,7 +22,7 @@ TOLERANCE = 2e-4  # relative, after 10 steps of AdamW in float32, whose first st
 TINY = [
     *("model.seq_len=2048", "model.dim=32", "model.n_layers=3", "model.n_heads=4", "model.ffn_dim=64"),
     *("lighthouse.levels=2", "lighthouse.pooling=2", "lighthouse.budget=1024", "model.dense_layers=[0]"),
-    *("model.sliding_layers=[1]", "model.sliding_window=100"),
+    *("model.sliding_layers=[1]", "model.sliding_window=100", "optim.mup=true", "optim.mup_base_width=8"),
     *("run.steps=10", "run.batch_tokens=8192", f"run.device={DEVICE}"),
     *("eval.tokens=2048", "eval.every=100", "checkpoint.every=100"),
     *("model.n_kv_heads=2", "model.tie_embeddings=true", "compute.precision=float32", "compute.compile=off"),

@@ -39,7 +39,7 @@ def as_llama(ours: GPT) -> LlamaForCausalLM:
 )
 def test_logits_and_gradients_equal_llamas(changes):
     model = GPT(tiny(**changes))
-    model.init_weights(0)
+    model.init_weights(0, width_ratio=4.0)  # muP has no factors that transformers would have to know
     with torch.no_grad():  # change the initial values, with which norms are ones and logits almost equal
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

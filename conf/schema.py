@@ -373,9 +373,8 @@ class OptimConfig:
     # scale initial weights, learning rates and weight decay with the width of the model (muP,
     # arXiv:2203.03466), so that the best optim.lr of a narrow model is also that of a wide one
     mup: bool = False
-    mup_base_width: Size = (
-        256  # model.dim at which optim.mup changes nothing; the same in all runs of a family
-    )
+    # model.dim at which optim.mup changes nothing; runs that share a learning rate need the same value
+    mup_base_width: Size = 256
     clip_norm: Positive = 1.0  # gradients whose global norm is larger are scaled down to this norm
     # weight of the z-loss, the mean of the squared logsumexp of the logits, in the training loss
     z_loss: Annotated[float, not_negative()] = 0.0

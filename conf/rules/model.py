@@ -55,9 +55,12 @@ def _dense_layers(config: Config) -> Iterator[Problem]:
             rule = f"layer {both[0]} attends to the sliding window; name global layers, some of {others}"
             yield Problem(key, layers, rule)
         elif key in lighthouse and sliding and len(named | sliding) == n_layers:
-            rule = f"no layer is left for Lighthouse Attention in stage {lighthouse[key]}: the others attend "
-            rule += "to the sliding window; use full attention in the stage (attention=dense)"
-            yield Problem(key, layers, rule)
+            rule = f"leaves no layer for Lighthouse Attention in stage {lighthouse[key]}: {len(sliding)} of "
+            rule += (
+                f"{n_layers} layers attend to the sliding window; use full attention in the global layers "
+            )
+            rule += "(attention=dense), or set fewer model.sliding_layers"
+            yield Problem(*((key, layers) if named else ("model.sliding_layers", sorted(sliding))), rule)
         elif key in lighthouse and len(named) == n_layers:
             rule = f"names every layer, so stage {lighthouse[key]} has no layer with Lighthouse Attention; "
             rule += "name fewer, such as [0], or use full attention in the stage (attention=dense)"

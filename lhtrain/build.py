@@ -227,4 +227,5 @@ def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data
         settings=as_container(config),
         has_checkpoint=lambda: checkpoint.complete(run_dir.checkpoints),
         bytes_per_token=per_token,
+        sources=lambda progress: data.stages.sources(progress.data, progress.position),
     )

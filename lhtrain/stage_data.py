@@ -1,13 +1,16 @@
 """The training data of each stage: what they are, their order, and where they continue at a switch."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import count
 from typing import Any
 
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, DataConfig
 from lhtrain.conf.stage_data import RUN, data_of, owners
 from lhtrain.data import Corpus, DataError, SequenceOrder, open_corpus
-from lhtrain.data.order.sequences import Packed
+from lhtrain.data.order.sequences import Packed, source_of
 from lhtrain.progress import DataPart
 
 
@@ -18,11 +21,37 @@ class StageData:
     owners: stage -> owner of its data.
     orders: those in which a part of the run reads the data, from its beginning. A source that occurs in
         several of them is shuffled in the same way in all.
+    names: key of a source -> its name for users: that in its mixture, the name of its folder, or its kind.
     """
 
     owners: Mapping[str, str] = field(default_factory=dict)
     corpora: Mapping[str, Corpus] = field(default_factory=dict)
     orders: Mapping[str, SequenceOrder] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """For each pool of all orders the blocks and the tokens of an epoch."""
+        return {key: size for order in self.orders.values() for key, size in order.sizes().items()}
+
+    def sources(self, part: DataPart, position: int) -> dict[str, dict[str, float]]:
+        """Return for each source the tokens that are read before `position`, and in how many epochs.
+
+        Blocks count as whole ones with the mean number of tokens. A source that no stage has read yet is left
+        out.
+        """
+        read = self.blocks_read(part, position)
+        seen: dict[str, float] = {}
+        whole: dict[str, int] = {}
+        for pool, (n_blocks, n_tokens) in self._sizes.items():
+            name = self.names[source_of(pool)]
+            whole[name] = whole.get(name, 0) + n_tokens
+            seen[name] = seen.get(name, 0) + n_tokens * read.get(pool, 0) / n_blocks
+        return {
+            name: {"tokens": round(tokens), "epochs": round(tokens / whole[name], 4)}
+            for name, tokens in seen.items()
+            if tokens
+        }
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -117,4 +146,18 @@ def orders_of(config: Config, corpora: Mapping[str, Corpus], alignment: int | No
         )
         for owner, corpus in corpora.items()
     }
-    return StageData(owners(config), corpora, orders)
+    return StageData(owners(config), corpora, orders, names_of(settings, corpora))
+
+
+def names_of(settings: Mapping[str, DataConfig], corpora: Mapping[str, Corpus]) -> dict[str, str]:
+    """Return the names of all sources by their keys. Sources with the same name get a number."""
+    names: dict[str, str] = {}
+    for owner, corpus in corpora.items():
+        data = settings[owner]
+        folder = os.path.basename(os.path.normpath(data.path)) if isinstance(data.path, str) else ""
+        for part in corpus.parts["train"]:
+            name = part.name or folder or data.name or data.source
+            others = [other for key, other in names.items() if key != part.key]
+            unique = (name if number == 1 else f"{name} ({number})" for number in count(1))
+            names.setdefault(part.key, next(one for one in unique if one not in others))
+    return names

@@ -125,6 +125,33 @@ def test_more_long_documents_in_one_stage(folder):
     assert sum(n for key, n in read_here.items() if key.endswith("/1")) == 12
 
 
+def test_tokens_and_epochs_of_each_source(folder):
+    """A whole epoch of a source has all of its tokens; the sources that are not read are left out."""
+    data = opened(folder, f"stages.windowed.data.mix={mix(folder, books=1)}")
+    assert data.sources(DataPart(), 0) == {}
+    books = data.orders["windowed"]
+    _, progress = read(data, [("short", 40), ("windowed", 2 * books.n_blocks)])
+    found = data.sources(progress.data, progress.position)
+    assert list(found) == ["web", "code", "books"]
+    assert found["books"] == {"tokens": 2 * books.n_tokens, "epochs": 2}
+    web, code = (found[name] for name in ("web", "code"))
+    assert web["tokens"] / (web["tokens"] + code["tokens"]) == pytest.approx(0.75, abs=0.05)
+    n_tokens = data.corpora[RUN].parts["train"][0].split.n_tokens
+    assert web["epochs"] == pytest.approx(web["tokens"] / n_tokens, rel=0.01)
+
+
+def test_names_of_sources(folder):
+    """The same folder has one name, whatever it is called; another folder with that name gets a number."""
+    own = f"{{notes: {{path: {folder / 'code'}}}, web: {{path: {folder / 'books'}}}}}"
+    data = opened(
+        folder,
+        f"stages.windowed.data.mix={own}",
+        f"stages.short.data.path={folder / 'notes'}",
+        "stages.short.data.source=prepared",
+    )
+    assert sorted(data.names.values()) == ["code", "notes", "web", "web (2)"]
+
+
 def test_data_that_differ_only_in_the_long_fraction_are_opened_once(folder):
     data = opened(folder, "stages.windowed.data.long_fraction=0.5")
     assert data.corpora["windowed"] is data.corpora[RUN]

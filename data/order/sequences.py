@@ -10,6 +10,7 @@ Stages may have data of their own. Each such part of a run begins at some positi
 with its next block (`SequenceOrder.starting`), so that no block is read twice within an epoch of its source.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
@@ -26,6 +27,16 @@ from lhtrain.data.prepare.split import Split
 from lhtrain.data.store.tokens import ESCAPE
 
 PADDING = -100  # in a sequence: no token; torch's losses ignore this value as a target
+
+
+def source_of(pool: str) -> str:
+    """Return the key of the source of a pool from the key of the pool, as in `SequenceOrder.blocks_read`.
+
+    Behind it are a number if the source occurs again in a mixture, a bucket, and short or long.
+    """
+    return re.split("[#/:]", pool)[0]
+
+
 # Key of a source -> its number, from which its shuffles follow, its split and its packing.
 Packed = dict[str, tuple[int, Split, Packing]]
 
@@ -139,7 +150,11 @@ class SequenceOrder:
     @property
     def n_tokens(self) -> int:
         """Number of tokens that one epoch of every source reads as inputs, without padding."""
-        return sum(int(_held(pool, self.block_len).sum()) for pool in self._pools)
+        return sum(tokens for _, tokens in self.sizes().values())
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Return for each pool the blocks of an epoch, and the tokens in them, without padding."""
+        return {pool.key: (len(pool.blocks), int(_held(pool, self.block_len).sum())) for pool in self._pools}
 
     @property
     def padding(self) -> float:

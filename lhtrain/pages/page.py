@@ -114,6 +114,7 @@ def _run(run: Run, compared: Compared, at: int, price: float | None) -> dict[str
         "device": device,
         "cost": hours * price if hours is not None and price is not None else None,
         "stages": [_stage(stage) for stage in summary_stages(run)],
+        "sources": _sources(run),
         "switches": _switches(run),
         "samples": _samples(run),
         "history": [_record(record) for record in run.history],
@@ -162,6 +163,13 @@ def _stage(stage: dict[str, Any]) -> dict[str, Any]:
         "loss": with_width(number_at(stage, "loss_mean"), number_at(stage, "loss_stderr")),
         **{key: number_at(stage, key) for key in known},
     }
+
+
+def _sources(run: Run) -> list[tuple[str, float | None, float | None]]:
+    """Return the name, tokens and epochs of each source of the data that the run has read."""
+    sources = dict_at(run.summary, "sources")
+    found = ((name, dict_at(sources, name)) for name in sources)
+    return [(str(name), number_at(one, "tokens"), number_at(one, "epochs")) for name, one in found]
 
 
 def _switches(run: Run) -> list[dict[str, Any]]:

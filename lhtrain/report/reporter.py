@@ -65,6 +65,7 @@ class Reporter(Events):
         settings: the configuration as plain values, for the tracker.
         has_checkpoint: returns a true value if the run can be resumed.
         bytes_per_token: of the validation split, for the loss in bits per byte; None if not known.
+        sources: returns the tokens and epochs that are read of each source of the data: name -> values.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Reporter(Events):
         settings: dict[str, Any],
         has_checkpoint: Callable[[], object],
         bytes_per_token: float | None = None,
+        sources: Callable[[Progress], dict[str, dict[str, float]]] | None = None,
     ):
         self.config, self.dir, self.progress = config, run_dir, progress
         self.peak_flops, self.has_checkpoint = peak_flops, has_checkpoint
-        self.bytes_per_token = bytes_per_token
+        self.bytes_per_token, self.sources = bytes_per_token, sources
         self.remaining = Remaining(config)
         self.terminal = Terminal(config.run.steps, progress.step, progress.seconds, self._seconds_left)
         self.metrics = MetricsFile(run_dir.metrics, self.say)
@@ -133,7 +135,8 @@ class Reporter(Events):
         record = self.progress.stages[-1]
         values = {"val_loss": record.val_loss, "val_bits_per_byte": self._bits_per_byte(record.val_loss)}
         values |= {"loss_mean": record.losses.mean, "loss_stderr": record.losses.stderr}
-        row = self._row("validation", **values)
+        sources = {} if self.sources is None else {"sources": self.sources(self.progress)}
+        row = self._row("validation", **values, **sources)
         self.say(lines.validated(row, before))
         if entry := self.watch.recovered:
             steps, above = entry["steps_to_recover"], entry["steps_still_above"]
@@ -232,7 +235,7 @@ class Reporter(Events):
         self.terminal.close()
         if result["stages"]:
             self._attempt("the table was not printed", lambda: self.terminal.print(summary.table(result)))
-        for line in summary.switch_lines(result):
+        for line in [*summary.source_lines(result), *summary.switch_lines(result)]:
             self.say(line)
 
     def _say_how_to_continue(self, text: str) -> None:
@@ -242,6 +245,8 @@ class Reporter(Events):
 
     def _write_summary(self, end: End | None = None) -> Summary:
         left = self._seconds_left()
+        if self.sources is not None:
+            self.summary.about["sources"] = self.sources(self.progress)
         result = self.summary.content(self.progress, self.watch.begun, left, end)
         self._attempt(
             "summary.json was not written", lambda: self.summary.write(result, durable=end is not None)

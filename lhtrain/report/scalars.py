@@ -19,7 +19,8 @@ KNOWN = {
 def scalars(row: Row) -> dict[str, float]:
     """Return the numbers of a row by name: train/loss, val/loss, tokens_per_second, mfu, memory (in GB) …
 
-    Each number is also there as KIND/KEY. In a row of an evaluation, the attention comes before the key.
+    Each number is also there as KIND/KEY. In a row of an evaluation, the attention comes before the key. The
+    sources of the data are data/SOURCE/tokens and data/SOURCE/epochs.
     """
     kind, known = row["kind"], KNOWN.get(row["kind"], {})
     group = f"{kind}/{row['attention']}" if kind == "evaluation" else kind
@@ -30,4 +31,6 @@ def scalars(row: Row) -> dict[str, float]:
         out[f"{group}/{key}"] = value
         if key in known:
             out[known[key]] = value
+    for name, values in (row.get("sources") or {}).items():
+        out |= {f"data/{name}/{key}": value for key, value in values.items()}
     return out

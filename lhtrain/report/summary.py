@@ -125,6 +125,18 @@ def _seconds(part: str, seconds: float) -> str:
     return "-" if part == "evaluation" and not seconds else f"{seconds:,.1f}"
 
 
+def source_lines(summary: Summary) -> list[str]:
+    """Return a line with the tokens and epochs of each source of the data, if there are several."""
+    sources = summary.get("sources") or {}
+    if len(sources) < 2:
+        return []
+    parts = (
+        f"{one_line(name)} {values['tokens']:,} tokens ({number(values['epochs'], '.3g')} epochs)"
+        for name, values in sources.items()
+    )
+    return [f"data read: {', '.join(parts)}"]
+
+
 def switch_lines(summary: Summary) -> list[str]:
     """Return a line for each switch."""
     return [_switch_line(switch) for switch in summary["switches"]]

@@ -100,6 +100,15 @@ def test_a_page_of_one_run(two):
         assert text in page.text, text
 
 
+def test_the_sources_of_the_data(tmp_path):
+    sources = {"<web>": {"tokens": 2_500_000, "epochs": 1.25}, "code": {"tokens": None}, "bad": 3}
+    (run,) = read_runs([made_run(tmp_path / "run", dense_rows(), sources=sources)])
+    text = Page(render([run])).text
+    assert "Data that were read" in text and "<web>2.5 M1.25" in "".join(text.split("\n"))
+    (without,) = read_runs([made_run(tmp_path / "without", dense_rows(), sources=3)])
+    assert "Data that were read" not in Page(render([without])).text
+
+
 def test_a_page_of_two_runs(two):
     page = page_of(*two)
     assert "1.67x" in page.text and "3.0000 / 3.8000" in page.text and "stages.recovery" in page.text

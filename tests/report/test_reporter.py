@@ -17,6 +17,7 @@ from lhtrain.progress import Progress, StageRecord
 from lhtrain.report import reporter as module
 from lhtrain.report.events import Events
 from lhtrain.report.reporter import Reporter
+from lhtrain.report.scalars import scalars
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.run_dir import RunDir
 
@@ -108,6 +109,23 @@ def test_a_validation_has_bits_per_byte_and_the_mean_training_loss(run, capsys):
     assert first["loss_mean"] == pytest.approx(3.1) and first["loss_stderr"] == pytest.approx(0.1)
     out = capsys.readouterr().out
     assert "validation loss 2.7726, 1.0000 bits per byte; training loss 3.10 ± 0.10\n" in out
+
+
+def test_tokens_and_epochs_of_the_sources(run, capsys):
+    with run.reporter as reporter:
+        reporter.sources = lambda progress: {
+            name: {"tokens": 100 * progress.step, "epochs": progress.step / 8} for name in ("web", "code")
+        }
+        run.train(4)
+        run.validate(2.0)
+        run.train(16)
+        reporter.finish(0)
+    (row,) = (row for row in run.rows if row["kind"] == "validation")
+    assert row["sources"]["web"] == {"tokens": 400, "epochs": 0.5}
+    assert scalars(row)["data/code/epochs"] == 0.5
+    assert run.summary["sources"]["code"] == {"tokens": 2000, "epochs": 2.5}
+    line = "data read: web 2,000 tokens (2.5 epochs), code 2,000 tokens (2.5 epochs)"
+    assert line in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_finished_run(run):

@@ -282,6 +282,7 @@ def _typed(config: DictConfig) -> Config:
 def _expand_data(data: DataConfig) -> None:
     """Expand `~` in the paths of `data` and convert the weights to numbers; both are text as typed before."""
     _expand_sources(data)
+    data.val_path = _expanded_path(data.val_path)
     data.tokenizer = expanded(data.tokenizer)
     data.out = None if data.out is None else expanded(data.out)
     data.cache_dir = None if data.cache_dir is None else expanded(data.cache_dir)

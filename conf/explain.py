@@ -23,7 +23,12 @@ from lhtrain.conf.renamed import current
 from lhtrain.conf.rules.relations import relations_of
 from lhtrain.conf.rules.types import NAMES, PLURALS
 
-OF_ANY = {"path": "text, or a list of texts", "mix": "mapping", "rope_scaling": "mapping"}
+OF_ANY = {
+    "path": "text, or a list of texts",
+    "val_path": "text, or a list of texts",
+    "mix": "mapping",
+    "rope_scaling": "mapping",
+}
 LABEL, LINE = 9, 110  # width of the labels, and of a line
 
 

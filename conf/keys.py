@@ -14,6 +14,7 @@ from lhtrain.conf.schema import Config
 PATHS = (
     "run.dir",
     "data.path",
+    "data.val_path",
     "data.out",
     "data.cache_dir",
     "data.tokenizer",

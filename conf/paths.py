@@ -20,6 +20,7 @@ def with_absolute_paths(config: Config) -> Config:
         one.path = _absolute(one.path)
         if isinstance(one.mix, dict):
             one.mix = {name: _absolute_part(part) for name, part in one.mix.items()}
+    data.val_path = _absolute(data.val_path)
     data.out, data.cache_dir = _absolute(data.out), _absolute(data.cache_dir)
     config.init_from = _absolute(config.init_from)
     config.eval.data = _absolute(config.eval.data)

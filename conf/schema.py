@@ -325,8 +325,12 @@ class DataConfig:
     bos: bool = False  # begin each document with the beginning-of-text token
     # end-of-text token of a tokenizer.json, its text or its number; null: found by its usual names
     eos: str | None = None
-    # share of documents that are used for validation only, chosen by the hash of their text
+    # share of documents that are used for validation only, chosen by the hash of their text; not used with
+    # val_path
     val_fraction: Annotated[float, below(1, above=0)] = 0.05
+    # texts to validate on, in place of this share: a file, a folder, a pattern, a list of these, or a
+    # prepared folder; then all documents of the data are trained on. null: none
+    val_path: Any = None
     # share of sequences that are taken from long documents; null: as they occur
     long_fraction: Annotated[float | None, between(0, 1, ", or null")] = None
     # lengths in tokens, rising, that divide the documents into buckets; each sequence has documents of one

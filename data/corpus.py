@@ -6,9 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.order.sequences import Part
@@ -36,13 +38,14 @@ class Corpus:
     """Two splits, their tokenizer, and a hash of everything that decides their tokens.
 
     parts: split name -> its weighted sources; more than one only in a mixture. `train` and `val` are the
-    splits of the first source.
+    splits of the first source. copies: validation documents that are also trained on.
     """
 
     tokenizer: Tokenizer
     parts: Mapping[str, list[Part]]
     fingerprint: str
     folder: Path
+    copies: int = 0
 
     @property
     def train(self) -> Split:
@@ -82,6 +85,7 @@ def open_corpus(
     val_fraction: float = 0.05,
     cache_dir: str | os.PathLike | None = None,
     progress: bool = True,
+    val_path: Any = None,
     mix: Mapping[str, Any] | None = None,
     out: str | os.PathLike | None = None,
     long_fraction: float | None = None,
@@ -107,6 +111,8 @@ def open_corpus(
         val_fraction: fraction of the documents used for validation, above 0 and below 1; the rule is in
             `split_documents`.
         cache_dir: folder for token files; None: see `cache_root`.
+        val_path: texts for validation, as `path` of "text", or a prepared folder with the same tokenizer.
+            Then all documents of `path` are for training, and val_fraction is not used.
         progress: show a progress bar on a terminal, else print one line after tokenizing; both on stderr.
         mix: for "mix": name -> {"path": prepared folder, "weight": relative weight}.
         out: the folder that `prepare` wrote to, if it was not the default folder.
@@ -119,12 +125,25 @@ def open_corpus(
     Raises:
         DataError: a wrong argument, or a problem with the files or the cache.
     """
-    opener = _Opener(val_fraction, verify, cache_dir, progress)
+    opener = _Opener(None if val_path else val_fraction, verify, cache_dir, progress)
+    wanted = None if source in ("mix", "prepared") else Recipe(source, path, tokenizer=tokenizer, **recipe)
+    corpus = _opened(source, path, wanted, mix, out, opener)
+    return _validated_on(val_path, corpus, opener) if val_path else corpus
+
+
+def _opened(
+    source: str,
+    path: Any,
+    wanted: Recipe | None,
+    mix: Mapping[str, Any] | None,
+    out: str | os.PathLike | None,
+    opener: "_Opener",
+) -> Corpus:
     if source == "mix":
         return _mixture(mix or {}, opener)
     if source == "prepared":
         return opener.prepared(expanded(str(path)))
-    wanted = Recipe(source=source, path=path, tokenizer=tokenizer, **recipe)
+    assert wanted is not None
     limited = wanted.max_documents is not None or wanted.max_tokens is not None
     if out is None and not limited and source in AUTOMATIC:
         return _tokenized(wanted, opener)
@@ -135,7 +154,7 @@ def open_corpus(
 class _Opener:
     """Opens folders of shards. Its fields are the arguments of `open_corpus` with the same names."""
 
-    val_fraction: float
+    val_fraction: float | None  # None: all documents are in both splits
     verify: bool
     cache_dir: str | os.PathLike | None
     progress: bool
@@ -154,9 +173,14 @@ class _Opener:
         tokenizer = open_tokenizer(f"{PREPARED}{folder}")
         checks = Checks.of_prepared(folder, self.cache_dir) if self.verify else None
         splits = self.splits(folder, manifest, checks)
-        identity = f"{manifest.fingerprint} {float(self.val_fraction)!r}"
+        identity = f"{manifest.fingerprint} {self.share}"
         fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
         return Corpus(tokenizer, _alone(splits, fingerprint), fingerprint, folder)
+
+    @property
+    def share(self) -> str:
+        """The share of validation as part of a fingerprint."""
+        return "all" if self.val_fraction is None else repr(float(self.val_fraction))
 
     def splits(self, folder: Path, manifest: Manifest, checks: Checks | None) -> dict[str, Split]:
         """Return the train and val splits of a folder. Raises DamagedStore."""
@@ -166,6 +190,39 @@ class _Opener:
             with progress_bar("comparing checksums", n_bytes, self.progress) as advance:
                 checks.compare(stores, advance)
         return split_documents(stores, self.val_fraction, [shard.documents for shard in manifest.shards])
+
+
+def _validated_on(path: Any, corpus: Corpus, opener: _Opener) -> Corpus:
+    """Return the corpus with the documents of `path` as its validation split, in its tokens."""
+    key, tokenizer = f"data.val_path={path!r}", corpus.tokenizer
+    try:
+        if isinstance(path, str) and is_prepared(path):
+            other = opener.prepared(expanded(path))
+        else:
+            other = _tokenized(Recipe("text", path, tokenizer=tokenizer.name), opener, tokenizer)
+    except DataError as error:
+        raise DataError(str(error).replace("data.path", "data.val_path")) from error
+    if other.tokenizer.fingerprint != tokenizer.fingerprint:
+        rule = f"must have the tokenizer of the training data, {_described(tokenizer)}"
+        raise DataError(f"{key}: was prepared with {_described(other.tokenizer)}; {rule}")
+    parts = {"train": corpus.parts["train"], "val": other.parts["val"]}
+    identity = hashlib.sha256(f"{corpus.fingerprint} {other.fingerprint}".encode())
+    copies = _copies([part.split for part in parts["train"]], other.val)
+    return replace(corpus, parts=parts, fingerprint=identity.hexdigest()[:32], copies=copies)
+
+
+def _described(tokenizer: Tokenizer) -> str:
+    return f"{tokenizer.name} (eos {tokenizer.eos}, bos {tokenizer.bos})"
+
+
+def _copies(trained: list[Split], validated: Split) -> int:
+    """Return how many documents of `validated` have the text of a document of `trained`, by their hashes."""
+    hashes = np.concatenate([store.hashes for store in validated.stores])
+    found = np.zeros(len(hashes), bool)
+    for split in trained:
+        for store in split.stores:
+            found |= np.isin(hashes, store.hashes)
+    return int(found.sum())
 
 
 def _prepared_earlier(wanted: Recipe, out: str | os.PathLike | None, opener: _Opener) -> Corpus:
@@ -223,10 +280,13 @@ def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
     return Corpus(one.tokenizer, parts, fingerprint, one.folder)
 
 
-def _tokenized(recipe: Recipe, opener: _Opener) -> Corpus:
-    """Return a corpus of local texts, tokenizing them into the cache if it does not hold this content."""
+def _tokenized(recipe: Recipe, opener: _Opener, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Return a corpus of local texts, tokenizing them into the cache if it does not hold this content.
+
+    tokenizer: None: that of the recipe.
+    """
     progress = opener.progress
-    codec = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
+    codec = tokenizer or open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
     files = find_files(recipe.source, recipe.path)
     with progress_bar("reading", sum(file.size for file in files), progress) as advance:
         documents = read_documents(files, advance)
@@ -235,7 +295,7 @@ def _tokenized(recipe: Recipe, opener: _Opener) -> Corpus:
         if any(is_prepared(path) for path in recipe.paths):
             rule += "; this is a folder of prepared shards: use data=prepared"
         raise DataError(f"data.path={str(recipe.path)!r}: {rule}")
-    fingerprint = _fingerprint(documents, codec, opener.val_fraction)
+    fingerprint = _fingerprint(documents, codec, opener.share)
     folder = cache_root(opener.cache_dir) / fingerprint
 
     def load(folder: Path) -> Corpus:
@@ -247,12 +307,12 @@ def _tokenized(recipe: Recipe, opener: _Opener) -> Corpus:
     return load_or_build(folder, load, build)
 
 
-def _fingerprint(documents: list[Document], tokenizer: Tokenizer, val_fraction: float) -> str:
+def _fingerprint(documents: list[Document], tokenizer: Tokenizer, share: str) -> str:
     """Return 32 hex digits that depend on everything that decides the tokens of both splits.
 
     The location of the files does not count.
     """
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {tokenizer.fingerprint} {float(val_fraction)!r}".encode())
+    digest = hashlib.sha256(f"{FORMAT_VERSION} {tokenizer.fingerprint} {share}".encode())
     for document in documents:
         digest.update(b"\0%s\0%d %s" % (os.fsencode(document.name), document.size, document.sha256.encode()))
     return digest.hexdigest()[:32]

@@ -186,8 +186,19 @@ def build_data(config: Config, mesh: Mesh) -> Data:
         restarted = config.data.positions is PositionMode.restarted
         apart = Apart.of([*orders, validation], lengths, restarted)
     loader = Loader(orders[0], corpus.tokenizer.eos, world.device, mesh.slice, apart)
-    notes = dict.fromkeys(note for order in orders for note in [*order.notes, *_padding_notes(order)])
+    notes = _copies_notes(config, corpora)
+    notes |= dict.fromkeys(note for order in orders for note in [*order.notes, *_padding_notes(order)])
     return Data(corpus, loader, validation, list(notes), stages)
+
+
+def _copies_notes(config: Config, corpora: Mapping[str, Corpus]) -> dict[str, None]:
+    """Return a warning if documents of data.val_path are also trained on."""
+    copies = max(one.copies for one in corpora.values())
+    if not copies:
+        return {}
+    of = f"{copies:,} of {corpora[RUN].val.n_documents:,} validation documents"
+    why = "so the validation loss is lower than for new texts; remove them from one of the two"
+    return {f"data.val_path={config.data.val_path}: {of} are also trained on, {why}": None}
 
 
 def _padding_notes(order: SequenceOrder) -> list[str]:

@@ -81,16 +81,13 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
 
 def _data_texts(data: DataConfig) -> Iterator[Problem]:
     """Check the types and the spelling of the texts in `data`."""
-    paths = data.path if isinstance(data.path, list) else [data.path]
-    for path in paths:
-        if path is None and not isinstance(data.path, list):
-            continue
-        if not isinstance(path, str):
-            yield Problem("data.path", data.path, "must be a path, or a list of paths: [A,B]")
-        elif path == "" and not isinstance(data.path, list):
-            continue  # reported by the rule of its source
-        elif problem := path_problem(path):
-            yield Problem("data.path", data.path, problem)
+    if data.path != "":  # reported by the rule of its source
+        yield from _paths("data.path", data.path)
+    yield from _paths("data.val_path", data.val_path)
+    if data.val_path == []:
+        yield Problem(
+            "data.val_path", [], "must have at least one path; null validates on a share of the data"
+        )
     for key in ("out", "cache_dir"):
         path = getattr(data, key)
         if path is not None and (problem := path_problem(path)):
@@ -101,6 +98,17 @@ def _data_texts(data: DataConfig) -> Iterator[Problem]:
     for key in ("split", "column"):
         if not getattr(data, key):
             yield Problem(f"data.{key}", "", "must not be empty")
+
+
+def _paths(key: str, value: Any) -> Iterator[Problem]:
+    """Check a path, or a list of paths; None is allowed."""
+    for path in value if isinstance(value, list) else [value]:
+        if path is None and not isinstance(value, list):
+            continue
+        if not isinstance(path, str):
+            yield Problem(key, value, "must be a path, or a list of paths: [A,B]")
+        elif problem := path_problem(path):
+            yield Problem(key, value, problem)
 
 
 def _without_effect(data: DataConfig) -> Iterator[Problem]:

@@ -40,6 +40,9 @@ def data_here(data: DataConfig) -> Iterator[Problem]:
         for path in data.path if isinstance(data.path, list) else [data.path]:
             if isinstance(path, str) and path and (rule := _unreadable(path)):
                 yield _missing("data.path", path, rule)
+    for path in data.val_path if isinstance(data.val_path, list) else [data.val_path]:
+        if isinstance(path, str) and path and (rule := _unreadable(path)):
+            yield _missing("data.val_path", path, rule)
     for name, part in data.mix.items() if isinstance(data.mix, dict) and data.source == "mix" else ():
         path = part.get("path") if isinstance(part, dict) else None
         if isinstance(path, str) and path and not os.path.isfile(os.path.join(path, "meta.json")):

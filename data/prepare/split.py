@@ -62,10 +62,11 @@ class Split:
 
 
 def split_documents(
-    stores: Sequence[TokenStore], val_fraction: float, counts: Sequence[int] | None = None
+    stores: Sequence[TokenStore], val_fraction: float | None, counts: Sequence[int] | None = None
 ) -> dict[str, Split]:
     """Assign every document to "train" or "val"; neither is empty.
 
+    val_fraction: the share for val; None: both have all documents.
     counts: how many documents of each store to use, from the first one; None: all.
 
     A document goes to val if its hash, as a number in [0, 1), is below `val_fraction`. So copies of a text
@@ -76,11 +77,13 @@ def split_documents(
 
     Raises DataError: `val_fraction` is not between 0 and 1; no document; a single document with one token.
     """
-    if not 0 < val_fraction < 1:
+    if val_fraction is not None and not 0 < val_fraction < 1:
         raise DataError(f"data.val_fraction={val_fraction}: must be above 0 and below 1")
     starts, lengths = _documents(stores, counts)
     if not len(lengths):
         raise DataError("data: must contain at least one document that is not empty")
+    if val_fraction is None:
+        return {name: Split(name, stores, starts, lengths) for name in SPLITS}
     used = counts or [store.n_documents for store in stores]
     hashes = np.concatenate([store.hashes[:count] for store, count in zip(stores, used, strict=True)])
     if (hashes == hashes[0]).all():

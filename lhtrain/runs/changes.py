@@ -32,7 +32,7 @@ COMPARED_COMPUTE = ("float8",)  # the other keys of compute change only rounding
 # Keys ignored on resume. Data paths are covered by the data fingerprint.
 UNCOMPARED = {"run.dir", "run.name", "run.log_every", "run.device"}
 UNCOMPARED |= {"lighthouse.backend"}  # all backends compute the same layer
-UNCOMPARED |= {"data.cache_dir", "data.path", "data.out", "data.workers", "data.verify"}
+UNCOMPARED |= {"data.cache_dir", "data.path", "data.val_path", "data.out", "data.workers", "data.verify"}
 
 
 def as_container(config: Config) -> dict[str, Any]:

@@ -79,6 +79,44 @@ def test_every_document_is_in_one_split(texts: Path, cache: Path) -> None:
     assert meta["tokenizer"] == corpus.tokenizer.as_meta()
 
 
+@pytest.mark.parametrize("source", ["text", "prepared", "mix"])
+@pytest.mark.parametrize("validated", ["text", "prepared"])
+def test_validation_documents_of_their_own(texts: Path, cache: Path, tmp_path: Path, source, validated):
+    """All documents of the data are trained on, a copy is counted, and the texts are in their tokens."""
+    own, settings = tmp_path / "own", {"path": str(texts)}
+    own.mkdir()
+    for name, text in (("new", "a new text"), ("old", TEXTS["folder/b.txt"])):
+        (own / f"{name}.txt").write_text(text)
+    folders = {"own": own, "texts": texts}
+    for name in folders if source != "text" or validated == "prepared" else ():
+        prepare(Recipe("text", str(folders[name])), tmp_path / f"{name}.out", 1, progress=False)
+    if source != "text":
+        settings = {"path": str(tmp_path / "texts.out")}
+    if source == "mix":
+        settings = {"mix": {"a": settings, "b": settings | {"weight": 2}}}
+    settings |= {"source": source, "cache_dir": cache, "progress": False}
+    val_path = str(own if validated == "text" else tmp_path / "own.out")
+    corpus = open_corpus(**settings, val_path=val_path)
+    assert sorted(documents(corpus.train)) == sorted(TEXTS.values())
+    assert sorted(documents(corpus.val)) == sorted(["a new text", TEXTS["folder/b.txt"]])
+    assert corpus.val.name == "val" and corpus.copies == 1
+    assert len(corpus.parts["train"]) == (2 if source == "mix" else 1) and len(corpus.parts["val"]) == 1
+    assert open_corpus(**settings, val_path=val_path, val_fraction=0.5).fingerprint == corpus.fingerprint
+    assert open_corpus(**settings).fingerprint != corpus.fingerprint
+    if validated == "text":
+        (own / "old.txt").write_text("another")
+        changed = open_corpus(**settings, val_path=val_path)
+        assert changed.fingerprint != corpus.fingerprint and changed.copies == 0
+
+
+def test_validation_documents_that_cannot_be_used(texts: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.val_path='.*none'"):
+        open_texts(texts, cache, val_path=str(tmp_path / "none"))
+    prepare(Recipe("text", str(texts), bos=True), tmp_path / "out", 1, progress=False)
+    with pytest.raises(DataError, match=r"data\.val_path=.*was prepared with bytes .*bos 256\); must have"):
+        open_texts(texts, cache, val_path=str(tmp_path / "out"))
+
+
 def test_one_document_gives_its_tail_to_validation(texts: Path, cache: Path) -> None:
     corpus = open_texts(texts / "folder/j.txt", cache, val_fraction=0.25)
     head, tail = corpus.train.document(0), corpus.val.document(0)

@@ -12,7 +12,7 @@ from lhtrain.conf.schema import Init, Resume
 from lhtrain.distributed import torchrun
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
-from lhtrain.progress import Progress
+from lhtrain.progress import DataPart, Progress
 from lhtrain.runs import record, resume
 from lhtrain.runs.changes import as_container, differing
 from lhtrain.runs.history import History
@@ -239,6 +239,26 @@ def test_init_from_compares_settings_that_shapes_do_not_show(tmp_path, monkeypat
         f"{change}: {values[change]} -> " if change in values else "state.json must be as lhtrain writes it"
     )
     assert what in str(refused.value)
+
+
+@pytest.mark.parametrize("same_order", [True, False])
+def test_init_from_a_run_whose_stages_had_data_of_their_own(tmp_path, same_order):
+    """The new run continues each source behind what was read of it, if the order is the same."""
+    config = filled(compose_config([*TINY, f"run.dir={tmp_path}"]))
+    settings = as_container(config)
+    settings["run"]["seed"] += not same_order
+    tensors = {"model.w": torch.ones(2), "optimizer.m.w": torch.ones(2)}
+    part = {"owner": "recovery", "begin": 512, "read": {"web": 2}}
+    progress = {"step": 3, "position": 1536, "stages": [], "data": part}
+    saver = Saver(tmp_path / "other", 1, WORLD)
+    state = {"progress": progress, "config": settings, "data": "d", "blocks_read": {"web": 2, "code": 4}}
+    saver.save(3, tensors, state)
+    saver.finish()
+    path, corpus = tmp_path / "other" / "step_00000003", SimpleNamespace(fingerprint="d")
+    begun, note = start_from(path, tensors, config, corpus, WORLD)
+    assert begun.position == 1536 and ("in another order" in note) is not same_order
+    read = DataPart("", 1536, {"web": 2, "code": 4}) if same_order else DataPart()
+    assert begun.data == read
 
 
 def test_the_scaling_of_the_rotary_embedding_is_read_as_it_was_written(tmp_path):

@@ -54,6 +54,7 @@ class Init(Enum):
 
     auto = "auto"  # all if the checkpoint has an optimizer state, otherwise weights
     weights = "weights"  # weights alone: new optimizer state, data from their start
+    average = "average"  # like weights, but the moving average of the weights that optim.ema kept
     all = "all"  # optimizer state too, and the position in the data if they are the same
 
 
@@ -379,6 +380,9 @@ class OptimConfig:
     mup: bool = False
     # model.dim at which optim.mup changes nothing; runs that share a learning rate need the same value
     mup_base_width: Size = 256
+    # keep an exponential moving average of the weights, which decays by this factor per step, such as 0.999;
+    # validations measure it too, and export, eval and generate take it with weights=average; null: none
+    ema: Annotated[float | None, below(1, above=0)] = None
     clip_norm: Positive = 1.0  # gradients whose global norm is larger are scaled down to this norm
     # weight of the z-loss, the mean of the squared logsumexp of the logits, in the training loss
     z_loss: Annotated[float, not_negative()] = 0.0

@@ -24,6 +24,7 @@ from lhtrain.model.decoder import GPT, OWN_SCORER
 from lhtrain.model.rope import Rope
 from lhtrain.registry import ATTENTIONS
 from lhtrain.stage import Stage, saved_attention_settings
+from lhtrain.weights import AVERAGE, check_average, prefix_of
 
 # Settings of a Lighthouse stage that `Stage.attention_settings` leaves out at these values.
 OMITTED = {"window": 0, "tile": TILE, "strictly_causal": False, "options": {}}
@@ -71,7 +72,11 @@ class Opened:
 
 
 def open_trained(
-    source: Path, device: torch.device, dtype: torch.dtype, tokenizer: str | None = None
+    source: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokenizer: str | None = None,
+    weights: str = "last",
 ) -> Opened:
     """Open a trained model.
 
@@ -81,16 +86,19 @@ def open_trained(
         device: where the model computes.
         dtype: of weights and activations. A weight is rounded to it once, as it is at each use in training.
         tokenizer: a tokenizer.json in place of the run's own.
+        weights: "last", or "average": the moving average of the weights (optim.ema).
 
     Raises:
         RunError: there is no undamaged checkpoint, or its tokenizer cannot be read.
     """
     source = source.expanduser()
     if is_published(source):
+        if weights != "last":
+            raise RunError(f"weights={weights}: {source} is an exported folder, which has one set of weights")
         return _open_published(source, device, dtype, tokenizer)
 
     def read(path: Path, state: State) -> GPT:
-        return _model(path, state, device, dtype)
+        return _model(path, state, device, dtype, weights)
 
     path, state, model = read_newest(source, read)
     try:
@@ -172,9 +180,12 @@ def _default(value: Any, config: dict[str, Any]) -> Any:
     return getattr(GROUPS[group](), key, None) if found is None and group in GROUPS else found
 
 
-def _model(path: Path, state: State, device: torch.device, dtype: torch.dtype) -> GPT:
+def _model(path: Path, state: State, device: torch.device, dtype: torch.dtype, weights: str) -> GPT:
     """Return the model of the checkpoint `path` with its weights. Raises RunError."""
     model = _empty(model_config(path, state), trained_stages(path, state), device, dtype)
-    tensors = {f"model.{name}": parameter.data for name, parameter in model.named_parameters()}
-    checkpoint.load(path, tensors, optional=[OWN_SCORER])
+    prefix = prefix_of(weights)
+    if prefix == AVERAGE:
+        check_average(path, checkpoint.opened(path).tensors, f"weights={weights}")
+    tensors = {f"{prefix}{name}": parameter.data for name, parameter in model.named_parameters()}
+    checkpoint.load(path, tensors, optional=[OWN_SCORER], partial=prefix == AVERAGE)
     return model.to(dtype).requires_grad_(False)

@@ -52,6 +52,7 @@ class StageRecord:
     first_loss: float | None = None
     losses: Losses = field(default_factory=Losses)  # the last logged losses
     val_loss: float | None = None
+    average_val_loss: float | None = None  # of the moving average of the weights, if there is one
     settings: dict[str, Any] | None = None
 
     @property
@@ -96,6 +97,7 @@ class StageRecord:
             "loss_stderr": self.losses.stderr,
             "loss_mean_of": len(self.losses.last),
             "val_loss": self.val_loss,
+            **({} if self.average_val_loss is None else {"average_val_loss": self.average_val_loss}),
         }
 
 

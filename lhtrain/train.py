@@ -5,6 +5,7 @@ length and learning rate of each stage. Weights, optimizer state and data positi
 """
 
 from bisect import bisect_right
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lhtrain.compute.apply import compiles
 from lhtrain.compute.device import peak_memory, reset_peak_memory
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import Config
+from lhtrain.distributed.average import WeightAverage
 from lhtrain.distributed.torchrun import too_short
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
@@ -35,6 +37,7 @@ from lhtrain.samples import LoopSamples
 from lhtrain.schedule import Schedule, StepPlan
 from lhtrain.stage import Stage
 from lhtrain.step import Measured, update
+from lhtrain.weights import AVERAGE
 
 ADVICE = "a lower optim.lr or a longer warm-up (optim.warmup_fraction) may help"
 
@@ -53,11 +56,13 @@ class Trainer:
         self.data, self.engine = build(config, world)
         self.tasks = LoopTasks(config, self.data, self.engine)
         self.samples = LoopSamples(config, self.data.corpus.tokenizer, self.engine)
-        self.tensors = checkpoint.tensors_of(self.engine.model, self.engine.optimizer)
+        self.average = WeightAverage(self.engine.model, config.optim.ema)
+        self.tensors = checkpoint.tensors_of(self.engine.model, self.engine.optimizer, self.average)
         self.guard, self.stragglers = NonFiniteGuard(config.guard), StragglerCheck(world)
         self.progress, self.start_note = begin(
             self.start, self.dir, self.tensors, config, self.data.corpus, world, self.data.stages.fingerprints
         )
+        self.average.begin()
         if self.start.path is not None and self.start.guard is not None:
             with checkpoint.as_written(self.start.path):
                 self.guard.restore(self.start.guard)
@@ -126,6 +131,8 @@ class Trainer:
                 engine.mesh,
                 self.profiler.span,
             )
+            with self.profiler.span("average"):
+                self.average.update()
             self.progress.step += 1
             self.watchdog.step = self.progress.step
             self.guard.remember(self.progress.step, before, self.progress.position, measured.skipped)
@@ -155,6 +162,9 @@ class Trainer:
         if ends or step % self.config.eval.every == 0:
             self._look_for_skips()  # waits for pending steps, so that they do not count as validation time
             self.record.val_loss = self._validation_loss(stage)
+            if self.average.is_kept:
+                with self.average.in_place():
+                    self.record.average_val_loss = self._validation_loss(stage)
             self.report.validation()
         if plan := self.tasks.plan(step, stage):
             with self.clock.measure("evaluation"), self.watchdog.phase("validation"):
@@ -239,9 +249,10 @@ class Trainer:
         if self.guard.rewinds > most:
             raise RunError(f"{failed}, after guard.max_rewinds={most} rewinds; {ADVICE}")
         self.saver.wait()
-        path, notes = checkpoint.newest_sound(
-            self.dir.checkpoints, self.world, lambda path: checkpoint.load(path, self.tensors)
-        )
+        self.average.forget()
+        load = partial(checkpoint.load, tensors=self.tensors, optional=[AVERAGE])
+        path, notes = checkpoint.newest_sound(self.dir.checkpoints, self.world, load)
+        self.average.begin()
         for note in notes:
             self.report.say(f"warning   {note}")
         if path is None:

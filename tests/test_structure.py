@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Layers from bottom to top: a module may import from its own layer and from lower ones.
 FLOORS = [
     ["kernels"],
-    ["errors", "files", "registry", "process", "provenance", "quote", "text"],
+    ["errors", "files", "registry", "process", "provenance", "quote", "text", "weights"],
     ["data"],
     ["conf"],
     ["stage", "schedule"],
@@ -31,7 +31,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-TRAIN_LINES = 320
+TRAIN_LINES = 325
 LONGEST = 60  # lines of a function
 LONGEST_KERNEL = 100  # lines of a Triton kernel, which cannot always be split
 

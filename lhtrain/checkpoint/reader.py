@@ -56,10 +56,12 @@ def load(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = (), p
     on_all(fill, is_distributed=several_ranks())
 
 
-def check(path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = ()) -> None:
+def check(
+    path: Path, tensors: dict[str, Tensor], optional: Sequence[str] = (), partial: bool = False
+) -> None:
     """Raise RunError if `load` would not fill `tensors`. Reads none; they may be on the device "meta"."""
     try:
-        patiently(lambda: _matching(path, opened(path), tensors, optional), path)
+        patiently(lambda: _matching(path, opened(path), tensors, optional, partial), path)
     except Invalid as found:
         raise RunError(f"checkpoint {path}: {found}") from found
 

@@ -6,12 +6,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from lhtrain.checkpoint.layout import Box
+from lhtrain.distributed.average import WeightAverage
 from lhtrain.model.optimizer import Optimizer
 
 
-def tensors_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def tensors_of(
+    model: nn.Module, optimizer: Optimizer, average: WeightAverage | None = None
+) -> dict[str, Tensor]:
     """Return all tensors that a checkpoint saves and restores, by name; they share the model's memory."""
-    out = {}
+    out = {} if average is None else average.tensors()
     for name, parameter in model.named_parameters():
         out[f"model.{name}"] = parameter.detach()
         out |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state_of(parameter).items()}

@@ -21,6 +21,7 @@ from lhtrain.report.evaluation import tables
 from lhtrain.runs.own_config import value_of
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.text import to_json
+from lhtrain.weights import prefix_of
 
 LISTS = {"tasks": "[recall,passkey]", "lengths": "[4096,32768]", "depths": "[0.1,0.9]"}
 
@@ -30,6 +31,7 @@ def evaluate(arguments: Namespace) -> None:
     config = eval_config(arguments)
     if arguments.attention not in (known := ("both", *ATTENTIONS)):
         raise UsageError(f"attention={arguments.attention}: must be one of {', '.join(known)}")
+    prefix_of(arguments.weights)  # raises
     at_once = arguments.batch_tokens
     if not (at_once.isdecimal() and int(at_once) > 0):
         raise UsageError(f"batch_tokens={at_once}: must be a whole number, at least 1")
@@ -55,6 +57,7 @@ def evaluate(arguments: Namespace) -> None:
             precision=chosen["precision"],
             attention=arguments.attention,
             stage=arguments.stage,
+            weights=arguments.weights,
             batch_tokens=int(at_once),
             say=lambda text: print(text, flush=True),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from lhtrain import interop
 from lhtrain.errors import RunError, UsageError
 from lhtrain.interop.transformers_folder import DTYPES
+from lhtrain.weights import prefix_of
 
 _SIZE = re.compile(r"[1-9]\d*(\.\d+)?[KMGT]B")
 
@@ -20,8 +21,10 @@ def export(arguments: Namespace) -> None:
         raise UsageError(f"max_shard_size={size}: must be a number followed by KB, MB, GB or TB, such as 5GB")
     if tokenizer == "":
         raise UsageError("tokenizer=: must be the path of a tokenizer.json, or none")
+    weights = arguments.weights
+    prefix_of(weights)  # raises
     try:
-        notes = interop.export(Path(arguments.RUN), Path(arguments.FOLDER), dtype, tokenizer, size)
+        notes = interop.export(Path(arguments.RUN), Path(arguments.FOLDER), dtype, tokenizer, size, weights)
     except OSError as error:
         raise RunError(str(error)) from error
     print(*notes, sep="\n")

@@ -18,6 +18,7 @@ from lhtrain.opened import Opened, open_trained
 from lhtrain.samples import Generation, prompt_tokens
 from lhtrain.stage import Stage
 from lhtrain.text import counted, number, printable
+from lhtrain.weights import prefix_of
 
 ATTENTIONS = ("full", "strict")
 
@@ -30,11 +31,12 @@ def generate(arguments: Namespace) -> None:
     seed = _whole("seed", arguments.seed, least=0)
     _one_of("attention", arguments.attention, ATTENTIONS)
     _one_of("device", arguments.device, [device.value for device in Device])
+    prefix_of(arguments.weights)  # raises
     text = _prompt(arguments.prompt, arguments.file)
 
     device = pick_device(Device(arguments.device))
     dtype = compute_dtype(Precision.auto, device)
-    opened = open_trained(Path(arguments.RUN), device, dtype, arguments.tokenizer)
+    opened = open_trained(Path(arguments.RUN), device, dtype, arguments.tokenizer, arguments.weights)
     try:
         prompt = prompt_tokens(opened.tokenizer, text)
     except DataError as error:

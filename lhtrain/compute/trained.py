@@ -65,10 +65,16 @@ class Trained:
 
 
 def state_bytes(config: Config) -> int:
-    """Return the bytes of the optimizer state of all ranks together.
+    """Return the bytes of the optimizer state of all ranks together, with the average of the weights.
 
-    A parameter that some stage trains has its state in all stages.
+    A parameter that some stage trains has its state in all stages. The average is float32 (optim.ema).
     """
+    average = 0 if config.optim.ema is None else 4 * sum(map(prod, shapes(config.model).values()))
+    return average + _moments(config)
+
+
+def _moments(config: Config) -> int:
+    """Return the bytes of the state that the optimizer itself keeps."""
     of, kind, frozen = shapes(config.model), OPTIMIZERS[config.optim.kind], always_frozen(config)
     if not hasattr(kind, "state_bytes_of"):
         return count(of.keys() - frozen, of) * kind.state_bytes

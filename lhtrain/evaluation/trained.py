@@ -28,6 +28,7 @@ def evaluate_trained(
     precision: Precision = Precision.auto,
     attention: str = "both",
     stage: str | None = None,
+    weights: str = "last",
     batch_tokens: int = 32_768,
     say: Callable[[str], object] = print,
 ) -> tuple[dict[str, Any], Path]:
@@ -37,6 +38,7 @@ def evaluate_trained(
         source: one checkpoint; a run directory, for its newest one; or an exported folder.
         attention: "full", "lighthouse" (that of the stage) or "both".
         stage: a stage that ran, whose attention is measured. None: the last one.
+        weights: "last", or "average": the moving average of the weights.
         batch_tokens: most tokens of a forward pass, unless one sequence has more.
         say: takes lines for the reader.
 
@@ -49,7 +51,7 @@ def evaluate_trained(
         RunError, DataError: the checkpoint or the texts cannot be read.
     """
     place = pick_device(device)
-    opened = open_trained(source, place, compute_dtype(precision, place))
+    opened = open_trained(source, place, compute_dtype(precision, place), weights=weights)
     chosen = _stage(opened, stage, attention)
     opened.enter(chosen)  # its positions
     context = opened.longest if chosen is None else chosen.seq_len

@@ -11,6 +11,7 @@ from lhtrain.conf.schema import ModelConfig
 from lhtrain.errors import RunError
 from lhtrain.interop.families import published_name
 from lhtrain.model.decoder import GPT, OWN_SCORER
+from lhtrain.weights import AVERAGE, check_average, prefix_of
 
 
 class ExportedWeights:
@@ -19,17 +20,22 @@ class ExportedWeights:
     A tied head and the parameters of scorers, which full attention does not use, are left out. Only the
     tensors of one file are in memory at once, so that a model may be larger than the memory.
 
-    Raises RunError: the checkpoint does not have the weights of a model of shape `config`.
+    kind: "last", or "average": the moving average of the weights.
+
+    Raises RunError: it has no average, or does not have the weights of a model of shape `config`.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, config: ModelConfig, dtype: torch.dtype, kind: str = "last") -> None:
+        prefix = prefix_of(kind)
+        if prefix == AVERAGE:
+            check_average(path, checkpoint.opened(path).tensors, f"weights={kind}")
         self.path, self.dtype = path, dtype
         with torch.device("meta"):
             shapes = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
-            tensors = {f"model.{name}": torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
-        checkpoint.check(path, tensors, optional=[OWN_SCORER])
-        self._own_names = {published_name(name): f"model.{name}" for name in shapes}
-        self._empty = {published_name(name.removeprefix("model.")): one for name, one in tensors.items()}
+            tensors = {f"{prefix}{name}": torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+        checkpoint.check(path, tensors, optional=[OWN_SCORER], partial=prefix == AVERAGE)
+        self._own_names = {published_name(name): f"{prefix}{name}" for name in shapes}
+        self._empty = {published_name(name.removeprefix(prefix)): one for name, one in tensors.items()}
         self.n_parameters = sum(tensor.numel() for tensor in tensors.values())
         self.nbytes = self.n_parameters * dtype.itemsize
 

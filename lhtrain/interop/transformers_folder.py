@@ -32,6 +32,7 @@ def export(
     dtype: str | None = None,
     tokenizer: str | None = None,
     shard: str | int = SHARD,
+    weights: str = "last",
 ) -> list[str]:
     """Write a checkpoint to `folder`. If this fails, `folder` is unchanged.
 
@@ -40,6 +41,7 @@ def export(
         dtype: of the weights, a key of `DTYPES`; None: that of the imported weights, else float32.
         tokenizer: a tokenizer.json in place of the run's own; "none": export without a tokenizer.
         shard: the largest size of a file of weights; bytes, or text such as "5GB".
+        weights: "last", or "average": the moving average of the weights (optim.ema).
 
     Returns:
         Notes: what was written, and what users of the folder should know.
@@ -55,19 +57,25 @@ def export(
     source, folder = source.expanduser(), folder.expanduser()
     check_empty(folder)
     _check_place(source, folder)
-    write = partial(_write, folder=folder, dtype=dtype, tokenizer=tokenizer, shard=shard)
+    write = partial(_write, folder=folder, dtype=dtype, tokenizer=tokenizer, shard=shard, kind=weights)
     _, _, notes = read_newest(source, write)
     return notes
 
 
 def _write(
-    path: Path, state: State, folder: Path, dtype: str | None, tokenizer: str | None, shard: str | int
+    path: Path,
+    state: State,
+    folder: Path,
+    dtype: str | None,
+    tokenizer: str | None,
+    shard: str | int,
+    kind: str,
 ) -> list[str]:
     """Write the checkpoint `path` to `folder` and return the notes. The weights are read file by file."""
     from safetensors import SafetensorError
 
     model, dtype = _checked(path, state), dtype or _dtype(state)
-    weights = ExportedWeights(path, model, DTYPES[dtype])
+    weights = ExportedWeights(path, model, DTYPES[dtype], kind)
     its_tokenizer = exported_tokenizer(state, own_tokenizer(path), tokenizer)
     try:
         with staged(folder) as staging:

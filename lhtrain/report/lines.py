@@ -18,9 +18,13 @@ def validated(row: Row, before: Validation) -> str:
         change = f" ({now - before.loss:+.4f} since step {before.step:,})"
     bits = row.get("val_bits_per_byte")
     per_byte = "" if bits is None else f", {number(bits)} bits per byte"
+    of_average = row.get("average_val_loss")
+    average = "" if of_average is None else f"; of the average of the weights {number(of_average)}"
     mean = with_width(row.get("loss_mean"), row.get("loss_stderr"))
     training = "" if row.get("loss_mean") is None else f"; training loss {mean}"
-    return f"validated step {row['step']:,}: validation loss {number(now)}{change}{per_byte}{training}"
+    return (
+        f"validated step {row['step']:,}: validation loss {number(now)}{change}{per_byte}{average}{training}"
+    )
 
 
 def evaluated(step: int, attention: str, values: dict[str, float | None]) -> str:

@@ -112,6 +112,10 @@ def _draw(axis: "Axes", rows: list[Row], key: str) -> list[str]:
     if len(x):
         axis.plot(x, loss, "k.", ms=5, label="validation")
         names.append("validation")
+    x, loss = _points((row for row in rows if row["kind"] == "validation"), key, "average_val_loss")
+    if len(x):
+        axis.plot(x, loss, "kx", ms=5, label="average")
+        names.append("validation, average of the weights")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.grid(alpha=0.3)
     return names

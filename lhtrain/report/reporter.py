@@ -134,6 +134,8 @@ class Reporter(Events):
         before = last_validation(self.metrics.rows)
         record = self.progress.stages[-1]
         values = {"val_loss": record.val_loss, "val_bits_per_byte": self._bits_per_byte(record.val_loss)}
+        if record.average_val_loss is not None:
+            values["average_val_loss"] = record.average_val_loss
         values |= {"loss_mean": record.losses.mean, "loss_stderr": record.losses.stderr}
         sources = {} if self.sources is None else {"sources": self.sources(self.progress)}
         row = self._row("validation", **values, **sources)

@@ -12,7 +12,11 @@ KNOWN = {
         "peak_memory_gb": "memory",
         "tokens": "tokens",
     },
-    "validation": {"val_loss": "val/loss", "val_bits_per_byte": "val/bits_per_byte"},
+    "validation": {
+        "val_loss": "val/loss",
+        "val_bits_per_byte": "val/bits_per_byte",
+        "average_val_loss": "val/average_loss",
+    },
 }
 
 

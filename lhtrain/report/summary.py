@@ -117,6 +117,7 @@ def _cells(stage: dict[str, Any]) -> dict[str, str]:
         "training loss, first": number(stage["first_loss"], ".2f"),
         "training loss, end": with_width(stage["loss_mean"], stage["loss_stderr"]),
         "validation loss": number(stage["val_loss"]),
+        "  of the average": number(stage.get("average_val_loss")),
     }
 
 

@@ -26,6 +26,7 @@ from lhtrain.runs.history import History
 from lhtrain.runs.run_dir import RunDir, holds_run
 from lhtrain.runs.start import Start
 from lhtrain.stage import saved_attention_settings
+from lhtrain.weights import AVERAGE, MODEL, check_average
 
 Tensors = dict[str, Tensor]
 
@@ -128,7 +129,8 @@ def resume_run(
     started = History(run_dir.history).accepted("start")
     start.new = [one for one in start.changed if not is_accepted(started, one)]
     start.guard, start.imported = state.get("guard"), state.get("imported")
-    checkpoint.load(path, tensors, optional=[OWN_SCORER, *_never_trained(path, state, tensors)])
+    optional = [OWN_SCORER, AVERAGE, *_never_trained(path, state, tensors)]
+    checkpoint.load(path, tensors, optional)
     return progress
 
 
@@ -175,11 +177,18 @@ def start_from(
     there = set(checkpoint.opened(path).tensors)
     if whole:
         _check_optimizer(path, there, tensors)
+    of_average = config.init is Init.average
+    if of_average:
+        check_average(path, there, "init=average")
+        wanted = {f"{AVERAGE}{name.removeprefix(MODEL)}": tensor for name, tensor in wanted.items()}
+    optional = [OWN_SCORER, f"{AVERAGE}updates", *_never_trained(path, state, wanted)]
+    optional += [] if of_average else [AVERAGE]
     try:
-        checkpoint.load(path, wanted, optional=[OWN_SCORER, *_never_trained(path, state, wanted)])
+        checkpoint.load(path, wanted, optional, partial=of_average)
     except Damaged as error:
         raise with_remedy(path, error.found, world) from error
-    note = f"weights {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(there, tensors)
+    what = "average of the weights" if of_average else "weights"
+    note = f"{what} {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(there, tensors)
     if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
     note += _other_tokenizer(state.get("tokenizer"), corpus)
@@ -220,7 +229,7 @@ def _takes_all(path: Path, init: Init) -> bool:
     has_state = any(name.startswith("optimizer.") for name in checkpoint.opened(path).tensors)
     if init is Init.all and not has_state:
         raise RunError(f"init=all: {path} has weights alone, no optimizer state; use init=weights")
-    return has_state and init is not Init.weights
+    return has_state and init not in (Init.weights, Init.average)
 
 
 def _check_optimizer(path: Path, there: set[str], tensors: Tensors) -> None:

@@ -1,8 +1,8 @@
 """Time how long a checkpoint takes to load, against torch.load of the same tensors.
 
 All files are in the page cache. `verify + load` is what a resumed run does: manifest, state and sizes are
-checked, then each byte is read, hashed and copied into its tensor. `load` alone, and `sha256` alone on as many
-threads, show what bounds it. All are measured in turn, and the medians are printed.
+checked, then each byte is read, hashed and copied into its tensor. `load` alone, and `sha256` alone on as
+many threads, show what bounds it. All are measured in turn, and the medians are printed.
 
     python scripts/bench/load.py --megabytes 64 256 1024
 """
@@ -28,8 +28,8 @@ from lhtrain.distributed.world import Ranks, World
 
 
 def tensors_of(megabytes: int) -> dict[str, Tensor]:
-    """Return tensors as of a model with its AdamW state: an embedding, blocks of matrices, and small vectors."""
-    dim = 16 * max(1, round((megabytes * 1e6 / 4 / 3 / 49 / 256) ** 0.5))  # 49 squares of `dim`, three times
+    """Return tensors as of a model with its AdamW state: an embedding, matrices, and small vectors."""
+    dim = 16 * max(1, round((megabytes * 1e6 / 4 / 3 / 49 / 256) ** 0.5))  # 49 squares, three times
     out = {}
     for kind in ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq"):
         out[f"{kind}.embedding"] = torch.randn(dim, dim)

@@ -8,6 +8,7 @@ import torch
 
 from lhtrain import checkpoint
 from lhtrain.compute.fill import compose_config, filled
+from lhtrain.distributed.average import WeightAverage
 from lhtrain.distributed.world import World
 from lhtrain.health.hang import Watchdog
 from lhtrain.model.decoder import GPT
@@ -26,6 +27,7 @@ TINY = [
     *("run.steps=10", "run.batch_tokens=8192", f"run.device={DEVICE}"),
     *("eval.tokens=2048", "eval.every=100", "checkpoint.every=100"),
     *("model.n_kv_heads=2", "model.tie_embeddings=true", "compute.precision=float32", "compute.compile=off"),
+    "optim.ema=0.8",
 ]
 JOBS = {
     2: {
@@ -65,7 +67,7 @@ def train(folder, jobs):
 
 def rows(path):
     kept = ("kind", "step", "stage", "tokens", "lr")
-    numbers = ("loss", "grad_norm", "val_loss", "val_loss_before", "val_loss_after")
+    numbers = ("loss", "grad_norm", "val_loss", "average_val_loss", "val_loss_before", "val_loss_after")
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [[row.get(key) for key in kept] for row in lines], [
         row[key] for row in lines for key in numbers if key in row
@@ -75,7 +77,8 @@ def rows(path):
 def weights(folder, path, overrides):
     config = config_of(folder, "unused", overrides)
     model = GPT(config.model)
-    tensors = checkpoint.tensors_of(model, build_optimizer(model, config.optim))
+    average = WeightAverage(model, config.optim.ema)
+    tensors = checkpoint.tensors_of(model, build_optimizer(model, config.optim), average)
     checkpoint.load(path / "checkpoints" / "step_00000010", tensors)
     return {name: tensor.clone() for name, tensor in tensors.items()}
 

@@ -47,6 +47,7 @@ EXPORT = Command(
             "FILE",
             "a tokenizer.json, if the run's own has been deleted; none: export no tokenizer",
         ),
+        Key("weights", "average", "last, or average: the moving average that optim.ema kept", "last"),
         Key(
             "max_shard_size",
             "5GB",
@@ -84,6 +85,7 @@ GENERATE = Command(
             "full",
         ),
         Key("device", "auto", "cpu or cuda; auto: cuda if there is a GPU", "auto"),
+        Key("weights", "average", "last, or average: the moving average that optim.ema kept", "last"),
         Key("tokenizer", "FILE", "a tokenizer.json, if the run's own has been deleted"),
     ),
     details="""\
@@ -119,6 +121,7 @@ EVAL = Command(
         Key("attention", "both", "full, lighthouse (that of the stage) or both", "both"),
         Key("stage", "NAME", "stage whose attention is measured; by default the last one"),
         Key("device", "auto", "auto, cpu or cuda", "auto"),
+        Key("weights", "average", "last, or average: the moving average that optim.ema kept", "last"),
         Key("precision", "auto", "auto, float32 or bfloat16; auto: bfloat16 on a GPU", "auto"),
         Key("batch_tokens", "32768", "most tokens of a pass, unless a sequence has more", "32768"),
         Key("out", "FILE", "where the results are written; by default eval.json of the run"),

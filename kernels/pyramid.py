@@ -50,7 +50,9 @@ class Pyramid:
             found.append(("seq_len", self.seq_len, rule))
         elif self.budget > self.seq_len // window:
             coarsest = self.seq_len // window
-            rule = f"must be at most the coarsest level's seq_len / pooling^(levels-1) = {coarsest}"
+            rule = f"must be at most the coarsest level's seq_len / pooling^(levels-1) = {coarsest}; "
+            rule += f"use a seq_len of at least {self.budget * window}, or fewer levels, or a smaller pooling"
+            rule += f", or budget={coarsest // self.tile * self.tile}" if coarsest >= self.tile else ""
             found.append(("budget", self.budget, rule))
         elif (self.seq_len // window) % (self.budget // self.tile):
             rule = (

@@ -33,9 +33,11 @@ from lhtrain.runs.changes import as_container
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.stage import Stage, always_frozen, coarsest_window, stages_of
 from lhtrain.stage_data import StageData, open_data, orders_of, stage_fingerprints
+from lhtrain.text import counted
 
 # Shares of the positions that are padding, from which a run warns.
 MUCH_BY_ALIGNMENT, MUCH_BY_PACKING = 0.05, 0.02
+FEW_PAIRS = 0.1  # of the pairs of tokens of a sequence; ten documents of equal length leave this share
 FEW_BLOCKS = 100  # so few sequences may have much padding with any packing
 
 
@@ -188,6 +190,8 @@ def build_data(config: Config, mesh: Mesh) -> Data:
     loader = Loader(orders[0], corpus.tokenizer.eos, world.device, mesh.slice, apart)
     notes = _copies_notes(config, corpora)
     notes |= dict.fromkeys(note for order in orders for note in [*order.notes, *_padding_notes(order)])
+    if alignment is not None:
+        notes |= dict.fromkeys(_short_documents(config, stages))
     return Data(corpus, loader, validation, list(notes), stages)
 
 
@@ -199,6 +203,23 @@ def _copies_notes(config: Config, corpora: Mapping[str, Corpus]) -> dict[str, No
     of = f"{copies:,} of {corpora[RUN].val.n_documents:,} validation documents"
     why = "so the validation loss is lower than for new texts; remove them from one of the two"
     return {f"data.val_path={config.data.val_path}: {of} are also trained on, {why}": None}
+
+
+def _short_documents(config: Config, data: StageData) -> list[str]:
+    """Return a warning for each order whose documents, kept apart, use little of its longest sequences."""
+    notes = []
+    for owner, order in data.orders.items():
+        mine = [stage for name, stage in config.stages.items() if data.owners.get(name, RUN) == owner]
+        lengths = [stage.seq_len for stage in mine]
+        if not lengths or (share := order.share_of_pairs(max(lengths))) >= FEW_PAIRS:
+            continue
+        reach = f"a token attends to {share * max(lengths) / 2:,.0f} earlier tokens on average"
+        remedy = "train on longer documents, with a shorter seq_len, or with data.documents=together"
+        notes.append(
+            f"{order.key}: the documents are short for seq_len={max(lengths)}: the longest has "
+            f"{counted(order.longest_document, 'token')}, and with data.documents=apart {reach}; {remedy}"
+        )
+    return notes
 
 
 def _padding_notes(order: SequenceOrder) -> list[str]:

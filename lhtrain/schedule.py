@@ -82,7 +82,7 @@ class Schedule:
         words = [f"{rates[0][1]:.3g}"]
         # Each part of the course rises, falls, or is constant.
         parts = [
-            ((after > before) - (after < before), step, after)
+            (0 if math.isclose(after, before) else 1 if after > before else -1, step, after)
             for (_, before), (step, after) in pairwise(rates)
         ]
         for sign, part in groupby(parts, key=lambda one: one[0]):

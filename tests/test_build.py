@@ -5,9 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from lhtrain.attention.dense import FULL_ATTENTION
-from lhtrain.build import _check_apart, _padding_notes
+from lhtrain.build import _check_apart, _padding_notes, _short_documents
+from lhtrain.conf.stage_data import RUN
+from lhtrain.data import SequenceOrder
 from lhtrain.errors import RunError
 from lhtrain.stage import Stage
+from lhtrain.stage_data import StageData
+from tests.data.order.test_sequences import numbered_split
 
 
 def test_much_padding_is_noted_with_its_cause():
@@ -23,6 +27,19 @@ def test_much_padding_is_noted_with_its_cause():
     (note,) = notes(0.08, by_alignment=0.01)
     assert note.startswith("data.packing=spread: 7.0% of the positions are padding; data.packing=best_fit")
     assert len(notes(0.2, by_alignment=0.1)) == 2
+
+
+def test_documents_that_are_short_for_the_length_are_noted(tmp_path):
+    """Sixteen documents of 64 tokens fill a sequence of 1,024, in which a token could attend to 512."""
+    short, long = (numbered_split(tmp_path / str(n), [n] * (16384 // n)) for n in (64, 1024))
+    orders = {RUN: SequenceOrder(short, {1024, 64}, 0), "second": SequenceOrder(long, 1024, 0)}
+    settings = {"first": SimpleNamespace(seq_len=1024), "second": SimpleNamespace(seq_len=1024)}
+    config = SimpleNamespace(stages=settings)
+    (note,) = _short_documents(config, StageData({"first": RUN, "second": "second"}, {}, orders))
+    assert note.startswith("data: the documents are short for seq_len=1024: the longest has 6")
+    assert "attends to 3" in note and "data.documents=together" in note
+    settings["first"].seq_len = 64  # a stage whose sequences are as short as its documents
+    assert _short_documents(config, StageData({"first": RUN, "second": "second"}, {}, orders)) == []
 
 
 def test_attention_that_does_not_keep_documents_apart_is_refused():

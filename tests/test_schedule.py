@@ -110,6 +110,14 @@ def test_a_stage_with_its_own_decay_falls_within_itself():
     assert after_the_runs_warmup == pytest.approx([0.5, 1, 1, 0.5, 1, 1, 1, 1])
 
 
+def test_rates_that_differ_by_rounding_are_constant():
+    optim = OptimConfig(lr=3e-4, warmup_fraction=0, decay_fraction=0)
+    second = Stage("second", "dense", 8, 8, 1, steps=2, lr=1e-5, warmup_steps=1)
+    schedule = Schedule({"first": Stage("first", "dense", 8, 8, 1, steps=4), "second": second}, optim)
+    assert schedule.lookup(4).lr != schedule.lookup(5).lr
+    assert schedule.course(1, 4) == "1e-05"
+
+
 def test_the_plan_describes_rates_that_fall_and_rise_again():
     optim = OptimConfig(lr=1.0, warmup_fraction=0, decay_fraction=0)
     first = Stage("first", "dense", 8, 8, 1, steps=10, warmup_steps=2, decay_fraction=0.5)

@@ -35,7 +35,12 @@ def all_data_problems(config: Config) -> Iterator[Problem]:
         yield Problem("data.tokenizer", name, str(error))
         return
     yield from _end_of_text(config.data)
-    if config.model.vocab_size < least:
+    if config.model.vocab_size < least and config.init_from is not None:
+        its_own = config.data.source == "prepared" and name.startswith(PREPARED)
+        key, value = ("data.path", config.data.path) if its_own else ("data.tokenizer", name)
+        rule = f"the tokenizer has {least} tokens, and the model of init_from={config.init_from} only "
+        yield Problem(key, value, f"{rule}{config.model.vocab_size}; use the tokenizer of that model")
+    elif config.model.vocab_size < least:
         rule = f"must be at least the tokenizer's {least}"
         yield Problem("model.vocab_size", config.model.vocab_size, rule)
 

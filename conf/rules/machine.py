@@ -17,7 +17,11 @@ def here_problems(config: Config) -> Iterator[Problem]:
     yield from all_data_here(config)
     if config.init_from and not os.path.isdir(config.init_from):
         kind = "is a file" if os.path.exists(config.init_from) else "no such folder"
-        yield _missing("init_from", config.init_from, f"{kind}; a checkpoint is RUN/checkpoints/step_NUMBER")
+        yield _missing(
+            "init_from",
+            config.init_from,
+            f"{kind}; a checkpoint is RUN/checkpoints/step_NUMBER, or written by `lhtrain import`",
+        )
     yield from _kernels(config)
 
 

@@ -83,7 +83,10 @@ def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
                 k for k in range(pyramid.tile, pyramid.seq_len, pyramid.tile) if _chunks_fit(pyramid, k, cp)
             ]
             near = sorted(sorted(fitting, key=lambda k: abs(k - pyramid.budget))[:2])
-            advice = f"nearest: {' or '.join(map(str, near))}" if near else "no budget does; use a smaller cp"
+            least = 2 * cp * pyramid.tile * pyramid.coarsest_window
+            longer = f"a seq_len of at least {least}, or " if least > stage.seq_len else ""
+            none = f"no budget does with seq_len={stage.seq_len}; use {longer}a smaller cp"
+            advice = f"nearest: {' or '.join(map(str, near))}" if near else none
             rule = f"must give each of the 2 * parallel.cp = {2 * cp} chunks of a sequence whole tiles"
             yield Problem(f"{key}.budget", stage.budget, f"{rule}; {advice}")
 

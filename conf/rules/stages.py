@@ -27,6 +27,10 @@ def stage_problems(config: Config) -> Iterator[Problem]:
     for name, stage in config.stages.items():
         if stage.seq_len >= 1 and longest % stage.seq_len:
             rule = f"must divide the seq_len of the longest stage, {longest}"
+            part = longest // stage.seq_len
+            if longest == config.model.seq_len and longest % part:  # a recipe divides model.seq_len by `part`
+                below = longest - longest % part
+                rule += f"; set model.seq_len to a multiple of {part}, such as {below} or {below + part}"
             yield Problem(f"stages.{name}.seq_len", stage.seq_len, rule)
 
 

@@ -85,7 +85,7 @@ class SequenceOrder:
         buckets: Sequence[int] = (),
         bucket_weights: Sequence[float] = (),
     ) -> None:
-        self.begin, packed = 0, {} if packed is None else packed
+        self.begin, self.key, packed = 0, key, {} if packed is None else packed
         lengths = [seq_lens] if isinstance(seq_lens, int) else list(seq_lens)
         self.block_len, self.seed, self.alignment, self.packing = max(lengths), seed, alignment, packing
         if alignment is not None and (alignment < 1 or self.block_len % alignment):
@@ -166,6 +166,11 @@ class SequenceOrder:
         """Share of the positions of an epoch that are padding because documents begin at multiples."""
         lost = sum(int((-_held(pool, self.block_len) % (self.alignment or 1)).sum()) for pool in self._pools)
         return lost / self.tokens_per_epoch
+
+    @property
+    def longest_document(self) -> int:
+        """Number of tokens of the longest document of all sources, or of its longest part if it is cut."""
+        return max(int(pool.packing.length[_pieces_of(pool)].max()) for pool in self._pools)
 
     @property
     def n_cut(self) -> int:

@@ -1,5 +1,6 @@
 """Verification of checkpoints: all ranks together compare every file with the manifest."""
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -91,4 +92,9 @@ def _instead_of(path: Path) -> str:
         return "there is no older undamaged one"
     if inside := complete(path / "checkpoints") or complete(path):
         return f"the newest checkpoint in this folder is {inside[-1]}"
+    if (path / "imported").is_dir():
+        return "write it again with `lhtrain import`"
+    if (path / "config.json").is_file() and not (path / "manifest.json").exists():
+        command = shlex.join(["lhtrain", "import", str(path), "DIR"])
+        return f"it looks like a published model: `{command}` turns it into a checkpoint"
     return "a checkpoint is a folder such as RUN/checkpoints/step_00000100"

@@ -20,6 +20,7 @@ from lhtrain.distributed.world import World
 from lhtrain.model.decoder import GPT
 from lhtrain.schedule import Schedule
 from lhtrain.stage import stages_of
+from lhtrain.text import counted
 
 
 def greeting(config: Config, world: World, corpus: Corpus, model: GPT, done: int) -> list[str]:
@@ -93,9 +94,8 @@ def about_stages(config: Config) -> list[str]:
         if sliding:
             layers += f"; sliding window of {config.model.sliding_window:,} tokens in {len(sliding)} layers"
         parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
-        lines.append(
-            f"stage     {name}: {stage.steps:,} steps of {stage.batch_tokens:,} tokens{parts}, {layers}"
-        )
+        steps = f"{counted(stage.steps, 'step')} of {stage.batch_tokens:,} tokens"
+        lines.append(f"stage     {name}: {steps}{parts}, {layers}")
         if words := stage.data_in_words():
             lines.append(f"stage     {name}: {words}")
         if stage.frozen:

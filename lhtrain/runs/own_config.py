@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lhtrain.conf.compose import build
 from lhtrain.conf.keys import is_option, like_run
+from lhtrain.conf.presets import presets
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.renamed import current as current_key
 from lhtrain.conf.renamed import hint
@@ -103,6 +104,15 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
         return Problem(key, value, "cannot be set here; it follows from the directory that is resumed")
     node, missing = config, object()
     current = OmegaConf.select(node, key, default=missing, throw_on_missing=False)
+    if current is missing and key in {preset.group for preset in presets()}:
+        if key == "stage":
+            rule = (
+                "a run keeps its stages; change keys of them, such as stages.NAME.steps=100, or start a new "
+            )
+            rule += f"run with init_from=CHECKPOINT {key}={value}"
+        else:
+            rule = "selects a group; a resumed run takes only single keys, such as optim.lr=1e-4"
+        return Problem(key, value, rule)
     if isinstance(current, DictConfig) and not (like_run(key).startswith("data.mix") or is_option(key)):
         rule = "selects a group; a resumed run takes only single keys, such as optim.lr=1e-4"
         return Problem(key, value, rule)

@@ -169,7 +169,10 @@ def test_gradient_flows_through_pooling_and_not_through_scores():
     [
         ({"seq_len": 1000}, r"seq_len=1000: must be a multiple of pooling\^\(levels-1\) = 4\^2 = 16"),
         ({"budget": 100}, "budget=100: must be a positive multiple of 128"),
-        ({"budget": 256}, "budget=256: must be at most the coarsest level's .* = 128"),
+        (
+            {"budget": 256},
+            "budget=256: must be at most the coarsest level's .* = 128; use a seq_len of at least 4096.*=128",
+        ),
         (
             {"seq_len": 7168, "budget": 384},
             "budget=384: the coarsest level's 448 entries must divide .* = 3 equal",

@@ -361,6 +361,19 @@ def test_a_run_directory_given_for_a_checkpoint(tmp_path):
         checkpoint.read_state(tmp_path / "nothing")
 
 
+def test_published_and_imported_weights_that_are_no_checkpoint_name_the_import(tmp_path):
+    published, (imported,) = tmp_path / "published", saved(tmp_path / "imported")
+    published.mkdir()
+    (published / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=rf"manifest\.json is missing; .*`lhtrain import {published} DIR`"):
+        checkpoint.read_state(published)
+    imported = imported.rename(tmp_path / "weights")
+    (imported / "imported").mkdir()
+    (imported / "state.json").write_text("{}")
+    with pytest.raises(RunError, match=r"state\.json is truncated.*; write it again with `lhtrain import`"):
+        checkpoint.read_state(imported)
+
+
 def test_another_models_checkpoint_names_the_tensors(tmp_path):
     (path,) = saved(tmp_path, tensors=Trained().tensors)
     with pytest.raises(

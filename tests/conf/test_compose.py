@@ -136,6 +136,8 @@ def test_the_error_has_the_number_of_problems_and_that_nothing_was_started():
             "=4096: must be a multiple of seq_len * grad_accum = 4096 * 3; run.grad_accum=auto",
         ),
         (["stages.recovery.seq_len=3072", "run.batch_tokens=12288"], "seq_len=3072: must divide the seq_len"),
+        (["stage=ladder", "model.seq_len=1000"], "model.seq_len to a multiple of 16, such as 992 or 1008"),
+        (["stage=extend", "model.seq_len=512"], "use a seq_len of at least 2048, or fewer levels"),
         (["run.steps=0"], "run.steps=0: must be at least 1"),
         (["optim.lr=-1"], "optim.lr=-1.0: must be greater than 0"),
         (["optim.lr=inf"], "optim.lr=inf: must be greater than 0 and finite"),
@@ -165,7 +167,8 @@ def test_the_error_has_the_number_of_problems_and_that_nothing_was_started():
         (["parallel.cp=3"], "seq_len=4096: must be a multiple of 2 * parallel.cp = 6"),
         (
             ["parallel.cp=2"],
-            "budget=128: must give each of the 2 * parallel.cp = 4 chunks of a sequence whole tiles",
+            "budget=128: must give each of the 2 * parallel.cp = 4 chunks of a sequence whole tiles; "
+            "no budget does with seq_len=4096; use a seq_len of at least 8192, or a smaller cp",
         ),
         (
             ["parallel.cp=2", "model.seq_len=32768", "lighthouse.budget=256"],

@@ -72,6 +72,14 @@ def test_settings_that_contradict_the_weights_are_named(weights, typed):
         check_overrides([f"init_from={weights}", typed])
 
 
+@pytest.mark.parametrize(
+    "typed", [["data.tokenizer=gpt2"], ["data=text", "data.path=.", "data.tokenizer=gpt2"]]
+)
+def test_a_tokenizer_that_is_too_large_for_the_weights_is_named(weights, typed):
+    with pytest.raises(ConfigError, match=r"data\.tokenizer=gpt2: .*50257 tokens.*use the tokenizer of that"):
+        check_overrides([f"init_from={weights}", *typed])
+
+
 def test_a_preset_that_contradicts_the_weights_is_named_once(weights):
     with pytest.raises(ConfigError) as refused:
         check_overrides([f"init_from={weights}", "model=gpt_130m"])

@@ -38,6 +38,14 @@ def test_a_longer_plan_that_breaks_a_rule_is_not_written(run_dir, steps):
     assert load(run_dir, []).run.steps == 4
 
 
+@pytest.mark.parametrize(
+    ("typed", "remedy"), [("stage=ladder", "init_from="), ("experiment=smoke", "single keys")]
+)
+def test_a_preset_for_a_run_that_continues_is_refused_with_what_can_be_set(run_dir, typed, remedy):
+    with pytest.raises(ConfigError, match=f"{typed}: .*{remedy}"):
+        load(run_dir, [typed])
+
+
 def test_underscores_within_a_number_are_allowed(run_dir):
     lengthen(run_dir, "+1_0")
     assert load(run_dir, []).run.steps == 14

@@ -56,9 +56,7 @@ def _dense_layers(config: Config) -> Iterator[Problem]:
             yield Problem(key, layers, rule)
         elif key in lighthouse and sliding and len(named | sliding) == n_layers:
             rule = f"leaves no layer for Lighthouse Attention in stage {lighthouse[key]}: {len(sliding)} of "
-            rule += (
-                f"{n_layers} layers attend to the sliding window; use full attention in the global layers "
-            )
+            rule += f"{n_layers} layers attend to the sliding window; use full attention in the stage "
             rule += "(attention=dense), or set fewer model.sliding_layers"
             yield Problem(*((key, layers) if named else ("model.sliding_layers", sorted(sliding))), rule)
         elif key in lighthouse and len(named) == n_layers:

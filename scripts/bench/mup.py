@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--kinds", nargs="+", default=["mup", "standard"])
     parser.add_argument("--widths", nargs="+", type=int, default=WIDTHS)
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     given = parser.parse_args()
     text = torch.frombuffer(bytearray(given.text.read_bytes()), dtype=torch.uint8)
     rows = list(csv.DictReader(given.out.open())) if given.out.exists() else []
@@ -69,7 +70,7 @@ def main() -> None:
             writer.writerow(COLUMNS)
         for kind in given.kinds:
             for width in given.widths:
-                for lr in RATES:
+                for lr in given.rates:
                     if (kind, width, lr) in done:
                         continue
                     loss = run(kind, width, lr, text, given.steps, given.layers)

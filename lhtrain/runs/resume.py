@@ -82,7 +82,9 @@ def begin(
         start.how = "init_from"
     start.source = Path(config.init_from)
     progress, note = start_from(start.source, tensors, config, corpus, world)
-    start.imported = checkpoint.state_of(start.source).get("imported")
+    state = checkpoint.state_of(start.source)
+    start.imported = state.get("imported")
+    start.notes += _other_tokenizer(state.get("tokenizer"), corpus)
     return progress, note
 
 
@@ -191,7 +193,6 @@ def start_from(
     note = f"{what} {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(there, tensors)
     if changed := differing_settings(saved, now, TRAINED_FOR):
         note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
-    note += _other_tokenizer(state.get("tokenizer"), corpus)
     if not whole:
         return Progress(), f"{note}; the optimizer state is new, and the data are read from their start"
     if data != corpus.fingerprint:
@@ -256,14 +257,14 @@ def _scorers(there: set[str], tensors: Tensors) -> str:
     return note + (f"; {len(ours - theirs)} tensors of scorers begin anew" if ours - theirs else "")
 
 
-def _other_tokenizer(recorded: dict[str, Any] | None, corpus: Corpus) -> str:
+def _other_tokenizer(recorded: dict[str, Any] | None, corpus: Corpus) -> list[str]:
     """Return a warning if the weights were trained with another tokenizer than that of the data."""
     if recorded is None or recorded["hash"] == corpus.tokenizer.fingerprint:
-        return ""
-    return (
-        f"; warning: the data have the tokenizer {corpus.tokenizer.name}, and the weights were trained with "
-        f"{recorded['name']} (eos {recorded['eos']}, bos {recorded['bos']})"
-    )
+        return []
+    return [
+        f"the data have the tokenizer {corpus.tokenizer.name}, but the weights of init_from were trained "
+        f"with {recorded['name']} (eos {recorded['eos']}, bos {recorded['bos']}); prepare the data with that one"
+    ]
 
 
 def _order(config: dict[str, Any]) -> tuple:

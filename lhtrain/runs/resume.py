@@ -261,9 +261,10 @@ def _other_tokenizer(recorded: dict[str, Any] | None, corpus: Corpus) -> list[st
     """Return a warning if the weights were trained with another tokenizer than that of the data."""
     if recorded is None or recorded["hash"] == corpus.tokenizer.fingerprint:
         return []
+    theirs = f"{recorded['name']} (eos {recorded['eos']}, bos {recorded['bos']})"
     return [
         f"the data have the tokenizer {corpus.tokenizer.name}, but the weights of init_from were trained "
-        f"with {recorded['name']} (eos {recorded['eos']}, bos {recorded['bos']}); prepare the data with that one"
+        f"with {theirs}; prepare the data with that one"
     ]
 
 

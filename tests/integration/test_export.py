@@ -5,10 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lhtrain import checkpoint
-from lhtrain.conf.schema import StageConfig
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.loader import validation_batches
-from lhtrain.stage import Stage
+from lhtrain.opened import trained_stages
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +18,9 @@ def test_the_exported_model_has_the_runs_loss(lhtrain, undisturbed):
     assert "step_00000016 -> exported: LlamaForCausalLM, 30,880 parameters" in done.stdout
 
     llama = AutoModelForCausalLM.from_pretrained(lhtrain.folder / "exported")
-    config = checkpoint.state_of(undisturbed.path / "checkpoints" / "step_00000016")["config"]
-    stage = Stage.of("recovery", StageConfig(**config["stages"]["recovery"]))
+    path = undisturbed.path / "checkpoints" / "step_00000016"
+    state = checkpoint.state_of(path)
+    config, stage = state["config"], trained_stages(path, state)["recovery"]
     corpus = open_corpus(**config["data"])
     order = SequenceOrder(corpus.parts["val"], {stage.seq_len}, seed=0)
     total, count = 0.0, 0

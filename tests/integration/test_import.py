@@ -5,10 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lhtrain import checkpoint
-from lhtrain.conf.schema import StageConfig
 from lhtrain.data import SequenceOrder, open_corpus
 from lhtrain.loader import Apart, validation_batches
-from lhtrain.stage import Stage
+from lhtrain.opened import trained_stages
 from tests.interop.published import TEMPLATE, published
 
 pytestmark = pytest.mark.slow
@@ -64,7 +63,7 @@ def test_the_exported_family_has_the_runs_loss(lhtrain, extended):
     newest = checkpoint.complete(place / "checkpoints")[-1]
     state = checkpoint.state_of(newest)
     config = state["config"]
-    stage = Stage.of("recovery", StageConfig(**config["stages"]["recovery"]))
+    stage = trained_stages(newest, state)["recovery"]
     corpus = open_corpus(**{**config["data"], "path": str(lhtrain.folder / "prepared_for_import")})
     order = SequenceOrder(corpus.parts["val"], {256}, seed=0, alignment=2)
     apart = Apart.of([order], {256}, restarted=False)

@@ -11,7 +11,7 @@ TRAINED_FOR = ("rope_theta", "rope_scaling", "norm_eps", "sliding_window", "slid
 def differing_settings(saved: dict[str, Any], now: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
     """Return a line 'model.key: saved -> now' for each of `keys` that differs between two configurations."""
     # Checkpoints of earlier versions lack these.
-    defaults = {"rope_scaling": None, "sliding_window": None, "sliding_layers": []}
+    defaults: dict[str, Any] = {"rope_scaling": None, "sliding_window": None, "sliding_layers": []}
     saved, now = defaults | saved, defaults | now
     return [
         f"model.{key}: {saved[key]} -> {now.get(key)}"

@@ -1,6 +1,7 @@
 """Settings that must be made before anything imports Triton."""
 
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -15,6 +16,13 @@ def pytest_collection_modifyitems(items):
     """Files with the most slow tests start first, so that no process is left alone with one at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_compiler():
+    """Forget what files before this one compiled: torch limits how often a function compiles in a process."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def pytest_runtest_setup(item):

@@ -159,7 +159,7 @@
       const found = this.chart.log ? logTicks(range.low, range.high) : ticks(range.low, range.high, Math.max(2, Math.floor(inner.width / 90)), name);
       for (const x of found) {
         make(svg, "line", { x1: this.px(x), x2: this.px(x), y1: y0, y2: y0 + 4, stroke: "var(--soft)" });
-        make(svg, "text", { x: this.px(x), y: y0 + 16, "text-anchor": "middle" }, log && x % 1024 === 0 ? `${x / 1024}K` : formatX(name, x));
+        make(svg, "text", { x: this.px(x), y: y0 + 16, "text-anchor": "middle" }, this.chart.log && x % 1024 === 0 ? `${x / 1024}K` : formatX(name, x));
       }
       make(svg, "line", { x1: SPACE.left, x2: width - SPACE.right, y1: y0, y2: y0, stroke: "var(--soft)" });
       make(svg, "text", { x: width - SPACE.right, y: height - 4, "text-anchor": "end" }, this.chart.x || LABELS[name]);
@@ -249,5 +249,6 @@
     });
   }
   if (!offered.length) box?.remove();
+  redraw(); // at once: observers of sizes first run at the next frame
   document.documentElement.dataset.charts = String(drawn.length); // for tests
 })();

@@ -197,9 +197,11 @@ def test_a_browser_draws_every_chart(two, tmp_path):
         "--disable-gpu",
         "--virtual-time-budget=3000",
         f"--user-data-dir={tmp_path}/b",
+        "--enable-logging=stderr",  # messages of the console
     ]
     command = [BROWSER, *options, "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     figures = done.stdout.count('<figure class="chart')
     assert figures >= 6 and f'data-charts="{figures}"' in done.stdout, done.stderr[-2000:]
     assert done.stdout.count("<svg") == figures
+    assert "Uncaught" not in done.stderr, done.stderr[-2000:]

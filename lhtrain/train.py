@@ -17,11 +17,11 @@ from lhtrain.compute.device import peak_memory, reset_peak_memory
 from lhtrain.compute.flops import step_flops
 from lhtrain.conf.schema import Config
 from lhtrain.distributed.average import WeightAverage
-from lhtrain.distributed.torchrun import too_short
 from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.evaluation import LoopTasks, validation_loss, warm_up
 from lhtrain.health.hang import Watchdog
+from lhtrain.health.launcher import LauncherCheck
 from lhtrain.health.nonfinite import NonFiniteGuard
 from lhtrain.health.signals import StopSignal
 from lhtrain.health.straggler import StragglerCheck
@@ -29,7 +29,7 @@ from lhtrain.profiler import StepProfiler
 from lhtrain.progress import StageClock, StageRecord
 from lhtrain.report.greeting import about_end, begin_line, greeting
 from lhtrain.runs.changes import as_container
-from lhtrain.runs.history import History
+from lhtrain.runs.first_checkpoint import FirstCheckpoint
 from lhtrain.runs.record import record_start
 from lhtrain.runs.resume import begin, find_start, progress_of
 from lhtrain.runs.run_dir import RunDir, keep_files
@@ -78,8 +78,8 @@ class Trainer:
             say=self.report.say,
             before_publish=self.report.flush,  # rows reach the disk before their checkpoint
         )
-        self.has_checkpoint = self.start.path is not None  # whether the history records a checkpoint
-        self.launcher_checked = False
+        self.first_checkpoint = FirstCheckpoint(self.dir.history, self.start, world, self.report.say)
+        self.launcher = LauncherCheck(self.report.say)
         self.entered: int | None = None  # index of the stage for which the model is set up
 
     def run(self) -> dict[str, Any]:
@@ -121,17 +121,10 @@ class Trainer:
         with self.clock.measure("data"), self.profiler.span("data"):
             batches, self.progress.position = self.data.loader.micro_batches(before, stage)
         with self.clock.measure("compute"):
-            engine = self.engine
-            measured = update(
-                engine.model,
-                engine.optimizer,
-                batches,
-                plan.lr,
-                self.config.optim,
-                engine.mesh,
-                self.profiler.span,
-            )
-            with self.profiler.span("average"):
+            engine, optim, span = self.engine, self.config.optim, self.profiler.span
+            model, optimizer, mesh = engine.model, engine.optimizer, engine.mesh
+            measured = update(model, optimizer, batches, plan.lr, optim, mesh, span)
+            with span("average"):
                 self.average.update()
             self.progress.step += 1
             self.watchdog.step = self.progress.step
@@ -229,12 +222,8 @@ class Trainer:
 
     def _validation_loss(self, stage: Stage) -> float:
         """Return the validation loss with the attention of `stage`; counts in the current stage's clock."""
-        data, tokens = self.data, self.config.eval.tokens
-        with (
-            self.clock.measure("validation"),
-            self.watchdog.phase("validation"),
-            self.profiler.span("validation"),
-        ):
+        data, tokens, span = self.data, self.config.eval.tokens, self.profiler.span
+        with self.clock.measure("validation"), self.watchdog.phase("validation"), span("validation"):
             eos, apart = data.corpus.tokenizer.eos, data.loader.apart
             loss = validation_loss(self.engine, data.validation, tokens, stage, eos, apart)
         self.clock.lap()
@@ -275,8 +264,8 @@ class Trainer:
         with self.clock.measure("checkpoint"), self.watchdog.phase("save"), self.profiler.span("checkpoint"):
             self.saver.save(self.progress.step, self.tensors, state)
         self.clock.lap()
-        self._check_launcher()
-        self._note_first_checkpoint()
+        self.launcher.look(self.record, self.saver.saved)
+        self.first_checkpoint.note(self.saver.saved.count)
 
     def _finish_saving(self, stop: StopSignal) -> None:
         """Wait until the last checkpoint is written."""
@@ -285,25 +274,7 @@ class Trainer:
                 self.saver.finish(stop=lambda: stop.requested)
         finally:
             self.report.saved(self.saver.saved.as_summary())
-        self._note_first_checkpoint()
-
-    def _note_first_checkpoint(self) -> None:
-        """Record that the run has a checkpoint, so that it is not taken for a new run if all are deleted."""
-        if self.world.is_main and not self.has_checkpoint and self.saver.saved.count:
-            try:
-                History(self.dir.history).add("checkpoint")
-            except OSError as error:
-                self.report.say(f"warning   {error}")
-            self.has_checkpoint = True
-
-    def _check_launcher(self) -> None:
-        """Warn once if, after a signal, the launcher would kill the ranks before they have saved."""
-        saved, record = self.saver.saved, self.record
-        if self.launcher_checked or not saved.count or not record.steps:
-            return
-        if line := too_short(record.busy / record.steps + saved.write_seconds / saved.count):
-            self.launcher_checked = True
-            self.report.say(f"warning   {line}")
+        self.first_checkpoint.note(self.saver.saved.count)
 
     def _greeting(self, recorded: list[str]) -> list[str]:
         """Return the lines to print before the first step. recorded: the lines of `record_start`."""

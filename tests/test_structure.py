@@ -31,7 +31,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-TRAIN_LINES = 325
+TRAIN_LINES = 290
 LONGEST = 60  # lines of a function
 LONGEST_KERNEL = 100  # lines of a Triton kernel, which cannot always be split
 

@@ -163,3 +163,28 @@ def test_the_estimate_counts_the_average():
     with torch.device("meta"):
         n = GPT(plain.model).n_parameters()[0]
     assert state_bytes(with_average) - state_bytes(plain) == 4 * n
+
+
+@pytest.mark.gpu
+def test_a_gpu_averages_as_a_cpu_does_and_its_host_does_not_wait():
+    draw, found = torch.Generator().manual_seed(0), []
+    changes = [torch.randn(64, 32, generator=draw) for _ in range(20)]
+    for device in ("cpu", "cuda"):
+        model = torch.nn.Linear(32, 64, bias=False).to(device)
+        torch.nn.init.ones_(model.weight)
+        average, moves = WeightAverage(model, EMA), [change.to(device) for change in changes]
+        average.begin()
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            for move in moves:
+                with torch.no_grad():
+                    model.weight.add_(move)
+                average.update()
+            with average.in_place():
+                inside = model.weight.detach().clone()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(inside, average.tensors()["average.weight"])
+        assert not torch.equal(inside, model.weight)
+        found.append(inside.cpu())
+    torch.testing.assert_close(*found)

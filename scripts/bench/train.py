@@ -10,13 +10,22 @@ NCCL kernels run; exposed is the share in which only NCCL kernels run.
         model=lighthouse_530m parallel.cp=2
 
 With data.documents=apart, sequences are packed with documents of random lengths: --documents 1024,8192.
+
+--with measures variants one after the other in one process: each takes its settings besides the others. The
+last column is the speed relative to the first variant.
+
+    python scripts/bench/train.py --with optim=adamw --with optim=muon model=gpt_350m stage=dense
 """
 
 import argparse
 import datetime
+import gc
 import random
 import statistics
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +51,7 @@ from lhtrain.conf.schema import Config, DocumentMode, PositionMode
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World, close, find_ranks
 from lhtrain.loader import Apart, Read, batches
+from lhtrain.profiler import Span, no_span
 from lhtrain.stage import Stage, coarsest_window
 from lhtrain.step import update
 
@@ -85,30 +95,51 @@ def main() -> None:
     parser.add_argument(
         "--documents", default="1024,8192", help="shortest and longest document, for data.documents=apart"
     )
+    parser.add_argument(
+        "--with",
+        action="append",
+        default=[],
+        dest="variants",
+        metavar="SETTINGS",
+        help="settings of a variant",
+    )
     parser.add_argument("overrides", nargs="*", help="settings of lhtrain, KEY=VALUE")
     arguments = parser.parse_intermixed_args()  # options may stand between settings
-    config = check_overrides(arguments.overrides, n_ranks=find_ranks().size)
-    set_deterministic(config.compute.deterministic)
-    world = World.start(pick_device(config.run.device), config.parallel.timeout)
-    config = filled(config, world.size, world.least(gpu_memory(world.device)) or None)
-    measured = measure(config, arguments, world)
+    variants = [[*arguments.overrides, *variant.split()] for variant in arguments.variants or [""]]
+    configs = [check_overrides(variant, n_ranks=find_ranks().size) for variant in variants]
+    set_deterministic(configs[0].compute.deterministic)
+    world = World.start(pick_device(configs[0].run.device), configs[0].parallel.timeout)
+    memory, first = world.least(gpu_memory(world.device)) or None, []
+    for overrides, config in zip(variants, configs, strict=True):
+        measured = measure(filled(config, world.size, memory), overrides, arguments, world)
+        first = first or measured
+        if world.is_main:
+            report(measured, first, " ".join(overrides[len(arguments.overrides) :]))
+            if arguments.csv:
+                append(arguments.csv, COLUMNS, measured)
+        gc.collect()  # the model of this variant, which contains cycles
+        torch.compiler.reset()  # limits how often a function compiles
+        if world.device.type == "cuda":
+            torch.cuda.empty_cache()
     close()
-    if world.is_main:
-        report(measured, arguments)
 
 
-def report(measured: list[dict], arguments: argparse.Namespace) -> None:
+def report(measured: list[dict], first: list[dict], variant: str) -> None:
+    """Print the rows of a variant. first: those of the first variant, which may be the same."""
     dense = [row for row in measured if row["rows"] == row["seq_len"]]
     for row in measured:
         speed = f"{row['tokens_per_second']:>10,.0f} tok/s  {row['step_seconds']:.3f} s/step"
         ratio = f"{row['tokens_per_second'] / dense[-1]['tokens_per_second']:.2f}x dense" if dense else ""
+        before = [one for one in first if one["stage"] == row["stage"] and measured is not first]
+        ratio += f"  {row['tokens_per_second'] / before[0]['tokens_per_second']:.2f}x first" if before else ""
         share = f"mfu {row['mfu'] or 0:.1%}, {row['of_matmul'] or 0:.1%} of matmul"
-        print(f"{row['stage']:<12} {speed}  {share}  peak {row['peak_gb']:.1f} GB  {ratio}")
-    if arguments.csv:
-        append(arguments.csv, COLUMNS, measured)
+        print(
+            f"{row['stage']:<12} {speed}  {share}  peak {row['peak_gb']:.1f} GB  {ratio}  {variant}",
+            flush=True,
+        )
 
 
-def measure(config: Config, arguments: argparse.Namespace, world: World) -> list[dict]:
+def measure(config: Config, overrides: list[str], arguments: argparse.Namespace, world: World) -> list[dict]:
     device = world.device
     engine = build_engine(config, Mesh(config.parallel, config.model, config.lighthouse.selection, world))
     ceiling, out = matmul_ceiling(device), []
@@ -123,8 +154,11 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             step(engine, config, stage, packed)
         print(f"{name}: warm-up took {time.perf_counter() - began:.1f} s", flush=True)
         reset_peak_memory(device)
-        timed = [step(engine, config, stage, packed) for _ in range(arguments.steps)]
+        parts = Parts(device)
+        timed = [step(engine, config, stage, packed, parts) for _ in range(arguments.steps)]
         times, losses = zip(*timed, strict=True)
+        if world.is_main:
+            print(f"{name}: {parts.described(sum(times))}", flush=True)
         seconds, sheet = statistics.median(times), peak_flops(device)
         peak = peak_memory(device) / 1e9
         share = packed.apart.share[stage.seq_len] if packed else 1.0
@@ -153,8 +187,8 @@ def measure(config: Config, arguments: argparse.Namespace, world: World) -> list
             *(communication(spans) if world.is_distributed else (None, None)),
             " ".join(
                 [
-                    *arguments.overrides,
-                    *derived(config, stage, arguments.overrides),
+                    *overrides,
+                    *derived(config, stage, overrides),
                     *([f"--documents {arguments.documents}"] if packed else []),
                 ]
             ),
@@ -193,7 +227,36 @@ class Packed:
         return np.array([begin for begin in begins if begin < self.seq_len])
 
 
-def step(engine: Engine, config: Config, stage: Stage, packed: Packed | None) -> tuple:
+class Parts:
+    """Times of the parts of steps, on the device, as the `span` of `update`."""
+
+    def __init__(self, device: torch.device):
+        self.on_gpu, self.marks = device.type == "cuda", defaultdict(list)
+
+    def mark(self) -> torch.cuda.Event | float:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = self.mark()
+        yield
+        self.marks[name].append((begin, self.mark()))
+
+    def described(self, whole: float) -> str:
+        """Return the share of each part in `whole` seconds, and its milliseconds in a step."""
+        out = []
+        for name, pairs in self.marks.items():
+            times = [a.elapsed_time(b) / 1e3 if self.on_gpu else b - a for a, b in pairs]
+            n_steps = len(self.marks["optimizer"])
+            out.append(f"{name} {sum(times) / whole:.1%} ({1e3 * sum(times) / n_steps:.2f} ms)")
+        return ", ".join(out)
+
+
+def step(engine: Engine, config: Config, stage: Stage, packed: Packed | None, span: Span = no_span) -> tuple:
     """Run one step on random tokens; return its seconds (without making the tokens) and its loss."""
     mesh = engine.mesh
     device, part = mesh.world.device, mesh.slice
@@ -205,7 +268,7 @@ def step(engine: Engine, config: Config, stage: Stage, packed: Packed | None) ->
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    measured = update(engine.model, engine.optimizer, parts, config.optim.lr, config.optim, mesh)
+    measured = update(engine.model, engine.optimizer, parts, config.optim.lr, config.optim, mesh, span)
     value = measured.loss.item()  # waits for the device
     if device.type == "cuda":
         torch.cuda.synchronize()

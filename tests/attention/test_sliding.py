@@ -6,8 +6,13 @@ import torch
 from lhtrain.attention.decode import SlidingCache
 from lhtrain.attention.dense import dense_attention
 from lhtrain.attention.documents import documents_of
-from lhtrain.attention.sliding import SlidingAttention, attend_near, sliding_attention
+from lhtrain.attention.flash4 import INSTALLED
+from lhtrain.attention.sliding import SlidingAttention, _sliding, attend_near, sliding_attention
 from lhtrain.attention.where import Where
+from lhtrain.attention.window_kernels import WINDOW_KERNELS, window_kernel_for
+from lhtrain.compute.apply import apply
+from lhtrain.conf.schema import Compile, ComputeConfig, ModelConfig, Recompute
+from lhtrain.model.decoder import GPT
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -96,3 +101,68 @@ def test_a_cache_gives_the_outputs_of_the_whole_sequence_and_stays_small(first):
         at = part.stop
         assert cache.k.size < 2 * window
     torch.testing.assert_close(torch.cat(outs, 1), want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("window", [1, 100, 512])
+@pytest.mark.parametrize("name", [name for name in WINDOW_KERNELS if name != "fa4" or INSTALLED["fa4"]])
+def test_every_kernel_agrees_with_float32_on_a_gpu(name, window, dim):
+    """In bfloat16, and for keys that begin earlier than queries, as with context parallelism."""
+    torch.manual_seed(0)
+    for earlier in (0, min(window, 512) - 1):
+        shapes = (1000, HEADS), (1000 + earlier, GROUPS), (1000 + earlier, GROUPS)
+        tensors = [torch.randn(BATCH, *shape, dim, device="cuda").bfloat16() for shape in shapes]
+        got = with_gradients(lambda *x: _sliding(*x, window, name, None)[0], tensors)
+        want = with_gradients(lambda *x: masked(*x, window), [x.float() for x in tensors])
+        for one, other in zip(got, want, strict=True):
+            assert one.dtype == torch.bfloat16
+            torch.testing.assert_close(one.float(), other, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_the_operator_is_what_the_compiler_is_told():
+    q, k, v = draw(dtype=torch.bfloat16)
+    leaves = [torch.cat([x] * 4, -1).requires_grad_() for x in (q, k, v)]  # heads of 64, for all kernels
+    kernel = window_kernel_for(leaves[0])
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(_sliding, (*leaves, 40, kernel, None), test_utils=tests)
+    starts = torch.zeros(BATCH, N, dtype=torch.int32, device="cuda")
+    torch.library.opcheck(_sliding, (*leaves, 40, "ranges", starts), test_utils=tests)
+
+
+@pytest.mark.gpu
+def test_documents_are_kept_apart_in_bfloat16():
+    documents = documents_of([[0, 5, 150], [33]], N, 4)
+    documents = type(documents)(*(x.to(DEVICE) for x in documents))
+    tensors = [torch.cat([x] * 4, -1) for x in draw(dtype=torch.bfloat16)]
+    got = with_gradients(lambda *x: sliding_attention(*x, 40, documents), tensors)
+    starts = documents.starts.long()
+    want = with_gradients(lambda *x: masked(*x, 40, starts), [x.float() for x in tensors])
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_a_compiled_model_with_sliding_layers_gives_the_losses_and_gradients_of_one_that_is_not():
+    config = ModelConfig(
+        name="t", seq_len=2048, vocab_size=64, dim=128, n_layers=3, n_heads=2, n_kv_heads=1, head_dim=64,
+        ffn_dim=256, sliding_window=200, sliding_layers=[0, 2],
+    )  # fmt: skip
+    tokens = torch.randint(0, 64, (2, 2049), generator=torch.Generator().manual_seed(0)).cuda()
+
+    def losses(dtype, compiled):
+        model = GPT(config, dtype).cuda()
+        model.init_weights(0)
+        if compiled:
+            apply(model, ComputeConfig(compile=Compile.on, recompute=Recompute.none), torch.device("cuda"))
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        return loss.item(), {name: one.grad for name, one in model.named_parameters()}
+
+    want, want_grads = losses(torch.float32, False)
+    for compiled in (False, True):
+        loss, grads = losses(torch.bfloat16, compiled)
+        assert loss == pytest.approx(want, rel=1e-3)
+        for name, grad in want_grads.items():
+            assert (grads[name] - grad).norm() < 0.03 * grad.norm(), name

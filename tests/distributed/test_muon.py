@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lhtrain.conf.schema import OptimConfig
+from lhtrain.conf.schema import MomentDtype, OptimConfig
 from lhtrain.distributed.muon import Muon
 from lhtrain.model.optimizer import AdamW
 from lhtrain.model.orthogonal import orthogonal
@@ -86,3 +86,30 @@ def test_groups_and_frozen_parameters():
     same = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
     untrained = ("blocks.0.ffn.", "norm.", "blocks.1.attention.")
     assert same == {name for name in before if name.startswith(untrained)}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("state", MomentDtype)
+def test_a_gpu_updates_as_a_cpu_does_and_its_host_does_not_wait(state):
+    """One step of four is skipped. Both get the gradients of the GPU."""
+    config = OptimConfig(kind="muon", weight_decay=0.3, betas=(0.8, 0.9), state=state)
+    on_gpu, on_cpu = model_of(dim=64), model_of(dim=64).cpu()
+    optimizers = [Muon(model, config) for model in (on_gpu, on_cpu)]
+    draw = torch.Generator().manual_seed(1)
+    for number, lr in enumerate((1e-2, 3e-2, 2e-2, 1e-2)):
+        tokens = torch.randint(0, 32, (2, 9), generator=draw).to(DEVICE)
+        on_gpu.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        for mine, other in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+            other.grad = mine.grad.cpu()
+        skip = torch.tensor(float(number == 2), device=DEVICE)
+        try:
+            torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first step makes constants
+            optimizers[0].step(lr, skip)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        optimizers[1].step(lr, skip.cpu())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for (name, mine), other in zip(on_gpu.named_parameters(), on_cpu.named_parameters(), strict=True):
+            # Rounding to bfloat16 and to codes of 8 bits may differ by one unit.
+            torch.testing.assert_close(mine.cpu(), other[1], rtol=0, atol=5e-4, msg=lambda m, n=name: n + m)

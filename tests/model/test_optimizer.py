@@ -12,10 +12,9 @@ PARTS = {"qkv_bias": True, "qk_norm": True}
 CONFIG = OptimConfig(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7)
 
 
-def model_of(seed=0):
-    model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, tie_embeddings=True, **PARTS, **SIZES)).to(
-        DEVICE
-    )
+def model_of(seed=0, **sizes):
+    sizes = SIZES | PARTS | sizes
+    model = GPT(ModelConfig(name="t", seq_len=8, vocab_size=32, tie_embeddings=True, **sizes)).to(DEVICE)
     model.init_weights(seed)
     return model
 

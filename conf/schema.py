@@ -108,6 +108,11 @@ class CpAttention(Enum):
     ulysses = "ulysses"  # ranks exchange heads; each computes some heads over the whole sequence
 
 
+class Queries(Enum):
+    pooled = "pooled"
+    own = "own"
+
+
 class Selection(Enum):
     """How Lighthouse layers select entries if several ranks share a sequence."""
 
@@ -216,6 +221,9 @@ class LighthouseConfig:
     # number of tokens up to each position, itself included, that it attends to exactly, besides the selected
     # rows; 0: selected rows only, as published
     window: Annotated[int, at_least(0)] = 0
+    # what attends to the selected rows; pooled: queries that are pooled as keys are, as published; own: the
+    # query of each position, which costs more and learns more; needs a window
+    queries: Queries = Queries.pooled
     # make no output depend on later tokens, not even through the choice of rows, so that the model can
     # generate text without a recovery stage; window then counts the tokens before the tile of each position
     strictly_causal: bool = False
@@ -291,6 +299,7 @@ class StageConfig:
     budget: int = II("budget:${lighthouse.budget},${.seq_len}")
     scorer: Annotated[str, one_of(SCORERS)] = II("lighthouse.scorer")  # like lighthouse.scorer
     window: Annotated[int, at_least(0)] = II("lighthouse.window")  # like lighthouse.window
+    queries: Queries = II("lighthouse.queries")  # like lighthouse.queries
     strictly_causal: bool = II("lighthouse.strictly_causal")  # like lighthouse.strictly_causal
     tile: Annotated[int | None, at_least(2)] = II("lighthouse.tile")  # like lighthouse.tile
     cover_prefix: bool = II("lighthouse.cover_prefix")  # like lighthouse.cover_prefix

@@ -27,7 +27,7 @@ from lhtrain.stage import Stage, saved_attention_settings
 from lhtrain.weights import AVERAGE, check_average, prefix_of
 
 # Settings of a Lighthouse stage that `Stage.attention_settings` leaves out at these values.
-OMITTED = {"window": 0, "tile": TILE, "strictly_causal": False, "options": {}}
+OMITTED = {"window": 0, "queries": "pooled", "tile": TILE, "strictly_causal": False, "options": {}}
 
 # Groups whose keys stages copy, for checkpoints of versions that did not have a key.
 GROUPS = {"lighthouse": LighthouseConfig, "model": ModelConfig}

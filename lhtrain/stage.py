@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lhtrain.conf.parameters import chosen, shapes
-from lhtrain.conf.schema import Config, LrSchedule, StageConfig
+from lhtrain.conf.schema import Config, LrSchedule, Queries, StageConfig
 from lhtrain.conf.stage_data import own_keys
 from lhtrain.kernels.pyramid import TILE, Pyramid
 
@@ -25,6 +25,7 @@ class Stage:
     scorer: str = "norm"  # a name of registry.SCORERS
     cover_prefix: bool = True
     window: int = 0  # tokens that a Lighthouse layer attends to exactly; 0: the published layer
+    own_queries: bool = False  # each position attends to the rows with its own query, not with a pooled one
     strictly_causal: bool = False  # no output depends on later tokens, not even through the selection of rows
     options: dict[str, Any] = field(default_factory=dict)  # for an attention kind of a plugin
     rope_theta: float = 10_000.0
@@ -45,7 +46,7 @@ class Stage:
         pyramid = None
         if config.attention == "lighthouse":
             sizes = config.seq_len, config.levels, config.pooling, config.budget
-            pyramid = Pyramid.of(*sizes, config.tile, config.strictly_causal)
+            pyramid = Pyramid.of(*sizes, config.tile, config.strictly_causal or config.queries == Queries.own)
         return cls(
             name,
             config.attention,
@@ -58,6 +59,7 @@ class Stage:
             config.scorer,
             config.cover_prefix,
             config.window if config.attention == "lighthouse" else 0,
+            config.queries == Queries.own and config.attention == "lighthouse",
             config.strictly_causal and config.attention == "lighthouse",
             dict(config.options),
             config.rope_theta,
@@ -110,6 +112,7 @@ class Stage:
             out |= {"scorer": self.scorer, "cover_prefix": self.cover_prefix}
             # Omitted at their defaults, because checkpoints of earlier versions lack these keys.
             out |= {"window": self.window} if self.window else {}
+            out |= {"queries": "own"} if self.own_queries else {}
             out |= {"tile": self.pyramid.tile} if self.pyramid.tile != TILE else {}
             out |= {"strictly_causal": True} if self.strictly_causal else {}
             out |= {"dense_layers": list(self.dense_layers)}
@@ -129,6 +132,7 @@ def saved_attention_settings(stage: dict[str, Any], model: dict[str, Any]) -> di
             "tile": Pyramid.of(0, 0, 0, 0, stage.get("tile"), stage.get("strictly_causal", False)).tile
         }
         keys += ("window",) if stage.get("window") else ()
+        keys += ("queries",) if stage.get("queries", "pooled") != "pooled" else ()
         keys += ("tile",) if stage["tile"] != TILE else ()
         keys += ("strictly_causal",) if stage.get("strictly_causal") else ()
         keys += ("dense_layers",)

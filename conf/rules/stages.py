@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.rope_scaling import broken_rules
-from lhtrain.conf.schema import Config, DocumentMode, StageConfig
+from lhtrain.conf.schema import Config, DocumentMode, Queries, StageConfig
 from lhtrain.kernels.pyramid import DILATION, Pyramid
 
 
@@ -17,6 +17,7 @@ def stage_problems(config: Config) -> Iterator[Problem]:
         if not str(name).strip() or not str(name).isprintable():
             yield Problem("stages", repr(name), "the name of a stage must be printable and not empty")
         yield from _pyramid(f"stages.{name}", stage)
+        yield from _own_queries(f"stages.{name}", stage)
         yield from _dilated(f"stages.{name}", stage, config.parallel.cp)
         if config.data.documents is DocumentMode.apart:
             yield from _dilated_apart(f"stages.{name}", stage)
@@ -41,6 +42,20 @@ def _pyramid(key: str, stage: StageConfig) -> Iterator[Problem]:
             yield Problem(f"{key}.{field}", value, rule)
 
 
+def _own_queries(key: str, stage: StageConfig) -> Iterator[Problem]:
+    """Yield broken rules on a Lighthouse stage whose positions attend to the rows with their own queries."""
+    if stage.attention != "lighthouse" or stage.queries != Queries.own:
+        return
+    if stage.strictly_causal:
+        rule = "a stage with queries=own is strictly causal anyway; set strictly_causal=false"
+        yield Problem(f"{key}.strictly_causal", "true", rule)
+    pyramid = pyramid_of(stage)
+    if not pyramid.problems() and stage.window < min(2 * pyramid.tile_tokens, stage.seq_len):
+        tiles = f"two tiles of seq_len * tile / budget = {pyramid.tile_tokens} tokens"
+        remedy = f"set {key}.window={2 * pyramid.tile_tokens}, or a larger budget or a smaller tile"
+        yield Problem(f"{key}.window", stage.window, f"must be at least {tiles} with queries=own; {remedy}")
+
+
 def _dilated(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
     """Yield a problem if the scorer `dilated` cannot divide the stage's seq_len."""
     unit = DILATION * (2 * cp if cp > 1 else 1)
@@ -62,4 +77,4 @@ def _dilated_apart(key: str, stage: StageConfig) -> Iterator[Problem]:
 def pyramid_of(stage: StageConfig) -> Pyramid:
     """Return the pyramid of a Lighthouse stage; its sizes may break rules."""
     sizes = stage.seq_len, stage.levels, stage.pooling, stage.budget
-    return Pyramid.of(*sizes, stage.tile, stage.strictly_causal)
+    return Pyramid.of(*sizes, stage.tile, stage.strictly_causal or stage.queries == Queries.own)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lhtrain.attention.dense import attention_in_segments, check_dense_backend, dense_attention
 from lhtrain.attention.documents import Documents
+from lhtrain.attention.own_queries import own_query_attention
 from lhtrain.attention.row_documents import aligned_starts, by_group, coarsest_rows, of_groups, row_bounds
 from lhtrain.attention.strict import Rows
 from lhtrain.attention.strict import strictly_causal as strict_attention
@@ -52,6 +53,7 @@ def lighthouse_attention(
     cover_prefix: bool = True,
     strictly_causal: bool = False,
     window: int = 0,
+    own_queries: bool = False,
     tile: int | None = None,
     backend: str = "auto",
     dense: str = "auto",
@@ -70,8 +72,11 @@ def lighthouse_attention(
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
         window: W, the last tokens that each position attends to exactly (`windowed.py`), itself included.
             0: the published layer. At least N: full attention.
+        own_queries: each position attends to the rows with its own query, not with a pooled one, and
+            strictly causally (`own_queries.py`). Needs a window of at least two tiles.
         strictly_causal: no choice depends on later tokens (`strict.py`). W then counts before the tile.
-        tile: entries expanded in a tile, half by each score. None: 128, or 16 where strictly causal.
+        tile: entries expanded in a tile, half by each score. None: 128, or 16 where strictly causal, also by
+            own queries.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
             head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
         dense: the kernel of attention over the S rows without a window; see `dense_attention`.
@@ -84,7 +89,7 @@ def lighthouse_attention(
     Raises:
         ValueError: sizes that do not fit together, an unknown scorer or backend, or one that cannot run here.
     """
-    pyramid = Pyramid.of(q.shape[1], levels, pooling, budget, tile, strictly_causal).check()
+    pyramid = Pyramid.of(q.shape[1], levels, pooling, budget, tile, strictly_causal or own_queries).check()
     _check(backend, window)
     if window >= q.shape[1] and not strictly_causal:
         return dense_attention(q, k, v, dense, documents)
@@ -96,6 +101,8 @@ def lighthouse_attention(
         rows = gather_keys(q, k, v, tokens, pyramid, *how)
         return strict_attention(q, k, v, rows, pyramid, window, starts=starts)
     options = tokens, pyramid, len(q) if cover_prefix else 0, *how
+    if own_queries:
+        return own_query_attention(q, k, v, *choose(q, k, *options), pyramid, window, documents)
     if window:
         return windowed_attention(q, k, v, *choose(q, k, *options), pyramid, window, documents)
     return _attend_rows(gather(q, k, v, *options), pyramid, dense, documents)
@@ -322,6 +329,7 @@ class LighthouseAttention:
     cover_prefix: bool = True
     strictly_causal: bool = False
     window: int = 0
+    own_queries: bool = False
     tile: int | None = None
     backend: str = "auto"
     dense: str = "auto"
@@ -345,6 +353,7 @@ class LighthouseAttention:
             cover_prefix=stage.cover_prefix,
             strictly_causal=stage.strictly_causal,
             window=stage.window,
+            own_queries=stage.own_queries,
             tile=pyramid.tile,
             backend=backend,
         )
@@ -352,7 +361,7 @@ class LighthouseAttention:
     def pyramid(self, seq_len: int) -> Pyramid:
         """Of a sequence of seq_len tokens. Raises ValueError: sizes that do not fit together."""
         sizes = self.levels, self.pooling, self.budget, self.tile
-        return Pyramid.of(seq_len, *sizes, self.strictly_causal).check()
+        return Pyramid.of(seq_len, *sizes, self.strictly_causal or self.own_queries).check()
 
     def scorer_in(self, where: Where | None) -> Scorer:
         """The scorer of the layer that attends `where`. Raises ValueError: it has none."""
@@ -375,6 +384,7 @@ class LighthouseAttention:
             cover_prefix=self.cover_prefix,
             strictly_causal=self.strictly_causal,
             window=self.window,
+            own_queries=self.own_queries,
             tile=self.tile,
             backend=self.backend,
             dense=self.dense,

@@ -165,7 +165,7 @@ def windowed(
     pyramid = Pyramid(q.shape[1], levels, pooling, 0)
     rows = gather(q, k, v, row_of_entry, pyramid, n_rows, by_group=bounds is not None)
     if bounds is None:
-        rows_out, rows_lse = _rows_forward(*rows, rows_kernel)
+        rows_out, rows_lse = rows_forward(*rows, rows_kernel)
         near, lse = WINDOW_KERNELS[near_kernel].forward(q, k, v, window)
     else:
         of_rows = row_bounds(bounds, coarsest_rows(row_of_entry, pyramid), q.shape[1], n_rows)
@@ -204,7 +204,7 @@ def windowed_backward(
     grads_out = merge_backward(grad, out, lse, *far, pyramid, starts=starts, by_group=by_group)
     rows = rows_q, rows_k, rows_v, rows_out, rows_lse
     if bounds is None:
-        grads_rows = _rows_backward(*grads_out, *rows, rows_kernel)
+        grads_rows = rows_backward(*grads_out, *rows, rows_kernel)
         grads = WINDOW_KERNELS[near_kernel].backward(grad, q, k, v, out, lse, window)
     else:
         of_rows = row_bounds(bounds, coarsest_rows(row_of_entry, pyramid), q.shape[1], rows_q.shape[1])
@@ -235,7 +235,7 @@ def _windowed_autograd(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor 
 windowed.register_autograd(_windowed_autograd, setup_context=_windowed_context)
 
 
-def _rows_forward(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+def rows_forward(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     """Causal attention over rows by a kernel of DENSE_KERNELS, or by that of `kernels/ranges`."""
     if kernel == "ranges":
         return WINDOW_KERNELS[kernel].forward(q, k, v, q.shape[1])
@@ -243,23 +243,25 @@ def _rows_forward(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor,
     return out.contiguous(), lse.contiguous()
 
 
-def _rows_backward(
-    grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernel: str
-) -> Gradients:
-    """Gradients of q, k and v from those of both results."""
+def rows_backward(
+    grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    kernel: str,
+) -> Gradients:  # fmt: skip
+    """Gradients of q, k and v from those of both results; out and lse may be those of a larger attention."""
     if kernel == "ranges":
         from lhtrain.kernels.ranges.kernel import backward
 
         bounds = window_bounds(q.shape[1], q.shape[1], q.shape[1], q.device)
         return backward(grad, grad_lse, q, k, v, *bounds, out, lse)
-    tensors = grad.contiguous(), grad_lse.contiguous(), q, k, v, out, lse
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    tensors = grad.contiguous(), grad_lse, q, k, v, out, lse
     return backward_of(DENSE_KERNELS[kernel], *tensors, True)
 
 
 @torch.library.custom_op("lhtrain::dense_with_lse", mutates_args=())
 def dense_with_lse(q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
     """Causal attention over rows as `windowed` does it: out (B, T, H, D), lse (B, H, T) float32."""
-    return _rows_forward(q, k, v, kernel)
+    return rows_forward(q, k, v, kernel)
 
 
 @dense_with_lse.register_fake
@@ -273,7 +275,7 @@ def dense_with_lse_backward(
     grad: Tensor, grad_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, kernel: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of both results -> of q, k, v."""
-    grads = _rows_backward(grad, grad_lse, q, k, v, out, lse, kernel)
+    grads = rows_backward(grad, grad_lse, q, k, v, out, lse, kernel)
     return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three
 
 

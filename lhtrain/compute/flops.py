@@ -63,7 +63,8 @@ def attention_flops(model: ModelConfig, stage: Stage, number: int, share: float 
         pairs = 4 * model.n_heads * model.head_dim * _strict_pairs(stage)
         return AttentionFlops(strict=int(share * pairs), scores=scores)
     near = _window(model, n, window, share) if window < n else 0  # else n_attended is the whole sequence
-    return AttentionFlops(int(share * _attention(model, stage.n_attended)), near, scores=scores)
+    pairs = n * stage.n_attended if stage.own_queries else stage.n_attended**2
+    return AttentionFlops(int(share * 2 * model.n_heads * model.head_dim * pairs), near, scores=scores)
 
 
 def _window(model: ModelConfig, n: int, window: int, share: float) -> int:

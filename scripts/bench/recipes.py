@@ -69,6 +69,12 @@ def window(tokens: int) -> tuple[str, ...]:
     return (f"stages.long.window={tokens}",)
 
 
+def own_queries(tokens: int, budget: int, tile: int) -> tuple[str, ...]:
+    """A window, with own queries on a pyramid of so many entries per level."""
+    sizes = f"lighthouse.budget={budget}", f"lighthouse.tile={tile}"
+    return (*window(tokens), "lighthouse.queries=own", *sizes)
+
+
 LATE = ("optim.decay_fraction=0.1",)
 # In the order of worth: a study may be cut short.
 STUDIES = {
@@ -99,6 +105,18 @@ STUDIES = {
         ),
         "windowed, 6 dense layers, recovery 10 %": Recipe("windowed_hybrid", "lighthouse"),
         "ladder, windowed, recovery 10 %": Recipe("ladder_windowed", "lighthouse"),
+        "own queries, W = 2,048, k = 1,536, recovery 10 %": Recipe(
+            "windowed_10", "lighthouse", settings=own_queries(2048, 1536, 16)
+        ),
+        "own queries, W = 2,048, k = 768, recovery 10 %": Recipe(
+            "windowed_10", "lighthouse", settings=own_queries(2048, 768, 8)
+        ),
+        "own queries, W = 2,048, k = 1,536, recovery 3 %": Recipe(
+            "windowed_3", "lighthouse", settings=own_queries(2048, 1536, 16)
+        ),
+        "own queries, W = 2,048, k = 1,536, recovery 30 %": Recipe(
+            "windowed_30", "lighthouse", settings=own_queries(2048, 1536, 16)
+        ),
     },
     "scratch": {
         "curriculum": Recipe("scratch_curriculum", "dense"),

@@ -78,13 +78,13 @@ def test_a_run_has_the_losses_of_the_cpu_and_a_resumed_one_too(trainer, name):
     for run in (on_cpu, on_gpu):
         run.run()
     assert len(numbers(on_cpu)) >= 10
-    torch.testing.assert_close(numbers(on_gpu), numbers(on_cpu), rtol=0.01, atol=0, equal_nan=True)
+    torch.testing.assert_close(numbers(on_gpu), numbers(on_cpu), rtol=0.02, atol=0, equal_nan=True)
     middle, last = checkpoint.complete(on_gpu.dir.checkpoints)
     last.rename(last.parent / "kept")
     again = trainer("gpu", GPU, *settings, "resume=auto")
     assert again.start.path == middle
     again.run()
-    torch.testing.assert_close(numbers(again), numbers(on_cpu), rtol=0.01, atol=0, equal_nan=True)
+    torch.testing.assert_close(numbers(again), numbers(on_cpu), rtol=0.02, atol=0, equal_nan=True)
 
 
 def test_a_trace_has_kernels_and_a_memory_snapshot_has_allocations(trainer):

@@ -165,4 +165,4 @@ def test_a_compiled_model_with_sliding_layers_gives_the_losses_and_gradients_of_
         loss, grads = losses(torch.bfloat16, compiled)
         assert loss == pytest.approx(want, rel=1e-3)
         for name, grad in want_grads.items():
-            assert (grads[name] - grad).norm() < 0.03 * grad.norm(), name
+            assert (grads[name] - grad).norm() < 0.1 * grad.norm(), name

@@ -61,30 +61,24 @@ def lighthouse_attention(
     x: Tensor | None = None,
     documents: Documents | None = None,
 ) -> Tensor:
-    """Causal attention over the S pyramid entries worth their full resolution.
+    """Causal attention over the S pyramid entries worth their full resolution: (B, N, H, D), q's dtype.
 
     Args:
         q: (B, N, H, D), after RoPE; k, v: (B, N, Hkv, D), Hkv dividing H. Any float dtype. Each K/V head has
             a selection of its own; a group's `qk` score is the maximum over its query heads.
         levels, pooling, budget: L, p and k; `Pyramid.problems` has the rules.
-        scorer: a scorer, or the name of one without parameters in `registry.SCORERS`.
+        scorer: a scorer, or a name in `registry.SCORERS` of one without parameters.
         selection: the rule by which scores pick pyramid entries.
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
-        window: W, the last tokens that each position attends to exactly (`windowed.py`), itself included.
-            0: the published layer. At least N: full attention.
-        own_queries: each position attends to the rows with its own query, not with a pooled one, and
-            strictly causally (`own_queries.py`). Needs a window of at least two tiles.
+        window: W, the last tokens that each position attends to exactly. 0: none. N or more: full attention.
+        own_queries: each position attends to the rows with its own query (`own_queries.py`). Needs a window.
         strictly_causal: no choice depends on later tokens (`strict.py`). W then counts before the tile.
-        tile: entries expanded in a tile, half by each score. None: 128, or 16 where strictly causal, also by
-            own queries.
+        tile: entries expanded in a tile, half by each score. None: 128; 16 if strictly causal or own_queries.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
-            head dims up to 256; p up to 64), or "auto", the kernels where they run and else the reference.
+            head dims up to 256; p up to 64), or "auto", the kernels where they run.
         dense: the kernel of attention over the S rows without a window; see `dense_attention`.
-        positions, x: for scorers, (N,) int64, unless given 0 ... N - 1; the layer's input (B, N, C).
+        positions, x: for scorers, (N,) int64 (None: 0 ... N - 1), and the layer's input (B, N, C).
         documents: those that are kept apart, each with a covered prefix. They begin at multiples of p^(L-1).
-
-    Returns:
-        (B, N, H, D), q's dtype.
 
     Raises:
         ValueError: sizes that do not fit together, an unknown scorer or backend, or one that cannot run here.
@@ -95,16 +89,16 @@ def lighthouse_attention(
         return dense_attention(q, k, v, dense, documents)
     starts = None if documents is None else aligned_starts(documents, pyramid)
     tokens = _tokens(q, k, v, positions, x, dense, documents, pyramid.coarsest_window)
-    precedence = precedence_of(starts, pyramid, cover_prefix, strictly_causal)
+    precedence = precedence_of(starts, pyramid, cover_prefix, strictly_causal or own_queries)
     how = backend, scorer_of(scorer), selection, precedence
     if strictly_causal:
-        rows = gather_keys(q, k, v, tokens, pyramid, *how)
-        return strict_attention(q, k, v, rows, pyramid, window, starts=starts)
-    options = tokens, pyramid, len(q) if cover_prefix else 0, *how
-    if own_queries:
-        return own_query_attention(q, k, v, *choose(q, k, *options), pyramid, window, documents)
-    if window:
-        return windowed_attention(q, k, v, *choose(q, k, *options), pyramid, window, documents)
+        return strict_attention(
+            q, k, v, gather_keys(q, k, v, tokens, pyramid, *how), pyramid, window, starts=starts
+        )
+    options = tokens, pyramid, len(q) if cover_prefix and not own_queries else 0, *how
+    if window or own_queries:
+        attend = own_query_attention if own_queries else windowed_attention
+        return attend(q, k, v, *choose(q, k, *options), pyramid, window, documents)
     return _attend_rows(gather(q, k, v, *options), pyramid, dense, documents)
 
 

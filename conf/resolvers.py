@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from lhtrain.conf.rope_scaling import fitting_base
+from lhtrain.conf.rope_scaling import broken_rules, fitting_base
 from lhtrain.conf.typed.paths import expanded
 
 
@@ -30,9 +30,17 @@ def budget(given: int | None, seq_len: int) -> int:
     return given if given is not None else round_up(-(-seq_len // 64), 128)
 
 
-def fit_rope(base: float, seq_len: int) -> float:
-    """Return a rotary base for `seq_len` tokens: as given, or larger if that is too low."""
-    return fitting_base(base, max(seq_len, 1))  # `validate` reports a seq_len below 1
+def fit_rope(base: float, seq_len: int, *, _parent_: DictConfig, _root_: DictConfig) -> float:
+    """Return a rotary base for `seq_len` tokens: as given, or larger if that is too low.
+
+    The rope_scaling beside the key counts, because less base is enough with it.
+    """
+    scaling = _parent_.get("rope_scaling")
+    scaling = OmegaConf.to_container(scaling, resolve=True) if isinstance(scaling, DictConfig) else scaling
+    head_dim = _root_.model.head_dim
+    if any(broken_rules(scaling)) or head_dim < 4:
+        scaling = None  # `validate` reports it
+    return fitting_base(base, max(seq_len, 1), scaling, head_dim)  # it reports a seq_len below 1, too
 
 
 def tokenizer_vocab(name: str) -> int:

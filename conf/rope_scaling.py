@@ -63,9 +63,11 @@ def rounded_up(base: float) -> float:
     return float(math.ceil(base / unit) * unit)
 
 
-def fitting_base(base: float, seq_len: int) -> float:
-    """Return `base`, or a larger one if `least_base` of `seq_len` is above it; at least FLOOR."""
-    return max(base, FLOOR, rounded_up(least_base(seq_len)))
+def fitting_base(
+    base: float, seq_len: int, scaling: dict[str, Any] | None = None, head_dim: int = 0
+) -> float:
+    """Return `base`, or a larger one if `least_scaled_base` is above it; at least FLOOR."""
+    return max(base, FLOOR, rounded_up(least_scaled_base(seq_len, scaling, head_dim)))
 
 
 def broken_rules(scaling: Any) -> Iterator[str]:

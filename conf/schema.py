@@ -177,7 +177,8 @@ class ModelConfig:
     head_dim: Size = II("div:${.dim},${.n_heads}")
     ffn_dim: Size = MISSING  # hidden size of the SwiGLU
     # base of the rotary position embedding; longer contexts need a larger one, see docs/stages.md. Presets
-    # write ${fit_rope:BASE,SEQ_LEN}: the base BASE, or a larger one that fits SEQ_LEN tokens
+    # write ${fit_rope:BASE,SEQ_LEN}: the base BASE, or a larger one that fits SEQ_LEN tokens, with
+    # rope_scaling if that is set
     rope_theta: Positive = 10_000.0
     # how the rotary embedding of a model for shorter sequences is stretched: a mapping as in config.json of
     # Hugging Face models, such as {rope_type: yarn, factor: 4, original_max_position_embeddings: 32768};
@@ -627,9 +628,10 @@ class Config:
     # optimizers and trackers (lhtrain.registry)
     plugins: list[str] = field(default_factory=list)
     resume: Resume = Resume.never  # whether to continue the run in run.dir, which then must be given
-    # folder of a checkpoint of another run, or of imported weights, from which to start. The shape of the
-    # model is taken from it, and the tokenizer of imported weights
+    # folder of a checkpoint of another run, or of imported weights, from which to start. The keys of the
+    # model are taken from it, and the tokenizer of imported weights; what you set counts before them, also
+    # all keys of model=NAME
     init_from: str | None = None
-    # what is taken from init_from: weights alone, or all: the optimizer state too, and the position if the
-    # data are the same; auto: all if the checkpoint has an optimizer state
+    # what is taken from init_from, which must be set: weights alone, or all: the optimizer state too, and
+    # the position if the data are the same; auto: all if the checkpoint has an optimizer state
     init: Init = Init.auto

@@ -11,6 +11,7 @@ from lhtrain import checkpoint
 from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.attention.where import Attend
 from lhtrain.compute.apply import apply
+from lhtrain.compute.cost import repeats
 from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
 from lhtrain.conf.schema import Config, DocumentMode, PositionMode
@@ -188,7 +189,9 @@ def build_data(config: Config, mesh: Mesh) -> Data:
         restarted = config.data.positions is PositionMode.restarted
         apart = Apart.of([*orders, validation], lengths, restarted)
     loader = Loader(orders[0], corpus.tokenizer.eos, world.device, mesh.slice, apart)
-    notes = _copies_notes(config, corpora)
+    planned = stages.planned(stages_of(config).values())
+    many = repeats({name: read["epochs"] for name, read in planned.items()}, stages.tokens_of)
+    notes = ({many: None} if many else {}) | _copies_notes(config, corpora)
     notes |= dict.fromkeys(note for order in orders for note in [*order.notes, *_padding_notes(order)])
     if alignment is not None:
         notes |= dict.fromkeys(_short_documents(config, stages))

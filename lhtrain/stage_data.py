@@ -1,7 +1,7 @@
 """The training data of each stage: what they are, their order, and where they continue at a switch."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import count
@@ -12,6 +12,7 @@ from lhtrain.conf.stage_data import RUN, data_of, owners
 from lhtrain.data import Corpus, DataError, SequenceOrder, open_corpus
 from lhtrain.data.order.sequences import Packed, source_of
 from lhtrain.progress import DataPart
+from lhtrain.stage import Stage
 
 
 @dataclass
@@ -42,16 +43,31 @@ class StageData:
         """
         read = self.blocks_read(part, position)
         seen: dict[str, float] = {}
-        whole: dict[str, int] = {}
         for pool, (n_blocks, n_tokens) in self._sizes.items():
             name = self.names[source_of(pool)]
-            whole[name] = whole.get(name, 0) + n_tokens
             seen[name] = seen.get(name, 0) + n_tokens * read.get(pool, 0) / n_blocks
         return {
-            name: {"tokens": round(tokens), "epochs": round(tokens / whole[name], 4)}
+            name: {"tokens": round(tokens), "epochs": round(tokens / self.tokens_of[name], 4)}
             for name, tokens in seen.items()
             if tokens
         }
+
+    @cached_property
+    def tokens_of(self) -> dict[str, int]:
+        """The tokens of an epoch of each source."""
+        whole: dict[str, int] = {}
+        for pool, (_, n_tokens) in self._sizes.items():
+            name = self.names[source_of(pool)]
+            whole[name] = whole.get(name, 0) + n_tokens
+        return whole
+
+    def planned(self, stages: Iterable[Stage]) -> dict[str, dict[str, float]]:
+        """Return `sources` at the end of a run that trains these stages from the beginning of the data."""
+        part, position = DataPart(), 0
+        for stage in stages:
+            order, part = self.enter(stage.name, part, position)
+            position = order.align(position, stage.seq_len) + stage.steps * stage.batch_tokens
+        return self.sources(part, position)
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -3,20 +3,26 @@
 import json
 from collections import Counter
 from random import Random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from lhtrain.build import build_data
 from lhtrain.compute.fill import compose_config, filled
 from lhtrain.conf.schema import StageDataConfig
 from lhtrain.conf.stage_data import RUN
 from lhtrain.data import DataError
 from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.recipe import Recipe
+from lhtrain.distributed.mesh import Mesh
+from lhtrain.distributed.world import Ranks, World
 from lhtrain.progress import DataPart, Progress
 from lhtrain.stage_data import StageData, open_data, orders_of
 from tests.data.order.test_sequences import hashes
 
 SEQ_LEN = 64
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +44,13 @@ def mix(folder, **weights):
 
 def opened(folder, *settings):
     """Return the data of a run on `web` and `code` with the stages short, windowed and recovery."""
-    settings = f"model.seq_len={SEQ_LEN}", "stages.windowed.attention=dense", "run.batch_tokens=64", *settings
-    settings = "data=mix", f"data.mix={mix(folder, web=3, code=1)}", "stage=windowed", *settings
-    config = filled(compose_config(list(settings)))
+    config = filled(compose_config(settings_of(folder, *settings)))
     return orders_of(config, open_data(config), None)
+
+
+def settings_of(folder, *settings):
+    settings = f"model.seq_len={SEQ_LEN}", "stages.windowed.attention=dense", "run.batch_tokens=64", *settings
+    return ["data=mix", f"data.mix={mix(folder, web=3, code=1)}", "stage=windowed", *settings]
 
 
 def read(data: StageData, plan: list[tuple[str, int]], seq_len: int = SEQ_LEN):
@@ -187,3 +196,31 @@ def test_the_fingerprint_depends_on_the_data_of_the_stage(folder):
         for weight in (1, 2)
     )
     assert list(one) == list(other) == ["stages.windowed.data"] and one != other
+
+
+def test_what_a_run_reads_of_each_source_is_known_before_it(folder):
+    """A stage that reads its few data often, and a source of the run's mixture that it reads, too."""
+    data = opened(folder, f"stages.windowed.data.mix={mix(folder, books=9, code=1)}")
+    counts = {"short": 40, "windowed": 300, "recovery": 20}
+    stages = [
+        SimpleNamespace(name=name, seq_len=SEQ_LEN, steps=count, batch_tokens=SEQ_LEN)
+        for name, count in counts.items()
+    ]
+    _, progress = read(data, list(counts.items()))
+    planned = data.planned(stages)
+    assert planned == data.sources(progress.data, progress.position)
+    assert planned["books"]["epochs"] > 3 > planned["web"]["epochs"]
+    assert round(planned["books"]["tokens"] / planned["books"]["epochs"]) == pytest.approx(
+        data.tokens_of["books"], rel=1e-3
+    )
+
+
+def test_a_stage_that_reads_its_data_too_often_is_named(folder):
+    """The data of the run alone are enough."""
+    books = f"stages.windowed.data.mix={mix(folder, books=1)}"
+    shares = ["stages.short.fraction=0.1", "stages.windowed.fraction=0.8"]
+    settings = [*settings_of(folder, books), *shares, "run.steps=600", "run.device=cpu"]
+    config = filled(compose_config(settings))
+    notes = build_data(config, Mesh(config.parallel, config.model, "global", World(Ranks(), CPU))).notes
+    (note,) = (note for note in notes if "reads" in note)
+    assert note.startswith("the run reads books ") and " web " not in note

@@ -46,7 +46,7 @@ def batch_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
         dp = data_ranks(config, n_ranks)
     except (ValueError, ZeroDivisionError):  # a problem of `parallel`, which is reported there
         dp = 1
-    inherited: dict[tuple[str, int], None] = {}
+    inherited: dict[int, str] = {}  # what run.batch_tokens must be a multiple of -> the rule
     for name, stage in config.stages.items():
         try:
             tokens, accum = number_or_auto(stage.batch_tokens), number_or_auto(stage.grad_accum)
@@ -64,13 +64,15 @@ def batch_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
             own = stage.grad_accum != config.run.grad_accum
             rule += f"; {f'stages.{name}' if own else 'run'}.grad_accum=auto uses a number that fits"
         if stage.batch_tokens == config.run.batch_tokens:
-            inherited[rule, unit] = None
+            inherited[unit] = rule
         else:
             yield Problem(f"stages.{name}.batch_tokens", tokens, f"{rule}; nearest: {_nearest(tokens, unit)}")
     if inherited:
         tokens = int(config.run.batch_tokens)
-        near = _nearest(tokens, math.lcm(*(unit for _, unit in inherited)))
-        rules = ", and ".join(rule for rule, _ in inherited)
+        near = _nearest(tokens, math.lcm(*inherited))
+        # A stage with shorter sequences usually adds nothing: their length divides the longest one.
+        implied = {unit for unit in inherited for other in inherited if other != unit and other % unit == 0}
+        rules = ", and ".join(rule for unit, rule in inherited.items() if unit not in implied)
         yield Problem("run.batch_tokens", tokens, f"{rules}; nearest: {near}")
 
 

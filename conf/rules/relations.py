@@ -123,6 +123,11 @@ RELATIONS = (
         ),
     ),
     Relation(
+        ("init", "init_from"),
+        "init other than auto needs init_from",
+        ("init=weights",),
+    ),
+    Relation(
         ("model.rope_scaling",),
         "model.rope_scaling needs rope_type and factor; all types but linear need "
         "original_max_position_embeddings, the length before scaling; llama3 needs low_freq_factor and "

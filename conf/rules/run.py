@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, Init
 from lhtrain.conf.typed.paths import path_problem
 
 MOST_PROFILED = 100  # steps in one trace
@@ -18,6 +18,9 @@ def run_problems(config: Config) -> Iterator[Problem]:
         yield Problem("run.name", config.run.name, "must not be empty")
     if config.init_from is not None and (problem := path_problem(config.init_from)):
         yield Problem("init_from", config.init_from, f"{problem}; null starts from new weights")
+    if config.init is not Init.auto and config.init_from is None:
+        rule = "chooses what init_from brings, which is not set; set init_from=CHECKPOINT, or leave init out"
+        yield Problem("init", config.init.name, rule)
     retry, limit = config.checkpoint.retry, config.watchdog.save
     if limit is not None and retry >= limit > 0 and math.isfinite(retry):
         rule = f"must be less than watchdog.save={limit:g}, which would otherwise end the run first"

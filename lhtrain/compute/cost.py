@@ -1,13 +1,17 @@
 """Estimates the cost of a run before it starts: epochs of the data, disk space, time. Pure functions."""
 
+from collections.abc import Mapping
+
 from lhtrain.compute.flops import step_flops
 from lhtrain.compute.prediction import predict
 from lhtrain.compute.rates import MEASURED
 from lhtrain.compute.trained import state_bytes
 from lhtrain.conf.schema import Config, DocumentMode
 from lhtrain.stage import stages_of
+from lhtrain.text import counted, one_line
 
 ASSUMED_MFU = 0.5  # fraction of the data sheet's FLOP/s; measured: 0.40 to 0.55, see scripts/bench/results
+SHOWN = 5  # most sources that a warning names
 MANY_EPOCHS = 4  # more repetitions of the same text improve a model little (arXiv:2305.16264)
 
 
@@ -41,7 +45,8 @@ def cost(
     epochs = of_run / max(tokens_per_epoch, 1)
     whole = sum((stage.steps or 0) * stage.batch_tokens for stage in config.stages.values())
     each = f"{_number(whole / max(n_parameters, 1))} tokens per parameter in the whole run"
-    lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of the data; {each}"]
+    data = "the data of the run" if any(stage.data for stage in stages.values()) else "the data"
+    lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of {data}; {each}"]
     lines.append(_checkpoints(config, n_parameters, steps, done))
     gpus = "this GPU" if n_ranks == 1 else f"{n_ranks} of these GPUs"
     # Whole sequences are counted: how long documents are is not known here.
@@ -58,18 +63,25 @@ def cost(
     return lines
 
 
-def repeats(config: Config, tokens_per_epoch: int) -> str | None:
-    """Return a warning if the whole run reads its data more than MANY_EPOCHS times, else None.
+def repeats(epochs: Mapping[str, float], tokens: Mapping[str, int]) -> str | None:
+    """Return a warning if the whole run reads a source of its data more than MANY_EPOCHS times, else None.
 
-    Stages with data of their own do not count.
+    Args:
+        epochs: of each source that the run reads.
+        tokens: in an epoch of each source.
     """
-    stages = [stage for stage in stages_of(config).values() if not stage.data]
-    epochs = sum(stage.steps * stage.batch_tokens for stage in stages) / max(tokens_per_epoch, 1)
-    if epochs <= MANY_EPOCHS:
+    often = sorted((name for name in epochs if epochs[name] > MANY_EPOCHS), key=lambda name: -epochs[name])
+    if not often:
         return None
+    read = [f"{_number(epochs[name])} times ({tokens[name]:,} tokens each time)" for name in often[:SHOWN]]
+    if len(epochs) == 1:
+        (what,) = (f"its data {text}" for text in read)
+    else:
+        what = ", ".join(f"{one_line(name)} {text}" for name, text in zip(often, read, strict=False))
+        what += f" and {counted(len(often) - SHOWN, 'further source')} as often" if often[SHOWN:] else ""
     return (
-        f"the run reads its data {_number(epochs)} times ({tokens_per_epoch:,} tokens each time); "
-        f"a model learns little from more than {MANY_EPOCHS} times; use more data or fewer steps"
+        f"the run reads {what}; a model learns little from more than {MANY_EPOCHS} times; "
+        "use more data or fewer steps"
     )
 
 

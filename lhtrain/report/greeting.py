@@ -8,7 +8,7 @@ import torch
 
 from lhtrain.attention.flash4 import fa4_runs
 from lhtrain.compute.advice import outlook
-from lhtrain.compute.cost import cost, repeats
+from lhtrain.compute.cost import cost
 from lhtrain.compute.device import describe, gpu_memory, peak_flops
 from lhtrain.compute.rotary import low_bases
 from lhtrain.compute.trained import Trained
@@ -58,14 +58,12 @@ def about_memory(config: Config, world: World, memory: int) -> list[str]:
 
 
 def about_data(config: Config, corpus: Corpus) -> list[str]:
-    """Return the number of tokens, and a warning if the run reads them too often."""
+    """Return the number of tokens, and whether documents are kept apart."""
     train, val = (corpus.n_tokens(split) for split in ("train", "val"))
     lines = [f"data      {train:,} training tokens, {val:,} validation tokens"]
     if config.data.documents is DocumentMode.apart:
         where = f"positions {config.data.positions.value}"
         lines.append(f"data      documents apart: no attention from one document to another; {where}")
-    if many := repeats(config, train):
-        lines.append(f"warning   {many}")
     return lines
 
 

@@ -15,7 +15,7 @@ from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.renamed import current as current_key
 from lhtrain.conf.renamed import hint
 from lhtrain.conf.resolvers import budget
-from lhtrain.conf.schema import Config, StageConfig
+from lhtrain.conf.schema import Config, Init, StageConfig
 from lhtrain.conf.stage_data import needs_other
 from lhtrain.conf.typed.overrides import Setting
 from lhtrain.errors import RunError
@@ -65,6 +65,8 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
     if n_ranks is not None and before is not None and before != n_ranks:
         _derive_micro_batches(config)
     OmegaConf.update(config, "resume", "auto")
+    if config.init_from is None:
+        config.init = Init.auto  # earlier versions accepted any `init` without init_from
     if problems := [found for text in overrides if (found := _apply(config, text))]:
         raise ConfigError(problems)
     config.run.dir = str(path)

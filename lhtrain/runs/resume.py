@@ -85,6 +85,8 @@ def begin(
     state = checkpoint.state_of(start.source)
     start.imported = state.get("imported")
     start.notes += _other_tokenizer(state.get("tokenizer"), corpus)
+    with checkpoint.as_written(start.source):
+        start.notes += _stretched_twice(state["config"]["model"], config)
     return progress, note
 
 
@@ -192,7 +194,8 @@ def start_from(
     what = "average of the weights" if of_average else "weights"
     note = f"{what} {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(there, tensors)
     if changed := differing_settings(saved, now, TRAINED_FOR):
-        note += f", which were trained with other settings (saved -> now): {', '.join(changed)}"
+        note += ", which were trained with other settings; those of this run count (saved -> now): "
+        note += ", ".join(changed)
     if not whole:
         return Progress(), f"{note}; the optimizer state is new, and the data are read from their start"
     if data != corpus.fingerprint:
@@ -265,6 +268,21 @@ def _other_tokenizer(recorded: dict[str, Any] | None, corpus: Corpus) -> list[st
     return [
         f"the data have the tokenizer {corpus.tokenizer.name}, but the weights of init_from were trained "
         f"with {theirs}; prepare the data with that one"
+    ]
+
+
+def _stretched_twice(saved: dict[str, Any], config: Config) -> list[str]:
+    """Return a warning if stages raise the rotary base of weights and keep their rope_scaling, too."""
+    if not (scaling := saved.get("rope_scaling")):
+        return []
+    base, own = saved["rope_theta"], config.stages.items()
+    stages = [name for name, stage in own if stage.rope_scaling == scaling and stage.rope_theta > base]
+    if not stages:
+        return []
+    return [
+        f"stage {', '.join(stages)}: the rotary base is above that of the weights, {base:,.10g}, and their "
+        f"rope_scaling ({scaling['rope_type']}) still applies, so positions are stretched twice; "
+        "model.rope_scaling=null removes it"
     ]
 
 

@@ -210,6 +210,17 @@ def test_a_value_that_breaks_two_rules_is_reported_once():
     assert problems("model.seq_len=0", "run.batch_tokens=4096") == ["model.seq_len=0: must be at least 1"]
 
 
+def test_lengths_that_divide_the_longest_one_add_nothing_to_the_message():
+    (message,) = problems("stage=ladder", "run.batch_tokens=5000")
+    assert message.startswith("run.batch_tokens=5000: must be a multiple of seq_len = 4096; nearest: 4096 or")
+
+
+def test_init_needs_a_checkpoint():
+    (message,) = problems("init=weights")
+    assert message.startswith("init=weights: ") and "set init_from=" in message
+    assert [one.partition(":")[0] for one in problems("init=average", "init_from=null")] == ["init=average"]
+
+
 def test_the_mesh_is_compared_with_the_ranks():
     def said(n_ranks, *overrides):
         try:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lhtrain.compute.fill import compose_config
+from lhtrain.compute.rotary import low_bases
 from lhtrain.conf.compose import search_path
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.rope_scaling import fitting_base, least_base, least_scaled_base, rounded_up
@@ -28,6 +29,33 @@ def test_the_least_base_grows_with_the_length(seq_len, least, fitting):
     assert least_base(seq_len) == pytest.approx(least, rel=1e-3)
     assert fitting_base(10_000, seq_len) == fitting
     assert fitting_base(7.7e6, seq_len) == 7.7e6
+
+
+YARN = "{rope_type: yarn, factor: 4, original_max_position_embeddings: 8192}"
+DYNAMIC = "{rope_type: dynamic, factor: 4, original_max_position_embeddings: 8192}"
+
+
+@pytest.mark.parametrize("scaling", [YARN, DYNAMIC, "null"])
+def test_a_fitting_base_knows_the_scaling(scaling):
+    """The presets, and the stages of a recipe, for which the start would otherwise warn."""
+    typed = ["model=gpt_130m", "model.seq_len=98304", "stage=ladder", f"model.rope_scaling={scaling}"]
+    config = compose_config(typed)
+    model, (*_, long) = config.model, config.stages.values()
+    assert model.rope_theta == long.rope_theta
+    least = least_scaled_base(98_304, model.rope_scaling, model.head_dim)
+    assert (
+        model.rope_theta == fitting_base(0, 98_304, model.rope_scaling, model.head_dim) == rounded_up(least)
+    )
+    assert (model.rope_theta < 5.7e6) == (scaling != "null")
+    assert low_bases(config) == []
+    own = compose_config([*typed, "stages.long.rope_scaling=null"]).stages
+    assert own["long"].rope_theta == 5.7e6 and own["short"].rope_theta == model.rope_theta
+
+
+def test_a_scaling_that_is_refused_is_named_once():
+    with pytest.raises(ConfigError) as refused:
+        compose_config(["model=gpt_130m", "model.rope_scaling={rope_type: yarn}"])
+    assert {problem.key for problem in refused.value.problems} == {"model.rope_scaling"}
 
 
 def test_rounding_up_keeps_two_digits():

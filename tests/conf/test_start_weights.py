@@ -139,7 +139,8 @@ long: {attention: dense, rope_theta: "${fit_rope:${model.rope_theta},${model.seq
         return [stage.rope_theta for stage in check_overrides([*typed, *more]).stages.values()]
 
     assert bases() == [1e6, 1e6]
-    assert bases("model.seq_len=98304") == [1e6, 5.7e6]
+    assert bases("model.seq_len=98304") == [1e6, 1.9e6]  # as 49,152 tokens: their scaling is kept
+    assert bases("model.seq_len=98304", "model.rope_scaling=null") == [1e6, 5.7e6]
     assert bases("model.seq_len=98304", "model.rope_theta=8e6") == [8e6, 8e6]
 
 

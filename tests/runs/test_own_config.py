@@ -46,6 +46,16 @@ def test_a_preset_for_a_run_that_continues_is_refused_with_what_can_be_set(run_d
         load(run_dir, [typed])
 
 
+def test_a_run_that_set_init_without_init_from_resumes(run_dir):
+    """Earlier versions accepted and ignored it."""
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    saved.init = "weights"
+    OmegaConf.save(saved, run_dir / "config.yaml")
+    assert load(run_dir, []).init.name == "auto"
+    with pytest.raises(ConfigError, match=r"init=all: .*set init_from="):
+        load(run_dir, ["init=all"])
+
+
 def test_underscores_within_a_number_are_allowed(run_dir):
     lengthen(run_dir, "+1_0")
     assert load(run_dir, []).run.steps == 14

@@ -242,6 +242,31 @@ def test_init_from_compares_settings_that_shapes_do_not_show(tmp_path, monkeypat
     assert what in str(refused.value)
 
 
+def test_the_keys_that_a_preset_sets_otherwise_than_the_weights_are_named(tmp_path):
+    """A typed model=NAME has the shape of the weights, and other keys, which count."""
+    config = filled(compose_config([*TINY, f"run.dir={tmp_path}"]))
+    saved = as_container(config)
+    saved["model"] |= {"seq_len": 1024, "norm_eps": 1e-6, "dense_layers": [0]}
+    saver = Saver(tmp_path / "other", 1, WORLD)
+    progress = {"step": 3, "position": 1536, "stages": []}
+    tensors = {"model.w": torch.ones(2)}
+    saver.save(3, tensors, {"progress": progress, "config": saved, "data": "d"})
+    saver.finish()
+    path, corpus = tmp_path / "other" / "step_00000003", SimpleNamespace(fingerprint="d")
+    _, note = start_from(path, tensors, config, corpus, WORLD)
+    for change in ("seq_len: 1024 -> 256", "norm_eps: 1e-06 -> 1e-05", "dense_layers: [0] -> []"):
+        assert f"model.{change}" in note
+    assert "those of this run count" in note
+
+
+@pytest.mark.parametrize(("typed", "warns"), [([], 0), (["model.rope_theta=2e4"], 1)])
+def test_a_higher_base_beside_the_scaling_of_the_weights_is_named(tmp_path, typed, warns):
+    scaling = "model.rope_scaling={rope_type: linear, factor: 2}"
+    saved = as_container(compose_config([*TINY, scaling]))["model"]
+    assert len(resume._stretched_twice(saved, compose_config([*TINY, scaling, *typed]))) == warns
+    assert resume._stretched_twice(saved, compose_config([*TINY, *typed])) == []
+
+
 @pytest.mark.parametrize("same_order", [True, False])
 def test_init_from_a_run_whose_stages_had_data_of_their_own(tmp_path, same_order):
     """The new run continues each source behind what was read of it, if the order is the same."""
@@ -320,7 +345,7 @@ def test_restart_with_init_from_is_still_a_restart(monkeypatch):
     """The earlier files must be moved aside; otherwise a later resume would continue the earlier run."""
     begun = Progress(position=512), "weights of another run"
     monkeypatch.setattr(resume, "start_from", lambda *_: begun)
-    monkeypatch.setattr(resume.checkpoint, "state_of", lambda _: {})
+    monkeypatch.setattr(resume.checkpoint, "state_of", lambda _: {"config": {"model": {}}})
     config = SimpleNamespace(init_from="other")
     for how, after in (("restarted", "restarted"), ("new run", "init_from")):
         run = Start(how)

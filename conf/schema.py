@@ -91,6 +91,14 @@ class Compile(Enum):
     off = "off"  # never compile
 
 
+class CudaGraph(Enum):
+    """Whether the forward and backward pass of a micro-batch run as one CUDA graph."""
+
+    auto = "auto"  # for micro-batches of at most 32,768 tokens, where a GPU would wait for the host
+    on = "on"  # for micro-batches of any size
+    off = "off"  # never
+
+
 class Recompute(Enum):
     """Which activations the backward pass recomputes instead of keeping them."""
 
@@ -430,6 +438,9 @@ class ComputeConfig:
     # multiply matrices of the blocks in float8, with the package torchao; needs a Hopper or newer GPU
     float8: bool = False
     compile: Compile = Compile.auto  # whether to compile the blocks with torch.compile
+    # start the kernels of a micro-batch with one call, which is faster for small ones; on one GPU, without
+    # offload and float8. Where it is not possible, the run prints the reason and goes on without
+    cuda_graph: CudaGraph = CudaGraph.auto
     recompute: Recompute = Recompute.auto  # activations to recompute in the backward pass, which saves memory
     recompute_every: Count = 1  # recompute only every n-th block, beginning with the first
     # keep the inputs of blocks in the memory of the host; compute.recompute=auto may turn it on

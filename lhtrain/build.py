@@ -14,7 +14,8 @@ from lhtrain.compute.apply import apply
 from lhtrain.compute.cost import repeats
 from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
-from lhtrain.conf.schema import Config, DocumentMode, PositionMode
+from lhtrain.compute.graphs import GraphedPasses, Passes, graphs_for, obstacle, plain_passes
+from lhtrain.conf.schema import Config, CudaGraph, DocumentMode, PositionMode
 from lhtrain.conf.stage_data import RUN
 from lhtrain.data import Corpus, SequenceOrder
 from lhtrain.data.order.pack import SPREAD
@@ -48,7 +49,7 @@ class Engine:
 
     attention: stage name -> the attention of its layers. dense: the attention of dense_layers. sliding: that
     of sliding layers, if there are any. Each is one object for the whole run, because the compiler compiles
-    again for another object.
+    again for another object. graphs: runs the passes of a micro-batch as CUDA graphs; None: they run plainly.
     """
 
     stages: dict[str, Stage]
@@ -59,12 +60,20 @@ class Engine:
     attention: dict[str, Attend]
     dense: Attend
     sliding: Attend | None
+    graphs: GraphedPasses | None = None
 
     def enter(self, stage: Stage) -> None:
         """Set the attention of the model's layers, the rotary embedding and what is trained as in `stage`."""
         self.mesh.freeze(self.model, stage.frozen)
         self.model.attend_with(self.attention[stage.name], self.dense, stage.dense_layers, self.sliding)
         self.model.rope = Rope(stage.rope_theta, stage.rope_scaling, stage.seq_len)
+        if self.graphs is not None:
+            self.graphs.enter(stage.name)
+
+    @property
+    def passes(self) -> Passes:
+        """The forward and backward pass of a micro-batch, for `step.update`."""
+        return plain_passes if self.graphs is None else self.graphs
 
 
 @dataclass
@@ -107,7 +116,11 @@ def build(config: Config, world: World) -> tuple[Data, Engine]:
     """Build all parts of a run of a filled configuration, on this rank. Raises as the functions below."""
     mesh = Mesh(config.parallel, config.model, config.lighthouse.selection, world)
     data = build_data(config, mesh)  # first, so that errors in the data show before the slow model build
-    return data, build_engine(config, mesh)
+    engine = build_engine(config, mesh)
+    why = obstacle(config.compute, world.size, world.device)
+    if why and config.compute.cuda_graph is CudaGraph.on:
+        data.notes.append(f"compute.cuda_graph=on: {why}; the run uses no CUDA graphs")
+    return data, engine
 
 
 def build_engine(config: Config, mesh: Mesh) -> Engine:
@@ -138,7 +151,8 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
     attention = {name: mesh.attention(attend) for name, attend in kinds.items()}
     dense = mesh.attention(FULL_ATTENTION)
     sliding = None if model.sliding is None else mesh.attention(model.sliding)
-    return Engine(stages, dtype, mesh, model, optimizer, attention, dense, sliding)
+    graphs = graphs_for(model, compute, mesh.world.size, device)
+    return Engine(stages, dtype, mesh, model, optimizer, attention, dense, sliding, graphs)
 
 
 def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:
@@ -253,7 +267,7 @@ def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data
         **engine.model.parameters_by_kind(),
         "ranks": world.size,
     }
-    return Reporter(
+    reporter = Reporter(
         config,
         run_dir,
         progress,
@@ -264,3 +278,6 @@ def build_events(config: Config, run_dir: RunDir, progress: Progress, data: Data
         bytes_per_token=per_token,
         sources=lambda progress: data.stages.sources(progress.data, progress.position),
     )
+    if engine.graphs is not None:
+        engine.graphs.say = reporter.say
+    return reporter

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lhtrain.compute.graphs import Inputs, Passes, plain_passes
 from lhtrain.conf.schema import OptimConfig
 from lhtrain.distributed.mesh import Mesh, clip_grad_norm
 from lhtrain.loader import Batch
@@ -29,23 +30,18 @@ def update(
     optim: OptimConfig,
     mesh: Mesh,
     span: Span = no_span,
+    passes: Passes = plain_passes,
 ) -> Measured:
     """Do one step. The host does not wait for the device, which decides whether to skip the update.
 
-    span: marks the parts of the step in a trace.
+    span: marks the parts of the step in a trace. passes: the forward and backward pass of a micro-batch.
     """
     total = torch.zeros((), device=batches[0].tokens.device)
     for number, batch in enumerate(batches, 1):
         mesh.accumulates(model, last=number == len(batches))
-        with span("forward"):
-            loss = model.loss(
-                batch.tokens, batch.targets, batch.positions, z_loss=optim.z_loss, documents=batch.documents
-            )
+        inputs = Inputs(batch.tokens, batch.targets, batch.positions, batch.documents)
         # The step's loss is a sum over the loss ranks, but gradients are averaged: hence this factor.
-        loss = loss * (batch.loss_weight * mesh.n_loss_ranks)
-        with span("backward"):
-            loss.backward()
-        total += loss.detach()
+        total += passes(model, inputs, batch.loss_weight * mesh.n_loss_ranks, optim.z_loss, span)
     with span("clip"):
         total = mesh.mean(total)
         grad_norm = clip_grad_norm(model.parameters(), optim.clip_norm)

@@ -122,8 +122,8 @@ class Trainer:
             batches, self.progress.position = self.data.loader.micro_batches(before, stage)
         with self.clock.measure("compute"):
             engine, optim, span = self.engine, self.config.optim, self.profiler.span
-            model, optimizer, mesh = engine.model, engine.optimizer, engine.mesh
-            measured = update(model, optimizer, batches, plan.lr, optim, mesh, span)
+            parts = engine.model, engine.optimizer, batches, plan.lr, optim, engine.mesh, span, engine.passes
+            measured = update(*parts)
             with span("average"):
                 self.average.update()
             self.progress.step += 1

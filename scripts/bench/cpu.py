@@ -1,9 +1,8 @@
 """Compare a training step on the CPU with a bare PyTorch loop of the same model, and Lighthouse with dense.
 
-The bare loop is the usual one: a decoder of the same shape in plain PyTorch (SDPA, cross_entropy on whole
-logits, torch.optim.AdamW, clipping), without anything of lhtrain. lhtrain's step is that of a run. Both have
-the same number of parameters, and all are measured in turn (A B C A B C), so that other programs disturb them
-alike. Prints and appends medians, and the medians of the ratios of each round.
+The bare loop is that of bare.py, lhtrain's step that of a run. Both have the same number of parameters. All
+are measured in turn (A B C A B C), so that other programs disturb them alike. Prints and appends medians, and
+the medians of the ratios of each round.
 
     python scripts/bench/cpu.py --csv scripts/bench/results/cpu.csv --seq-lens 4096 16384
 """
@@ -17,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from bare import Bare, bare_adamw
 from rows import append
-from torch import Tensor, nn
+from torch import nn
 
 from lhtrain.build import build_engine
 from lhtrain.compute.fill import compose_config
-from lhtrain.conf.schema import Config, ModelConfig
+from lhtrain.conf.schema import Config
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import Ranks, World
 from lhtrain.loader import Read, batches
@@ -35,66 +34,10 @@ COLUMNS = ["cpu", "threads", "torch", "date", "seq_len", "parameters", "rounds",
 COLUMNS += ["dense_seconds", "lighthouse_seconds", "bare_over_dense", "dense_over_lighthouse", "settings"]
 
 
-class BareBlock(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        dim, heads, kv = config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.norm1, self.norm2 = nn.RMSNorm(dim, eps=config.norm_eps), nn.RMSNorm(dim, eps=config.norm_eps)
-        self.wq, self.wo = nn.Linear(dim, heads, bias=False), nn.Linear(heads, dim, bias=False)
-        self.wk, self.wv = nn.Linear(dim, kv, bias=False), nn.Linear(dim, kv, bias=False)
-        self.gate, self.up = (nn.Linear(dim, config.ffn_dim, bias=False) for _ in range(2))
-        self.down = nn.Linear(config.ffn_dim, dim, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        n = self.norm1(x)
-        q, k, v = (
-            w(n).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for w in (self.wq, self.wk, self.wv)
-        )
-        q, k = (
-            a * cos + torch.cat([-a[..., a.shape[-1] // 2 :], a[..., : a.shape[-1] // 2]], -1) * sin
-            for a in (q, k)
-        )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        x = x + self.wo(y.transpose(1, 2).flatten(2))
-        n = self.norm2(x)
-        return x + self.down(F.silu(self.gate(n)) * self.up(n))
-
-
-class Bare(nn.Module):
-    """The same decoder as lhtrain's, in the usual plain PyTorch."""
-
-    def __init__(self, config: ModelConfig, seq_len: int):
-        super().__init__()
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        nn.init.normal_(self.embedding.weight, std=config.init_std)
-        self.blocks = nn.ModuleList(BareBlock(config) for _ in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.head.weight = self.embedding.weight
-        rates = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
-        angles = (torch.arange(seq_len)[:, None] * rates).repeat(1, 2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        for block in self.blocks:
-            x = block(x, self.cos, self.sin)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
-
-
 def bare_step(config: Config, stage: Stage) -> tuple[Callable[[], float], int]:
     """Return a function that does one step of the bare loop and returns its seconds, and the parameters."""
     model, optim = Bare(config.model, stage.seq_len), config.optim
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": optim.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True)
+    adamw = bare_adamw(model, optim)
 
     def step() -> float:
         tokens = torch.randint(0, 256, (stage.batch_tokens // stage.seq_len, stage.seq_len + 1))

@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 from bare import Bare, bare_adamw
 from rows import append
-from spans import busy, kernel_spans
+from spans import busy, kernel_spans, print_kernels
 from torch import Tensor, nn
 
 from lhtrain.attention import dense, dense_kernels
@@ -160,6 +160,7 @@ def warmed_up(name: str, build: Callable[[], Way], device: torch.device) -> tupl
 
     With graph_fa4, FlashAttention-4 runs at every length: the graph keeps its kernels.
     """
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     reset_peak_memory(device)
     least = 0 if name == "graph_fa4" else dense.FA4_FROM
     began = time.perf_counter()
@@ -167,7 +168,7 @@ def warmed_up(name: str, build: Callable[[], Way], device: torch.device) -> tupl
         way = build()
         losses = [way.step().item() for _ in range(3)]
     print(f"{name}: ready after {time.perf_counter() - began:.1f} s, losses {losses}", flush=True)
-    return way, peak_memory(device) / 1e9, losses[-1]
+    return way, (peak_memory(device) - before) / 1e9, losses[-1]
 
 
 def synchronize(device: torch.device) -> None:
@@ -213,6 +214,9 @@ def measure(arguments: argparse.Namespace, seq_len: int, batch_tokens: int, worl
             pairs = zip(seconds["bare"], seconds[name], strict=True)
             over = round(statistics.median(bare[0] / own[0] for bare, own in pairs), 3)
         spans = kernel_spans(way.step, device)
+        if arguments.kernels and spans:
+            print(name, end=": ")
+            print_kernels(spans, arguments.kernels)
         values = [torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", torch.__version__]
         values += [datetime.date.today().isoformat(), arguments.model, seq_len, batch_tokens]
         values += [way.micro_batches, name, round(whole, 5), round(host, 5), round(busy(spans) / 1e6, 5)]
@@ -240,6 +244,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=names, choices=names, help="what is compared")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
     parser.add_argument("--steps", type=int, default=10, help="steps of each variant in a round")
+    parser.add_argument("--kernels", type=int, default=0, help="print this many kernels, longest first")
     parser.add_argument("--csv", type=Path, help="file to append the rows to")
     parser.add_argument("settings", nargs="*", help="settings of lhtrain, KEY=VALUE")
     arguments = parser.parse_intermixed_args()

@@ -11,10 +11,11 @@ from lhtrain import checkpoint
 from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.attention.where import Attend
 from lhtrain.compute.apply import apply
+from lhtrain.compute.captured import obstacle
 from lhtrain.compute.cost import repeats
 from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
-from lhtrain.compute.graphs import GraphedPasses, Passes, graphs_for, obstacle, plain_passes
+from lhtrain.compute.graphs import GraphedPasses, Passes, graphs_for, plain_passes
 from lhtrain.conf.schema import Config, CudaGraph, DocumentMode, PositionMode
 from lhtrain.conf.stage_data import RUN
 from lhtrain.data import Corpus, SequenceOrder
@@ -117,7 +118,7 @@ def build(config: Config, world: World) -> tuple[Data, Engine]:
     mesh = Mesh(config.parallel, config.model, config.lighthouse.selection, world)
     data = build_data(config, mesh)  # first, so that errors in the data show before the slow model build
     engine = build_engine(config, mesh)
-    why = obstacle(config.compute, world.size, world.device)
+    why = obstacle(config.compute, world.size, world.device.type == "cuda")
     if why and config.compute.cuda_graph is CudaGraph.on:
         data.notes.append(f"compute.cuda_graph=on: {why}; the run uses no CUDA graphs")
     return data, engine

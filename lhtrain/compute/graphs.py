@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from lhtrain.attention.documents import Documents
-from lhtrain.conf.schema import ComputeConfig, CudaGraph
+from lhtrain.compute.captured import MOST_TOKENS, most_tokens
+from lhtrain.conf.schema import ComputeConfig
 from lhtrain.model.decoder import GPT
 
-MOST_TOKENS = 32_768  # of a micro-batch, for auto: with more, the host is faster than the GPU
 LEAST_FREE = 0.05  # of the GPU's memory after recording; a graph keeps the memory of its activations
 
 Mark = Callable[[str], AbstractContextManager[Any]]  # marks a part of a step in a trace
@@ -259,24 +259,9 @@ class GraphedPasses:
             parameter.grad = gradient
 
 
-def obstacle(compute: ComputeConfig, n_ranks: int, device: torch.device) -> str | None:
-    """Return why no pass can run as a graph; None if nothing is known to prevent it."""
-    if device.type != "cuda":
-        return "the run is not on a GPU"
-    if n_ranks > 1:
-        return "several ranks share the run"
-    if compute.offload:
-        return "compute.offload copies to the host in each pass"
-    if compute.float8:
-        return "compute.float8 is not tested with graphs"
-    return None
-
-
 def graphs_for(
     model: GPT, compute: ComputeConfig, n_ranks: int, device: torch.device
 ) -> GraphedPasses | None:
     """Return the graphed passes of a configuration; None: it uses `plain_passes`."""
-    if compute.cuda_graph is CudaGraph.off or obstacle(compute, n_ranks, device):
-        return None
-    most = MOST_TOKENS if compute.cuda_graph is CudaGraph.auto else float("inf")
-    return GraphedPasses(model, CudaRecorder(), most)
+    most = most_tokens(compute, n_ranks, device.type == "cuda")
+    return GraphedPasses(model, CudaRecorder(), most) if most else None

@@ -5,7 +5,8 @@ import torch
 
 from lhtrain.attention import LighthouseAttention
 from lhtrain.attention.documents import documents_of, positions_in_documents
-from lhtrain.compute.graphs import CudaRecorder, GraphedPasses, Inputs, graphs_for, obstacle, plain_passes
+from lhtrain.compute.captured import most_tokens, obstacle
+from lhtrain.compute.graphs import CudaRecorder, GraphedPasses, Inputs, graphs_for, plain_passes
 from lhtrain.conf.schema import ComputeConfig, CudaGraph, ModelConfig
 from lhtrain.model.decoder import GPT
 
@@ -164,14 +165,16 @@ def test_a_large_micro_batch_and_foreign_gradients_run_plainly():
 
 
 def test_the_configuration_decides():
-    assert "not on a GPU" in obstacle(ComputeConfig(), 1, CPU)
-    assert obstacle(ComputeConfig(), 1, GPU) is None
-    assert "ranks" in obstacle(ComputeConfig(), 2, GPU)
-    assert "offload" in obstacle(ComputeConfig(offload=True), 1, GPU)
-    assert "float8" in obstacle(ComputeConfig(float8=True), 1, GPU)
-    model = model_on(CPU)
-    assert graphs_for(model, ComputeConfig(), 1, CPU) is None
-    assert graphs_for(model, ComputeConfig(cuda_graph=CudaGraph.off), 1, GPU) is None
+    assert "not on a GPU" in obstacle(ComputeConfig(), 1, on_gpu=False)
+    assert obstacle(ComputeConfig(), 1) is None
+    assert "ranks" in obstacle(ComputeConfig(), 2)
+    assert "offload" in obstacle(ComputeConfig(offload=True), 1)
+    assert "float8" in obstacle(ComputeConfig(float8=True), 1)
+    assert most_tokens(ComputeConfig(), 1) == 32_768
+    assert most_tokens(ComputeConfig(cuda_graph=CudaGraph.on), 1) == float("inf")
+    assert most_tokens(ComputeConfig(cuda_graph=CudaGraph.on), 2) == 0
+    assert most_tokens(ComputeConfig(cuda_graph=CudaGraph.off), 1) == 0
+    assert graphs_for(model_on(CPU), ComputeConfig(), 1, CPU) is None
 
 
 ATTENTIONS = {

@@ -1,0 +1,25 @@
+"""Which micro-batches run as CUDA graphs (compute.cuda_graph). Imports no torch, as estimates use it too."""
+
+from lhtrain.conf.schema import ComputeConfig, CudaGraph
+
+MOST_TOKENS = 32_768  # of a micro-batch, for auto: with more, the host is faster than the GPU
+
+
+def obstacle(compute: ComputeConfig, n_ranks: int, on_gpu: bool = True) -> str | None:
+    """Return why no micro-batch of a run can be a graph; None if nothing is known to prevent it."""
+    if not on_gpu:
+        return "the run is not on a GPU"
+    if n_ranks > 1:
+        return "several ranks share the run"
+    if compute.offload:
+        return "compute.offload copies to the host in each pass"
+    if compute.float8:
+        return "compute.float8 is not tested with graphs"
+    return None
+
+
+def most_tokens(compute: ComputeConfig, n_ranks: int, on_gpu: bool = True) -> float:
+    """Return the number of tokens up to which a micro-batch is a graph; 0: no micro-batch is."""
+    if compute.cuda_graph is CudaGraph.off or obstacle(compute, n_ranks, on_gpu):
+        return 0
+    return MOST_TOKENS if compute.cuda_graph is CudaGraph.auto else float("inf")

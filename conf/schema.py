@@ -509,7 +509,8 @@ class EvalConfig:
     # they need more, and nothing is measured in a very short run
     share: Annotated[float, above(0, at_most=1)] = 0.03
     # sequence lengths of recall, passkey and copy, up to eval.beyond times the context; []: 1,024, its
-    # doubles below the context, and the context
+    # doubles below the context, and the context. The other tasks measure at the context, and at the longest
+    # of these if it is above the context
     lengths: Annotated[list[int], at_least(64, most=2**31 - 1)] = field(default_factory=list)
     # how many times as long as the context these sequences may be; more than 2 measures how the model
     # extrapolates

@@ -22,7 +22,7 @@ from lhtrain.conf.schema import ProfileConfig
 from lhtrain.distributed.world import World
 from lhtrain.errors import reason
 from lhtrain.files import written_aside
-from lhtrain.text import one_line
+from lhtrain.text import counted, one_line
 
 Span = Callable[[str], AbstractContextManager[Any]]
 MOST_ENTRIES = 200_000  # allocations and frees that a memory snapshot remembers, about 100 MB
@@ -203,5 +203,5 @@ def most_expensive(averages: Any, on_gpu: bool) -> list[dict[str, Any]]:
 def _line(operator: dict[str, Any], device: str) -> str:
     """Return a line about an operator and its time on the device."""
     milliseconds = f"{1e3 * operator['seconds']:,.1f} ms"
-    calls, name = f"{operator['calls']:,} calls", one_line(operator["name"], 60)
+    calls, name = counted(operator["calls"], "call"), one_line(operator["name"], 60)
     return f"  {operator['share']:6.1%}  {milliseconds:>12} on the {device}  {calls:>13}  {name}"

@@ -32,13 +32,13 @@ def _own_course(key: str, stage: StageConfig, steps: int, config: Config) -> Ite
     """Check that the warm-up and the decay of a stage fit into its steps."""
     warmup = stage.warmup_steps or 0
     if warmup > steps:
-        yield Problem(f"{key}.warmup_steps", warmup, f"must be at most the {steps} steps of the stage")
+        yield Problem(f"{key}.warmup_steps", warmup, f"must be at most {steps}, the steps of the stage")
         return
     own = stage.schedule, stage.decay_fraction, stage.final_lr_ratio
     kind = stage.schedule or config.optim.schedule
     share = config.optim.decay_fraction if stage.decay_fraction is None else stage.decay_fraction
     if own != (None, None, None) and kind is LrSchedule.wsd and warmup + round(share * steps) > steps:
-        rule = f"the decay over {share:g} of the stage's {steps} steps must begin after the warm-up"
+        rule = f"the decay over {share:g} of the steps of the stage, {steps}, must begin after the warm-up"
         yield Problem(f"{key}.warmup_steps", warmup, f"{rule}; lower it, or {key}.decay_fraction")
 
 

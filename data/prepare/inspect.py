@@ -14,6 +14,7 @@ from lhtrain.data.store.manifest import Manifest
 from lhtrain.data.store.tokens import TokenStore, unescaped
 from lhtrain.data.tokenizers.base import PREPARED
 from lhtrain.data.tokenizers.named import open_tokenizer
+from lhtrain.text import counted
 
 BAR = 30  # length of the longest bar in characters
 SAMPLE_TOKENS = 120
@@ -117,7 +118,9 @@ def _copies(
     sample = chosen(len(lengths), compared)
     documents = (_document(stores, counts, int(number)) for number in sample)
     near = near_copies(documents, manifest.tokenizer["name"] == "bytes")
-    among = "all documents" if len(sample) == len(lengths) else f"a sample of {len(sample):,} documents"
+    among = (
+        "all documents" if len(sample) == len(lengths) else f"a sample of {counted(len(sample), 'document')}"
+    )
     rule = f"the first {READ_BYTES // 1024} KiB of text are at least {ALIKE:.0%} alike"
     yield f"            near: {near.mean():.2%} of {among}; {rule}"
 

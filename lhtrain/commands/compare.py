@@ -12,7 +12,7 @@ from lhtrain.compare.listing import table as listing_table
 from lhtrain.compare.run import read_runs
 from lhtrain.compare.table import comparison_table, sweep_table
 from lhtrain.errors import RunError, UsageError
-from lhtrain.text import to_json
+from lhtrain.text import counted, to_json
 
 
 def compare_runs(arguments: Namespace) -> int | None:
@@ -25,9 +25,8 @@ def compare_runs(arguments: Namespace) -> int | None:
             raise UsageError(f"compare --save-reference: needs one run, got {len(paths)}")
         trace, out = read_trace(paths[0]), Path(arguments.save_reference).expanduser()
         save_reference(trace, out)
-        print(
-            f"{out}: {len(trace.rows)} rows of {trace.name}, the last one of step {trace.rows[-1]['step']:,}"
-        )
+        rows = f"{counted(len(trace.rows), 'row')} of {trace.name}"
+        print(f"{out}: {rows}, the last one of step {trace.rows[-1]['step']:,}")
         return None
     runs = read_runs(paths)
     found = compare(runs)
@@ -54,7 +53,7 @@ def _assert_equal(paths: list[Path]) -> int:
     compared = (
         "" if a.about.get("data") and b.about.get("data") else "; the data fingerprint was not compared"
     )
-    print(f"equal: {len(a.rows):,} rows until step {a.rows[-1]['step']:,}{compared}")
+    print(f"equal: {counted(len(a.rows), 'row')} until step {a.rows[-1]['step']:,}{compared}")
     return 0
 
 

@@ -7,6 +7,7 @@ from lhtrain.compute.meshes import Hardware, Shared, best, meshes
 from lhtrain.compute.prediction import Prediction
 from lhtrain.compute.rates import CUDNN
 from lhtrain.conf.schema import Config, DocumentMode
+from lhtrain.text import counted
 
 OF_A_MACHINE = (1, 2, 4, 8)  # numbers of GPUs for which the command says what fits
 COLUMNS = "with peak memory, predicted tokens/s per GPU of each stage, limit:"
@@ -29,7 +30,7 @@ def heading(run: Shared, gpu: str, hardware: Hardware) -> list[str]:
         lines.append(f"  {hardware.rates.assumed}")
     if run.n_ranks > hardware.node:
         rate = f"{hardware.network / 1e9:g} GB/s per GPU (network=)"
-        lines.append(f"  between machines of {hardware.node} GPUs (node=): {rate}, assumed")
+        lines.append(f"  between machines of {counted(hardware.node, 'GPU')} (node=): {rate}, assumed")
     if run.config.data.documents is DocumentMode.apart:
         lines.append("  documents are kept apart, which is faster than this: whole sequences are counted")
     return lines
@@ -107,7 +108,9 @@ def choices(config: Config, n_ranks: int, hardware: Hardware) -> list[str]:
     for count in OF_A_MACHINE:
         one = best(meshes(config, count, hardware))
         if one is None:
-            lines.append(f"  {count} GPUs: run.batch_tokens has no equal shares of whole sequences")
+            lines.append(
+                f"  {counted(count, 'GPU')}: run.batch_tokens has no equal shares of whole sequences"
+            )
         else:
             lines.append(_line(one, one.mesh() if count == 1 else f"{count} GPUs, {one.mesh()}"))
     return lines

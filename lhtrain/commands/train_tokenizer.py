@@ -18,6 +18,7 @@ from lhtrain.data.sources.rows import is_rows
 from lhtrain.errors import RunError, UsageError
 from lhtrain.files import write_atomic
 from lhtrain.quote import literal, override, setting
+from lhtrain.text import counted
 
 # Settings that have an effect: those that choose texts.
 USED = ("path", "name", "subset", "split", "revision", "streaming", "column", "filters", "max_documents")
@@ -42,7 +43,8 @@ def train(arguments: Namespace) -> None:
     fewer = f"; {vocab_size:,} need more text, because no other pair occurs twice"
     print(
         f"{trained.vocab_size:,} tokens{fewer if trained.vocab_size < vocab_size else ''}, from "
-        f"{trained.documents:,} documents of {trained.n_bytes:,} bytes, in {time.monotonic() - began:.1f} s; "
+        f"{counted(trained.documents, 'document')} of {counted(trained.n_bytes, 'byte')}, "
+        f"in {time.monotonic() - began:.1f} s; "
         f"{trained.bytes_per_token:.2f} bytes per token\n{out}\nuse it: {setting('data.tokenizer', out)}"
     )
 

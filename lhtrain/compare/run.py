@@ -19,7 +19,7 @@ from lhtrain.runs.run_dir import RunDir
 from lhtrain.slurm.queue import queued
 from lhtrain.slurm.status import find_runs, status_of
 from lhtrain.stage import stages_of
-from lhtrain.text import one_line
+from lhtrain.text import counted, one_line
 
 # The states of a run. A run that was killed counts as stopped.
 STATES = ("running", "waiting", "finished", "stopped", "failed")
@@ -137,7 +137,9 @@ def _rows(path: Path, notes: list[str]) -> list[Row]:
         notes.append(f"{path.name} cannot be read: {error}")
         return []
     if damaged:
-        notes.append(f"{path.name}: {len(damaged)} damaged lines are left out, the first is {damaged[0]}")
+        notes.append(
+            f"{path.name}: {counted(len(damaged), 'damaged line')} left out, the first is {damaged[0]}"
+        )
     return rows
 
 

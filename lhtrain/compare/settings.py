@@ -67,7 +67,8 @@ def _stage(stages: Any, name: str) -> str:
     stage = stages.get(name) if isinstance(stages, dict) else None
     if not isinstance(stage, dict):
         return ABSENT
-    return f"{stage.get('steps')} steps, {stage.get('attention')}, N {stage.get('seq_len')}"
+    steps = "1 step" if stage.get("steps") == 1 else f"{stage.get('steps')} steps"
+    return f"{steps}, {stage.get('attention')}, N {stage.get('seq_len')}"
 
 
 def _text(value: Any) -> str:

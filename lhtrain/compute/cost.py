@@ -106,7 +106,8 @@ def _checkpoints(config: Config, n_parameters: int, steps: dict[str, int], done:
     kept = min(count, config.checkpoint.keep)
     if count == 1:
         return f"1 checkpoint of {_bytes(size)}"
-    return f"{count:,} checkpoints of {_bytes(size)} each; {kept} are kept, {_bytes(kept * size)} on disk"
+    stay = f"{kept} {'is' if kept == 1 else 'are'} kept"
+    return f"{count:,} checkpoints of {_bytes(size)} each; {stay}, {_bytes(kept * size)} on disk"
 
 
 def _number(value: float) -> str:
@@ -125,4 +126,4 @@ def _duration(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{_number(seconds / length)} {unit}"
-    return f"{_number(seconds)} seconds"
+    return "1 second" if _number(seconds) == "1" else f"{_number(seconds)} seconds"

@@ -15,6 +15,7 @@ from torch import Tensor
 from lhtrain.distributed.agreement import PROBLEM, Disagreement, agree
 from lhtrain.distributed.meeting import Meeting, meet
 from lhtrain.distributed.ranks import Ranks, find_ranks
+from lhtrain.text import counted
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class World:
         if device.type == "cuda":
             found = torch.cuda.device_count()
             if ranks.local_rank >= found:  # not raised here, because the others wait for this rank
-                rule = f"this machine has {found} GPUs, and every rank needs a different one"
+                rule = f"this machine has {counted(found, 'GPU')}, and every rank needs a different one"
                 mine = {PROBLEM: f"LOCAL_RANK={ranks.local_rank}: {rule}"}
             device = torch.device("cuda", ranks.local_rank)
         if ranks.size == 1:

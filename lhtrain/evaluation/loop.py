@@ -17,6 +17,7 @@ from lhtrain.evaluation.tasks import measure
 from lhtrain.evaluation.texts import Texts
 from lhtrain.schedule import Schedule
 from lhtrain.stage import Stage
+from lhtrain.text import counted
 
 # Share of eval.share that is planned, counted in FLOPs: passes are not compiled, and their time is more.
 PLANNED = 0.5
@@ -53,7 +54,7 @@ class LoopTasks:
             return []
         key, steps = f"eval.tasks_every={every}", config.run.steps
         if every > steps:
-            return [f"{key}: nothing is measured, because the run has {steps} steps"]
+            return [f"{key}: nothing is measured, because the run has {counted(steps, 'step')}"]
         firsts = [0, *self.schedule.ends]
         due = [
             name
@@ -68,7 +69,7 @@ class LoopTasks:
         more = f"needs eval.share={share:.3f}, or fewer measurements"
         return [
             f"{key}: nothing is measured{where}, because eval.share={config.eval.share:g} is too small for "
-            f"{steps // every} measurements; {more if share <= 1 else 'needs fewer measurements'}"
+            f"{counted(steps // every, 'measurement')}; {more if share <= 1 else 'needs fewer measurements'}"
         ]
 
     def _fitted(self, stage: Stage) -> Plan | None:
@@ -83,12 +84,17 @@ class LoopTasks:
         """Return all that eval.* asks for in `stage`."""
         whole = Plan.of(self.config.eval, stage.seq_len)
         lengths = tuple(length for length in whole.lengths if length_problem(stage, length) is None)
-        return replace(whole, lengths=lengths or (stage.seq_len,))
+        lengths = lengths or (stage.seq_len,)
+        return replace(
+            whole,
+            lengths=lengths,
+            longest=lengths[-1] if whole.longest and lengths[-1] > stage.seq_len else 0,
+        )
 
     def _least_share(self, stage: Stage) -> float:
         """Return the least eval.share with which something is measured in `stage`, rounded up."""
         whole = self._whole(stage)
-        least = self._cost(replace(whole, tasks=whole.tasks[:1], samples=1), stage)
+        least = self._cost(replace(whole, tasks=whole.tasks[:1], samples=1, longest=0), stage)
         return math.ceil(1000 * least / self._flops_of_run()) / 1000
 
     def _flops_of_run(self) -> float:

@@ -11,6 +11,7 @@ TAIL = 1024  # last tokens of a document, with which contexts are compared
 LAST = 2048  # last tokens of a document whose loss is shown; a quarter of a shorter document
 PAIRS = (1, 4, 16)  # numbers of hidden pairs of key and value
 DOCUMENTS = 4  # long documents per sample
+LONG = ("loss_by_position", "gain_of_context", "long_ppl")  # tasks on documents as long as the context
 
 Passes = Iterator[tuple[int, int]]  # (sequence length, number of sequences) of forward passes
 
@@ -20,7 +21,8 @@ class Plan:
     """What is measured.
 
     context: sequence length of the training. lengths: of recall, passkey and copy. depths: where a sentence
-    is hidden, from 0, the beginning of the text, to 1. samples: sequences for each number.
+    is hidden, from 0, the beginning of the text, to 1. samples: sequences for each number. longest: a length
+    above the context at which the tasks of LONG are measured, too; 0: none.
     """
 
     tasks: tuple[str, ...]
@@ -29,13 +31,20 @@ class Plan:
     depths: tuple[float, ...]
     samples: int = 4
     seed: int = 0
+    longest: int = 0
 
     @classmethod
     def of(cls, config: EvalConfig, context: int) -> "Plan":
         """Return everything that the configuration asks for, for a model trained on `context` tokens."""
         lengths = tuple(sorted(set(config.lengths))) or default_lengths(context)
-        depths = tuple(sorted(set(config.depths)))
-        return cls(tuple(dict.fromkeys(config.tasks)), context, lengths, depths, config.samples, config.seed)
+        depths, tasks = tuple(sorted(set(config.depths))), tuple(dict.fromkeys(config.tasks))
+        longest = lengths[-1] if lengths[-1] > context else 0
+        return cls(tasks, context, lengths, depths, config.samples, config.seed, longest)
+
+    @property
+    def beyond(self) -> "Plan | None":
+        """The plan of the tasks of LONG for sequences of `longest` tokens; None if there are none."""
+        return replace(self, context=self.longest, longest=0) if self.longest else None
 
     @property
     def short(self) -> int:
@@ -53,13 +62,10 @@ class Plan:
 
     def passes(self) -> Passes:
         """Yield all forward passes under one attention."""
+        yield from self._long_passes()
+        if self.beyond:
+            yield from self.beyond._long_passes()
         cells = len(self.depths) * self.samples
-        if {"loss_by_position", "gain_of_context", "long_ppl"} & set(self.tasks):
-            yield self.context, self.documents
-        if "gain_of_context" in self.tasks:
-            yield self.short, self.documents
-        if "long_ppl" in self.tasks:  # each of these passes scores half of its tokens
-            yield self.short, self.documents * 2 * (self.context // self.short)
         for length in self.lengths:
             if "recall" in self.tasks:
                 yield length, len(PAIRS) * (cells + self.samples)
@@ -67,6 +73,14 @@ class Plan:
                 yield length, cells
             if "copy" in self.tasks:
                 yield length, self.samples
+
+    def _long_passes(self) -> Passes:
+        if set(LONG) & set(self.tasks):
+            yield self.context, self.documents
+        if "gain_of_context" in self.tasks:
+            yield self.short, self.documents
+        if "long_ppl" in self.tasks:  # each of these passes scores half of its tokens
+            yield self.short, self.documents * 2 * (self.context // self.short)
 
 
 def default_lengths(context: int) -> tuple[int, ...]:
@@ -81,8 +95,11 @@ def default_lengths(context: int) -> tuple[int, ...]:
 def fitted(plan: Plan, budget: float, cost: Callable[[Plan], float]) -> Plan | None:
     """Return `plan` with as many samples and then as many tasks as `budget` allows; None if nothing fits.
 
-    The first tasks are kept. All samples are halved before a task is left out.
+    Lengths beyond the context that only LONG measures are left out first. The first tasks are kept. All
+    samples are halved before a task is left out.
     """
+    if plan.longest and cost(plan) > budget:
+        plan = replace(plan, longest=0)
     for count in range(len(plan.tasks), 0, -1):
         samples = plan.samples
         while samples:

@@ -7,7 +7,7 @@ from typing import Any
 from lhtrain.conf.rules.evaluation import ATTENTIONS, FULL, OWN
 from lhtrain.evaluation import copying, gain_of_context, long_ppl, loss_by_position, passkey, recall
 from lhtrain.evaluation.judge import Score
-from lhtrain.evaluation.plan import Plan
+from lhtrain.evaluation.plan import LONG, Plan
 from lhtrain.evaluation.texts import Texts
 from lhtrain.evaluation.trial import Trial
 
@@ -33,7 +33,8 @@ def measure(
         say: takes a line for each task that is done.
 
     Returns:
-        FULL and OWN -> task -> result, None for an attention that is not measured.
+        FULL and OWN -> task -> result, None for an attention that is not measured. The tasks of LONG are
+        measured at the context, and if the plan has a longer length, there too, as "beyond".
     """
     results: dict[str, Any] = dict.fromkeys(ATTENTIONS)
     first: Trial | None = None
@@ -45,7 +46,10 @@ def measure(
         results[name] = {}
         for task in plan.tasks:
             began = time.perf_counter()
-            results[name][task] = TASKS[task](trial)
+            result = TASKS[task](trial)
+            if result is not None and task in LONG and trial.beyond:
+                result["beyond"] = TASKS[task](trial.beyond)
+            results[name][task] = result
             say(f"{name:<10} {task:<16} {time.perf_counter() - began:8.1f} s")
         first = first or trial
     return results

@@ -1,6 +1,6 @@
 """What the tasks share: how to score, the texts, the plan, and losses on long documents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, stdev
 
@@ -29,6 +29,13 @@ class Trial:
     def documents(self) -> Passages | None:
         """Documents that are one token longer than the context, or None if the texts are too short."""
         return self.texts.passages(self.plan.context + 1, self.plan.documents)
+
+    @cached_property
+    def beyond(self) -> "Trial | None":
+        """The same measurement at a length beyond the context; None if the plan has none."""
+        if self.plan.beyond is None:
+            return None
+        return replace(self, plan=self.plan.beyond, chooser=self.chooser and self.chooser.beyond)
 
     @cached_property
     def losses(self) -> Tensor:

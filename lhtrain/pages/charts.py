@@ -45,13 +45,20 @@ def charts(runs: list[Run]) -> dict[str, Chart]:
 
 
 def loss_chart(runs: list[Run]) -> Chart:
-    """Return the training loss, averaged, and the validation loss of all runs."""
+    """Return the training loss, averaged, and the validation losses of all runs.
+
+    The moving average of the weights (optim.ema) has validations of its own.
+    """
     series = []
     for at, run in enumerate(runs):
         series += _lines(runs, at, run, "loss")
         for number, part in enumerate(_parts(validations(run))):
             color, name = (at, run.label) if len(runs) > 1 else (number, "validation")
             series.append(_series(name, color, "dots", part, group=name))
+        for number, part in enumerate(_parts(points(run, "validation", "average_val_loss"))):
+            color, group = (at, run.label) if len(runs) > 1 else (number, "validation of the average")
+            name = f"{run.label}, average of the weights" if len(runs) > 1 else group
+            series.append(_series(name, color, "dots", part, group=group))
     chart = _chart("loss, nats per token", series)
     chart["late"] = any(len(one["y"]) > LATE for one in series)
     return chart

@@ -39,12 +39,10 @@ def evaluation_charts(runs: list[Run]) -> dict[str, Chart]:
     """Return loss by position and copy loss by distance, if measured."""
     position, copies = [], []
     for title, color, results in _measured(runs):
-        pairs = []
-        for bucket in dicts_at(dict_at(results, "loss_by_position"), "buckets"):
-            begin, end, loss = (number_at(bucket, key) for key in ("begin", "end", "loss"))
-            if begin is not None and end is not None and loss is not None:
-                pairs.append(((max(begin, 1) * end) ** 0.5, loss))
-        position += [line(title, color, "line", pairs, title)] if pairs else []
+        losses = dict_at(results, "loss_by_position")
+        beyond = dict_at(losses, "beyond")
+        position += _positions(title, color, "line", losses, title)
+        position += _positions(f"{title}, beyond the context", color, "dots", beyond, title)
         cells = [
             (length, distance, loss)
             for cell in dicts_at(dict_at(results, "copy"), "cells")
@@ -61,6 +59,16 @@ def evaluation_charts(runs: list[Run]) -> dict[str, Chart]:
         "copy": common | {"x": "distance of the copy, tokens", "series": copies},
     }
     return {name: chart for name, chart in found.items() if chart["series"]}
+
+
+def _positions(name: str, color: int, kind: str, losses: dict[str, Any], group: str) -> list[dict[str, Any]]:
+    """Return the series of losses by position; [] without losses."""
+    pairs = []
+    for bucket in dicts_at(losses, "buckets"):
+        begin, end, loss = (number_at(bucket, key) for key in ("begin", "end", "loss"))
+        if begin is not None and end is not None and loss is not None:
+            pairs.append(((max(begin, 1) * end) ** 0.5, loss))
+    return [line(name, color, kind, pairs, group)] if pairs else []
 
 
 def _measured(runs: list[Run]) -> list[tuple[str, int, dict[str, Any]]]:

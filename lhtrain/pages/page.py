@@ -110,7 +110,8 @@ def _run(run: Run, compared: Compared, at: int, price: float | None) -> dict[str
         "state": run.state,
         "detail": run.detail,
         "numbers": compared,
-        "bits_per_byte": _bits_per_byte(run),
+        "bits_per_byte": _last_validation(run, "val_bits_per_byte"),
+        "average_val_loss": _last_validation(run, "average_val_loss"),
         "device": device,
         "cost": hours * price if hours is not None and price is not None else None,
         "stages": [_stage(stage) for stage in summary_stages(run)],
@@ -125,10 +126,10 @@ def _run(run: Run, compared: Compared, at: int, price: float | None) -> dict[str
     }
 
 
-def _bits_per_byte(run: Run) -> float | None:
-    """Return the bits per byte of the last validation; None if its row does not have them."""
+def _last_validation(run: Run, key: str) -> float | None:
+    """Return a number of the last validation; None if its row does not have it."""
     rows = (row for row in reversed(run.rows) if row["kind"] == "validation")
-    return number_at(next(rows, {}), "val_bits_per_byte")
+    return number_at(next(rows, {}), key)
 
 
 def _device(run: Run) -> str:
@@ -153,6 +154,7 @@ def _stage(stage: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_gb",
         "first_loss",
         "val_loss",
+        "average_val_loss",
         "seq_len",
     )
     return {

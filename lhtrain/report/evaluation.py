@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lhtrain.conf.rules.evaluation import ATTENTIONS
-from lhtrain.text import number, number_at
+from lhtrain.text import counted, number, number_at
 
 Result = dict[str, Any]
 
@@ -86,12 +86,22 @@ def _main(measured: Result) -> Table:
 
 
 def _positions(measured: Result) -> Iterator[Text | Table]:
+    """Yield the losses by position up to the context, and those beyond it if they were measured."""
     found = {name: of["loss_by_position"] for name, of in measured.items() if of.get("loss_by_position")}
+    yield from _of_length(found, "loss by position")
+    beyond = {name: of["beyond"] for name, of in found.items() if of.get("beyond")}
+    if beyond:
+        length = next(iter(beyond.values()))["length"]
+        yield from _of_length(beyond, f"loss by position, sequences of {length:,} tokens, beyond the context")
+
+
+def _of_length(found: Result, title: str) -> Iterator[Text | Table]:
     if not found:
         return
     one = next(iter(found.values()))
-    texts = "joined documents: none is long enough" if one["joined"] else "documents"
-    yield Text(f"\nloss by position, mean of {one['documents']} {texts}")
+    texts = counted(one["documents"], "joined document" if one["joined"] else "document")
+    why = ": none is long enough" if one["joined"] else ""
+    yield Text(f"\n{title}, mean of {texts}{why}")
     out = Table("positions", *found)
     for index, bucket in enumerate(one["buckets"]):
         losses = (number(of["buckets"][index]["loss"]) for of in found.values())

@@ -86,11 +86,12 @@ def about_stages(config: Config) -> list[str]:
         layers = f"{stage.attention} attention, seq_len {stage.seq_len:,}"
         if stage.pyramid is not None:
             layers += f" reduced to {stage.pyramid.n_selected:,} rows (budget k = {stage.pyramid.budget:,})"
-            layers += f" and an exact window of {stage.window:,} tokens" if stage.window else ""
+            layers += f" and an exact window of {counted(stage.window, 'token')}" if stage.window else ""
             if others := {*stage.dense_layers, *sliding}:
                 layers += f" in {n_layers - len(others)} of {n_layers} layers"
         if sliding:
-            layers += f"; sliding window of {config.model.sliding_window:,} tokens in {len(sliding)} layers"
+            layers += f"; sliding window of {counted(config.model.sliding_window or 0, 'token')}"
+            layers += f" in {counted(len(sliding), 'layer')}"
         parts = f" in {stage.grad_accum} micro-batches" if stage.grad_accum > 1 else ""
         steps = f"{counted(stage.steps, 'step')} of {stage.batch_tokens:,} tokens"
         lines.append(f"stage     {name}: {steps}{parts}, {layers}")
@@ -124,4 +125,4 @@ def about_end(run_dir: Path, steps: int, done: int) -> list[str]:
     if done < steps:
         return []
     command = shlex.join(["lhtrain", "extend", str(run_dir), "steps=+N"])
-    return [f"finished  all {steps:,} steps are already done; to add N steps: {command}"]
+    return [f"finished  the plan of {counted(steps, 'step')} is already done; to add N steps: {command}"]

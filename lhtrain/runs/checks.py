@@ -18,6 +18,7 @@ from lhtrain.runs.history import History, as_records
 from lhtrain.runs.metrics_file import read
 from lhtrain.runs.run_dir import RunDir, holds_run
 from lhtrain.schedule import Schedule
+from lhtrain.text import counted
 
 
 def lost_run(run_dir: RunDir) -> str | None:
@@ -75,7 +76,7 @@ def check_changes(
     done, steps = state["progress"]["step"], Schedule.of(config).steps
     if done > steps:
         raise RunError(
-            f"run.steps={steps}: {path.name} has already done {done:,} steps; "
+            f"run.steps={steps}: {path.name} has already done {counted(done, 'step')}; "
             f"set run.steps to at least {done}, or start a new run with {setting('init_from', path)}"
         )
 

@@ -23,6 +23,7 @@ from lhtrain.runs.own_config import load, merged
 from lhtrain.runs.record import retire_summary
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.schedule import Schedule
+from lhtrain.text import counted
 
 
 def lengthen(path: Path, steps: str, settings: Config | None = None) -> list[str]:
@@ -52,7 +53,7 @@ def lengthen(path: Path, steps: str, settings: Config | None = None) -> list[str
     if settings is not None:
         check_start(RunDir(path), with_absolute_paths(settings))
     if total == config.run.steps:
-        return [f"{path} is already planned for {total:,} steps"]
+        return [f"{path} is already planned for {counted(total, 'step')}"]
     if total < config.run.steps:
         rule = f"must be at least {config.run.steps:,}, the number of steps that the run is planned for"
         raise ConfigError([Problem("steps", steps, rule)])
@@ -98,7 +99,7 @@ def _write_longer(run_dir: RunDir, config: Config, total: int) -> list[str]:
     retire_summary(run_dir)
     plan = Schedule.of(config)
     return [
-        f"{run_dir.path} is now planned for {total:,} steps instead of {before:,}",
+        f"{run_dir.path} is now planned for {counted(total, 'step')} instead of {before:,}",
         f"the learning rate at step {before:,} was {old:.3g}; from there on:",
         *(f"  {line}" for line in plan.plan(before)),
     ]

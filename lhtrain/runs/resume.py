@@ -26,6 +26,7 @@ from lhtrain.runs.history import History
 from lhtrain.runs.run_dir import RunDir, holds_run
 from lhtrain.runs.start import Start
 from lhtrain.stage import saved_attention_settings
+from lhtrain.text import counted
 from lhtrain.weights import AVERAGE, MODEL, check_average
 
 Tensors = dict[str, Tensor]
@@ -256,8 +257,8 @@ def _scorers(there: set[str], tensors: Tensors) -> str:
         {name for name in names if name.startswith("model.") and OWN_SCORER in name}
         for names in (tensors, there)
     )
-    note = f"; {len(theirs - ours)} tensors of scorers are not taken" if theirs - ours else ""
-    return note + (f"; {len(ours - theirs)} tensors of scorers begin anew" if ours - theirs else "")
+    note = f"; without {counted(len(theirs - ours), 'tensor')} of scorers" if theirs - ours else ""
+    return note + (f"; with {counted(len(ours - theirs), 'new tensor')} of scorers" if ours - theirs else "")
 
 
 def _other_tokenizer(recorded: dict[str, Any] | None, corpus: Corpus) -> list[str]:

@@ -28,6 +28,7 @@ from lhtrain.runs.run_dir import RunDir, unwritable
 from lhtrain.slurm.folder import SlurmFolder, write_aside
 from lhtrain.slurm.queue import queued
 from lhtrain.slurm.script import Job, render
+from lhtrain.text import counted
 
 # The script sets these itself, with an absolute path.
 _OWN = re.compile(r"\+{0,2}(run\.dir|resume)=")
@@ -133,8 +134,9 @@ def check(job: Job, config: Config) -> None:
     longer = isinstance(done, int) and config.run.steps > done
     if folder.summary().get("finished") is True and not longer and config.resume is not Resume.restart:
         where = shlex.quote(str(job.run_dir))
+        steps = counted(done, "step") if isinstance(done, int) else "all steps"
         raise RunError(
-            f"run.dir={job.run_dir} is finished, with {done} steps; to make it longer, run "
+            f"run.dir={job.run_dir} is finished, with {steps}; to make it longer, run "
             f"`lhtrain slurm extend {where} steps=+N`; for a new run, set another run.dir"
         )
     check_start(RunDir(job.run_dir), with_absolute_paths(config))

@@ -25,6 +25,17 @@ def test_short_contexts_are_parts_of_the_context():
     assert (longer.short, longer.tail) == (4096, 1024)
 
 
+def test_a_length_beyond_the_context_is_left_out_first():
+    config = EvalConfig(lengths=[1024, 8192], tasks=["loss_by_position", "recall"])
+    plan = Plan.of(config, 4096)
+    assert plan.longest == 8192 and plan.beyond == replace(plan, context=8192, longest=0)
+    assert list(plan.passes())[:2] == [(4096, 16), (8192, 16)]
+    assert fitted(plan, cost(plan), cost) == plan
+    assert fitted(plan, cost(plan) - 1, cost) == replace(plan, longest=0)
+    assert Plan.of(EvalConfig(lengths=[1024, 4096]), 4096).beyond is None
+    assert Plan.of(EvalConfig(), 4096).beyond is None
+
+
 def test_passes_are_counted_for_each_task():
     assert list(replace(PLAN, tasks=("loss_by_position",)).passes()) == [(4096, 16)]
     recall = list(replace(PLAN, tasks=("recall",)).passes())

@@ -1,12 +1,15 @@
 """Each task on models whose right measurement is known."""
 
 import math
+from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from lhtrain.evaluation import copying, gain_of_context, long_ppl, loss_by_position, passkey, recall
-from lhtrain.evaluation.plan import PAIRS
+from lhtrain.evaluation.plan import LONG, PAIRS
 from lhtrain.evaluation.tasks import FULL, OWN, measure
+from lhtrain.report.evaluation import tables
 from tests.evaluation.planted import DEPTHS, LOG_V, Planted, by_position, copier, texts_of, trial_of, uniform
 
 
@@ -90,6 +93,32 @@ def test_only_documents_as_long_as_the_context_count(texts, tmp_path):
     joined = loss_by_position.run(trial_of(texts, uniform, context=8192))
     assert joined["documents"] == 1 and joined["joined"]
     assert loss_by_position.run(trial_of(texts, uniform, context=16384)) is None
+
+
+def test_lengths_beyond_the_context_are_measured_too(texts):
+    """The numbers at the context stay as they are, so that models with other eval.lengths are comparable."""
+    tasks = {"tasks": LONG, "context": 1024, "samples": 1}
+    plain = trial_of(texts, by_position(lambda t: t), **tasks, lengths=(512, 1024))
+    longer = trial_of(texts, by_position(lambda t: t), **tasks, lengths=(512, 2048))
+    longer.plan = replace(longer.plan, longest=2048)
+    found, without = (measure({FULL: one.score}, texts, one.plan)[FULL] for one in (longer, plain))
+    beyond = {task: found[task].pop("beyond") for task in LONG}
+    assert found == without and [one["length"] for one in beyond.values()] == [2048] * 3
+    assert beyond["loss_by_position"]["buckets"][-1]["begin"] == 1024
+    assert beyond["loss_by_position"]["last"]["loss"] == pytest.approx((1536 + 2047) / 2)
+    assert beyond["gain_of_context"]["short"] == 1024
+    assert {length for length, _ in longer.plan.passes()} == {512, 1024, 2048}
+
+
+def test_the_table_shows_losses_beyond_the_context_and_counts_one_document(texts):
+    one = {"tasks": ("loss_by_position",), "context": 4096, "samples": 1, "lengths": (4096,)}
+    plan = replace(trial_of(texts, uniform, **one).plan, longest=8192)
+    results = measure({FULL: Planted(uniform)}, texts, plan)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(tables(results))
+    assert "mean of 1 document\n" in shown.get() and "8,192 tokens, beyond the context" in shown.get()
+    assert "mean of 1 joined document: none is long enough" in shown.get()
 
 
 def test_the_gain_of_context_is_what_the_context_is_worth(texts):

@@ -100,6 +100,27 @@ def test_a_page_of_one_run(two):
         assert text in page.text, text
 
 
+def test_the_validations_of_the_average_of_the_weights(tmp_path, two):
+    rows = [
+        one | ({"average_val_loss": one["val_loss"] / 8} if one["kind"] == "validation" else {})
+        for one in dense_rows()
+    ]
+    run = made_run(tmp_path / "averaged", rows)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["stages"][0]["average_val_loss"] = 0.1234
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = page_of(run)
+    (series,) = (one for one in page.charts["loss"]["series"] if one["name"] == "validation of the average")
+    assert series["kind"] == "dots" and series["x"]["step"] == [2, 4, 6, 8, 10]
+    assert series["y"] == pytest.approx([one["val_loss"] / 8 for one in rows if one["kind"] == "validation"])
+    assert "moving average of the weights" in page.text and "average 0.1234" in page.text
+    assert "0.3750" in page.text, "the last validation"
+    assert "average of the weights" not in page_of(two[0]).text
+    both = page_of(two[0], run).charts["loss"]["series"]
+    assert "averaged, average of the weights" in {one["name"] for one in both}
+    assert {one["group"] for one in both} == {"dense", "averaged"}
+
+
 def test_the_sources_of_the_data(tmp_path):
     sources = {"<web>": {"tokens": 2_500_000, "epochs": 1.25}, "code": {"tokens": None}, "bad": 3}
     (run,) = read_runs([made_run(tmp_path / "run", dense_rows(), sources=sources)])

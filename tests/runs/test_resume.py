@@ -330,7 +330,7 @@ def test_what_is_not_taken_from_a_checkpoint_is_named(tmp_path):
     saver.finish()
     path, corpus = tmp_path / "other" / "step_00000003", SimpleNamespace(fingerprint="d")
     same = {"model.w": torch.zeros(2), "optimizer.m.w": torch.zeros(2), "optimizer.v.w": torch.zeros(2)}
-    assert "1 tensors of scorers are not taken" in start_from(path, same, config, corpus, WORLD)[1]
+    assert "; without 1 tensor of scorers" in start_from(path, same, config, corpus, WORLD)[1]
     other = {"model.w": torch.zeros(2), "optimizer.m.w": torch.zeros(2)}
     with pytest.raises(RunError, match=r"of another kind \(saved -> now\): m, v -> m; use init=weights"):
         start_from(path, other, config, corpus, WORLD)
@@ -338,7 +338,7 @@ def test_what_is_not_taken_from_a_checkpoint_is_named(tmp_path):
     start_from(path, other, config, corpus, WORLD)
     assert other["model.w"].all() and not other["optimizer.m.w"].any()
     other[scorer.replace("0", "1")] = ones
-    assert "1 tensors of scorers begin anew" in start_from(path, other, config, corpus, WORLD)[1]
+    assert "; with 1 new tensor of scorers" in start_from(path, other, config, corpus, WORLD)[1]
 
 
 def test_restart_with_init_from_is_still_a_restart(monkeypatch):

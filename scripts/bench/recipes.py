@@ -12,7 +12,8 @@ that a study can be made in several portions.
         --data prepared/train --texts prepared/val init_from=smollm2.ckpt run.steps=100
 
     extend       lengthen a model: needs init_from=CHECKPOINT
-    scratch      train a model from nothing: needs model=NAME
+    length       the same to 262,144 tokens
+    scratch      train a model from nothing: needs model=NAME, such as model=scratch_50m
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +45,7 @@ COLUMNS = [
 ]
 COLUMNS += [
     "recall",
+    "recall_near",
     "recall_far",
     "recall_loss_far",
     "passkey",
@@ -50,7 +53,7 @@ COLUMNS += [
     "switch_before",
     "switch_after",
 ]
-COLUMNS += ["tokens_per_second", "judged_with", "gpu", "date", "command"]
+COLUMNS += ["stages", "tokens_per_second", "judged_with", "gpu", "date", "command"]
 
 
 class Recipe(NamedTuple):
@@ -76,6 +79,8 @@ def own_queries(tokens: int, budget: int, tile: int) -> tuple[str, ...]:
 
 
 LATE = ("optim.decay_fraction=0.1",)
+# The rungs of a ladder from 8,192 to 262,144 tokens; the least rotary base for 65,536 tokens is 2.94e6.
+RUNGS = ("stages.short.seq_len=8192", "stages.middle.seq_len=65536", "stages.middle.rope_theta=3e6")
 # In the order of worth: a study may be cut short.
 STUDIES = {
     "extend": {
@@ -118,11 +123,29 @@ STUDIES = {
             "windowed_30", "lighthouse", settings=own_queries(2048, 1536, 16)
         ),
     },
+    "length": {
+        "windowed, W = 2,048, recovery 30 %": Recipe("windowed_30", "lighthouse", settings=window(2048)),
+        "ladder": Recipe("ladder_extend", "dense", settings=RUNGS),
+        "full attention": Recipe("full", "dense"),
+        "windowed, W = 8,192, recovery 10 %": Recipe("windowed_10", "lighthouse", settings=window(8192)),
+        "windowed, W = 8,192, recovery 20 %, late decay": Recipe(
+            "windowed_20", "lighthouse", settings=(*window(8192), *LATE)
+        ),
+        "ladder, last rung 10 %": Recipe("ladder_10", "dense", settings=RUNGS),
+        "windowed, W = 8,192, recovery 30 %": Recipe("windowed_30", "lighthouse", settings=window(8192)),
+        "windowed, W = 2,048, recovery 10 %": Recipe("windowed_10", "lighthouse", settings=window(2048)),
+        "short, windowed, W = 8,192, recovery 20 %": Recipe(
+            "short_windowed", "lighthouse", settings=(RUNGS[0], *window(8192))
+        ),
+    },
     "scratch": {
         "curriculum": Recipe("scratch_curriculum", "dense"),
-        "windowed after short": Recipe("scratch_windowed", "lighthouse"),
-        "published": Recipe("scratch_published", "lighthouse", settings=("model.dense_layers=[0,1,-2,-1]",)),
+        "short, windowed, recovery 10 %": Recipe("scratch_windowed", "lighthouse"),
         "full attention": Recipe("full", "dense"),
+        "ladder": Recipe("scratch_ladder", "dense"),
+        "published": Recipe("scratch_published", "lighthouse", settings=("model.dense_layers=[0,-1]",)),
+        "windowed, W = 2,048, recovery 20 %": Recipe("windowed_20", "lighthouse", settings=window(2048)),
+        "short, then the full length for 10 %": Recipe("scratch_curriculum_10", "dense"),
     },
 }
 
@@ -208,12 +231,14 @@ def row_of(
         "val_loss": rounded(position.get("loss")),
         "val_loss_far": rounded((position.get("last") or {}).get("loss")),
         "recall": rounded(recall.get("exact")),
-        "recall_far": farthest(recall.get("cells"), "exact"),
-        "recall_loss_far": farthest(recall.get("cells"), "loss"),
+        "recall_near": at_length(min, recall.get("cells"), "exact"),
+        "recall_far": at_length(max, recall.get("cells"), "exact"),
+        "recall_loss_far": at_length(max, recall.get("cells"), "loss"),
         "passkey": rounded(passkey.get("accuracy")),
-        "passkey_far": farthest(passkey.get("cells"), "accuracy"),
+        "passkey_far": at_length(max, passkey.get("cells"), "accuracy"),
         "switch_before": rounded(switch.get("val_loss_before")),
         "switch_after": rounded(switch.get("val_loss_after")),
+        "stages": "; ".join(map(step_time, summary["stages"])),
         "tokens_per_second": round(summary["tokens"] / seconds),
         "judged_with": "its own attention" if recipe.own else "full attention",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -222,12 +247,20 @@ def row_of(
     }
 
 
-def farthest(cells: list[dict[str, Any]] | None, key: str) -> float | None:
-    """Return the mean of `key` over the cells of the greatest length."""
+def step_time(stage: dict[str, Any]) -> str:
+    """Return name, steps, length and mean seconds of a step of a stage of summary.json."""
+    seconds = stage["wall_clock_seconds"]["compute"] / max(stage["steps"], 1)
+    return f"{stage['name']}: {stage['steps']} x {stage['seq_len']} tokens, {seconds:.3f} s"
+
+
+def at_length(
+    pick: Callable[[Iterable[int]], int], cells: list[dict[str, Any]] | None, key: str
+) -> float | None:
+    """Return the mean of `key` over the cells of one length, that which `pick` takes: min or max."""
     if not cells:
         return None
-    longest = max(cell["length"] for cell in cells)
-    values = [cell[key] for cell in cells if cell["length"] == longest and cell[key] is not None]
+    length = pick(cell["length"] for cell in cells)
+    values = [cell[key] for cell in cells if cell["length"] == length and cell[key] is not None]
     return rounded(sum(values) / len(values)) if values else None
 
 

@@ -8,6 +8,8 @@ NCCL kernels run; exposed is the share in which only NCCL kernels run.
     python scripts/bench/train.py --csv scripts/bench/results/train.csv model=lighthouse_530m
     torchrun --nproc-per-node=2 scripts/bench/train.py --csv scripts/bench/results/multi_gpu.csv \\
         model=lighthouse_530m parallel.cp=2
+    python scripts/bench/train.py --config-dir scripts/bench/recipes model=smollm2_135m stage=lengths \\
+        model.seq_len=1048576 run.batch_tokens=1048576 run.steps=10
 
 With data.documents=apart, sequences are packed with documents of random lengths: --documents 1024,8192.
 
@@ -46,7 +48,7 @@ from lhtrain.compute.device import (
 )
 from lhtrain.compute.fill import filled
 from lhtrain.compute.flops import step_flops
-from lhtrain.conf.compose import check_overrides
+from lhtrain.conf.compose import check_overrides, with_folders
 from lhtrain.conf.schema import Config, DocumentMode, PositionMode
 from lhtrain.distributed.mesh import Mesh
 from lhtrain.distributed.world import World, close, find_ranks
@@ -103,10 +105,14 @@ def main() -> None:
         metavar="SETTINGS",
         help="settings of a variant",
     )
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="folder with presets"
+    )
     parser.add_argument("overrides", nargs="*", help="settings of lhtrain, KEY=VALUE")
     arguments = parser.parse_intermixed_args()  # options may stand between settings
     variants = [[*arguments.overrides, *variant.split()] for variant in arguments.variants or [""]]
-    configs = [check_overrides(variant, n_ranks=find_ranks().size) for variant in variants]
+    folders, n_ranks = arguments.config_dir, find_ranks().size
+    configs = [check_overrides(with_folders(folders, variant), n_ranks=n_ranks) for variant in variants]
     set_deterministic(configs[0].compute.deterministic)
     world = World.start(pick_device(configs[0].run.device), configs[0].parallel.timeout)
     memory, first = world.least(gpu_memory(world.device)) or None, []

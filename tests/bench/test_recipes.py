@@ -37,7 +37,7 @@ def recipes(monkeypatch):
 
 def test_every_recipe_has_its_stages_and_no_file_is_left_over(recipes):
     named = {recipe.stage for study in recipes.STUDIES.values() for recipe in study.values()}
-    assert named == {path.stem for path in STAGES.glob("*.yaml")}
+    assert named | {"lengths"} == {path.stem for path in STAGES.glob("*.yaml")}  # lengths is for train.py
 
 
 @pytest.mark.parametrize("path", sorted(STAGES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -60,11 +60,14 @@ def test_a_window_alone_attends_to_the_window_of_its_document(monkeypatch):
 
 
 def test_a_row_has_the_numbers_of_the_run_and_of_its_evaluation(recipes, tmp_path):
-    stages = [{"wall_clock_seconds": {"compute": 3.0}}, {"wall_clock_seconds": {"compute": 1.0}}]
+    stages = [
+        {"name": "a", "steps": 6, "seq_len": 64, "wall_clock_seconds": {"compute": 3.0}},
+        {"name": "b", "steps": 1, "seq_len": 128, "wall_clock_seconds": {"compute": 1.0}},
+    ]
     switch = {"val_loss_before": 2.5, "val_loss_after": 2.75}
     summary = {"name": "n", "tokens": 4096, "stages": stages, "switches": [{}, switch]}
     cells = [
-        {"length": 64, "exact": 1.0, "loss": 1.0},
+        {"length": 64, "exact": 0.75, "loss": 1.0},
         {"length": 128, "exact": 0.5, "loss": 2.0},
         {"length": 128, "exact": 0.0, "loss": 4.0},
     ]
@@ -79,7 +82,8 @@ def test_a_row_has_the_numbers_of_the_run_and_of_its_evaluation(recipes, tmp_pat
     found = [row[key] for key in ("val_loss", "val_loss_far", "recall", "recall_far", "seconds", "tokens")]
     assert found == [2.0, 1.5, 0.5, 0.25, 4.0, 4096]
     assert (row["switch_before"], row["switch_after"], row["tokens_per_second"]) == (2.5, 2.75, 1024)
-    assert row["recall_loss_far"] == 3.0
+    assert (row["recall_near"], row["recall_loss_far"]) == (0.75, 3.0)
+    assert row["stages"] == "a: 6 x 64 tokens, 0.500 s; b: 1 x 128 tokens, 1.000 s"
     assert not recipes.is_done(arguments, "command")
     recipes.append(arguments.csv, recipes.COLUMNS, [row])
     assert recipes.is_done(arguments, "command") and not recipes.is_done(arguments, "another")

@@ -1,0 +1,86 @@
+"""Hide pairs of a key and a value in texts and repeat them, so that a small model learns to recall.
+
+Reads documents, JSON lines with `text` (.xz too), from files, and writes JSON lines. About every 600 tokens a
+sentence `The number of the KEY is VALUE.` is inserted, with a random key and a random value of five digits,
+and it is repeated twice, at distances that are drawn on a logarithmic scale up to 32,768 tokens. The keys are
+words of the texts, without those that `recall` of `lhtrain eval` asks for, so that the task is not known by
+heart. About 5 % of the tokens belong to these sentences.
+
+    python scripts/bench/pairs.py prose.jsonl.xz code.jsonl.xz --characters 110e6 --out texts.jsonl
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from join import texts_of
+
+from lhtrain.evaluation.recall import KEYS
+
+CHARACTERS = 3.1  # of a token, in these texts with a vocabulary of 49,152
+EVERY, REPEATS, NEAREST, FARTHEST = 600, 2, 32, 32_768  # tokens
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--characters", type=float, default=1e12, help="of each file, at most")
+    parser.add_argument("--shortest", type=int, default=100_000, help="characters of a document, at least")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    texts = [text for path in arguments.files for text in chosen(path, arguments, draw)]
+    draw.shuffle(texts)
+    keys = keys_of(texts)
+    with arguments.out.open("w") as out:
+        for text in texts:
+            out.write(json.dumps({"text": with_pairs(text, keys, draw)}) + "\n")
+    print(f"{len(texts)} documents, {sum(map(len, texts)):,} characters without the pairs, {len(keys)} keys")
+    return 0
+
+
+def chosen(path: Path, arguments: argparse.Namespace, draw: random.Random) -> Iterator[str]:
+    """Yield documents of a file in random order, up to the wanted number of characters."""
+    texts = [text for text in texts_of(path) if len(text) >= arguments.shortest]
+    draw.shuffle(texts)
+    total = 0
+    for text in texts:
+        if total + len(text) > arguments.characters:
+            return
+        total += len(text)
+        yield text
+
+
+def keys_of(texts: list[str], count: int = 2000) -> list[str]:
+    """Return the most frequent lower-case words of 4 to 9 letters, without the keys of the evaluation."""
+    words = Counter(word for text in texts for word in re.findall(r"\b[a-z]{4,9}\b", text[:100_000]))
+    asked = set(KEYS.split())
+    return [word for word, _ in words.most_common(count + len(asked)) if word not in asked][:count]
+
+
+def with_pairs(text: str, keys: list[str], draw: random.Random) -> str:
+    """Return `text` with sentences inserted, each once and then REPEATS times."""
+    places: list[tuple[int, str]] = []
+    at = 0.0
+    while (at := at + draw.expovariate(1 / (EVERY * CHARACTERS))) < len(text):
+        sentence = f" The number of the {draw.choice(keys)} is {draw.randrange(10_000, 100_000)}. "
+        distances = (NEAREST * (FARTHEST / NEAREST) ** draw.random() for _ in range(REPEATS))
+        places += [(int(at), sentence), *((int(at + CHARACTERS * far), sentence) for far in distances)]
+    parts, done = [], 0
+    for place, sentence in sorted(places):
+        if place <= len(text):
+            parts += [text[done:place], sentence]
+            done = place
+    return "".join([*parts, text[done:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

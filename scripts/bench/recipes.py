@@ -131,7 +131,13 @@ STUDIES = {
         "windowed, W = 8,192, recovery 20 %, late decay": Recipe(
             "windowed_20", "lighthouse", settings=(*window(8192), *LATE)
         ),
+        "own queries, W = 2,048, k = 2,048, recovery 10 %": Recipe(
+            "windowed_10", "lighthouse", settings=own_queries(2048, 2048, 8)
+        ),
         "ladder, last rung 10 %": Recipe("ladder_10", "dense", settings=RUNGS),
+        "own queries, W = 8,192, k = 2,048, recovery 10 %": Recipe(
+            "windowed_10", "lighthouse", settings=own_queries(8192, 2048, 8)
+        ),
         "windowed, W = 8,192, recovery 30 %": Recipe("windowed_30", "lighthouse", settings=window(8192)),
         "windowed, W = 2,048, recovery 10 %": Recipe("windowed_10", "lighthouse", settings=window(2048)),
         "short, windowed, W = 8,192, recovery 20 %": Recipe(
@@ -142,6 +148,9 @@ STUDIES = {
         "curriculum": Recipe("scratch_curriculum", "dense"),
         "short, windowed, recovery 10 %": Recipe("scratch_windowed", "lighthouse"),
         "full attention": Recipe("full", "dense"),
+        "short, own queries, recovery 10 %": Recipe(
+            "scratch_windowed", "lighthouse", settings=own_queries(2048, 512, 16)
+        ),
         "ladder": Recipe("scratch_ladder", "dense"),
         "published": Recipe("scratch_published", "lighthouse", settings=("model.dense_layers=[0,-1]",)),
         "windowed, W = 2,048, recovery 20 %": Recipe("windowed_20", "lighthouse", settings=window(2048)),

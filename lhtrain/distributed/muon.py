@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import sqrt
 from typing import TYPE_CHECKING, ClassVar
 
 from lhtrain.model import moments
 from lhtrain.model.optimizer import AdamW
-from lhtrain.model.parameter_groups import grouped
+from lhtrain.model.parameter_groups import alike, grouped
 
 if TYPE_CHECKING:  # the memory estimate reads state_bytes_of, and must not import torch for it
     from torch import Tensor, nn
@@ -57,32 +57,36 @@ class Muon:
         with torch.no_grad():
             self.others.step(lr, skip)
             for group in self.groups:
-                for alike in _alike(group.parameters):
-                    self._update(alike, lr * group.lr_scale, group.weight_decay, skip)
+                for parameters in alike(group.parameters, MOST_AT_ONCE):
+                    self._update(parameters, lr * group.lr_scale, group.weight_decay, skip)
 
     def _update(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, skip: Tensor) -> None:
-        """Update matrices of one shape and sharding."""
+        """Update K matrices of one shape and sharding, with few calls of kernels for all of them."""
+        import torch
+
         from lhtrain.distributed.orthogonal import orthogonal_shards
 
         keep = 1 - skip
-        shards = [self._direction(parameter, skip) for parameter in parameters]
+        updates = orthogonal_shards(self._directions(parameters, skip), parameters[0])
         rate = 0.2 * sqrt(max(parameters[0].shape)) * lr
-        for parameter, update in zip(parameters, orthogonal_shards(shards, parameters[0]), strict=True):
-            weights = moments.local(parameter)
-            weights.mul_(1 - lr * weight_decay * keep)
-            weights.sub_(update * (rate * keep))
+        weights = [moments.local(parameter) for parameter in parameters]
+        torch._foreach_mul_(weights, 1 - lr * weight_decay * keep)
+        torch._foreach_sub_(weights, list((updates * (rate * keep)).float().unbind()))
 
-    def _direction(self, parameter: nn.Parameter, skip: Tensor) -> Tensor:
-        """Update the momentum, unless the step is skipped; return the gradient with Nesterov momentum."""
+    def _directions(self, parameters: list[nn.Parameter], skip: Tensor) -> Tensor:
+        """Update the momenta, unless the step is skipped.
+
+        Returns the gradients with Nesterov momentum, (K, rows on this rank, columns).
+        """
         import torch
 
-        assert parameter.grad is not None
-        grad, state = moments.local(parameter.grad), self.state_of(parameter)
-        grad = torch.where(skip > 0, torch.zeros_like(grad), grad)  # may not be finite
-        momentum = moments.read("momentum", state, signed=True)
-        momentum.lerp_(grad, (1 - self.momentum) * (1 - skip))
-        moments.write("momentum", state, momentum, skip, signed=True)
-        return grad.lerp(momentum, self.momentum)
+        grads = torch.stack([moments.local(parameter.grad) for parameter in parameters])
+        grads.masked_fill_(skip > 0, 0.0)  # may not be finite
+        states = [self.state_of(parameter) for parameter in parameters]
+        momenta = moments.read("momentum", states, signed=True)
+        momenta.lerp_(grads, (1 - self.momentum) * (1 - skip))
+        moments.write("momentum", states, momenta, skip, signed=True)
+        return grads.lerp_(momenta, self.momentum)
 
     def zero_grad(self) -> None:
         self.others.zero_grad()
@@ -95,16 +99,3 @@ class Muon:
         if parameter not in self._state:
             self._state[parameter] = moments.new("momentum", parameter, self.moments)
         return self._state[parameter]
-
-
-def _alike(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yield lists of parameters with gradients that have one shape and sharding, and are updated together."""
-    by_shape: dict[tuple, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            key = tuple(parameter.shape), getattr(parameter, "placements", None)
-            by_shape.setdefault(key, []).append(parameter)
-    for (shape, _), alike in by_shape.items():
-        mesh = getattr(alike[0], "device_mesh", None)  # the same list on every rank
-        count = (1 if mesh is None else mesh.shape[-1]) * max(MOST_AT_ONCE // (shape[0] * shape[1]), 1)
-        yield from (alike[begin : begin + count] for begin in range(0, len(alike), count))

@@ -1,7 +1,5 @@
 """Orthogonalization of matrices whose rows are spread over ranks: each rank gets some of them whole."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,34 +8,32 @@ from torch.distributed.tensor import DTensor, Shard
 from lhtrain.model.orthogonal import orthogonal
 
 
-def orthogonal_shards(shards: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+def orthogonal_shards(shards: Tensor, like: Tensor) -> Tensor:
     """Return the rows on this rank of `orthogonal` of each whole matrix, as bfloat16.
 
     Each rank orthogonalizes some of the matrices, which it gets whole: there are two exchanges of all
     matrices together, and no rank repeats the work of another one that holds other rows.
 
     Args:
-        shards: the rows of the matrices on this rank, all of one shape.
+        shards: the rows of K matrices on this rank, (K, rows, columns).
         like: a parameter of the shape and sharding of the matrices.
     """
     group = _group(like)
     if group is None:
-        return list(orthogonal(torch.stack([shard.bfloat16() for shard in shards])))
+        return orthogonal(shards)
     size, rank = dist.get_world_size(group), dist.get_rank(group)
-    n_rows, n_columns = like.shape
-    most, each = -(-n_rows // size), -(-len(shards) // size)  # rows on a rank, matrices for a rank
-    parts = torch.zeros(size * each, most, n_columns, dtype=torch.bfloat16, device=shards[0].device)
-    for part, shard in zip(parts, shards, strict=False):
-        part[: len(shard)] = shard
+    (count, mine), (n_rows, n_columns) = shards.shape[:2], like.shape
+    most, each = -(-n_rows // size), -(-count // size)  # rows on a rank, matrices for a rank
+    parts = torch.zeros(size * each, most, n_columns, dtype=torch.bfloat16, device=shards.device)
+    parts[:count, :mine] = shards
     # Rank r gets the matrices from r * each on: (ranks, each, rows, columns), then whole ones.
     whole = _exchange(parts.view(size, each, most, n_columns), group)
     whole = whole.transpose(0, 1).reshape(each, size * most, n_columns)
-    mine = min(max(len(shards) - rank * each, 0), each)
-    if mine:
-        whole[:mine, :n_rows] = orthogonal(whole[:mine, :n_rows])
+    here = min(max(count - rank * each, 0), each)
+    if here:
+        whole[:here, :n_rows] = orthogonal(whole[:here, :n_rows])
     back = _exchange(whole.view(each, size, most, n_columns).transpose(0, 1).contiguous(), group)
-    parts = back.view(size * each, most, n_columns)
-    return [part[: len(shard)] for part, shard in zip(parts, shards, strict=False)]
+    return back.view(size * each, most, n_columns)[:count, :mine]
 
 
 def _group(parameter: Tensor) -> dist.ProcessGroup | None:

@@ -63,36 +63,49 @@ def is_plain(name: str, state: dict[str, Tensor]) -> bool:
     return name in state and state[name].element_size() == 4
 
 
-def read(name: str, state: dict[str, Tensor], signed: bool) -> Tensor:
-    """Return the rows of a moment on this rank in float32: the moment itself if it is plain.
+def read(name: str, states: Sequence[dict[str, Tensor]], signed: bool) -> Tensor:
+    """Return the rows on this rank of a moment of K parameters of one shape, in float32: (K, rows, columns).
 
-    signed: whether it may be negative.
+    signed: whether the moment may be negative.
     """
-    if name in state:
-        return local(state[name]).float()
-    codes, scales = local(state[f"{name}_codes"]), local(state[f"{name}_scales"])
-    values = numbers(signed, codes.device)[codes.int()]
-    return (values.unflatten(1, (scales.shape[1], -1)) * scales.unsqueeze(2)).flatten(1)
-
-
-def write(name: str, state: dict[str, Tensor], value: Tensor, skip: Tensor, signed: bool) -> None:
-    """Keep `value`, float32, unless `skip` is not 0."""
     import torch
 
-    if is_plain(name, state):  # `value` is the moment itself, in which a skipped step changed nothing
+    if name in states[0]:
+        return torch.stack([local(state[name]) for state in states]).float()
+    codes, scales = (_stacked(f"{name}_{part}", states) for part in ("codes", "scales"))
+    values = numbers(signed, codes.device)[codes.int()]
+    return (values.unflatten(-1, (scales.shape[-1], -1)) * scales.unsqueeze(-1)).flatten(-2)
+
+
+def write(name: str, states: Sequence[dict[str, Tensor]], value: Tensor, skip: Tensor, signed: bool) -> None:
+    """Keep `value`, (K, rows, columns) float32, unless `skip` is not 0."""
+    import torch
+
+    if name in states[0]:
+        _keep(name, states, value, skip)
         return
-    if name in state:
-        kept = local(state[name])
-        kept.copy_(torch.where(skip > 0, kept, value.to(kept.dtype)))
-        return
-    codes, scales = local(state[f"{name}_codes"]), local(state[f"{name}_scales"])
-    blocks = value.unflatten(1, (scales.shape[1], -1))
-    largest = blocks.abs().amax(2)
-    known = numbers(signed, codes.device)
-    scaled = (blocks / largest.clamp(min=LEAST_SCALE).unsqueeze(2)).flatten(1)
-    nearest = torch.bucketize(scaled, (known[1:] + known[:-1]) / 2, out_int32=True).to(torch.uint8)
-    codes.copy_(torch.where(skip > 0, codes, nearest))
-    scales.copy_(torch.where(skip > 0, scales, largest))
+    blocks = value.unflatten(-1, (states[0][f"{name}_scales"].shape[-1], -1))
+    largest = blocks.abs().amax(-1)
+    known = numbers(signed, value.device)
+    scaled = (blocks / largest.clamp(min=LEAST_SCALE).unsqueeze(-1)).flatten(-2)
+    nearest = torch.bucketize(scaled, (known[1:] + known[:-1]) / 2, out_int32=True)
+    _keep(f"{name}_codes", states, nearest, skip)
+    _keep(f"{name}_scales", states, largest, skip)
+
+
+def _keep(name: str, states: Sequence[dict[str, Tensor]], value: Tensor, skip: Tensor) -> None:
+    """Copy `value` into the tensors `name`, unless `skip` is not 0. One call copies all of them."""
+    import torch
+
+    before = _stacked(name, states)
+    kept = torch.where(skip > 0, before, value.to(before.dtype))
+    torch._foreach_copy_([local(state[name]) for state in states], list(kept.unbind()))
+
+
+def _stacked(name: str, states: Sequence[dict[str, Tensor]]) -> Tensor:
+    import torch
+
+    return torch.stack([local(state[name]) for state in states])
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from lhtrain.model import moments
-from lhtrain.model.parameter_groups import Belongs, Group, everything, grouped
+from lhtrain.model.parameter_groups import Belongs, Group, alike, everything, grouped
 from lhtrain.registry import OPTIMIZERS
 
 if TYPE_CHECKING:  # the memory estimate reads state_bytes, and must not import torch for it
@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # the memory estimate reads state_bytes, and must not import 
 
     from lhtrain.conf.schema import OptimConfig
     from lhtrain.model.decoder import GPT
+
+# Weights whose moments AdamW converts to float32 together: more need memory, fewer more calls of kernels.
+MOST_AT_ONCE = 2**23
 
 
 class Optimizer(Protocol):
@@ -79,19 +82,21 @@ class AdamW:
                 states = [self.state_of(parameter) for parameter in plain]
                 of_plain = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
                 self._update(group, lr, skip, plain, [parameter.grad for parameter in plain], *of_plain)
-                for parameter in with_grad:
-                    if not moments.is_plain("exp_avg", self.state_of(parameter)):
-                        self._update_compact(group, lr, skip, parameter)
+                compact = [one for one in with_grad if not moments.is_plain("exp_avg", self.state_of(one))]
+                for parameters in alike(compact, MOST_AT_ONCE):
+                    self._update_compact(group, lr, skip, parameters)
 
-    def _update_compact(self, group: Group, lr: float, skip: Tensor, parameter: nn.Parameter) -> None:
-        """Update a parameter whose moments are not float32, but are for as long as this takes."""
-        state = self.state_of(parameter)
-        rows = [moments.local(tensor) for tensor in (parameter, parameter.grad)]  # on this rank
-        first = moments.read("exp_avg", state, signed=True)
-        second = moments.read("exp_avg_sq", state, signed=False)
-        self._update(group, lr, skip, *([tensor] for tensor in (*rows, first, second, state["step"])))
-        moments.write("exp_avg", state, first, skip, signed=True)
-        moments.write("exp_avg_sq", state, second, skip, signed=False)
+    def _update_compact(self, group: Group, lr: float, skip: Tensor, parameters: list[nn.Parameter]) -> None:
+        """Update parameters of one shape whose moments are not float32, but are for as long as this takes."""
+        states = [self.state_of(parameter) for parameter in parameters]
+        first = moments.read("exp_avg", states, signed=True)
+        second = moments.read("exp_avg_sq", states, signed=False)
+        weights = [moments.local(parameter) for parameter in parameters]
+        grads = [moments.local(parameter.grad) for parameter in parameters]
+        steps = [state["step"] for state in states]
+        self._update(group, lr, skip, weights, grads, list(first.unbind()), list(second.unbind()), steps)
+        moments.write("exp_avg", states, first, skip, signed=True)
+        moments.write("exp_avg_sq", states, second, skip, signed=False)
 
     def _update(self, group: Group, lr: float, skip: Tensor, *tensors: list) -> None:
         """Update parameters. tensors: they, their gradients, first and second moments, and step counts."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from lhtrain.conf.parameters import matches
@@ -69,3 +70,19 @@ def grouped(model: GPT, optim: OptimConfig, belongs: Belongs = everything) -> li
             treated = treatment(name, parameter.shape, optim, model.config)
             groups.setdefault(treated, []).append(parameter)
     return [Group(members, decay, scale) for (scale, decay), members in groups.items()]
+
+
+def alike(parameters: Sequence[nn.Parameter], most: int) -> Iterator[list[nn.Parameter]]:
+    """Yield lists of parameters with gradients that have one shape and sharding, and are updated together.
+
+    most: number of weights of a list on one rank, unless a single parameter has more.
+    """
+    by_shape: dict[tuple, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            key = tuple(parameter.shape), getattr(parameter, "placements", None)
+            by_shape.setdefault(key, []).append(parameter)
+    for (shape, _), found in by_shape.items():
+        mesh = getattr(found[0], "device_mesh", None)  # the same list on every rank
+        count = (1 if mesh is None else mesh.shape[-1]) * max(most // prod(shape), 1)
+        yield from (found[begin : begin + count] for begin in range(0, len(found), count))

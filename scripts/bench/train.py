@@ -274,7 +274,8 @@ def step(engine: Engine, config: Config, stage: Stage, packed: Packed | None, sp
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    measured = update(engine.model, engine.optimizer, parts, config.optim.lr, config.optim, mesh, span)
+    optimizer, optim = engine.optimizer, config.optim
+    measured = update(engine.model, optimizer, parts, optim.lr, optim, mesh, span, engine.passes)
     value = measured.loss.item()  # waits for the device
     if device.type == "cuda":
         torch.cuda.synchronize()

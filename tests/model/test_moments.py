@@ -25,7 +25,7 @@ def test_the_numbers_and_codes_are_torchaos(signed):
     values = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     values = values if signed else values.square()
     state = moments.new("m", parameter(64, 512), MomentDtype.int8)
-    moments.write("m", state, values, GO, signed)
+    moments.write("m", [state], values[None], GO, signed)
     scaled, scale = quantization.scale_tensor(values, 256)
     torch.testing.assert_close(state["m_scales"].flatten(), scale)
     same = state["m_codes"] == quantization.quantize_8bit_with_qmap(scaled, known)
@@ -46,27 +46,26 @@ def test_the_numbers_and_codes_are_torchaos(signed):
 )
 def test_what_is_written_is_read(dtype, shape, n_bytes, error):
     """error: relative to the largest magnitude of a row."""
-    state = moments.new("m", parameter(*shape), dtype)
-    assert not moments.read("m", state, True).any()
-    assert sum(tensor.nbytes for tensor in state.values()) == n_bytes * torch.Size(shape).numel()
+    states = [moments.new("m", parameter(*shape), dtype) for _ in range(3)]
+    assert moments.read("m", states, True).shape == (3, *shape) and not moments.read("m", states, True).any()
+    assert sum(tensor.nbytes for tensor in states[0].values()) == n_bytes * torch.Size(shape).numel()
     assert moments.bytes_of(shape, dtype) == n_bytes
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    got = moments.read("m", state, True)
-    got.copy_(values)
-    moments.write("m", state, got, GO, True)
-    got = moments.read("m", state, True)
+    values = torch.randn((3, *shape), generator=torch.Generator().manual_seed(0))
+    moments.write("m", states, values, GO, True)
+    got = moments.read("m", states, True)
     assert (got - values).abs().max() <= error * values.abs().max()
-    before = {name: tensor.clone() for name, tensor in state.items()}
-    if error:
-        moments.write("m", state, torch.full(shape, torch.nan), SKIP, True)
-    assert all(torch.equal(state[name], before[name]) for name in state)
+    assert torch.equal(moments.read("m", states[1:2], True)[0], got[1])
+    before = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
+    moments.write("m", states, torch.full((3, *shape), torch.nan), SKIP, True)
+    for state, old in zip(states, before, strict=True):
+        assert all(torch.equal(state[name], old[name]) for name in state)
 
 
 def test_zeros_stay_zeros():
-    state = moments.new("m", parameter(4, 64), MomentDtype.int8)
+    states = [moments.new("m", parameter(4, 64), MomentDtype.int8)]
     for signed in (True, False):
-        moments.write("m", state, torch.zeros(4, 64), GO, signed)
-        assert not moments.read("m", state, signed).any()
+        moments.write("m", states, torch.zeros(1, 4, 64), GO, signed)
+        assert not moments.read("m", states, signed).any()
 
 
 def losses(state, kind=AdamW):
@@ -104,12 +103,11 @@ def test_a_gpu_keeps_what_a_cpu_keeps(dtype, signed):
     kept = []
     for device in ("cpu", "cuda"):
         state = moments.new("m", torch.nn.Parameter(torch.empty(64, 768, device=device)), dtype)
-        got = moments.read("m", state, signed)
-        got.copy_(values)
-        moments.write("m", state, got, GO.to(device), signed)
-        moments.write("m", state, got.clone().fill_(torch.nan), SKIP.to(device), signed)
+        given = values[None].to(device)
+        moments.write("m", [state], given, GO.to(device), signed)
+        moments.write("m", [state], given * torch.nan, SKIP.to(device), signed)
         kept.append({name: tensor.cpu() for name, tensor in state.items()})
-        kept[-1]["read"] = moments.read("m", state, signed).cpu()
+        kept[-1]["read"] = moments.read("m", [state], signed).cpu()
     # A division may differ in its last bit, and so the code of a value between two numbers.
     same = [(kept[0][name] == kept[1][name]).float().mean().item() for name in kept[0]]
     assert min(same) > 0.999, dict(zip(kept[0], same, strict=True))

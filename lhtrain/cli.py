@@ -8,7 +8,8 @@ from typing import NoReturn
 import lhtrain
 from lhtrain.commands.help import help_of, overview
 from lhtrain.commands.table import COMMANDS, find, members
-from lhtrain.errors import DISK_ERRORS, Ended, ExplainedError
+from lhtrain.distributed.torchrun import record
+from lhtrain.errors import DISK_ERRORS, LOST_CONTACT, Ended, ExplainedError
 from lhtrain.health import signals
 from lhtrain.process.streams import never_fail
 
@@ -71,6 +72,9 @@ def fail(message: str, status: int = 2, of_all: bool | None = None) -> NoReturn:
     size = os.environ.get("WORLD_SIZE") or of_slurm.get("SLURM_NTASKS", "1")
     # If the variables of a launcher are incomplete or unreadable, there may be no first rank.
     is_first = rank == "0" or not rank.isdecimal() or not size.isdecimal() or int(rank) >= int(size)
-    if is_first or not (status == 2 if of_all is None else of_all):
+    of_all = status == 2 if of_all is None else of_all
+    if message != LOST_CONTACT:  # another rank is the cause
+        record(message, of_all)
+    if is_first or not of_all:
         print(f"lhtrain: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     sys.exit(status)

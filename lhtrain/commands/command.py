@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lhtrain.errors import UsageError
+from lhtrain.distributed.ranks import find_ranks
+from lhtrain.errors import RunError, UsageError
 
 SETTINGS = "settings of the run; lhtrain help KEY explains one"
 SWEEP = "; lhtrain -m starts a sweep, lhtrain -m hydra/launcher=lhtrain_slurm starts its runs as jobs"
@@ -53,6 +54,7 @@ class Command:
         details: the end of the help: what the command does, and examples.
         docs: pages of docs/ that tell more.
         trains: whether the command trains, so that signals must be handled from its start.
+        alone: whether the command runs in one process; it is refused if a launcher starts several.
         hidden: whether help and completion leave it out.
     """
 
@@ -65,6 +67,7 @@ class Command:
     details: str = ""
     docs: tuple[str, ...] = ()
     trains: bool = False
+    alone: bool = False
     hidden: bool = False
 
     def parse(self, words: list[str]) -> Namespace:
@@ -85,6 +88,9 @@ class Command:
     def run(self, words: list[str]) -> int | None:
         """Parse `words` and run the command; return the exit status. Raises ExplainedError."""
         arguments = self.parse(words)
+        if self.alone and (size := n_started()) > 1:
+            rule = f"runs in one process, but a launcher started {size}; start it without torchrun or srun"
+            raise UsageError(f"{self.name}: {rule}")
         module, _, name = self.target.partition(":")
         function: Callable[[Namespace], int | None] = getattr(importlib.import_module(module), name)
         return function(arguments)
@@ -150,6 +156,14 @@ class Command:
         """The details, and where to read more."""
         pages = ", ".join(f"docs/{page}.md" for page in self.docs)
         return f"{self.details}\n\nMore: {pages}" if pages else self.details
+
+
+def n_started() -> int:
+    """Return how many processes a launcher started; 1 without a launcher, or if its variables are wrong."""
+    try:
+        return find_ranks().size
+    except RunError:
+        return 1
 
 
 class _Parser(ArgumentParser):

@@ -10,11 +10,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from lhtrain.commands.failure import explained
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.rules.evaluation import ATTENTIONS, TASKS, task_problems
 from lhtrain.conf.rules.values import value_problems
-from lhtrain.conf.schema import Device, EvalConfig, Precision
+from lhtrain.conf.schema import Config, Device, EvalConfig, Precision
 from lhtrain.conf.typed.paths import expanded
+from lhtrain.distributed.ranks import ready_ranks
 from lhtrain.errors import RunError, UsageError
 from lhtrain.files import write_atomic
 from lhtrain.report.evaluation import tables
@@ -45,27 +47,37 @@ def evaluate(arguments: Namespace) -> None:
     source = Path(arguments.SOURCE)
     out = None if arguments.out is None else place_of(arguments.out)
 
-    from lhtrain.evaluation.trained import evaluate_trained  # imports torch
+    ranks = ready_ranks()
 
-    began = time.perf_counter()
-    console = Console(markup=False, emoji=False, highlight=False)
-    try:
-        result, path = evaluate_trained(
-            source,
-            config,
-            device=chosen["device"],
-            precision=chosen["precision"],
-            attention=arguments.attention,
-            stage=arguments.stage,
-            weights=arguments.weights,
-            batch_tokens=int(at_once),
-            say=lambda text: print(text, flush=True),
-        )
-    except OSError as error:
-        raise RunError(str(error)) from error
-    result["seconds"] = round(time.perf_counter() - began, 1)
-    console.print(tables(result))
-    write(result, out or beside(source, path))
+    def measure() -> None:
+        from lhtrain.distributed.world import close
+        from lhtrain.evaluation.trained import evaluate_trained  # imports torch
+
+        began = time.perf_counter()
+        try:
+            result, path = evaluate_trained(
+                source,
+                config,
+                device=chosen["device"],
+                precision=chosen["precision"],
+                attention=arguments.attention,
+                stage=arguments.stage,
+                weights=arguments.weights,
+                batch_tokens=int(at_once),
+                say=lambda text: print(text, flush=True),
+            )
+        except OSError as error:
+            raise RunError(str(error)) from error
+        close()
+        if ranks.rank == 0:
+            result["seconds"] = round(time.perf_counter() - began, 1)
+            Console(markup=False, emoji=False, highlight=False).print(tables(result))
+            write(result, out or beside(source, path))
+
+    if ranks.size == 1:
+        measure()
+    else:
+        explained(measure, Config)
 
 
 def place_of(given: str) -> Path:

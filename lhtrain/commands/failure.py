@@ -42,13 +42,13 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
         task()
     except Exception as error:
         message = in_words(error, config)
+        of_all = isinstance(error, Disagreement | PeerFailed) or hasattr(error, "of_rank_0")
         if not lost_contact(error):
-            record_failure(error, message)
+            record_failure(error, message, of_all)
         if message is not None and of_sweep is not None:
             print(f"lhtrain: {of_sweep}: {message}", file=sys.stderr)
             setattr(error, "was_reported", True)  # noqa: B010
             raise error.with_traceback(None) from None  # ends this run, not the sweep
-        of_all = isinstance(error, Disagreement | PeerFailed) or hasattr(error, "of_rank_0")
         if not of_all:
             is_new = announce(message or f"{type(error).__name__}: {error}")
             of_all = not is_new

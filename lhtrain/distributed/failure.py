@@ -1,15 +1,13 @@
 """Errors that end a rank: reports to the other ranks and torchrun, and detection of a lost rank."""
 
-import json
 import os
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from lhtrain.distributed.meeting import if_met
+from lhtrain.distributed.torchrun import ERROR_FILE, record
 
 TORCH = str(Path(torch.__file__).parent)
 COMPILED = "torchinductor_"  # in the paths of files that the compiler writes
@@ -45,19 +43,15 @@ def leave() -> None:
     if_met(lambda meeting: meeting.leave())
 
 
-def record_failure(error: Exception, message: str | None = None) -> None:
+def record_failure(error: Exception, message: str | None = None, of_all: bool = False) -> None:
     """Report the error to torchrun, if it started this process.
 
     torchrun names the rank that failed first and shows `message`, if given, instead of a traceback.
+    of_all: as for `torchrun.record`.
     """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    if message is None:
+    if message is not None:
+        record(message, of_all)
+    elif os.environ.get(ERROR_FILE):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
-        return
-    extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-    with suppress(OSError):
-        Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))

@@ -3,9 +3,12 @@
 Imports no PyTorch.
 """
 
+import json
 import os
 import platform
 import signal
+import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from lhtrain.distributed.ranks import attempt, under_torchrun
 from lhtrain.errors import RunError
 from lhtrain.files import read_regular, write_atomic
 
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # the variable with the file from which torchrun reads a rank's error
 FLAG, VARIABLE, DEFAULT = "--shutdown-timeout", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0
 SINCE = (2, 12)  # the first PyTorch version whose torchrun has this flag
 # Notes in run.dir: which torchrun began the run, started it over (resume=restart) or extended it.
@@ -42,6 +46,21 @@ def note_left(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return text if torchrun == this_torchrun() else None
+
+
+def record(message: str, of_all: bool = False) -> None:
+    """Give torchrun the message with which this rank ends, which torchrun prints last, as the root cause.
+
+    An error that is already recorded stays. of_all: whether all ranks end with this message; then only the
+    first one gives it, and torchrun takes that rank for the cause.
+    """
+    path, later = os.environ.get(ERROR_FILE), of_all and os.environ.get("RANK", "0") != "0"
+    if not path or os.path.exists(path):
+        return
+    text = "this rank ends with the message of rank 0" if later else message
+    extra = {"py_callstack": text, "timestamp": str(int(time.time()) + later)}
+    with suppress(OSError):
+        Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
 
 
 def on_several_machines() -> bool:

@@ -1,14 +1,19 @@
-"""Evaluates a trained model on one device: a run, a checkpoint or an exported folder."""
+"""Evaluates a trained model: a run, a checkpoint or an exported folder. Each rank has the whole model."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lhtrain.compute.device import compute_dtype, pick_device
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.rules.evaluation import FULL, OWN, extrapolation, length_problems
-from lhtrain.conf.schema import Device, EvalConfig, Precision
+from lhtrain.conf.schema import Device, EvalConfig, ParallelConfig, Precision, Selection
 from lhtrain.data import DataError
+from lhtrain.distributed.mesh import Mesh
+from lhtrain.distributed.world import World
 from lhtrain.errors import RunError, UsageError
 from lhtrain.evaluation.attention import FullAttention, StageAttention, length_problem
 from lhtrain.evaluation.judge import AttentionAt, Judge
@@ -32,7 +37,7 @@ def evaluate_trained(
     batch_tokens: int = 32_768,
     say: Callable[[str], object] = print,
 ) -> tuple[dict[str, Any], Path]:
-    """Measure the tasks of `config`.
+    """Measure the tasks of `config`. A collective: the ranks divide the sequences.
 
     Args:
         source: one checkpoint; a run directory, for its newest one; or an exported folder.
@@ -40,7 +45,7 @@ def evaluate_trained(
         stage: a stage that ran, whose attention is measured. None: the last one.
         weights: "last", or "average": the moving average of the weights.
         batch_tokens: most tokens of a forward pass, unless one sequence has more.
-        say: takes lines for the reader.
+        say: takes lines for the reader, on the first rank.
 
     Returns:
         The content of eval.json, and the checkpoint or folder that was measured.
@@ -51,6 +56,8 @@ def evaluate_trained(
         RunError, DataError: the checkpoint or the texts cannot be read.
     """
     place = pick_device(device)
+    world = World.start(place, mine={"command": " ".join(sys.argv[1:])})  # alone without a launcher
+    place, say = world.device, say if world.is_main else _silent
     opened = open_trained(source, place, compute_dtype(precision, place), weights=weights)
     chosen = _stage(opened, stage, attention)
     opened.enter(chosen)  # its positions
@@ -58,20 +65,31 @@ def evaluate_trained(
     plan = Plan.of(config, context)
     if problems := [*_length_problems(config, plan, chosen)]:
         raise ConfigError(problems)
-    texts = _texts(opened, config, say)
+    with world.first_of_each_machine():
+        texts = _texts(opened, config, say)
+    mesh = Mesh(ParallelConfig(dp_replicate=world.size), opened.config, Selection.exact, world)
     attentions: dict[str, AttentionAt] = {}
     if attention != OWN:
         attentions[FULL] = FullAttention()
     if attention != FULL and chosen is not None and chosen.attention != "dense":
         attentions[OWN] = StageAttention(chosen, "auto")
-    scores = {name: Judge(opened.model, at, place, batch_tokens) for name, at in attentions.items()}
+    scores = {name: Judge(opened.model, at, place, batch_tokens, mesh) for name, at in attentions.items()}
     where = f"stage {chosen.name}, " if chosen else ""
-    say(f"{opened.path}: {where}context {context:,}; texts: {texts.name}; on {place}")
+    on = f"{place}" if world.size == 1 else f"{world.size} ranks with {place.type}, which share the sequences"
+    say(f"{opened.path}: {where}context {context:,}; texts: {texts.name}; on {on}")
     if warning := extrapolation(config, context):
         say(f"warning: {warning}")
-    results = measure(scores, texts, plan, say)
+    try:
+        results = measure(scores, texts, plan, say)
+    except torch.OutOfMemoryError as error:
+        remedy = f"use less than batch_tokens={batch_tokens}, or shorter eval.lengths"
+        raise RunError(f"{str(error).split('. ')[0]}; {remedy}") from error
     step = opened.state.get("progress", {}).get("step", 0)
     return described(results, plan, chosen, texts, step), opened.path
+
+
+def _silent(_: str) -> None:
+    """Say nothing: the first rank speaks for all."""
 
 
 def _stage(opened: Opened, name: str | None, attention: str) -> Stage | None:

@@ -7,6 +7,7 @@ import pytest
 
 from lhtrain.cli import main
 from lhtrain.commands import completion
+from lhtrain.commands.command import n_started
 from lhtrain.commands.table import COMMANDS, find, members
 from lhtrain.errors import UsageError
 
@@ -54,6 +55,20 @@ def test_mistakes_are_named(words, message):
     with pytest.raises(UsageError, match=message):
         command, rest = find(words)
         command.parse(rest)
+
+
+@pytest.mark.parametrize(
+    "words", [["export", "a", "b"], ["generate", "a"], ["data", "prepare"], ["report", "a"]]
+)
+def test_commands_of_one_process_are_refused_by_several(words, monkeypatch):
+    """Otherwise each process would write the same files."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    command, rest = find(words)
+    with pytest.raises(UsageError, match=r"a launcher started 4; start it without torchrun"):
+        command.run(rest)
+    monkeypatch.delenv("WORLD_SIZE")  # left over in a shell
+    assert n_started() == 1
 
 
 @pytest.mark.parametrize("name", VISIBLE)

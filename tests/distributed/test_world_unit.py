@@ -5,9 +5,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from lhtrain.cli import fail
 from lhtrain.distributed.failure import lost_contact, record_failure
 from lhtrain.distributed.ranks import Ranks, find_ranks, meeting_place
-from lhtrain.errors import RunError
+from lhtrain.errors import LOST_CONTACT, RunError
 
 SLURM = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -108,3 +109,24 @@ def test_torchrun_is_told_the_sentence_and_not_a_traceback(tmp_path, monkeypatch
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(file))
     shown = ChildFailedError("lhtrain", {0: failure}).format_msg()
     assert "data.path=x: no such file" in shown and "Traceback" not in shown
+
+
+def test_torchrun_takes_the_first_rank_for_the_cause_of_an_error_of_all(tmp_path, monkeypatch):
+    """Its report then ends with the message, which is not repeated for each rank."""
+    failures = {}
+    for rank in (1, 0):
+        file = tmp_path / f"{rank}.json"
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        monkeypatch.setenv("RANK", str(rank))
+        for message in ("optim.lr=-1: must be greater than 0", "later"):
+            with pytest.raises(SystemExit):
+                fail(message, status=2)
+        failures[rank] = ProcessFailure(local_rank=rank, pid=1, exitcode=2, error_file=str(file))
+    shown = ChildFailedError("lhtrain", failures).format_msg()
+    cause = shown.partition("Root Cause")[2]
+    assert shown.count("optim.lr=-1: must be") == cause.count("optim.lr=-1: must be") == 1
+    assert "rank      : 0" in cause and "later" not in shown
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "lost.json"))
+    with pytest.raises(SystemExit):
+        fail(LOST_CONTACT, status=1)
+    assert not (tmp_path / "lost.json").exists()

@@ -1,8 +1,13 @@
 """The tasks of `eval.tasks` in a run, and `lhtrain eval` on its checkpoints."""
 
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
+
+from lhtrain.cli import main
+from tests.distributed.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +58,42 @@ def test_the_command_repeats_what_the_run_measured(lhtrain, measured):
     assert again["last"]["loss"] == pytest.approx(loss["last"]["loss"], rel=1e-5)
     assert now["full"]["passkey"] == before["full"]["passkey"]
     assert "pass key of one digit" in done.stdout and str(measured.path / "eval.json") in done.stdout
+
+
+def on_rank(words):
+    """Run the command on this rank; return its exit status and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_two_ranks_measure_what_one_measures(lhtrain, measured, tmp_path):
+    """They divide the sequences. An error is that of all ranks, and printed once."""
+    words = ["eval", str(measured.path), *SMALL, "eval.samples=2", "device=cpu"]
+    words.remove("eval.samples=1")
+    alone = lhtrain.bare(*words, f"out={tmp_path / 'one.json'}")
+    assert alone.returncode == 0, alone.stderr
+    first, second = on_ranks(on_rank, 2, [*words, f"out={tmp_path / 'two.json'}"], folder=tmp_path)
+    assert first[0] is second[0] is None, (first, second)
+    assert "2 ranks with cpu" in first[1] and second[1] == ""
+    one, two = (evaluation(tmp_path / f"{name}.json") for name in ("one", "two"))
+    for task in ("loss_by_position", "passkey"):
+        assert two["full"][task] == approximately(one["full"][task])
+    first, second = on_ranks(on_rank, 2, [*words, "stage=nowhere"], folder=tmp_path)
+    assert first[0] == second[0] == 2 and "has no such stage" in first[2] and second[2] == ""
+
+
+def approximately(tree):
+    """Return the values, which may differ by rounding."""
+    if isinstance(tree, dict):
+        return {key: approximately(child) for key, child in tree.items()}
+    if isinstance(tree, list):
+        return [approximately(child) for child in tree]
+    return pytest.approx(tree, rel=1e-5) if isinstance(tree, float) else tree
 
 
 def test_a_checkpoint_under_the_attention_of_an_earlier_stage(lhtrain, measured):

@@ -23,6 +23,7 @@ DATA_PREPARE = Command(
     "lhtrain.commands.data:prepare",
     (CONFIG_DIR,),
     settings=True,
+    alone=True,
     details="""\
 Takes the same settings as training; only data.* have an effect.
 
@@ -80,6 +81,7 @@ DATA_TRAIN_TOKENIZER = Command(
             help="stop after the document in which N bytes of text are reached; by default all is read",
         ),
     ),
+    alone=True,
     details="""\
 The tokens are the 256 bytes, <|begin_of_text|>, <|end_of_text|> and merged bytes, so every text can be
 encoded. Texts are split before merging as in Llama 3. The result depends only on the texts, the number of

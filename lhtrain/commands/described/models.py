@@ -12,6 +12,7 @@ IMPORT = Command(
         argument("DIR", type=folder, help="new or empty folder to write to"),
     ),
     (Key("revision", "main", "branch, tag or commit of the repository on the hub"),),
+    alone=True,
     details="""\
 Reads weights in safetensors files, in bfloat16, float16 or float32, of Llama, SmolLM2, Mistral and Ministral
 without sliding window, Qwen2, Qwen2.5 and Qwen3. `lhtrain init_from=DIR` starts from them; the shape of the
@@ -55,6 +56,7 @@ EXPORT = Command(
             "5GB",
         ),
     ),
+    alone=True,
     details="""\
 Writes model.safetensors, config.json, generation_config.json, tokenizer.json, tokenizer_config.json and a
 model card, README.md. A model that began with `lhtrain import` is written as the same family, with the
@@ -88,6 +90,7 @@ GENERATE = Command(
         Key("weights", "average", "last, or average: the moving average that optim.ema kept", "last"),
         Key("tokenizer", "FILE", "a tokenizer.json, if the run's own has been deleted"),
     ),
+    alone=True,
     details="""\
 Text goes to stdout as it is written, everything else to stderr. Ctrl-C stops. The prompt is read in one pass,
 and a cache holds what each token needs. attention=strict needs less memory and time for long texts.
@@ -136,7 +139,8 @@ Tasks
   long_ppl          perplexity of the tokens that need a long context (LongPPL)
 
 Prints tables and writes eval.json into the folder of the run, or beside the folder of a checkpoint or export.
-Quote values with brackets: 'eval.tasks=[recall,passkey]'
+Quote values with brackets: 'eval.tasks=[recall,passkey]'. Under torchrun the ranks divide the sequences; each
+has the whole model.
 
 Examples
   lhtrain eval runs/mine

@@ -75,6 +75,7 @@ REPORT = Command(
         Key("out", "FILE", "file to write; default: report.html, in the folder of the run if it is one run"),
         Key("price", "2.5", "price of a GPU for an hour, from which the cost is computed"),
     ),
+    alone=True,
     details="""\
 The page is one HTML file, which a browser opens without a network. Several runs are drawn into the same
 charts, and compared with the first one as in lhtrain compare. Runs may still be running.

@@ -16,7 +16,7 @@ from lhtrain.compute.cost import repeats
 from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
 from lhtrain.compute.graphs import GraphedPasses, Passes, graphs_for, plain_passes
-from lhtrain.conf.schema import Config, CudaGraph, DocumentMode, PositionMode
+from lhtrain.conf.schema import ComputeConfig, Config, CudaGraph, DocumentMode, PositionMode
 from lhtrain.conf.stage_data import RUN
 from lhtrain.data import Corpus, SequenceOrder
 from lhtrain.data.order.pack import SPREAD
@@ -118,10 +118,16 @@ def build(config: Config, world: World) -> tuple[Data, Engine]:
     mesh = Mesh(config.parallel, config.model, config.lighthouse.selection, world)
     data = build_data(config, mesh)  # first, so that errors in the data show before the slow model build
     engine = build_engine(config, mesh)
-    why = obstacle(config.compute, world.size, world.device.type == "cuda")
-    if why and config.compute.cuda_graph is CudaGraph.on:
-        data.notes.append(f"compute.cuda_graph=on: {why}; the run uses no CUDA graphs")
+    data.notes.extend(_graph_notes(config.compute, world.size, world.device.type == "cuda"))
     return data, engine
+
+
+def _graph_notes(compute: ComputeConfig, n_ranks: int, on_gpu: bool) -> list[str]:
+    """Return a warning if the user wants CUDA graphs in a run that cannot have them."""
+    why = obstacle(compute, n_ranks, on_gpu)
+    if why is None or compute.cuda_graph is not CudaGraph.on:
+        return []
+    return [f"compute.cuda_graph=on: {why}, so no CUDA graphs are used"]
 
 
 def build_engine(config: Config, mesh: Mesh) -> Engine:

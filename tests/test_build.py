@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from lhtrain.attention.dense import FULL_ATTENTION
-from lhtrain.build import _check_apart, _padding_notes, _short_documents
+from lhtrain.build import _check_apart, _graph_notes, _padding_notes, _short_documents
+from lhtrain.conf.schema import ComputeConfig, CudaGraph
 from lhtrain.conf.stage_data import RUN
 from lhtrain.data import SequenceOrder
 from lhtrain.errors import RunError
@@ -47,3 +48,11 @@ def test_attention_that_does_not_keep_documents_apart_is_refused():
     _check_apart({"a": FULL_ATTENTION}, stages)
     with pytest.raises(RunError, match=r"attention=chunked of .* does not keep"):
         _check_apart({"a": FULL_ATTENTION, "b": lambda q, k, v, where: q}, stages)
+
+
+def test_graphs_that_a_run_cannot_have_are_noted_if_they_are_wanted():
+    wanted = ComputeConfig(cuda_graph=CudaGraph.on)
+    assert _graph_notes(wanted, 1, on_gpu=True) == []
+    (note,) = _graph_notes(wanted, 1, on_gpu=False)
+    assert note.startswith("compute.cuda_graph=on: the run is not on a GPU")
+    assert _graph_notes(ComputeConfig(), 1, on_gpu=False) == []

@@ -78,28 +78,32 @@ def read(name: str, states: Sequence[dict[str, Tensor]], signed: bool) -> Tensor
 
 
 def write(name: str, states: Sequence[dict[str, Tensor]], value: Tensor, skip: Tensor, signed: bool) -> None:
-    """Keep `value`, (K, rows, columns) float32, unless `skip` is not 0."""
+    """Keep `value`, (K, rows, columns) float32.
+
+    skip: not 0 if the step is skipped. Then `value` must be what `read` returned; its codes are not computed
+    again, because that could change the largest numbers of a block.
+    """
     import torch
 
     if name in states[0]:
-        _keep(name, states, value, skip)
+        _keep(name, states, value)
         return
     blocks = value.unflatten(-1, (states[0][f"{name}_scales"].shape[-1], -1))
     largest = blocks.abs().amax(-1)
     known = numbers(signed, value.device)
     scaled = (blocks / largest.clamp(min=LEAST_SCALE).unsqueeze(-1)).flatten(-2)
     nearest = torch.bucketize(scaled, (known[1:] + known[:-1]) / 2, out_int32=True)
-    _keep(f"{name}_codes", states, nearest, skip)
-    _keep(f"{name}_scales", states, largest, skip)
+    for part, new in (("codes", nearest), ("scales", largest)):
+        before = _stacked(f"{name}_{part}", states)
+        _keep(f"{name}_{part}", states, torch.where(skip > 0, before, new.to(before.dtype)))
 
 
-def _keep(name: str, states: Sequence[dict[str, Tensor]], value: Tensor, skip: Tensor) -> None:
-    """Copy `value` into the tensors `name`, unless `skip` is not 0. One call copies all of them."""
+def _keep(name: str, states: Sequence[dict[str, Tensor]], value: Tensor) -> None:
+    """Copy `value` into the tensors `name`, all in one call."""
     import torch
 
-    before = _stacked(name, states)
-    kept = torch.where(skip > 0, before, value.to(before.dtype))
-    torch._foreach_copy_([local(state[name]) for state in states], list(kept.unbind()))
+    kept = [local(state[name]) for state in states]
+    torch._foreach_copy_(kept, list(value.to(kept[0].dtype).unbind()))
 
 
 def _stacked(name: str, states: Sequence[dict[str, Tensor]]) -> Tensor:

@@ -77,7 +77,7 @@ def evaluate(arguments: Namespace) -> None:
     if ranks.size == 1:
         measure()
     else:
-        explained(measure, Config)
+        explained(measure, Config, same=(UsageError, ConfigError))
 
 
 def place_of(given: str) -> Path:

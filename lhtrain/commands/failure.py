@@ -28,11 +28,16 @@ def refuse_together(ranks: Ranks, message: str, status: int = 2) -> NoReturn:
     raise Ended(message, status, of_all=ranks.size == 1)
 
 
-def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: str | None = None) -> None:
+def explained(
+    task: Callable[[], None],
+    config: Callable[[], Config],
+    of_sweep: str | None = None,
+    same: tuple[type[Exception], ...] = (),
+) -> None:
     """Run `task`. Turn an error that is not a bug of the program into one message: raise Ended.
 
     config: returns the configuration that the task trains. of_sweep: the directory of the run if it is part
-    of a sweep, which then continues with its next run.
+    of a sweep, which then continues with its next run. same: errors that every rank raises, if one does.
     """
     from lhtrain.distributed.agreement import Disagreement
     from lhtrain.distributed.failure import announce, leave, lost_contact, record_failure
@@ -42,7 +47,7 @@ def explained(task: Callable[[], None], config: Callable[[], Config], of_sweep: 
         task()
     except Exception as error:
         message = in_words(error, config)
-        of_all = isinstance(error, Disagreement | PeerFailed) or hasattr(error, "of_rank_0")
+        of_all = isinstance(error, (Disagreement, PeerFailed, *same)) or hasattr(error, "of_rank_0")
         if not lost_contact(error):
             record_failure(error, message, of_all)
         if message is not None and of_sweep is not None:

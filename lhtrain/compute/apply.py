@@ -5,6 +5,7 @@ recomputation and offloading wrap the compiled block, because they handle tensor
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ from lhtrain.model.loss import chunk_grad, chunk_loss
 # output of scatter_rows: it has the length of the whole sequence, but is made from rows that are saved.
 KEPT = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::_scaled_dot_product", "lhtrain::")
 CHEAP = ("lhtrain::scatter_rows",)
+# With compute.recompute=attention, products of matrices are recomputed too.
+ATTENTION = ("aten::_scaled_dot_product", "lhtrain::")
 
 
 def apply(model: GPT, compute: ComputeConfig, device: torch.device) -> None:
@@ -43,6 +46,8 @@ def block_runner(compute: ComputeConfig, device: torch.device) -> RunBlock:
     run: RunBlock = run_plainly
     if compute.recompute is Recompute.selective:
         run = _selective
+    if compute.recompute is Recompute.attention:
+        run = _all_but_attention
     if compiles(compute, device):
         run = compiled(run)
     if compute.recompute is Recompute.full:
@@ -79,7 +84,15 @@ def _full(run: RunBlock, block: Block, x: Tensor, where: Where) -> Tensor:
 
 
 def _selective(block: Block, x: Tensor, where: Where) -> Tensor:
-    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    return _recomputed(_policy, block, x, where)
+
+
+def _all_but_attention(block: Block, x: Tensor, where: Where) -> Tensor:
+    return _recomputed(_attention_policy, block, x, where)
+
+
+def _recomputed(policy: Callable[..., CheckpointPolicy], block: Block, x: Tensor, where: Where) -> Tensor:
+    contexts = partial(create_selective_checkpoint_contexts, policy)
     return checkpoint(
         run_plainly, block, x, where, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
     )
@@ -88,6 +101,12 @@ def _selective(block: Block, x: Tensor, where: Where) -> Tensor:
 def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     name = str(op).replace(".", "::", 1)
     keep = (name.startswith(KEPT) and not name.startswith(CHEAP)) or _is_rotated(name, args, kwargs)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _attention_policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    name = str(op).replace(".", "::", 1)
+    keep = name.startswith(ATTENTION) and not name.startswith(CHEAP)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 

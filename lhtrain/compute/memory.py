@@ -148,6 +148,11 @@ def _layer(config: Config, stage: Stage, n: int, number: int) -> Layer:
         normed = (model.n_heads + model.n_kv_heads) * model.head_dim if model.qk_norm else 0
         again = size * n * (2 * model.dim + model.ffn_dim + normed) + scattered
         return Layer(kept - again, work + again)
+    if compute.recompute is Recompute.attention and number % compute.recompute_every == 0:
+        results = size * n * heads + 4 * n * model.n_heads  # outputs and logsumexp
+        held = block_input + (results if seen == n else _kept_by_attention(model, seen, size))
+        held += results if windowed else 0
+        return Layer(held, work + kept - held)
     return Layer(kept, work)
 
 

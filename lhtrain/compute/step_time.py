@@ -72,10 +72,12 @@ def step_time(
     again = 0
     for number in range(model.n_layers):
         forwards, backwards = 1, int(number in entered)
-        if backwards and compute.recompute is Recompute.full and number % compute.recompute_every == 0:
+        whole = compute.recompute in (Recompute.full, Recompute.attention)
+        if backwards and whole and number % compute.recompute_every == 0:
             forwards = 2
         again += forwards - 1
-        attention += _attention(config, stage, number, rates, (forwards, backwards), kernel, share) / n_ranks
+        attends = 1 if compute.recompute is Recompute.attention else forwards
+        attention += _attention(config, stage, number, rates, (attends, backwards), kernel, share) / n_ranks
         passes += _block(config, stage, number, forwards, backwards)
     passes += LOGITS * model.vocab_size
     casts = FLOAT8_PASSES * model.n_layers * sum(map(sum, block_products(model))) if compute.float8 else 0

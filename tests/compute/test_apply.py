@@ -9,7 +9,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from lhtrain.attention import LighthouseAttention
 from lhtrain.attention.documents import documents_of, positions_in_documents
-from lhtrain.compute.apply import Offloaded, _policy, apply, block_runner
+from lhtrain.compute.apply import Offloaded, _attention_policy, _policy, apply, block_runner
 from lhtrain.conf.schema import Compile, ComputeConfig, ModelConfig, Recompute
 from lhtrain.model.decoder import GPT, run_plainly
 from lhtrain.model.loss import chunk_loss
@@ -41,6 +41,7 @@ def losses_and_gradients(compute=None, run_block=run_plainly):
 
 KINDS = {
     "selective": ComputeConfig(compile=Compile.off, recompute=Recompute.selective),
+    "attention": ComputeConfig(compile=Compile.off, recompute=Recompute.attention),
     "full": ComputeConfig(compile=Compile.off, recompute=Recompute.full),
     "every_third": ComputeConfig(compile=Compile.off, recompute=Recompute.full, recompute_every=3),
     "offload": ComputeConfig(compile=Compile.off, recompute=Recompute.full, offload=True),
@@ -57,14 +58,14 @@ def test_results_equal_those_of_plain_blocks(kind):
     assert all(torch.equal(one, two) for one, two in zip(plain[1], other[1], strict=True))
 
 
-@pytest.mark.parametrize("kind", ["selective", "full", "offload"])
+@pytest.mark.parametrize("kind", ["selective", "attention", "full", "offload"])
 def test_sliding_layers_are_recomputed_alike(kind, monkeypatch):
     slides = replace(CONFIG, sliding_window=50, sliding_layers=[2])
     monkeypatch.setitem(globals(), "CONFIG", slides)
     test_results_equal_those_of_plain_blocks(kind)
 
 
-@pytest.mark.parametrize("kind", ["selective", "full", "offload"])
+@pytest.mark.parametrize("kind", ["selective", "attention", "full", "offload"])
 def test_documents_apart_are_recomputed_alike(kind):
     tokens = torch.randint(0, 64, (2, 512), generator=torch.Generator().manual_seed(1))
     documents = documents_of([[100, 357], [8]], 512, most=4)
@@ -108,6 +109,8 @@ def test_selective_recomputation_saves_rows_but_not_the_scattered_output():
     assert _policy(None, torch.ops.lhtrain.fa4.default) is kept
     assert _policy(None, torch.ops.aten.mm.default) is kept
     assert _policy(None, torch.ops.aten.silu.default) is again
+    assert _attention_policy(None, torch.ops.lhtrain.fa4.default) is kept
+    assert _attention_policy(None, torch.ops.aten.mm.default) is again
 
 
 def test_recomputation_keeps_less():
@@ -170,7 +173,9 @@ def test_validation_runs_the_compiled_loss():
     assert len(called) == 1
 
 
-@pytest.mark.parametrize("recompute", [Recompute.none, Recompute.selective, Recompute.full])
+@pytest.mark.parametrize(
+    "recompute", [Recompute.none, Recompute.selective, Recompute.attention, Recompute.full]
+)
 @pytest.mark.slow
 def test_compiled_blocks_agree(recompute):
     """This test runs the real compiler, on a CPU."""

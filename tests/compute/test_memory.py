@@ -69,6 +69,7 @@ def test_settings_reduce_memory_in_the_expected_order():
             [],
             ["compute.recompute=selective"],
             ["compute.recompute=full", "compute.recompute_every=2"],
+            ["compute.recompute=attention"],
             ["compute.recompute=full"],
             ["compute.recompute=full", "compute.offload=true"],
         )
@@ -82,6 +83,15 @@ def test_selective_recomputation_does_not_keep_the_outputs_of_lighthouse_layers(
     config = compose_config(["model=lighthouse_530m", "compute.recompute=selective"])
     assert outputs(config, stages_of(config)["lighthouse"], 1) == pytest.approx(5.2e9, rel=0.01)
     assert outputs(config, stages_of(config)["recovery"], 1) == 0
+
+
+def test_recomputation_of_all_but_attention_keeps_inputs_and_results_of_attention():
+    """98,304 tokens, 30 layers of 1,024: two bfloat16 tensors and one logsumexp of 8 heads per layer."""
+    config = compose_config(["model=lighthouse_530m", "compute.recompute=attention", "run.grad_accum=1"])
+    found = estimate(config, stages_of(config)["recovery"]).activations
+    full = compose_config(["model=lighthouse_530m", "compute.recompute=full", "run.grad_accum=1"])
+    more = found - estimate(full, stages_of(full)["recovery"]).activations
+    assert more == pytest.approx(30 * 98_304 * (2 * 1024 + 4 * 8), rel=0.05)
 
 
 def test_float32_takes_twice_the_activations_and_no_casts():

@@ -148,6 +148,13 @@ class Packing(Enum):
     best_fit = "best_fit"
 
 
+class Prepare(Enum):
+    """When the texts of a source are tokenized."""
+
+    before = "before"  # by `lhtrain data prepare`; data=stdlib and data=text at the start of a run
+    during = "during"  # while the run trains on them, a portion at a time
+
+
 class PositionMode(Enum):
     """From where the positions of the rotary embedding count."""
 
@@ -369,8 +376,17 @@ class DataConfig:
     # sources of a mixture, {NAME: {path: FOLDER, weight: NUMBER}, ...}; each folder is a prepared one
     mix: Any = None
     out: str | None = None  # folder that `lhtrain data prepare` writes; null: a folder in data.cache_dir
-    # processes of `lhtrain data prepare`; null: one per core
+    # processes of `lhtrain data prepare`; null: one per core. With data.prepare=during those of each rank;
+    # null: a share of the cores, at most 8
     workers: Annotated[int | None, at_least(1, 2**12, ", or null")] = None
+    # when the texts of the source are tokenized
+    prepare: Prepare = Prepare.before
+    # with data.prepare=during: tokens, or a few more, that are packed and shuffled together; a run starts
+    # when the first portion is tokenized
+    portion: Annotated[int, at_least(1, most=2**40)] = 134_217_728
+    # with data.prepare=during: gigabytes of data.cache_dir for the tokens of the source; the oldest are
+    # removed, and tokenized again if they are needed
+    keep_gb: Annotated[float, above(0, at_most=1e9)] = 50.0
     # folder for caches; null: $LHTRAIN_CACHE if that is set, otherwise the user's cache folder
     cache_dir: str | None = None
     # compare each shard with its checksum before it is read for the first time on a machine

@@ -13,7 +13,7 @@ RUN = ""  # the owner of the data of the run
 # Keys of `data` that describe how a source is prepared, which a stage cannot.
 _PREPARING = (
     *("name", "subset", "split", "revision", "streaming", "column", "filters"),
-    *("max_documents", "max_tokens", "out"),
+    *("max_documents", "max_tokens", "out", "prepare", "portion", "keep_gb"),
 )
 _TOKENIZER = ("tokenizer", "bos", "eos")
 

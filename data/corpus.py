@@ -26,6 +26,8 @@ from lhtrain.data.store.cache import cache_root, load_or_build
 from lhtrain.data.store.checks import Checks
 from lhtrain.data.store.manifest import Manifest, Shard, save_tokenizer, shard_name
 from lhtrain.data.store.tokens import FORMAT_VERSION, TokenStoreWriter
+from lhtrain.data.stream.opened import DURING, open_stream
+from lhtrain.data.stream.portions import Stream
 from lhtrain.data.tokenizers.base import PREPARED, Tokenizer
 from lhtrain.data.tokenizers.named import open_tokenizer
 from lhtrain.quote import setting
@@ -73,8 +75,13 @@ class Corpus:
         pairs = zip(means, weights, strict=True)
         return sum(mean * weight for mean, weight in pairs) / total if total else None
 
+    @property
+    def streams(self) -> list[Stream]:
+        """The sources that are tokenized during training; their splits are those of the first portion."""
+        return [part.stream for part in self.parts["train"] if part.stream is not None]
+
     def n_tokens(self, split: str) -> int:
-        """Number of tokens in a split, summed over all sources."""
+        """Number of tokens in a split, summed over all sources; of streams those of the first portion."""
         return sum(part.split.n_tokens for part in self.parts[split])
 
 
@@ -96,6 +103,9 @@ def open_corpus(
     packing: object = None,
     buckets: object = None,
     bucket_weights: object = None,
+    prepare: object = "before",
+    portion: int = 1 << 27,
+    keep_gb: float = 50.0,
     **recipe: Any,
 ) -> Corpus:
     """Open a corpus.
@@ -116,8 +126,11 @@ def open_corpus(
         progress: show a progress bar on a terminal, else print one line after tokenizing; both on stderr.
         mix: for "mix": name -> {"path": prepared folder, "weight": relative weight}.
         out: the folder that `prepare` wrote to, if it was not the default folder.
-        long_fraction, workers, documents, positions, packing, buckets, bucket_weights: not used here;
+        long_fraction, documents, positions, packing, buckets, bucket_weights: not used here;
             accepted because all keys of the data group are passed.
+        prepare: "during": tokenize the source while it is read; see `open_stream`, also for portion and
+            keep_gb.
+        workers: with prepare="during", the processes that tokenize.
         verify: compare each shard with its checksum, once per machine: up to `checks.AT_ONCE` bytes now, the
             other shards when they are first read. False: damage inside a shard is not noticed.
         recipe: other fields of `Recipe`.
@@ -127,7 +140,10 @@ def open_corpus(
     """
     opener = _Opener(None if val_path else val_fraction, verify, cache_dir, progress)
     wanted = None if source in ("mix", "prepared") else Recipe(source, path, tokenizer=tokenizer, **recipe)
-    corpus = _opened(source, path, wanted, mix, out, opener)
+    if wanted is not None and getattr(prepare, "value", prepare) == DURING:
+        corpus = _streamed(wanted, opener, portion, keep_gb, workers)
+    else:
+        corpus = _opened(source, path, wanted, mix, out, opener)
     return _validated_on(val_path, corpus, opener) if val_path else corpus
 
 
@@ -148,6 +164,26 @@ def _opened(
     if out is None and not limited and source in AUTOMATIC:
         return _tokenized(wanted, opener)
     return _prepared_earlier(wanted, out, opener)
+
+
+def _streamed(
+    wanted: Recipe, opener: "_Opener", n_tokens: int, keep_gb: float, workers: int | None
+) -> Corpus:
+    """Return a corpus that is tokenized during training."""
+    stream, tokenizer, splits, identity = open_stream(
+        wanted,
+        opener.val_fraction,
+        n_tokens,
+        keep_gb,
+        workers,
+        opener.cache_dir,
+        opener.verify,
+        opener.progress,
+    )
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    parts = _alone(splits, fingerprint)
+    parts["train"] = [parts["train"][0]._replace(stream=stream)]
+    return Corpus(tokenizer, parts, fingerprint, stream.job.folder)
 
 
 @dataclass(frozen=True)
@@ -231,7 +267,8 @@ def _prepared_earlier(wanted: Recipe, out: str | os.PathLike | None, opener: _Op
     if not (folder / "meta.json").is_file():
         rule = "is missing or incomplete; prepare the data before training:"
         command = wanted.command(out, opener.cache_dir)
-        raise DataError(f"data={wanted.source}: {str(folder)!r} {rule}\n  {command}")
+        other = "or tokenize them while the run trains: data.prepare=during"
+        raise DataError(f"data={wanted.source}: {str(folder)!r} {rule}\n  {command}\n{other}")
     return opener.prepared(folder, wanted)
 
 

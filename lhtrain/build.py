@@ -94,8 +94,13 @@ class Data:
 
     def enter(self, stage: Stage, progress: Progress) -> None:
         """Let the loader read the data of `stage` from now on, and note in `progress` where they begin."""
+        self.stages.continue_streams(progress)
         order, progress.data = self.stages.enter(stage.name, progress.data, progress.position)
         self.loader.use(order)
+
+    def progress_to_save(self, progress: Progress) -> dict[str, Any]:
+        """Return the progress for a checkpoint, with the places of data tokenized during training."""
+        return progress.as_dict() | {"streams": self.stages.marks(progress.data, progress.position)}
 
     def as_state(self, progress: Progress) -> dict[str, Any]:
         """Return what a checkpoint keeps of the data, besides the progress."""

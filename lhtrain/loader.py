@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -39,11 +39,12 @@ class Apart:
 
     most: sequence length -> the largest number of documents in a sequence. It is the same in the whole run,
         for training and validation, so that nothing is compiled again.
+        Data that are tokenized during training may need more later, and then the number grows.
     share: sequence length -> the share of pairs of tokens that are of one document, for counting FLOPs.
     restarted: positions count in each document.
     """
 
-    most: Mapping[int, int]
+    most: dict[int, int]
     share: Mapping[int, float]
     restarted: bool = False
 
@@ -67,6 +68,9 @@ class Apart:
         for row, begin in zip(targets, begins, strict=True):
             row[torch.from_numpy(begin[1:] - 1)] = PADDING
         inside = [begin[begin < seq_len].tolist() for begin in begins]
+        found = max(len({0, *one}) for one in inside)
+        if found > self.most[seq_len]:
+            self.most[seq_len] = min(-(-2 * found // MULTIPLE) * MULTIPLE, seq_len)
         parts = (inside[first : first + size] for first in range(0, len(rows), size))
         return targets, [documents_of(part, seq_len, self.most[seq_len]) for part in parts]
 
@@ -166,9 +170,16 @@ class Loader:
         return batches(read, stage.grad_accum, self.device, self.apart), position
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and the processes that tokenize for it."""
+        self.order.close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _read(self, order: SequenceOrder, position: int, n_sequences: int, seq_len: int, count: int) -> Read:
         mine = self.part.sequences(n_sequences)

@@ -123,6 +123,8 @@ class Progress:
     position: int = 0  # tokens read over all epochs; not reset at a stage switch
     stages: list[StageRecord] = field(default_factory=list)
     data: DataPart = field(default_factory=DataPart)
+    # source -> where it was in the checkpoint that the run began with, if it is tokenized during training
+    streams: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return finite(asdict(self))
@@ -131,7 +133,8 @@ class Progress:
     def from_dict(cls, saved: dict[str, Any]) -> "Progress":
         stages = [_record(saved_stage) for saved_stage in saved["stages"]]
         part = DataPart(**saved.get("data", {}))  # checkpoints of earlier versions have a single part
-        return cls(step=saved["step"], position=saved["position"], stages=stages, data=part)
+        streams = saved.get("streams", {})
+        return cls(saved["step"], saved["position"], stages, part, streams)
 
     @property
     def tokens(self) -> int:

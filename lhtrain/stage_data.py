@@ -10,8 +10,9 @@ from typing import Any
 from lhtrain.conf.schema import Config, DataConfig
 from lhtrain.conf.stage_data import RUN, data_of, owners
 from lhtrain.data import Corpus, DataError, SequenceOrder, open_corpus
+from lhtrain.data.order.pool import StreamPool
 from lhtrain.data.order.sequences import Packed, source_of
-from lhtrain.progress import DataPart
+from lhtrain.progress import DataPart, Progress
 from lhtrain.stage import Stage
 
 
@@ -35,6 +36,23 @@ class StageData:
         """For each pool of all orders the blocks and the tokens of an epoch."""
         return {key: size for order in self.orders.values() for key, size in order.sizes().items()}
 
+    @cached_property
+    def _streamed(self) -> dict[str, StreamPool]:
+        """The pools of sources that are tokenized during training."""
+        return {pool.key: pool for order in self.orders.values() for pool in order.streamed}
+
+    def marks(self, part: DataPart, position: int) -> dict[str, dict[str, Any]]:
+        """Return where the sources are that are tokenized during training, for `continue_streams`."""
+        read = self.blocks_read(part, position) if self._streamed else {}
+        return {key: pool.mark(read.get(key, 0)) for key, pool in self._streamed.items()}
+
+    def continue_streams(self, progress: Progress) -> None:
+        """Let these sources continue where they were when the progress was saved."""
+        read = self.blocks_read(progress.data, progress.position) if self._streamed else {}
+        for key, pool in self._streamed.items():
+            if key in progress.streams:
+                pool.resume(progress.streams[key], read.get(key, 0))
+
     def sources(self, part: DataPart, position: int) -> dict[str, dict[str, float]]:
         """Return for each source the tokens that are read before `position`, and in how many epochs.
 
@@ -43,10 +61,16 @@ class StageData:
         """
         read = self.blocks_read(part, position)
         seen: dict[str, float] = {}
+        of_streams: dict[str, dict[str, float]] = {}
         for pool, (n_blocks, n_tokens) in self._sizes.items():
+            if stream := self._streamed.get(pool):
+                tokens, epochs = stream.seen(read.get(pool, 0))
+                found = {"tokens": tokens, "epochs": round(epochs, 4)}
+                of_streams |= {self.names[pool]: found} if tokens else {}
+                continue
             name = self.names[source_of(pool)]
             seen[name] = seen.get(name, 0) + n_tokens * read.get(pool, 0) / n_blocks
-        return {
+        return of_streams | {
             name: {"tokens": round(tokens), "epochs": round(tokens / self.tokens_of[name], 4)}
             for name, tokens in seen.items()
             if tokens
@@ -62,12 +86,17 @@ class StageData:
         return whole
 
     def planned(self, stages: Iterable[Stage]) -> dict[str, dict[str, float]]:
-        """Return `sources` at the end of a run that trains these stages from the beginning of the data."""
+        """Return `sources` at the end of a run that trains these stages from the beginning of the data.
+
+        Sources that are tokenized during training are left out: nobody knows how many tokens they have.
+        """
         part, position = DataPart(), 0
         for stage in stages:
             order, part = self.enter(stage.name, part, position)
             position = order.align(position, stage.seq_len) + stage.steps * stage.batch_tokens
-        return self.sources(part, position)
+        streams = {self.names[key] for key in self._streamed}
+        found = self.sources(part, position)
+        return {name: read for name, read in found.items() if name not in streams}
 
     @property
     def fingerprints(self) -> dict[str, str]:

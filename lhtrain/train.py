@@ -88,7 +88,8 @@ class Trainer:
         recorded = self.world.on_main(
             lambda: record_start(self.start, self.dir, self.config, self.progress.step, about)
         )
-        with self.report, StopSignal(self.saver.saved_in_words) as stop, self.saver, self.profiler:
+        stopping = StopSignal(self.saver.saved_in_words)
+        with self.report, stopping as stop, self.data.loader, self.saver, self.profiler:
             self.world.on_main(lambda: keep_files(self.dir, self.data.corpus.tokenizer, self.start.source))
             for line in self._greeting(recorded):
                 self.report.say(line)
@@ -112,7 +113,6 @@ class Trainer:
             self.profiler.close()
             finished = self.progress.step == self.schedule.steps
             result = {"finished": finished, "signal": signal} | self.report.finish(signal)
-        self.data.loader.close()
         return result
 
     def _step(self, plan: StepPlan, stage: Stage) -> None:
@@ -255,7 +255,7 @@ class Trainer:
     def _save(self) -> None:
         self._look_for_skips()  # the guard's state is saved
         state = {
-            "progress": self.progress.as_dict(),
+            "progress": self.data.progress_to_save(self.progress),
             "config": as_container(self.config),
             **self.data.as_state(self.progress),
             "guard": self.guard.as_dict(),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lhtrain.conf.problems import Problem
-from lhtrain.conf.schema import Config, DataConfig, DocumentMode, PositionMode
+from lhtrain.conf.schema import Config, DataConfig, DocumentMode, PositionMode, Prepare
 from lhtrain.conf.typed.paths import path_problem
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare.recipe import PREPARABLE, SOURCES
@@ -19,10 +19,17 @@ from lhtrain.data.tokenizers.named import (
     vocabulary_size,
 )
 
+# With data.prepare=during: the first portion, that which is read, the next one, and one that is written.
+PORTIONS_KEPT = 4
+
 
 def all_data_problems(config: Config) -> Iterator[Problem]:
     """Yield broken rules on `data`, and on model.vocab_size, which must cover the tokenizer's tokens."""
     yield from data_problems(config.data)
+    longest = max((stage.seq_len for stage in config.stages.values()), default=0)
+    if config.data.prepare is Prepare.during and config.data.portion < longest:
+        rule = f"must be at least the longest sequence, {longest} tokens; much more is better"
+        yield Problem("data.portion", config.data.portion, rule)
     restarted = config.data.positions is PositionMode.restarted
     if restarted and config.data.documents is DocumentMode.together:
         yield Problem("data.positions", "restarted", "needs data.documents=apart")
@@ -75,6 +82,10 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
         key, value = ("data.path", data.path) if its_own else ("data.tokenizer", data.tokenizer)
         yield Problem(key, value, problem)
     yield from _buckets(data)
+    if data.prepare is Prepare.during:
+        yield from _during(data)
+    else:
+        yield from _only_during(data)
     for text in data.filters:
         if problem := filter_problem(text):
             yield Problem("data.filters", text, problem)
@@ -156,6 +167,40 @@ def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
             rule = f"the data in {path} were prepared with {there}; do not set this key"
             yield Problem("data.tokenizer", data.tokenizer, f"{rule}, or prepare the data again")
             return
+
+
+def _during(data: DataConfig) -> Iterator[Problem]:
+    """Yield a problem for each key that does not go with tokenizing while a run trains."""
+    if data.source in SOURCES and data.source not in PREPARABLE:
+        rule = f"does not go with data={data.source}, whose data are prepared already"
+        yield Problem("data.prepare", "during", rule)
+        return
+    limits = "all documents are read, as many as run.steps needs; leave it out, or use data.prepare=before"
+    lengths = "needs the lengths of all documents before the first step; use data.prepare=before"
+    for key, value, rule in (
+        ("max_documents", data.max_documents, limits),
+        ("max_tokens", data.max_tokens, limits),
+        ("out", data.out, "is not used by data.prepare=during, which keeps its tokens in data.cache_dir"),
+        ("buckets", data.buckets or None, lengths),
+        ("long_fraction", data.long_fraction, lengths),
+    ):
+        if value is not None:
+            yield Problem(f"data.{key}", value, rule)
+    if tokenizer_problem(data.tokenizer):
+        return
+    bytes_per_token = 2 if vocabulary_size(data.tokenizer) <= 1 << 16 else 4
+    least = PORTIONS_KEPT * data.portion * bytes_per_token / 1e9
+    if data.keep_gb < least:
+        rule = f"must be at least {least:.3g}, the size of {PORTIONS_KEPT} portions of data.portion tokens"
+        yield Problem("data.keep_gb", data.keep_gb, rule)
+
+
+def _only_during(data: DataConfig) -> Iterator[Problem]:
+    """Yield a problem for each key that is set but used only while tokenizing during training."""
+    for key in ("portion", "keep_gb"):
+        value = getattr(data, key)
+        if value != getattr(DataConfig(), key):
+            yield Problem(f"data.{key}", value, "is used only with data.prepare=during")
 
 
 def _buckets(data: DataConfig) -> Iterator[Problem]:

@@ -273,6 +273,31 @@ RELATIONS = (
         ("data.mix={a: {path: x}}",),
     ),
     Relation(
+        ("data.prepare", "data.source"),
+        "data.prepare=during is for data=hf, files, code, text and stdlib",
+        ("data=mix", "data.mix={a: {path: x}}", "data.prepare=during"),
+    ),
+    Relation(
+        ("data.prepare", "data.max_documents", "data.max_tokens", "data.out"),
+        "data.max_documents, max_tokens and out do not go with data.prepare=during",
+        ("data.prepare=during", "data.max_tokens=5"),
+    ),
+    Relation(
+        ("data.prepare", "data.buckets", "data.long_fraction"),
+        "data.buckets and long_fraction do not go with data.prepare=during",
+        ("data.prepare=during", "data.long_fraction=0.5"),
+    ),
+    Relation(
+        ("data.prepare", "data.portion", "data.keep_gb"),
+        "data.portion and keep_gb are for data.prepare=during, and keep_gb must have room for four portions",
+        ("data.prepare=during", "data.keep_gb=0.001"),
+    ),
+    Relation(
+        ("data.portion", *LENGTHS),
+        "with data.prepare=during, data.portion must be at least the longest sequence of the run",
+        ("data.prepare=during", "data.portion=10"),
+    ),
+    Relation(
         ("data.buckets", "data.bucket_weights"),
         "data.bucket_weights needs data.buckets, and has one weight more",
         ("data.buckets=[4096]", "data.bucket_weights=[1]"),

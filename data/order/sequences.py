@@ -13,7 +13,6 @@ with its next block (`SequenceOrder.starting`), so that no block is read twice w
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from functools import lru_cache
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from lhtrain.data.order.buckets import in_buckets
 from lhtrain.data.order.mix import Mix
 from lhtrain.data.order.pack import SPREAD, Packing, pack
 from lhtrain.data.order.part import MOST_REPEATS, Part
-from lhtrain.data.order.permutation import permutation
+from lhtrain.data.order.pool import Pool, StreamPool
 from lhtrain.data.prepare.split import Split
 from lhtrain.data.store.tokens import ESCAPE
 
@@ -99,7 +98,7 @@ class SequenceOrder:
         for part in parts:
             _check_size(part.split, self.block_len, key)
         self.notes: list[str] = []
-        self._pools: list[_Pool] = []
+        self._pools: list[Pool] = []
         parts = _with_keys(parts)
         if buckets:
             parts, self.notes = in_buckets(parts, buckets, bucket_weights, self.block_len, key)
@@ -108,7 +107,10 @@ class SequenceOrder:
                 split = part.split
                 blocks = pack(split.starts, split.lengths, lengths, seed, alignment or 1, packing)
                 packed[part.key] = len(packed), split, blocks
-            self._pools += _pools(part, packed, seed, long_fraction, by_kind)
+            if part.stream is None:
+                self._pools += _pools(part, packed, seed, long_fraction, by_kind)
+            else:
+                self._pools.append(self._streamed(part, packed, sorted(set(lengths))))
         if long_fraction is not None:
             allowed = _allowed_fraction(self._pools, long_fraction)
             if allowed != long_fraction:
@@ -122,6 +124,27 @@ class SequenceOrder:
             other = f"{key}.bucket_weights" if buckets else f"{key}.long_fraction"
             setting = f"{key}.mix.{lightest.name}.weight" if lightest.name else other
             raise DataError(f"{setting}: {error}; leave the source out or give it a larger weight") from error
+
+    def _streamed(self, part: Part, packed: Packed, lengths: list[int]) -> StreamPool:
+        """Return the pool of a source that is tokenized during training."""
+        number, split, packing = packed[part.key]
+        settings = lengths, self.seed, self.alignment or 1, self.packing
+
+        def pack_split(split: Split) -> Packing:
+            return pack(split.starts, split.lengths, *settings)
+
+        part = part._replace(split=split)
+        return StreamPool(part, packing, self.seed, 2 * number + 1, pack_split, settings)
+
+    @property
+    def streamed(self) -> list[StreamPool]:
+        """The pools of sources that are tokenized during training."""
+        return [pool for pool in self._pools if isinstance(pool, StreamPool)]
+
+    def close(self) -> None:
+        """Stop tokenizing. A thread that waits for tokens ends with a DataError."""
+        for pool in self.streamed:
+            pool.source.close()
 
     def starting(self, position: int, read: Mapping[str, int]) -> "SequenceOrder":
         """Return this order for a part of a run that begins at `position`, with the next block of each pool.
@@ -208,8 +231,7 @@ class SequenceOrder:
         """
         located = self._locate(position, n_sequences, seq_len)
         out = np.full((n_sequences, seq_len + 1), PADDING, dtype=np.int64)
-        for sequence, (pool, block, offset) in zip(out, located, strict=True):
-            packing, split = pool.packing, pool.split
+        for sequence, (packing, split, block, offset) in zip(out, located, strict=True):
             low, high = _overlapping(packing, block, offset, offset + seq_len + 1)
             begins = (packing.offset[low:high] - offset).tolist()
             starts, lengths = packing.start[low:high].tolist(), packing.length[low:high].tolist()
@@ -228,8 +250,7 @@ class SequenceOrder:
         Raises ValueError as `read` does.
         """
         found = 0
-        for pool, block, offset in self._locate(position, n_sequences, seq_len):
-            packing = pool.packing
+        for packing, _, block, offset in self._locate(position, n_sequences, seq_len):
             low, high = _overlapping(packing, block, offset + 1, offset + seq_len + 1)
             begins, lengths = packing.offset[low:high], packing.length[low:high]
             ends = np.minimum(begins + lengths, offset + seq_len + 1)
@@ -246,9 +267,9 @@ class SequenceOrder:
         Raises ValueError as `read` does.
         """
         found = []
-        for pool, block, offset in self._locate(position, n_sequences, seq_len):
-            low, high = _overlapping(pool.packing, block, offset, offset + seq_len + 1)
-            begins = pool.packing.offset[low:high] - offset
+        for packing, _, block, offset in self._locate(position, n_sequences, seq_len):
+            low, high = _overlapping(packing, block, offset, offset + seq_len + 1)
+            begins = packing.offset[low:high] - offset
             found.append(np.concatenate([[0], begins[begins > 0]]))
         return found
 
@@ -269,14 +290,14 @@ class SequenceOrder:
         shares = [_share_of_pairs(pool, self.block_len, seq_len) for pool in self._pools]
         return float(np.average(shares, weights=[pool.weight for pool in self._pools]))
 
-    def _locate(self, position: int, n_sequences: int, seq_len: int) -> list[tuple["_Pool", int, int]]:
-        """Return for each sequence its pool, the block in the pool's packing and the offset in the block."""
+    def _locate(self, position: int, n_sequences: int, seq_len: int) -> list[tuple[Packing, Split, int, int]]:
+        """Return for each sequence packing and split, the packing's block and the offset in the block."""
         self._check(position, n_sequences, seq_len)
         positions = position - self.begin + seq_len * np.arange(n_sequences, dtype=np.int64)
         blocks, offsets = np.divmod(positions, self.block_len)
         sources, nth = self._mix.lookup(blocks)
         return [
-            (pool := self._pools[source], pool.block(self._read[source] + number), offset)
+            (*self._pools[source].at(self._read[source] + number), offset)
             for source, number, offset in zip(sources.tolist(), nth.tolist(), offsets.tolist(), strict=True)
         ]
 
@@ -290,24 +311,6 @@ class SequenceOrder:
             raise ValueError(f"n_sequences={n_sequences}: must be at least 0")
 
 
-class _Pool:
-    """Blocks of one packing that are shuffled together, epoch after epoch."""
-
-    def __init__(self, part: Part, packing: Packing, blocks: np.ndarray, seed: int, stream: int) -> None:
-        self.split, self.weight, self.name, self.key = part
-        self.packing, self.blocks = packing, blocks
-        self.seed, self.stream = seed, stream
-        self._shuffled = lru_cache(maxsize=2)(self._shuffle)  # a read may reach into the next epoch
-
-    def block(self, nth: int) -> int:
-        """Return the packing's block that the pool reads as its `nth`, counted over all epochs."""
-        epoch, index = divmod(nth, len(self.blocks))
-        return int(self._shuffled(epoch)[index])
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        return self.blocks[permutation(len(self.blocks), self.seed, epoch, self.stream)]
-
-
 def _with_keys(parts: list[Part]) -> list[Part]:
     """Give each part a key that no other has: its number, or a number behind a key that occurs again."""
     keys: list[str] = []
@@ -316,7 +319,7 @@ def _with_keys(parts: list[Part]) -> list[Part]:
     return [part._replace(key=key) for part, key in zip(parts, keys, strict=True)]
 
 
-def _pools(part: Part, packed: Packed, seed: int, long_fraction: float | None, by_kind: bool) -> list[_Pool]:
+def _pools(part: Part, packed: Packed, seed: int, long_fraction: float | None, by_kind: bool) -> list[Pool]:
     """Return one pool for a source; by kind or with long_fraction one for short and one for long blocks.
 
     Empty pools are omitted.
@@ -324,17 +327,17 @@ def _pools(part: Part, packed: Packed, seed: int, long_fraction: float | None, b
     number, split, packing = packed[part.key]
     part = part._replace(split=split)
     if long_fraction is None and not by_kind:
-        return [_Pool(part, packing, np.arange(packing.n_blocks), seed, 2 * number + 1)]
+        return [Pool(part, packing, np.arange(packing.n_blocks), seed, 2 * number + 1)]
     pools = []
     for is_long, kind in enumerate(("short", "long")):
         blocks = np.flatnonzero(packing.long == bool(is_long))
         weight = part.weight * (len(blocks) / packing.n_blocks if long_fraction is None else 1.0)
         one = part._replace(weight=weight, key=f"{part.key}:{kind}")
-        pools += [_Pool(one, packing, blocks, seed, 2 * number + 1 + is_long)] if len(blocks) else []
+        pools += [Pool(one, packing, blocks, seed, 2 * number + 1 + is_long)] if len(blocks) else []
     return pools
 
 
-def _allowed_fraction(pools: list[_Pool], long_fraction: float) -> float:
+def _allowed_fraction(pools: list[Pool], long_fraction: float) -> float:
     """Return long_fraction, limited so that no kind is read over MOST_REPEATS times as often as the other."""
     n_long, n_short = _kinds(pools)
     if not 0 < long_fraction < 1 or not n_long or not n_short:
@@ -344,7 +347,7 @@ def _allowed_fraction(pools: list[_Pool], long_fraction: float) -> float:
     return min(max(long_fraction, least), most)
 
 
-def _reduced(pools: list[_Pool], asked: float, allowed: float, key: str) -> str:
+def _reduced(pools: list[Pool], asked: float, allowed: float, key: str) -> str:
     """Return the note for the user that long_fraction was changed."""
     n_long, n_short = _kinds(pools)
     few, kind = (n_long, "long") if allowed < asked else (n_short, "short")
@@ -355,13 +358,13 @@ def _reduced(pools: list[_Pool], asked: float, allowed: float, key: str) -> str:
     )
 
 
-def _kinds(pools: list[_Pool]) -> tuple[int, int]:
+def _kinds(pools: list[Pool]) -> tuple[int, int]:
     """Return the number of long and of short blocks."""
     n_long = sum(len(pool.blocks) for pool in pools if pool.packing.long[pool.blocks[0]])
     return n_long, sum(len(pool.blocks) for pool in pools) - n_long
 
 
-def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int, key: str) -> list[_Pool]:
+def _reweighted(pools: list[Pool], long_fraction: float, block_len: int, key: str) -> list[Pool]:
     """Return the pools that are read, with weights such that the long ones have the share `long_fraction`."""
     kinds = {True: long_fraction, False: 1 - long_fraction}
     kept = []
@@ -378,14 +381,14 @@ def _reweighted(pools: list[_Pool], long_fraction: float, block_len: int, key: s
     return kept
 
 
-def _pieces_of(pool: _Pool) -> np.ndarray:
+def _pieces_of(pool: Pool) -> np.ndarray:
     """Return (n_pieces,) bool: whether a piece of the packing is in one of the pool's blocks."""
     chosen = np.zeros(pool.packing.n_blocks, dtype=bool)
     chosen[pool.blocks] = True
     return np.repeat(chosen, np.diff(pool.packing.first))
 
 
-def _held(pool: _Pool, block_len: int) -> np.ndarray:
+def _held(pool: Pool, block_len: int) -> np.ndarray:
     """Return how many inputs each piece in the pool's blocks has, int64 (n,)."""
     mine = _pieces_of(pool)
     return np.minimum(pool.packing.length[mine], block_len - pool.packing.offset[mine])
@@ -411,7 +414,7 @@ def _most_documents(packing: Packing, block_len: int, seq_len: int) -> int:
     return 1 + int(np.diff(edges).max(initial=0))
 
 
-def _share_of_pairs(pool: _Pool, block_len: int, seq_len: int) -> float:
+def _share_of_pairs(pool: Pool, block_len: int, seq_len: int) -> float:
     """Return the share of pairs of one document in slices of seq_len tokens of the pool's blocks."""
     mine = _pieces_of(pool)
     begin = pool.packing.offset[mine]
@@ -429,6 +432,7 @@ def _share_of_pairs(pool: _Pool, block_len: int, seq_len: int) -> float:
 def _check_size(split: Split, block_len: int, key: str) -> None:
     if split.n_tokens <= block_len:
         larger = ", or a larger data.val_fraction" if split.name == "val" else ""
+        larger += ", or with data.prepare=during a larger data.portion"
         raise DataError(
             f"{key}: the {split.name} split has {split.n_tokens} tokens; a sequence of {block_len} and its"
             f" last target need {block_len + 1}; use more text or a smaller model.seq_len{larger}"

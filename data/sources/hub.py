@@ -97,6 +97,19 @@ def load(name: str, subset: str | None, split: str, revision: str | None, stream
         raise _explained(name, error) from error
 
 
+def commit_of(name: str, revision: str | None) -> str:
+    """Return the commit of a dataset of the hub that a branch, a tag or None, the default branch, is now.
+
+    Raises DataError as `load`.
+    """
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.HfApi().dataset_info(name, revision=revision).sha)
+    except Exception as error:  # see read_hub
+        raise _explained(name, error) from error
+
+
 def _options(recipe: Recipe) -> dict[str, object]:
     keys = ("name", "subset", "split", "revision", "streaming")
     return {key: getattr(recipe, key) for key in keys}

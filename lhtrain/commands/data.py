@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from lhtrain.conf.compose import data_config, with_folders
+from lhtrain.conf.problems import ConfigError, Problem
+from lhtrain.conf.schema import Prepare
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare import inspect as inspection
 from lhtrain.data.prepare import pipeline
@@ -23,6 +25,9 @@ from lhtrain.quote import setting
 def prepare(arguments: Namespace) -> None:
     """Write the shards and print their folder. Raises ConfigError, DataError, and Ended after Ctrl-C."""
     config = data_config(with_folders(arguments.config_dir, arguments.settings))
+    if config.prepare is Prepare.during:
+        rule = "is for training; `lhtrain data prepare` tokenizes before it: leave the key out"
+        raise ConfigError([Problem("data.prepare", "during", rule)])
     recipe = Recipe(**{field.name: getattr(config, field.name) for field in fields(Recipe)})
     folder = recipe.folder(config.out, config.cache_dir)
     began = time.monotonic()

@@ -18,7 +18,7 @@ MANY_EPOCHS = 4  # more repetitions of the same text improve a model little (arX
 def cost(
     config: Config,
     n_parameters: int,
-    tokens_per_epoch: int,
+    tokens_per_epoch: int | None,
     peak: float | None = None,
     n_ranks: int = 1,
     done: int = 0,
@@ -31,7 +31,7 @@ def cost(
         config: a filled configuration.
         n_parameters: weights of the model.
         tokens_per_epoch: tokens of the training data of the run. Stages with data of their own do not count
-            for the epochs.
+            for the epochs. None: unknown.
         peak: FLOP/s of one GPU from its data sheet; None if unknown.
         n_ranks: number of GPUs.
         done: steps already done.
@@ -42,11 +42,13 @@ def cost(
     tokens = sum(count * stages[name].batch_tokens for name, count in steps.items())
     flops = sum(count * step_flops(config.model, stages[name]) for name, count in steps.items())
     of_run = sum(count * stages[name].batch_tokens for name, count in steps.items() if not stages[name].data)
-    epochs = of_run / max(tokens_per_epoch, 1)
+    data = "the data of the run" if any(stage.data for stage in stages.values()) else "the data"
+    epochs = ""
+    if tokens_per_epoch is not None:
+        epochs = f", {_number(of_run / max(tokens_per_epoch, 1))} epochs of {data}"
     whole = sum((stage.steps or 0) * stage.batch_tokens for stage in config.stages.values())
     each = f"{_number(whole / max(n_parameters, 1))} tokens per parameter in the whole run"
-    data = "the data of the run" if any(stage.data for stage in stages.values()) else "the data"
-    lines = [f"{tokens:,} tokens to read, {_number(epochs)} epochs of {data}; {each}"]
+    lines = [f"{tokens:,} tokens to read{epochs}; {each}"]
     lines.append(_checkpoints(config, n_parameters, steps, done))
     gpus = "this GPU" if n_ranks == 1 else f"{n_ranks} of these GPUs"
     # Whole sequences are counted: how long documents are is not known here.

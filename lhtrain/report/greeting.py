@@ -60,7 +60,8 @@ def about_memory(config: Config, world: World, memory: int) -> list[str]:
 def about_data(config: Config, corpus: Corpus) -> list[str]:
     """Return the number of tokens, and whether documents are kept apart."""
     train, val = (corpus.n_tokens(split) for split in ("train", "val"))
-    lines = [f"data      {train:,} training tokens, {val:,} validation tokens"]
+    streams = [stream.in_words() for stream in corpus.streams]
+    lines = [f"data      {', '.join(streams or [f'{train:,} training tokens'])}, {val:,} validation tokens"]
     if config.data.documents is DocumentMode.apart:
         where = f"positions {config.data.positions.value}"
         lines.append(f"data      documents apart: no attention from one document to another; {where}")
@@ -71,7 +72,7 @@ def about_cost(config: Config, corpus: Corpus, n_parameters: int, world: World, 
     """Return the cost of the steps after the first `done`; no lines if none are left."""
     if done == config.run.steps:
         return []
-    train, peak = corpus.n_tokens("train"), peak_flops(world.device)
+    train, peak = None if corpus.streams else corpus.n_tokens("train"), peak_flops(world.device)
     gpu, kernel = describe(world.device)["hardware"].get("gpu", ""), ""
     if gpu:
         kernel = "fa4" if fa4_runs() else "cudnn"

@@ -33,6 +33,7 @@ COMPARED_COMPUTE = ("float8",)  # the other keys of compute change only rounding
 UNCOMPARED = {"run.dir", "run.name", "run.log_every", "run.device"}
 UNCOMPARED |= {"lighthouse.backend"}  # all backends compute the same layer
 UNCOMPARED |= {"data.cache_dir", "data.path", "data.val_path", "data.out", "data.workers", "data.verify"}
+UNCOMPARED |= {"data.keep_gb"}
 
 
 def as_container(config: Config) -> dict[str, Any]:

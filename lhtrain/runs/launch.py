@@ -26,7 +26,7 @@ from lhtrain.runs.changes import as_container
 
 # Keys that only rank 0 uses, and data paths, which may differ between machines because the data are compared.
 MAY_DIFFER = {"run.dir", "run.name", "run.device", "data.path", "data.out", "data.cache_dir", "data.workers"}
-MAY_DIFFER |= {"data.tokenizer", "data.val_path"}
+MAY_DIFFER |= {"data.keep_gb", "data.tokenizer", "data.val_path"}
 GROUPS_MAY_DIFFER = ("cluster.", "logger.", "data.mix.")
 SEEN = 60.0  # seconds after which an NFS client sees files that another machine has made
 

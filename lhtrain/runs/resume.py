@@ -208,12 +208,13 @@ def start_from(
         note += ", in another order (run.seed, sequence lengths, long_fraction, data.buckets, documents or "
         note += "packing differ)"
         note += ", so some are read again"
-        return Progress(position=position), note
+        return Progress(position=position, streams=state["progress"].get("streams", {})), note
     with checkpoint.as_written(path):
         part = DataPart(**state["progress"].get("data", {}))
         if part != DataPart():  # stages with data of their own have read some of the data, too
             part = DataPart(begin=position, read=state["blocks_read"])
-    return Progress(position=position, data=part), note
+        streams = state["progress"].get("streams", {})
+    return Progress(position=position, data=part, streams=streams), note
 
 
 def _never_trained(path: Path, state: dict[str, Any], tensors: Tensors) -> list[str]:

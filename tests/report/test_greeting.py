@@ -72,7 +72,7 @@ def test_memory_is_estimated_before_a_run_on_a_gpu():
 
 
 def test_documents_apart_are_named():
-    corpus = SimpleNamespace(n_tokens=lambda split: 10**9)
+    corpus = SimpleNamespace(n_tokens=lambda split: 10**9, streams=[])
     apart = compose_config(["data=text", "data.path=.", "data.documents=apart", "data.positions=restarted"])
     assert "documents apart" in greeting.about_data(apart, corpus)[1]
     assert "positions restarted" in greeting.about_data(apart, corpus)[1]

@@ -1,0 +1,1 @@
+"""Sources that are tokenized while a run trains on them (data.prepare=during)."""

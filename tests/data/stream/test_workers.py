@@ -1,0 +1,62 @@
+"""The processes that tokenize during training."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from lhtrain.data.errors import DataError
+from lhtrain.data.stream.workers import Workers
+from tests.data.stream.source import job_of, stream_of
+
+pytestmark = pytest.mark.slow
+
+
+def test_processes_share_the_units(source, tmp_path):
+    job = job_of(source, tmp_path / "shards")
+    workers = Workers(job, 2)
+    workers.need(0, 8)
+    until(lambda: len(list(job.folder.glob("*.bin"))) == 8)
+    for process in workers._processes:  # these signals are for the run, which may need more data
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+    (job.folder / "00003.bin").unlink()
+    until((job.folder / "00003.bin").exists)
+    started = list(workers._processes)
+    workers.close()
+    assert [process.returncode for process in started] == [0, 0]
+
+
+def test_an_error_of_the_source_is_raised_where_the_unit_is_needed(source, tmp_path):
+    job = job_of(source, tmp_path / "shards")
+    (source / f"{job.unit_at(3)}.jsonl").write_text("nonsense\n")
+    stream = stream_of(job)
+    assert stream.portion(0).stop == 2
+    with pytest.raises(DataError, match=r"changed while it was prepared|line 1"):
+        stream.portion(2)
+    stream.close()
+
+
+def test_a_process_that_is_killed_is_named(source, tmp_path):
+    workers = Workers(job_of(source, tmp_path / "shards"), 1)
+    workers.need(0, 0)
+    [process] = workers._processes
+    process.kill()
+    process.wait()
+    with pytest.raises(DataError, match=r"data.workers=1: .* status -9"):
+        workers.check(0)
+
+
+def test_processes_end_with_the_reader(source, tmp_path):
+    workers = Workers(job_of(source, tmp_path / "shards"), 1)
+    workers.need(0, 1)
+    pid = workers._processes[0].pid
+    del workers
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def until(condition):
+    while not condition():
+        time.sleep(0.01)  # waits for another process

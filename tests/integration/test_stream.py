@@ -1,0 +1,83 @@
+"""The real command with data.prepare=during: resumed, on two ranks, and with a source that fails."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+DURING = ("data.prepare=during", "data.portion=20000", "data.keep_gb=0.0002", "data.val_fraction=0.2")
+DURING += ("data.documents=apart", "stages.recovery.seq_len=1024", "run.grad_accum=1", "data.workers=1")
+
+
+def write(folder):
+    """Write six files of about 8,000 bytes of text: the run below reads them more than once."""
+    folder.mkdir()
+    for number in range(6):
+        texts = (f"{number} {i} says {i % 7} of {number * i % 11}\n" * (1 + i * 7 % 13) for i in range(60))
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / f"{number}.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def streamed(lhtrain):
+    """The command with settings that tokenize during training, and a cache of its own for each run."""
+    source, own = write(lhtrain.folder / "to_stream"), lhtrain.data
+
+    def settings(cache, source=source):
+        cache = f"data.cache_dir={lhtrain.folder / cache}"
+        lhtrain.data = ["data=files", f"data.path={source}", cache]
+        return DURING
+
+    yield settings
+    lhtrain.data = own
+
+
+@pytest.fixture(scope="session")
+def alone(lhtrain, streamed):
+    run = lhtrain("during", *streamed("cache_of_stream"))
+    assert run.summary["sources"]["to_stream"]["epochs"] > 1
+    return run
+
+
+def test_a_run_that_is_killed_and_stopped_is_the_same_bit_for_bit(lhtrain, streamed, alone):
+    """The last process finds an empty cache, like one on another machine."""
+    settings = streamed("cache_of_killed")
+    assert lhtrain.kill_after("during_killed", 6, *settings).status == -signal.SIGKILL
+    stopped = lhtrain.kill_after("during_killed", 11, *settings, "resume=auto", with_signal=signal.SIGINT)
+    assert stopped.status == 128 + signal.SIGINT
+    settings = streamed("cache_of_another")
+    resumed = lhtrain("during_killed", *settings, "resume=auto")
+    assert "continues from step_" in resumed.out and resumed.trace == alone.trace
+    left = list(lhtrain.folder.glob("cache_of_*/during_*/*.bin"))
+    assert left and not list(lhtrain.folder.glob("cache_of_another/during_*/.*.tmp"))
+
+
+def test_two_ranks_train_what_one_does(lhtrain, streamed, alone):
+    two = lhtrain("during_ranks", *streamed("cache_of_ranks"), ranks=2)
+    found, wanted = (
+        torch.tensor([row[key] for row in run.rows for key in ("loss", "val_loss") if key in row])
+        for run in (two, alone)
+    )
+    torch.testing.assert_close(found, wanted, rtol=5e-4, atol=0)
+
+
+def test_a_source_that_fails_later_ends_the_run_with_its_checkpoints(lhtrain, streamed):
+    source = write(lhtrain.folder / "to_fail")
+    with (source / "0.jsonl").open("a") as file:  # the fifth unit that is read
+        file.write('{"text": 5}\n')
+    settings = (*streamed("cache_of_failed", source), "checkpoint.every=2")
+    failed = lhtrain("during_failed", *settings, status=1)
+    assert "0.jsonl' line 61 has 5 (int)" in failed.err and "Traceback" not in failed.err
+    assert failed.checkpoints and 2 <= failed.rows[-1]["step"] < 16
+
+
+def test_other_portions_are_other_data(lhtrain, streamed, alone):
+    settings = (*streamed("cache_of_stream"), "data.portion=30000", "data.keep_gb=0.001", "resume=auto")
+    changed = lhtrain("during", *settings, status=1)
+    assert "data.portion: 20000 -> 30000" in changed.err
+    prepared = lhtrain.bare("data", "prepare", *lhtrain.data, "data.prepare=during")
+    assert prepared.returncode == 2 and "leave the key out" in prepared.stderr

@@ -71,6 +71,7 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
         yield Problem("data.source", data.source, f"must be one of {', '.join(SOURCES)}")
     else:
         yield from _without_effect(data)
+    yield from _during(data) if data.prepare is Prepare.during else _only_during(data)
     yield from _data_texts(data)
     if data.source in ("text", "code", "files", "prepared") and data.path in (None, "", []):
         what = "the folder" if data.source == "prepared" else "a file or folder"
@@ -82,10 +83,6 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
         key, value = ("data.path", data.path) if its_own else ("data.tokenizer", data.tokenizer)
         yield Problem(key, value, problem)
     yield from _buckets(data)
-    if data.prepare is Prepare.during:
-        yield from _during(data)
-    else:
-        yield from _only_during(data)
     for text in data.filters:
         if problem := filter_problem(text):
             yield Problem("data.filters", text, problem)

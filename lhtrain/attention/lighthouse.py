@@ -95,7 +95,7 @@ def lighthouse_attention(
         return strict_attention(
             q, k, v, gather_keys(q, k, v, tokens, pyramid, *how), pyramid, window, starts=starts
         )
-    options = tokens, pyramid, len(q) if cover_prefix and not own_queries else 0, *how
+    options = tokens, pyramid, len(q) if cover_prefix else 0, *how
     if window or own_queries:
         attend = own_query_attention if own_queries else windowed_attention
         return attend(q, k, v, *choose(q, k, *options), pyramid, window, documents)

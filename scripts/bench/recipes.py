@@ -116,6 +116,14 @@ STUDIES = {
         "own queries, W = 2,048, k = 768, recovery 10 %": Recipe(
             "windowed_10", "lighthouse", settings=own_queries(2048, 768, 8)
         ),
+        "own queries, W = 2,048, k = 1,536, position, recovery 10 %": Recipe(
+            "windowed_10",
+            "lighthouse",
+            settings=(*own_queries(2048, 1536, 16), "lighthouse.scorer=position"),
+        ),
+        "own queries, W = 8,192, k = 1,536, recovery 10 %": Recipe(
+            "windowed_10", "lighthouse", settings=own_queries(8192, 1536, 16)
+        ),
         "own queries, W = 2,048, k = 1,536, recovery 3 %": Recipe(
             "windowed_3", "lighthouse", settings=own_queries(2048, 1536, 16)
         ),

@@ -33,7 +33,7 @@ def plainly(q, k, v, sizes, window, starts=None):
     pyramid = Pyramid(N, *(sizes[key] for key in ("levels", "pooling", "budget", "tile")))
     qk, kq = (x.float().norm(dim=-1).transpose(1, 2) for x in (q, k))
     qk = qk.unflatten(1, (k.shape[2], -1)).amax(2)
-    indices, _ = select_rows(max_pooled(qk, pyramid), max_pooled(kq, pyramid), pyramid, 0)
+    indices, _ = select_rows(max_pooled(qk, pyramid), max_pooled(kq, pyramid), pyramid, len(q))
     rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (k, v))
     group = torch.arange(q.shape[2], device=q.device) // (q.shape[2] // k.shape[2])
     rows_per_tile, t = indices.shape[-1] // pyramid.n_tiles, pyramid.tile_tokens

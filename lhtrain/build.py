@@ -210,7 +210,8 @@ def build_data(config: Config, mesh: Mesh) -> Data:
     stages = orders_of(config, corpora, alignment)
     orders = list(stages.orders.values())
     # Always spread, so that validation losses of runs with either packing are of the same sequences.
-    validation = SequenceOrder(corpus.parts["val"], lengths, seed=0, alignment=alignment)
+    key = "data" if config.data.val_path is None else "data.val_path"
+    validation = SequenceOrder(corpus.parts["val"], lengths, seed=0, alignment=alignment, key=key)
     if alignment is not None:
         restarted = config.data.positions is PositionMode.restarted
         apart = Apart.of([*orders, validation], lengths, restarted)

@@ -154,7 +154,8 @@ def stage_fingerprints(corpora: Mapping[str, Corpus]) -> dict[str, str]:
 
 def _text_of(data: Any) -> str:
     """Return the settings that decide the tokens of the data; the order is no part of them."""
-    return repr({key: value for key, value in asdict(data).items() if key != "long_fraction"})
+    order = ("long_fraction", "bucket_weights")
+    return repr({key: value for key, value in asdict(data).items() if key not in order})
 
 
 def _named(corpus: Corpus) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.rope_scaling import broken_rules
-from lhtrain.conf.schema import Config
+from lhtrain.conf.schema import Config, ModelConfig
 from lhtrain.conf.sliding import layers_of_pattern, sliding_layers
 
 
@@ -57,12 +57,19 @@ def _dense_layers(config: Config) -> Iterator[Problem]:
         elif key in lighthouse and sliding and len(named | sliding) == n_layers:
             rule = f"leaves no layer for Lighthouse Attention in stage {lighthouse[key]}: {len(sliding)} of "
             rule += f"{n_layers} layers attend to the sliding window; use full attention in the stage "
-            rule += "(attention=dense), or set fewer model.sliding_layers"
-            yield Problem(*((key, layers) if named else ("model.sliding_layers", sorted(sliding))), rule)
+            rule += "(attention=dense), or the window in fewer layers"
+            yield Problem(*((key, layers) if named else _sliding_setting(config.model)), rule)
         elif key in lighthouse and len(named) == n_layers:
             rule = f"names every layer, so stage {lighthouse[key]} has no layer with Lighthouse Attention; "
             rule += "name fewer, such as [0], or use full attention in the stage (attention=dense)"
             yield Problem(key, layers, rule)
+
+
+def _sliding_setting(model: ModelConfig) -> tuple[str, object]:
+    """Return the setting that names the sliding layers, and its value."""
+    if model.sliding_layers:
+        return "model.sliding_layers", model.sliding_layers
+    return "model.sliding_window_pattern", model.sliding_window_pattern
 
 
 def _sliding_layers(config: Config) -> Iterator[Problem]:

@@ -71,7 +71,7 @@ def _allowed(
     """
     for number in np.flatnonzero((shares > 0) & (tokens == 0)).tolist():
         rule = f"needs documents {_in_words(number, bounds)} with more than {block_len:,} tokens in total"
-        remedy = f"set its weight to 0, leave out a length of {key}.buckets, or add such documents"
+        remedy = "set its weight to 0, leave out a length of data.buckets, or add such documents"
         raise DataError(f"{key}.bucket_weights: weight {number + 1} {rule}; {remedy}")
     rates = np.divide(shares, tokens, out=np.zeros_like(shares), where=shares > 0)
     most = MOST_REPEATS * rates[rates > 0].min() * (1 + 1e-9)  # rounding is no reason for a note

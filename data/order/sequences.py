@@ -431,8 +431,8 @@ def _share_of_pairs(pool: Pool, block_len: int, seq_len: int) -> float:
 
 def _check_size(split: Split, block_len: int, key: str) -> None:
     if split.n_tokens <= block_len:
-        larger = ", or a larger data.val_fraction" if split.name == "val" else ""
-        larger += ", or with data.prepare=during a larger data.portion"
+        larger = ", or a larger data.val_fraction" if (split.name, key) == ("val", "data") else ""
+        larger += "" if key == "data.val_path" else ", or with data.prepare=during a larger data.portion"
         raise DataError(
             f"{key}: the {split.name} split has {split.n_tokens} tokens; a sequence of {block_len} and its"
             f" last target need {block_len + 1}; use more text or a smaller model.seq_len{larger}"

@@ -1,6 +1,6 @@
 """Starts a run: new, from its own newest checkpoint, over again, or from another run's checkpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lhtrain.distributed.world import World
 from lhtrain.errors import RunError
 from lhtrain.model.decoder import OWN_SCORER
 from lhtrain.progress import DataPart, Progress
+from lhtrain.quote import setting
 from lhtrain.runs.changes import as_container
 from lhtrain.runs.checks import already_a_run, check_changes, differences, is_accepted, lost_run
 from lhtrain.runs.history import History
@@ -122,7 +123,7 @@ def resume_run(
 
     Raises:
         RunError: settings or data differ from the checkpoint's, each named; run.steps is less than the steps
-            done.
+            done; the optimizer has another kind of state.
     """
     path = start.path
     assert path is not None
@@ -134,6 +135,8 @@ def resume_run(
     started = History(run_dir.history).accepted("start")
     start.new = [one for one in start.changed if not is_accepted(started, one)]
     start.guard, start.imported = state.get("guard"), state.get("imported")
+    remedy = "to change it, start a new run with " + f"{setting('init_from', path)} init=weights"
+    _check_optimizer(path, state, config, tensors, f"resume with these settings; {remedy}")
     optional = [OWN_SCORER, AVERAGE, *_never_trained(path, state, tensors)]
     checkpoint.load(path, tensors, optional)
     return progress
@@ -181,7 +184,7 @@ def start_from(
     wanted = {name: tensor for name, tensor in tensors.items() if whole or name.startswith("model.")}
     there = set(checkpoint.opened(path).tensors)
     if whole:
-        _check_optimizer(path, there, tensors)
+        _check_optimizer(path, state, config, tensors, "use these settings, or init=weights")
     of_average = config.init is Init.average
     if of_average:
         check_average(path, there, "init=average")
@@ -238,18 +241,39 @@ def _takes_all(path: Path, init: Init) -> bool:
     return has_state and init not in (Init.weights, Init.average)
 
 
-def _check_optimizer(path: Path, there: set[str], tensors: Tensors) -> None:
-    """Raise RunError if the optimizer state of the checkpoint has other parts than that of this run."""
-    parts = [
-        sorted({name.split(".")[1] for name in names if name.startswith("optimizer.")})
-        for names in (there, tensors)
-    ]
-    if parts[0] != parts[1]:
-        before, now = (", ".join(names) or "no state" for names in parts)
-        raise RunError(
-            f"init_from={path}: its optimizer state is of another kind (saved -> now): {before} -> {now}; "
-            "use init=weights, or the optimizer of the checkpoint (optim.kind, optim.state)"
-        )
+def _check_optimizer(
+    path: Path, state: dict[str, Any], config: Config, tensors: Tensors, remedy: str
+) -> None:
+    """Raise RunError if a parameter has other optimizer state in the checkpoint than in this run.
+
+    Parameters without state in one of them do not count: a stage that froze them may be the reason.
+    """
+    there, ours = _optimizer_state(checkpoint.opened(path).tensors), _optimizer_state(tensors)
+    other = [name for name in there.keys() & ours.keys() if there[name] != ours[name]]
+    if not other:
+        return
+    optim = config.optim
+    with checkpoint.as_written(path):
+        saved = state["config"]["optim"]
+        before = f"optim.kind={saved.get('kind', 'adamw')} optim.state={saved.get('state', 'float32')}"
+    now = f"optim.kind={optim.kind} optim.state={optim.state.name}"
+    if before == now:  # an optimizer of a plugin that has changed
+        first = min(other)
+        before, now = (f"{now} ({', '.join(sorted(state[first]))})" for state in (there, ours))
+    raise RunError(
+        f"{path}: its optimizer state is that of {before}, and this run has {now}, whose state is of another "
+        f"kind; {remedy}"
+    )
+
+
+def _optimizer_state(names: Iterable[str]) -> dict[str, set[str]]:
+    """Return the names of the state of each parameter; names: those of tensors of a checkpoint."""
+    out: dict[str, set[str]] = {}
+    for name in names:
+        if name.startswith("optimizer."):
+            _, key, parameter = name.split(".", 2)
+            out.setdefault(parameter, set()).add(key)
+    return out
 
 
 def _scorers(there: set[str], tensors: Tensors) -> str:

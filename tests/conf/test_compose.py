@@ -102,6 +102,10 @@ def test_the_error_has_the_number_of_problems_and_that_nothing_was_started():
             ["model.dense_layers=[0,1,-2,-1]"],  # of 4 layers
             "model.dense_layers=[0, 1, -2, -1]: names every layer, so stage lighthouse has no layer",
         ),
+        (
+            ["model.sliding_window=64", "model.sliding_window_pattern=5"],  # of 4 layers
+            "model.sliding_window_pattern=5: leaves no layer for Lighthouse Attention",
+        ),
         (["model.n_layers=1", "model.dense_layers=[-1]"], "model.dense_layers=[-1]: names every layer"),
         (["model.dense_layers=[0,4]"], "model.dense_layers=[0, 4]: there is no layer 4: model.n_layers=4"),
         (["optim.eps=1e-300"], "optim.eps=1e-300: must be at least 1e-37"),

@@ -19,7 +19,7 @@ from lhtrain.runs.changes import as_container, differing
 from lhtrain.runs.history import History
 from lhtrain.runs.own_config import load
 from lhtrain.runs.record import record_start
-from lhtrain.runs.resume import begin, find_start, start_from
+from lhtrain.runs.resume import begin, find_start, resume_run, start_from
 from lhtrain.runs.run_dir import RunDir
 from lhtrain.runs.start import Start
 from lhtrain.schedule import Schedule
@@ -332,13 +332,34 @@ def test_what_is_not_taken_from_a_checkpoint_is_named(tmp_path):
     same = {"model.w": torch.zeros(2), "optimizer.m.w": torch.zeros(2), "optimizer.v.w": torch.zeros(2)}
     assert "; without 1 tensor of scorers" in start_from(path, same, config, corpus, WORLD)[1]
     other = {"model.w": torch.zeros(2), "optimizer.m.w": torch.zeros(2)}
-    with pytest.raises(RunError, match=r"of another kind \(saved -> now\): m, v -> m; use init=weights"):
+    with pytest.raises(RunError, match=r"adamw optim.state=float32 \(m, v\), .* \(m\), .*init=weights"):
         start_from(path, other, config, corpus, WORLD)
     config.init = Init.weights
     start_from(path, other, config, corpus, WORLD)
     assert other["model.w"].all() and not other["optimizer.m.w"].any()
     other[scorer.replace("0", "1")] = ones
     assert "; with 1 new tensor of scorers" in start_from(path, other, config, corpus, WORLD)[1]
+
+
+def test_optimizer_state_of_another_kind_is_named_by_its_settings(tmp_path):
+    """On resume and with init_from; parameters that only one of the runs has trained so far do not count."""
+    config = filled(compose_config([*TINY, "optim=muon", f"run.dir={tmp_path}"]))
+    run_dir, ones = RunDir(tmp_path), torch.ones(2)
+    saver, progress = Saver(run_dir.checkpoints, 1, WORLD), {"step": 3, "position": 1536, "stages": []}
+    state = {"progress": progress, "config": as_container(config), "data": "d"}
+    saver.save(3, {"model.a": ones, "model.b": ones, "optimizer.momentum.a": ones}, state)
+    saver.finish()
+    path, corpus = run_dir.checkpoints / "step_00000003", SimpleNamespace(fingerprint="d")
+    adamw = {"model.a": ones, "model.b": ones, "optimizer.exp_avg.a": ones}
+    config.optim.kind, config.resume = "adamw", Resume.force
+    kinds = r"optim.kind=muon optim.state=float32, .* optim.kind=adamw optim.state=float32, .* init=weights"
+    with pytest.raises(RunError, match=kinds):
+        resume_run(Start("resumed", path), run_dir, adamw, config, corpus)
+    with pytest.raises(RunError, match=kinds):
+        start_from(path, adamw, config, corpus, WORLD)
+    only_other = {"model.a": ones, "model.b": ones, "optimizer.exp_avg.b": ones}
+    with pytest.raises(RunError, match=r"optimizer.exp_avg.b: not in the checkpoint"):
+        start_from(path, only_other, config, corpus, WORLD)
 
 
 def test_restart_with_init_from_is_still_a_restart(monkeypatch):

@@ -140,10 +140,9 @@ def test_a_weight_without_documents(split: Split) -> None:
         DataError, match=r"data\.bucket_weights: weight 2 needs documents of 100 tokens or more"
     ):
         SequenceOrder(split, BLOCK, 0, buckets=[100], bucket_weights=[1, 1])
-    with pytest.raises(
-        DataError, match=r"weight 1 needs documents of fewer than 3 tokens .* more than 16 tokens"
-    ):
-        SequenceOrder(split, BLOCK, 0, buckets=[3], bucket_weights=[1, 1])
+    rule = r"stages\.x\.data\.bucket_weights: weight 1 needs documents of fewer than 3 tokens"
+    with pytest.raises(DataError, match=rf"{rule} .* a length of data\.buckets"):
+        SequenceOrder(split, BLOCK, 0, buckets=[3], bucket_weights=[1, 1], key="stages.x.data")
 
 
 def test_with_best_fit_and_stages_of_two_lengths(split: Split) -> None:

@@ -506,6 +506,8 @@ def test_shorter_than_one_sequence(folder: Path) -> None:
         DataError, match=r"val split has 8 tokens.*need 9.*model\.seq_len.*data\.val_fraction"
     ):
         SequenceOrder(split, 8, seed=0)
+    with pytest.raises(DataError, match=r"^data\.val_path: the val split .* model\.seq_len$"):
+        SequenceOrder(split, 8, seed=0, key="data.val_path")
 
 
 @given(orders())

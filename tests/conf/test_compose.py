@@ -127,7 +127,7 @@ def test_the_error_has_the_number_of_problems_and_that_nothing_was_started():
         (["stages.recovery.tokens=100000", "stages.lighthouse.tokens=300000"], "lighthouse 74 + recovery 25"),
         (
             ["stages.recovery.warmup_steps=76"],
-            "stages.recovery.warmup_steps=76: must be at most the 75 steps",
+            "stages.recovery.warmup_steps=76: must be at most 75, the steps of the stage",
         ),
         (
             ["stages.lighthouse.dense_layers=[0,1,2,-1]"],

@@ -120,8 +120,10 @@ class CpAttention(Enum):
 
 
 class Queries(Enum):
-    pooled = "pooled"
-    own = "own"
+    """What attends to the rows that a Lighthouse layer selects."""
+
+    pooled = "pooled"  # queries that are pooled as keys are, as published
+    own = "own"  # the query of each position
 
 
 class Selection(Enum):

@@ -65,6 +65,7 @@ def evaluate(arguments: Namespace) -> None:
                 weights=arguments.weights,
                 batch_tokens=int(at_once),
                 say=lambda text: print(text, flush=True),
+                opened_at=lambda path: check_place(out or beside(source, path)),
             )
         except OSError as error:
             raise RunError(str(error)) from error
@@ -88,6 +89,12 @@ def place_of(given: str) -> Path:
     if not os.access(out.parent, os.W_OK):
         raise UsageError(f"out={given}: {out.parent} must be a writable folder")
     return out
+
+
+def check_place(path: Path) -> None:
+    """Raise RunError if the results, which take long to measure, could not be written to `path`."""
+    if not os.access(path.parent, os.W_OK):
+        raise RunError(f"{path.parent}: must be writable, for {path.name}; out=FILE names another place")
 
 
 def eval_config(arguments: Namespace) -> EvalConfig:

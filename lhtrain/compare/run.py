@@ -138,7 +138,7 @@ def _rows(path: Path, notes: list[str]) -> list[Row]:
         return []
     if damaged:
         notes.append(
-            f"{path.name}: {counted(len(damaged), 'damaged line')} left out, the first is {damaged[0]}"
+            f"{path.name}: {counted(len(damaged), 'damaged line')} left out, the first is line {damaged[0]}"
         )
     return rows
 

@@ -36,6 +36,7 @@ def evaluate_trained(
     weights: str = "last",
     batch_tokens: int = 32_768,
     say: Callable[[str], object] = print,
+    opened_at: Callable[[Path], object] = lambda path: None,
 ) -> tuple[dict[str, Any], Path]:
     """Measure the tasks of `config`. A collective: the ranks divide the sequences.
 
@@ -46,6 +47,7 @@ def evaluate_trained(
         weights: "last", or "average": the moving average of the weights.
         batch_tokens: most tokens of a forward pass, unless one sequence has more.
         say: takes lines for the reader, on the first rank.
+        opened_at: takes the path of what is measured, before that; what it raises ends the evaluation.
 
     Returns:
         The content of eval.json, and the checkpoint or folder that was measured.
@@ -59,6 +61,7 @@ def evaluate_trained(
     world = World.start(place, mine={"command": " ".join(sys.argv[1:])})  # alone without a launcher
     place, say = world.device, say if world.is_main else _silent
     opened = open_trained(source, place, compute_dtype(precision, place), weights=weights)
+    opened_at(opened.path)
     chosen = _stage(opened, stage, attention)
     opened.enter(chosen)  # its positions
     context = opened.longest if chosen is None else chosen.seq_len

@@ -87,6 +87,17 @@ def test_two_ranks_measure_what_one_measures(lhtrain, measured, tmp_path):
     assert first[0] == second[0] == 2 and "has no such stage" in first[2] and second[2] == ""
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_measuring(measured, monkeypatch, capsys):
+    """A long evaluation would be lost at its end."""
+    monkeypatch.setattr("lhtrain.commands.eval.os.access", lambda path, mode: path != measured.path)
+    before = (measured.path / "eval.json").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        main(["eval", str(measured.path), *SMALL, "device=cpu"])
+    said = capsys.readouterr()
+    assert end.value.code == 1 and "must be writable, for eval.json; out=FILE" in said.err
+    assert "loss_by_position" not in said.out and (measured.path / "eval.json").read_bytes() == before
+
+
 def approximately(tree):
     """Return the values, which may differ by rounding."""
     if isinstance(tree, dict):

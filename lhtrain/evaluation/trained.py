@@ -71,11 +71,7 @@ def evaluate_trained(
     with world.first_of_each_machine():
         texts = _texts(opened, config, say)
     mesh = Mesh(ParallelConfig(dp_replicate=world.size), opened.config, Selection.exact, world)
-    attentions: dict[str, AttentionAt] = {}
-    if attention != OWN:
-        attentions[FULL] = FullAttention()
-    if attention != FULL and chosen is not None and chosen.attention != "dense":
-        attentions[OWN] = StageAttention(chosen, "auto")
+    attentions = _attentions(attention, chosen)
     scores = {name: Judge(opened.model, at, place, batch_tokens, mesh) for name, at in attentions.items()}
     where = f"stage {chosen.name}, " if chosen else ""
     on = f"{place}" if world.size == 1 else f"{world.size} ranks with {place.type}, which share the sequences"
@@ -89,6 +85,16 @@ def evaluate_trained(
         raise RunError(f"{str(error).split('. ')[0]}; {remedy}") from error
     step = opened.state.get("progress", {}).get("step", 0)
     return described(results, plan, chosen, texts, step), opened.path
+
+
+def _attentions(attention: str, stage: Stage | None) -> dict[str, AttentionAt]:
+    """Return FULL, OWN or both -> the attention at each length."""
+    found: dict[str, AttentionAt] = {}
+    if attention != OWN:
+        found[FULL] = FullAttention()
+    if attention != FULL and stage is not None and stage.attention != "dense":
+        found[OWN] = StageAttention(stage, "auto")
+    return found
 
 
 def _silent(_: str) -> None:

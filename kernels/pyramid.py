@@ -52,7 +52,12 @@ class Pyramid:
             coarsest = self.seq_len // window
             rule = f"must be at most the coarsest level's seq_len / pooling^(levels-1) = {coarsest}; "
             rule += f"use a seq_len of at least {self.budget * window}, or fewer levels, or a smaller pooling"
-            rule += f", or budget={coarsest // self.tile * self.tile}" if coarsest >= self.tile else ""
+            least = coarsest // self.tile * self.tile
+            rule += (
+                f", or budget={least}"
+                if least
+                else ", or a smaller tile, and a budget that is a multiple of it"
+            )
             found.append(("budget", self.budget, rule))
         elif (self.seq_len // window) % (self.budget // self.tile):
             rule = (

@@ -76,6 +76,7 @@ def summarize(
             "wall_clock_seconds": round(total, 3),
             "first_loss": stages[0]["first_loss"] if stages else None,
             **{key: last.get(key) for key in losses},
+            **{key: last[key] for key in ("average_val_loss",) if key in last},
             "stages": stages,
             "switches": switches,
             **about,

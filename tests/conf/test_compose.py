@@ -142,6 +142,7 @@ def test_the_error_has_the_number_of_problems_and_that_nothing_was_started():
         (["stages.recovery.seq_len=3072", "run.batch_tokens=12288"], "seq_len=3072: must divide the seq_len"),
         (["stage=ladder", "model.seq_len=1000"], "model.seq_len to a multiple of 16, such as 992 or 1008"),
         (["stage=extend", "model.seq_len=512"], "use a seq_len of at least 2048, or fewer levels"),
+        (["stage=extend", "model.seq_len=512"], "or a smaller tile, and a budget that is a multiple of it"),
         (["run.steps=0"], "run.steps=0: must be at least 1"),
         (["optim.lr=-1"], "optim.lr=-1.0: must be greater than 0"),
         (["optim.lr=inf"], "optim.lr=inf: must be greater than 0 and finite"),

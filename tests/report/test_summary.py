@@ -13,8 +13,8 @@ from lhtrain.report.summary import summarize, switch_lines, table, write
 NAMES = ["[/mnt/a]", "[bold]x", "$a_b", "%s", "a\nb", "漢字 :warning:", "x" * 500, "\udcff\x1b[2J", ""]
 
 
-def a_summary(name="run", stage="dense", losses=(3.0, 2.0), val_loss=2.5, switches=()):
-    record = StageRecord(stage, steps=len(losses), tokens=512, val_loss=val_loss)
+def a_summary(name="run", stage="dense", losses=(3.0, 2.0), val_loss=2.5, switches=(), average=None):
+    record = StageRecord(stage, steps=len(losses), tokens=512, val_loss=val_loss, average_val_loss=average)
     for loss in losses:
         record.take_loss(loss)
     progress = Progress(step=len(losses), stages=[record])
@@ -31,6 +31,11 @@ def test_the_table_shows_the_mean_and_not_the_last_batch():
     text = shown(a_summary(losses=[9.0, *[2.0, 3.0] * 10]))
     assert "2.50 ± 0.11" in text and "9.00" in text and "last 20 logged steps" in text
     assert "3.0000" not in text
+
+
+def test_the_loss_of_the_average_is_there_if_the_run_has_one():
+    assert a_summary(average=2.25)["average_val_loss"] == 2.25 and "2.2500" in shown(a_summary(average=2.25))
+    assert "average_val_loss" not in a_summary() and "average" not in shown(a_summary())
 
 
 def test_a_run_of_one_step_has_no_standard_error():

@@ -1,6 +1,7 @@
 """Loads the configuration of a run directory and applies new settings to it. Does not import PyTorch."""
 
 import re
+from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,20 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
         else:
             rule = "selects a group; a resumed run takes only single keys, such as optim.lr=1e-4"
         return Problem(key, value, rule)
-    if isinstance(current, DictConfig) and not (like_run(key).startswith("data.mix") or is_option(key)):
+    whole = is_option(key) or like_run(key).startswith("data.mix") or key.endswith(".rope_scaling")
+    if isinstance(current, DictConfig) and not whole:
         rule = "selects a group; a resumed run takes only single keys, such as optim.lr=1e-4"
         return Problem(key, value, rule)
     if current is missing and not (_is_key(config, key) or is_option(key)):
         return Problem(key, value, needs_other(key) or "no such key")
+    origin = re.sub(r"(\.rope_scaling)\..*", r"\1", key)  # stages copy the whole mapping
+    before = deepcopy(OmegaConf.select(config, origin))
     try:
-        OmegaConf.update(config, key, value_of(text), force_add=is_option(key))
+        merge = not key.endswith(".rope_scaling")  # keys of another rope_type do not fit
+        OmegaConf.update(config, key, value_of(text), force_add=is_option(key), merge=merge)
     except (OmegaConfBaseException, ValueError) as error:
         return Problem(key, value, str(error).strip().splitlines()[0])
-    _follow(config, key, current)
+    _follow(config, origin, before)
     return None
 
 

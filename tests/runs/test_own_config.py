@@ -56,6 +56,23 @@ def test_a_run_that_set_init_without_init_from_resumes(run_dir):
         load(run_dir, ["init=all"])
 
 
+def test_the_scaling_of_a_run_can_be_changed(run_dir):
+    """It is a mapping, which is replaced as a whole."""
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    saved.model.rope_scaling = saved.stages.dense.rope_scaling = yarn
+    OmegaConf.save(saved, run_dir / "config.yaml")
+    linear = {"rope_type": "linear", "factor": 2}
+    found = load(run_dir, ["model.rope_scaling={rope_type: linear, factor: 2}"])
+    assert found.model.rope_scaling == found.stages["dense"].rope_scaling == linear
+    found = load(run_dir, ["model.rope_scaling=null"])
+    assert found.model.rope_scaling is found.stages["dense"].rope_scaling is None
+    found = load(run_dir, ["model.rope_scaling.factor=8"])
+    assert found.model.rope_scaling == found.stages["dense"].rope_scaling == yarn | {"factor": 8}
+    found = load(run_dir, ["stages.dense.rope_scaling.factor=8"])
+    assert (found.model.rope_scaling, found.stages["dense"].rope_scaling["factor"]) == (yarn, 8)
+
+
 def test_underscores_within_a_number_are_allowed(run_dir):
     lengthen(run_dir, "+1_0")
     assert load(run_dir, []).run.steps == 14

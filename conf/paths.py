@@ -4,7 +4,7 @@ import os
 from copy import deepcopy
 from typing import Any
 
-from lhtrain.conf.schema import Config, DataConfig, StageDataConfig
+from lhtrain.conf.schema import Config, DataConfig, Prepare, StageDataConfig
 from lhtrain.conf.typed.paths import expanded
 
 
@@ -24,8 +24,11 @@ def with_absolute_paths(config: Config) -> Config:
     data.out, data.cache_dir = _absolute(data.out), _absolute(data.cache_dir)
     config.init_from = _absolute(config.init_from)
     config.eval.data = _absolute(config.eval.data)
-    if data.source not in ("files", "hf", "code"):  # prepared folders of these have the name as typed
+    during = data.prepare is Prepare.during
+    if data.source not in ("files", "hf", "code") or during:  # prepared folders of these have it as typed
         data.tokenizer = _absolute_tokenizer(data.tokenizer)
+    if during and data.name and os.path.isdir(data.name):  # a copy of a dataset of the hub
+        data.name = _absolute(data.name)
     return config
 
 

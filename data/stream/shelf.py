@@ -51,6 +51,7 @@ class Shelf:
         """
         with self._locked():
             if self._held is None:
+                self._all_held()  # removes the files of readers that have ended
                 self._held = open_lock(self.folder / HELD.replace("*", uuid.uuid4().hex[:12]))
                 _lock(self._held)
             self._held.seek(0)

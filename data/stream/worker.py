@@ -29,12 +29,13 @@ class Worker:
     needed: the units from the first to before the second index are needed now. They are always written.
         Those behind are written as long as all shards from the first index on have less than job.ahead_bytes,
         and the disk space of the job suffices.
+    is_needed: whether the unit that `next` claimed is one of the first kind.
     """
 
     def __init__(self, job: Job) -> None:
         self.job, self.shelf = job, Shelf(job.folder, job.most_bytes)
         self.tokenizer = open_tokenizer(job.recipe.tokenizer, job.recipe.bos, job.recipe.eos)
-        self.needed = 0, 0
+        self.needed, self.is_needed = (0, 0), False
         self.failed: set[int] = set()
 
     def next(self) -> int | None:
@@ -46,11 +47,12 @@ class Worker:
             number = self.job.unit_at(index)
             ahead += sizes.get(number, 0)
             kept.add(number)
-            if number in sizes or number in self.failed:
-                continue
-            if index >= high and ahead >= self.job.ahead_bytes:
+            self.is_needed = index < high
+            if number in sizes or (number in self.failed and not self.is_needed):
+                continue  # a unit that failed is tried again when it is needed: the network may be back
+            if not self.is_needed and ahead >= self.job.ahead_bytes:
                 return None
-            if not self.shelf.make_room(mean, kept) and index >= high:
+            if not self.shelf.make_room(mean, kept) and not self.is_needed:
                 return None
             if self.shelf.claim(number):
                 if not self.shelf.has(number):
@@ -94,8 +96,9 @@ def main() -> None:
         number = worker.next()
         if number is None:
             changed.wait(PAUSE)
-        elif message := worker.write(number):
+        elif (message := worker.write(number)) and worker.is_needed:
             _tell(out, number, message)
+            changed.wait()  # the run ends, or another process writes the unit
 
 
 def _listen(worker: Worker, changed: threading.Event) -> None:

@@ -48,8 +48,9 @@ class Here:
         self.worker.needed = low, high
         while (number := self.worker.next()) is not None:
             self.written.append(number)
-            if message := self.worker.write(number):
+            if (message := self.worker.write(number)) and self.worker.is_needed:
                 self.failed[number] = message
+                return
 
     def check(self, number: int) -> None:
         if message := self.failed.get(number):

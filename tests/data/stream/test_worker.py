@@ -66,7 +66,7 @@ def test_units_of_other_processes_are_left_to_them(source, folder, monkeypatch):
     assert written(worker, 0, 1) == [job.unit_at(index) for index in (1, 3, 4, 5, 6, 7)]
 
 
-def test_a_unit_that_fails_is_named_and_not_tried_again(source, folder):
+def test_a_unit_that_fails_is_named(source, folder):
     job = job_of(source, folder)
     (source / f"{job.unit_at(1)}.jsonl").write_text('{"text": 3}\n')
     worker = Worker(job)
@@ -74,7 +74,22 @@ def test_a_unit_that_fails_is_named_and_not_tried_again(source, folder):
     assert worker.next() == job.unit_at(0) and worker.write(job.unit_at(0)) is None
     assert worker.next() == job.unit_at(1)
     assert "data.column='text'" in worker.write(job.unit_at(1))
+    assert worker.is_needed
+
+
+def test_a_unit_that_fails_before_it_is_needed_is_tried_again(source, folder):
+    job = job_of(source, folder)
+    path = source / f"{job.unit_at(1)}.jsonl"
+    worker = Worker(job)
+    worker.needed = 0, 1
+    assert worker.write(worker.next()) is None
+    path.rename(aside := source / "aside")
+    assert worker.write(worker.next()) and not worker.is_needed
     assert worker.next() == job.unit_at(2)
+    worker.shelf.release(job.unit_at(2))
+    aside.rename(path)
+    worker.needed = 0, 2
+    assert worker.next() == job.unit_at(1) and worker.write(job.unit_at(1)) is None
 
 
 def test_a_file_that_is_gone_is_named(source, folder):

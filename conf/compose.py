@@ -306,8 +306,8 @@ def _part(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     part = dict(part)
-    if isinstance(part.get("path"), str):
-        part["path"] = expanded(part["path"])
+    if "path" in part:
+        part["path"] = _expanded_path(part["path"])
     if "weight" in part:
         part["weight"] = number(part["weight"])
     return part

@@ -27,14 +27,22 @@ def with_absolute_paths(config: Config) -> Config:
     during = data.prepare is Prepare.during
     if data.source not in ("files", "hf", "code") or during:  # prepared folders of these have it as typed
         data.tokenizer = _absolute_tokenizer(data.tokenizer)
-    if during and data.name and os.path.isdir(data.name):  # a copy of a dataset of the hub
+    if during and _is_folder(data.name):
         data.name = _absolute(data.name)
     return config
 
 
 def _absolute_part(part: Any) -> Any:
     """Make the path of a source of a mixture absolute."""
-    return part | {"path": _absolute(part["path"])} if isinstance(part, dict) and "path" in part else part
+    if not isinstance(part, dict):
+        return part
+    keys = [key for key in ("path", "name") if key in part and (key == "path" or _is_folder(part[key]))]
+    return part | {key: _absolute(part[key]) for key in keys}
+
+
+def _is_folder(name: Any) -> bool:
+    """Return whether data.name is a copy of a dataset of the hub."""
+    return isinstance(name, str) and os.path.isdir(expanded(name))
 
 
 def _absolute(path: Any) -> Any:

@@ -62,8 +62,12 @@ def prepared_tokenizer(path: str) -> str:
 
 
 def mixed_tokenizer(mix: DictConfig) -> str:
-    """Return the tokenizer of a mixture's first folder; the others are compared when the data are opened."""
-    first = next(iter(mix.values()), None) if isinstance(mix, DictConfig) else None
+    """Return the tokenizer of a mixture's first folder; the others are compared when the data are opened.
+
+    Sources that are tokenized during training do not have one.
+    """
+    parts = mix.values() if isinstance(mix, DictConfig) else ()
+    first = next((one for one in parts if not (isinstance(one, DictConfig) and "source" in one)), None)
     path = first.get("path") if isinstance(first, DictConfig) else None
     return prepared_tokenizer(path) if path else "bytes"  # `validate` reports a missing path
 

@@ -375,7 +375,9 @@ class DataConfig:
     documents: DocumentMode = DocumentMode.together
     # whether the positions of the rotary embedding restart at each document
     positions: PositionMode = PositionMode.continued
-    # sources of a mixture, {NAME: {path: FOLDER, weight: NUMBER}, ...}; each folder is a prepared one
+    # sources of a mixture, {NAME: {path: FOLDER, weight: NUMBER}, ...}; each folder is a prepared one. With
+    # data.prepare=during, {source: hf, name: OWNER/NAME, weight: NUMBER} is tokenized while the run trains;
+    # it may have the keys source, path, name, subset, split, revision, streaming, column and filters of data
     mix: Any = None
     out: str | None = None  # folder that `lhtrain data prepare` writes; null: a folder in data.cache_dir
     # processes of `lhtrain data prepare`; null: one per core. With data.prepare=during those of each rank;

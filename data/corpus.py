@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -138,52 +138,33 @@ def open_corpus(
     Raises:
         DataError: a wrong argument, or a problem with the files or the cache.
     """
-    opener = _Opener(None if val_path else val_fraction, verify, cache_dir, progress)
-    wanted = None if source in ("mix", "prepared") else Recipe(source, path, tokenizer=tokenizer, **recipe)
-    if wanted is not None and getattr(prepare, "value", prepare) == DURING:
-        corpus = _streamed(wanted, opener, portion, keep_gb, workers)
-    else:
-        corpus = _opened(source, path, wanted, mix, out, opener)
+    during = _During(portion, keep_gb, workers) if getattr(prepare, "value", prepare) == DURING else None
+    opener = _Opener(None if val_path else val_fraction, verify, cache_dir, progress, during)
+    corpus = _opened(Recipe(source, path, tokenizer=tokenizer, **recipe), mix, out, opener)
     return _validated_on(val_path, corpus, opener) if val_path else corpus
 
 
 def _opened(
-    source: str,
-    path: Any,
-    wanted: Recipe | None,
-    mix: Mapping[str, Any] | None,
-    out: str | os.PathLike | None,
-    opener: "_Opener",
+    wanted: Recipe, mix: Mapping[str, Any] | None, out: str | os.PathLike | None, opener: "_Opener"
 ) -> Corpus:
-    if source == "mix":
-        return _mixture(mix or {}, opener)
-    if source == "prepared":
-        return opener.prepared(expanded(str(path)))
-    assert wanted is not None
+    if wanted.source == "mix":
+        return _mixture(mix or {}, wanted, opener)
+    if wanted.source == "prepared":
+        return opener.prepared(expanded(str(wanted.path)))
+    if opener.during is not None:
+        return opener.streamed(wanted)
     limited = wanted.max_documents is not None or wanted.max_tokens is not None
-    if out is None and not limited and source in AUTOMATIC:
+    if out is None and not limited and wanted.source in AUTOMATIC:
         return _tokenized(wanted, opener)
     return _prepared_earlier(wanted, out, opener)
 
 
-def _streamed(
-    wanted: Recipe, opener: "_Opener", n_tokens: int, keep_gb: float, workers: int | None
-) -> Corpus:
-    """Return a corpus that is tokenized during training."""
-    stream, tokenizer, splits, identity = open_stream(
-        wanted,
-        opener.val_fraction,
-        n_tokens,
-        keep_gb,
-        workers,
-        opener.cache_dir,
-        opener.verify,
-        opener.progress,
-    )
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    parts = _alone(splits, fingerprint)
-    parts["train"] = [parts["train"][0]._replace(stream=stream)]
-    return Corpus(tokenizer, parts, fingerprint, stream.job.folder)
+class _During(NamedTuple):
+    """How sources are tokenized during training; see `open_stream`."""
+
+    n_tokens: int
+    keep_gb: float
+    workers: int | None
 
 
 @dataclass(frozen=True)
@@ -194,6 +175,17 @@ class _Opener:
     verify: bool
     cache_dir: str | os.PathLike | None
     progress: bool
+    during: _During | None = None
+
+    def streamed(self, wanted: Recipe) -> Corpus:
+        """Return a corpus that is tokenized during training."""
+        assert self.during is not None
+        settings = *self.during, self.cache_dir, self.verify, self.progress
+        stream, tokenizer, splits, identity = open_stream(wanted, self.val_fraction, *settings)
+        fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        parts = _alone(splits, fingerprint)
+        parts["train"] = [parts["train"][0]._replace(stream=stream)]
+        return Corpus(tokenizer, parts, fingerprint, stream.job.folder)
 
     def prepared(self, folder: Path, wanted: Recipe | None = None) -> Corpus:
         """Return the corpus in a folder that `prepare` completed.
@@ -287,14 +279,14 @@ def _check_source(folder: Path, manifest: Manifest, wanted: Recipe) -> None:
         raise DataError(f"data={wanted.source}: {str(folder)!r} {rule}. {remedy} data=prepared {path}")
 
 
-def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
-    """Return a corpus of several prepared folders with weights. All must have the same tokenizer."""
+def _mixture(mix: Mapping[str, Any], wanted: Recipe, opener: _Opener) -> Corpus:
+    """Return a corpus of several sources with weights. All must have the same tokenizer.
+
+    wanted: has the tokenizer of sources that are tokenized during training.
+    """
     if not mix:
         raise DataError("data.mix={}: must have at least one source, NAME: {path: FOLDER, weight: NUMBER}")
-    corpora = {
-        name: opener.prepared(expanded(str(part["path"]), f"data.mix.{name}.path"))
-        for name, part in mix.items()
-    }
+    corpora = {name: _source(name, part, wanted, opener) for name, part in mix.items()}
     (first, one), *others = corpora.items()
     for name, other in others:
         if other.tokenizer.fingerprint != one.tokenizer.fingerprint:
@@ -302,12 +294,7 @@ def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
             raise DataError(f"data.mix.{name}: was prepared with {other.tokenizer.name}; {rule}")
     parts = {
         split: [
-            Part(
-                corpora[name].parts[split][0].split,
-                float(part.get("weight", 1.0)),
-                name,
-                corpora[name].fingerprint,
-            )
+            corpora[name].parts[split][0]._replace(weight=float(part.get("weight", 1.0)), name=name)
             for name, part in mix.items()
         ]
         for split in SPLITS
@@ -315,6 +302,14 @@ def _mixture(mix: Mapping[str, Any], opener: _Opener) -> Corpus:
     identity = [[corpora[name].fingerprint, float(part.get("weight", 1.0))] for name, part in mix.items()]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     return Corpus(one.tokenizer, parts, fingerprint, one.folder)
+
+
+def _source(name: str, part: Mapping[str, Any], wanted: Recipe, opener: _Opener) -> Corpus:
+    """Return a source of a mixture."""
+    if "source" not in part:
+        return opener.prepared(expanded(str(part["path"]), f"data.mix.{name}.path"))
+    own = {key: value for key, value in part.items() if key != "weight"}
+    return opener.streamed(Recipe(**own, tokenizer=wanted.tokenizer, bos=wanted.bos, eos=wanted.eos))
 
 
 def _tokenized(recipe: Recipe, opener: _Opener, tokenizer: Tokenizer | None = None) -> Corpus:

@@ -66,7 +66,7 @@ class StageData:
             if stream := self._streamed.get(pool):
                 tokens, epochs = stream.seen(read.get(pool, 0))
                 found = {"tokens": tokens, "epochs": round(epochs, 4)}
-                of_streams |= {self.names[pool]: found} if tokens else {}
+                of_streams |= {self.names[source_of(pool)]: found} if tokens else {}
                 continue
             name = self.names[source_of(pool)]
             seen[name] = seen.get(name, 0) + n_tokens * read.get(pool, 0) / n_blocks
@@ -94,7 +94,7 @@ class StageData:
         for stage in stages:
             order, part = self.enter(stage.name, part, position)
             position = order.align(position, stage.seq_len) + stage.steps * stage.batch_tokens
-        streams = {self.names[key] for key in self._streamed}
+        streams = {self.names[source_of(key)] for key in self._streamed}
         found = self.sources(part, position)
         return {name: read for name, read in found.items() if name not in streams}
 

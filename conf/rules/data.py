@@ -1,6 +1,7 @@
 """Rules on the data."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from lhtrain.conf.problems import Problem
 from lhtrain.conf.schema import Config, DataConfig, DocumentMode, PositionMode, Prepare
 from lhtrain.conf.typed.paths import path_problem
 from lhtrain.data.errors import DataError
-from lhtrain.data.prepare.recipe import PREPARABLE, SOURCES
+from lhtrain.data.prepare.recipe import OF_PART, PREPARABLE, SOURCES, streamed_parts
 from lhtrain.data.sources.filters import filter_problem
 from lhtrain.data.tokenizers.base import PREPARED
 from lhtrain.data.tokenizers.named import (
@@ -87,7 +88,7 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
         if problem := filter_problem(text):
             yield Problem("data.filters", text, problem)
     if data.source == "mix":
-        yield from _mix(data.mix)
+        yield from _mix(data)
     if data.source in ("prepared", "mix"):
         yield from _fixed_when_prepared(data)
 
@@ -151,7 +152,8 @@ def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
     folders = {"data.path": data.path}
     if data.source == "mix":
         parts = data.mix.items() if isinstance(data.mix, dict) else ()
-        folders = {f"data.mix.{name}.path": p.get("path") for name, p in parts if isinstance(p, dict)}
+        prepared = ((name, part) for name, part in parts if isinstance(part, dict) and "source" not in part)
+        folders = {f"data.mix.{name}.path": part.get("path") for name, part in prepared}
     for key, path in folders.items():
         if not isinstance(path, str) or not path:
             continue
@@ -168,8 +170,9 @@ def _fixed_when_prepared(data: DataConfig) -> Iterator[Problem]:
 
 def _during(data: DataConfig) -> Iterator[Problem]:
     """Yield a problem for each key that does not go with tokenizing while a run trains."""
-    if data.source in SOURCES and data.source not in PREPARABLE:
+    if data.source in SOURCES and data.source not in PREPARABLE and not streamed_parts(data.mix):
         rule = f"does not go with data={data.source}, whose data are prepared already"
+        rule += "; a source of data.mix needs a key source" if data.source == "mix" else ""
         yield Problem("data.prepare", "during", rule)
         return
     limits = "all documents are read, as many as run.steps needs; leave it out, or use data.prepare=before"
@@ -216,16 +219,52 @@ def _buckets(data: DataConfig) -> Iterator[Problem]:
         yield Problem("data.long_fraction", data.long_fraction, rule)
 
 
-def _mix(mix: Any) -> Iterator[Problem]:
+def _type_of_part(key: str, value: Any) -> str | None:
+    """Return the rule that the type of a value breaks, if any. Values in a mixture have no types."""
+    if key == "filters":
+        texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        return None if texts else "must be a list of conditions"
+    if key == "streaming":
+        return None if isinstance(value, bool) else "must be true or false"
+    return None if isinstance(value, str) or value is None else "must be a text; put it in quotes"
+
+
+def _streamed_part(data: DataConfig, name: str, part: dict[str, Any]) -> Iterator[Problem]:
+    """Check a source of a mixture that is tokenized during training."""
+    group, own = f"data.mix.{name}.", {key: value for key, value in part.items() if key != "weight"}
+    if unknown := sorted(own.keys() - set(OF_PART)):
+        rule = f"is not a key of a source of a mixture; the keys are weight, {', '.join(OF_PART)}"
+        yield Problem(group + unknown[0], own[unknown[0]], rule)
+        return
+    if data.prepare is not Prepare.during:
+        rule = "needs data.prepare=during; or prepare this source, and name its folder: {path: FOLDER}"
+        yield Problem(f"data.mix.{name}", part, rule)
+        return
+    if part["source"] not in PREPARABLE:
+        rule = f"must be one of {', '.join(PREPARABLE)}; leave it out for a prepared folder"
+        yield Problem(f"{group}source", part["source"], rule)
+        return
+    for key, value in own.items():
+        if key != "path" and (wanted := _type_of_part(key, value)):
+            yield Problem(group + key, value, wanted)
+            return
+    for problem in data_problems(DataConfig(**own, prepare=Prepare.during)):
+        yield replace(problem, key=problem.key.replace("data.", group, 1))
+
+
+def _mix(data: DataConfig) -> Iterator[Problem]:
+    mix = data.mix
     if not isinstance(mix, dict) or not mix:
         yield Problem("data.mix", mix, "needs at least one source, NAME: {path: FOLDER, weight: NUMBER}")
         return
     weights = {}
     for name, part in mix.items():
-        if not isinstance(part, dict) or not {"path"} <= part.keys() <= {"path", "weight"}:
+        if isinstance(part, dict) and "source" in part:
+            yield from _streamed_part(data, name, part)
+        elif not isinstance(part, dict) or not {"path"} <= part.keys() <= {"path", "weight"}:
             yield Problem(f"data.mix.{name}", part, "must be {path: FOLDER, weight: NUMBER}")
             continue
-        if not isinstance(part["path"], str) or (problem := path_problem(part["path"])):
+        elif not isinstance(part["path"], str) or (problem := path_problem(part["path"])):
             rule = problem if isinstance(part["path"], str) else "must be the path of a prepared folder"
             yield Problem(f"data.mix.{name}.path", part["path"], rule or "")
         weight = part.get("weight", 1.0)

@@ -4,6 +4,7 @@ import glob
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lhtrain.conf.problems import Problem, shown
 from lhtrain.conf.rules.stage_data import problems_of_stage
@@ -49,7 +50,10 @@ def data_here(data: DataConfig) -> Iterator[Problem]:
             yield _missing("data.val_path", path, rule)
     for name, part in data.mix.items() if isinstance(data.mix, dict) and data.source == "mix" else ():
         path = part.get("path") if isinstance(part, dict) else None
-        if isinstance(path, str) and path and not os.path.isfile(os.path.join(path, "meta.json")):
+        if isinstance(part, dict) and "source" in part:
+            of_part = DataConfig(source=part["source"], path=path)
+            yield from (replace(one, key=f"data.mix.{name}.path") for one in data_here(of_part))
+        elif isinstance(path, str) and path and not os.path.isfile(os.path.join(path, "meta.json")):
             rule = "must be a folder that `lhtrain data prepare` wrote; it has no meta.json"
             yield _missing(f"data.mix.{name}.path", path, rule)
 

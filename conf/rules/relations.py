@@ -274,8 +274,13 @@ RELATIONS = (
     ),
     Relation(
         ("data.prepare", "data.source"),
-        "data.prepare=during is for data=hf, files, code, text and stdlib",
+        "data.prepare=during is for data=hf, files, code, text, stdlib, and for data=mix with such sources",
         ("data=mix", "data.mix={a: {path: x}}", "data.prepare=during"),
+    ),
+    Relation(
+        ("data.prepare", "data.mix"),
+        "sources of data.mix that have a key source need data.prepare=during",
+        ("data=mix", "data.mix={a: {source: text, path: .}}"),
     ),
     Relation(
         ("data.prepare", "data.max_documents", "data.max_tokens", "data.out"),

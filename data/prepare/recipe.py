@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from lhtrain.quote import override
 AUTOMATIC = ("stdlib", "text")  # training tokenizes these at its start; the other sources must be prepared
 PREPARABLE = (*AUTOMATIC, "code", "files", "hf")
 SOURCES = (*PREPARABLE, "prepared", "mix")
+# Keys of a source of a mixture that is tokenized during training.
+OF_PART = ("source", "path", "name", "subset", "split", "revision", "streaming", "column", "filters")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,12 @@ class Recipe:
             return expanded(out, "data.out")
         key = hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:20]
         return cache_root(cache_dir) / f"{self.source}_{key}"
+
+
+def streamed_parts(mix: Any) -> list[str]:
+    """Return the names of the sources of a mixture that are tokenized during training."""
+    parts = mix.items() if isinstance(mix, Mapping) else ()
+    return [name for name, part in parts if isinstance(part, Mapping) and "source" in part]
 
 
 def differences(saved: Any, wanted: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from lhtrain.data.stream.job import Job
 from lhtrain.data.stream.shelf import Shelf
 from lhtrain.data.stream.workers import Workers
 from lhtrain.data.tokenizers.base import Tokenizer
-from lhtrain.text import counted
 
 ATTEMPTS = 4  # to open a shard that other processes remove or damage
 RECENT = 3  # portions whose shards stay on the disk: that before, the one that is read and the next
@@ -66,10 +65,6 @@ class Stream:
     def n_units(self) -> int:
         """Number of units in an epoch."""
         return len(self.job.units)
-
-    def in_words(self) -> str:
-        """Return a few words about the source for the user."""
-        return f"{counted(self.n_units, 'part')} of the source, tokenized while it is read"
 
     def portion(self, begin: int, advance: Callable[[int], object] = lambda n_tokens: None) -> Portion:
         """Return the portion that begins with the unit of this index; waits until it is tokenized.

@@ -59,9 +59,12 @@ def about_memory(config: Config, world: World, memory: int) -> list[str]:
 
 def about_data(config: Config, corpus: Corpus) -> list[str]:
     """Return the number of tokens, and whether documents are kept apart."""
-    train, val = (corpus.n_tokens(split) for split in ("train", "val"))
-    streams = [stream.in_words() for stream in corpus.streams]
-    lines = [f"data      {', '.join(streams or [f'{train:,} training tokens'])}, {val:,} validation tokens"]
+    train = sum(part.split.n_tokens for part in corpus.parts["train"] if part.stream is None)
+    words = [f"{train:,} training tokens"] if train else []
+    if corpus.streams:
+        units = sum(stream.n_units for stream in corpus.streams)
+        words.append(f"{counted(units, 'part')} of sources that are tokenized during training")
+    lines = [f"data      {', '.join(words)}, {corpus.n_tokens('val'):,} validation tokens"]
     if config.data.documents is DocumentMode.apart:
         where = f"positions {config.data.positions.value}"
         lines.append(f"data      documents apart: no attention from one document to another; {where}")

@@ -8,7 +8,7 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-DURING = ("data.prepare=during", "data.portion=20000", "data.keep_gb=0.0002", "data.val_fraction=0.2")
+DURING = ("data.prepare=during", "data.portion=12000", "data.keep_gb=0.0001", "data.val_fraction=0.2")
 DURING += ("data.documents=apart", "stages.recovery.seq_len=1024", "run.grad_accum=1", "data.workers=1")
 
 
@@ -24,12 +24,17 @@ def write(folder):
 
 @pytest.fixture(scope="session")
 def streamed(lhtrain):
-    """The command with settings that tokenize during training, and a cache of its own for each run."""
-    source, own = write(lhtrain.folder / "to_stream"), lhtrain.data
+    """The command with settings that tokenize during training, and a cache of its own for each run.
 
-    def settings(cache, source=source):
-        cache = f"data.cache_dir={lhtrain.folder / cache}"
-        lhtrain.data = ["data=files", f"data.path={source}", cache]
+    By default it reads a mixture of two sources.
+    """
+    own, folders = lhtrain.data, [write(lhtrain.folder / f"to_stream_{name}") for name in ("a", "b")]
+    parts = (f"{path.name[-1]}: {{source: files, path: {path}, weight: 2}}" for path in folders)
+    mixture = ["data=mix", f"data.mix={{{', '.join(parts)}}}"]
+
+    def settings(cache, source=None):
+        chosen = mixture if source is None else ["data=files", f"data.path={source}"]
+        lhtrain.data = [*chosen, f"data.cache_dir={lhtrain.folder / cache}"]
         return DURING
 
     yield settings
@@ -39,7 +44,7 @@ def streamed(lhtrain):
 @pytest.fixture(scope="session")
 def alone(lhtrain, streamed):
     run = lhtrain("during", *streamed("cache_of_stream"))
-    assert run.summary["sources"]["to_stream"]["epochs"] > 1
+    assert min(read["epochs"] for read in run.summary["sources"].values()) > 0.5
     return run
 
 
@@ -78,6 +83,6 @@ def test_a_source_that_fails_later_ends_the_run_with_its_checkpoints(lhtrain, st
 def test_other_portions_are_other_data(lhtrain, streamed, alone):
     settings = (*streamed("cache_of_stream"), "data.portion=30000", "data.keep_gb=0.001", "resume=auto")
     changed = lhtrain("during", *settings, status=1)
-    assert "data.portion: 20000 -> 30000" in changed.err
-    prepared = lhtrain.bare("data", "prepare", *lhtrain.data, "data.prepare=during")
+    assert "data.portion: 12000 -> 30000" in changed.err
+    prepared = lhtrain.bare("data", "prepare", "data=text", "data.path=text", "data.prepare=during")
     assert prepared.returncode == 2 and "leave the key out" in prepared.stderr

@@ -71,8 +71,26 @@ def test_memory_is_estimated_before_a_run_on_a_gpu():
     assert others and all(line.startswith("warning   ") for line in others)
 
 
+def part(n_tokens, units=None):
+    stream = None if units is None else SimpleNamespace(n_units=units)
+    return SimpleNamespace(split=SimpleNamespace(n_tokens=n_tokens), stream=stream)
+
+
+def corpus_of(train):
+    streams = [one.stream for one in train if one.stream is not None]
+    return SimpleNamespace(parts={"train": train}, streams=streams, n_tokens=lambda split: 50)
+
+
+def test_of_data_that_are_tokenized_during_training_only_the_parts_are_known():
+    config = compose_config(["data=text", "data.path=."])
+    [line] = greeting.about_data(config, corpus_of([part(1000, units=3), part(7)]))
+    assert "7 training tokens, 3 parts of sources" in line and "50 validation tokens" in line
+    [line] = greeting.about_data(config, corpus_of([part(1000, units=1)]))
+    assert "1 part of sources" in line and "1,000" not in line
+
+
 def test_documents_apart_are_named():
-    corpus = SimpleNamespace(n_tokens=lambda split: 10**9, streams=[])
+    corpus = corpus_of(train=[part(10**9)])
     apart = compose_config(["data=text", "data.path=.", "data.documents=apart", "data.positions=restarted"])
     assert "documents apart" in greeting.about_data(apart, corpus)[1]
     assert "positions restarted" in greeting.about_data(apart, corpus)[1]

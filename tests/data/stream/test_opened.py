@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lhtrain.data import DataError, SequenceOrder, open_corpus
+from lhtrain.data.prepare.pipeline import prepare
+from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.stream import opened
 from tests.data.stream.test_portions import texts
 
@@ -48,6 +50,28 @@ def test_with_texts_for_validation_all_documents_are_trained_on(source, tmp_path
 def test_the_fingerprint_depends_on_the_portion_and_not_on_the_disk_space(source):
     one, other, larger = during(source), during(source, keep_gb=0.1), during(source, portion=4000)
     assert one.fingerprint == other.fingerprint != larger.fingerprint
+
+
+@pytest.mark.usefixtures("here")
+def test_a_mixture_of_a_stream_and_a_prepared_folder(source, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"{number} words " * 40)
+    prepare(Recipe("text", str(tmp_path / "texts")), tmp_path / "books", 1, progress=False)
+    mix = {"web": {"source": "files", "path": str(source), "weight": 3}}
+    mix |= {"books": {"path": str(tmp_path / "books")}}
+    settings = {"prepare": "during", "portion": 3000, "val_fraction": 0.2}
+    corpus = open_corpus("mix", mix=mix, tokenizer=f"prepared:{tmp_path / 'books'}", **settings)
+    web, books = corpus.parts["train"]
+    assert (web.weight, web.name, books.weight, books.stream) == (3.0, "web", 1.0, None)
+    assert corpus.streams == [web.stream] and web.key == during(source, tokenizer="bytes").fingerprint
+    order = SequenceOrder(corpus.parts["train"], 64, seed=0)
+    order.read(0, 400, 64)
+    assert order.blocks_read(400 * 64) == {web.key: 300, books.key: 100}
+    prepare(Recipe("text", str(tmp_path / "texts"), bos=True), tmp_path / "other", 1, progress=False)
+    mix["books"]["path"] = str(tmp_path / "other")
+    with pytest.raises(DataError, match=r"data.mix.books: .*must have the same tokenizer as data.mix.web"):
+        open_corpus("mix", mix=mix, tokenizer="bytes", **settings)
 
 
 @pytest.mark.usefixtures("here")

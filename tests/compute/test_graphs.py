@@ -212,3 +212,16 @@ def test_an_attention_that_waits_for_the_device_runs_plainly_on_a_gpu():
     found = steps(model, passes, GPU)
     assert len(said) == 1 and not passes._graphs
     assert found[0] == pytest.approx(steps(model_on(GPU, attend), plain_passes, GPU)[0], rel=1e-5)
+
+
+@pytest.mark.gpu
+def test_another_stage_frees_the_memory_of_graphs():
+    model = model_on(GPU, dtype=torch.bfloat16)
+    steps(model, plain_passes, GPU, n_steps=1)  # allocates workspaces
+    before = torch.cuda.memory_allocated()
+    passes = GraphedPasses(model, CudaRecorder())
+    passes.enter("lighthouse")
+    steps(model, passes, GPU)
+    assert len(passes._graphs) == 2
+    passes.enter("recovery")
+    assert torch.cuda.memory_allocated() - before < 2**25  # a workspace of the graphs' stream may be left

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from lhtrain import checkpoint
-from lhtrain.attention.dense import FULL_ATTENTION
+from lhtrain.attention.dense import FULL_ATTENTION, DenseAttention, pick_dense
+from lhtrain.attention.flash4 import FA4_FROM
 from lhtrain.attention.where import Attend
 from lhtrain.compute.apply import apply
-from lhtrain.compute.captured import obstacle
+from lhtrain.compute.captured import is_captured, obstacle
 from lhtrain.compute.cost import repeats
 from lhtrain.compute.device import compute_dtype, describe, peak_flops
 from lhtrain.compute.float8 import use_float8
@@ -160,11 +161,29 @@ def build_engine(config: Config, mesh: Mesh) -> Engine:
     kinds = {name: ATTENTIONS[stage.attention].of(stage, backend) for name, stage in stages.items()}
     if config.data.documents is DocumentMode.apart:
         _check_apart(kinds, stages)
+    full = full_attention(config, stages, dtype, mesh.world)
+    kinds = {name: full if attend is FULL_ATTENTION else attend for name, attend in kinds.items()}
     attention = {name: mesh.attention(attend) for name, attend in kinds.items()}
-    dense = mesh.attention(FULL_ATTENTION)
+    dense = mesh.attention(full)
     sliding = None if model.sliding is None else mesh.attention(model.sliding)
     graphs = graphs_for(model, compute, mesh.world.size, device)
     return Engine(stages, dtype, mesh, model, optimizer, attention, dense, sliding, graphs)
+
+
+def full_attention(
+    config: Config, stages: Mapping[str, Stage], dtype: torch.dtype, world: World
+) -> DenseAttention:
+    """Return the full attention of all stages.
+
+    FlashAttention-4 has the fastest kernels for short sequences too, but needs the host for so long that only
+    a CUDA graph gains by them.
+    """
+    compute, on_gpu = config.compute, world.device.type == "cuda"
+    short = [stage for stage in stages.values() if stage.seq_len < FA4_FROM]
+    picked, _ = pick_dense(FA4_FROM, config.model.head_dim, dtype, world.device)  # if the host were no matter
+    if picked == "fa4" and short and all(is_captured(stage, compute, world.size, on_gpu) for stage in short):
+        return DenseAttention("fa4")
+    return FULL_ATTENTION
 
 
 def add_scorers(model: GPT, stages: Mapping[str, Stage]) -> None:

@@ -3,14 +3,17 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from lhtrain.attention import dense
 from lhtrain.attention.dense import FULL_ATTENTION
-from lhtrain.build import _check_apart, _graph_notes, _padding_notes, _short_documents
+from lhtrain.build import _check_apart, _graph_notes, _padding_notes, _short_documents, full_attention
+from lhtrain.compute.fill import compose_config
 from lhtrain.conf.schema import ComputeConfig, CudaGraph
 from lhtrain.conf.stage_data import RUN
 from lhtrain.data import SequenceOrder
 from lhtrain.errors import RunError
-from lhtrain.stage import Stage
+from lhtrain.stage import Stage, stages_of
 from lhtrain.stage_data import StageData
 from tests.data.order.test_sequences import numbered_split
 
@@ -56,3 +59,22 @@ def test_graphs_that_a_run_cannot_have_are_noted_if_they_are_wanted():
     (note,) = _graph_notes(wanted, 1, on_gpu=False)
     assert note.startswith("compute.cuda_graph=on: the run is not on a GPU")
     assert _graph_notes(ComputeConfig(), 1, on_gpu=False) == []
+
+
+def test_full_attention_takes_flash_attention_4_where_a_graph_hides_its_host(monkeypatch):
+    monkeypatch.setattr(dense, "fa4_runs", lambda: True)
+    monkeypatch.setattr(dense, "check_dense_backend", lambda backend: None)  # neither package nor GPU is here
+    gpu = SimpleNamespace(device=torch.device("cuda"), size=1)
+
+    def backend(*settings, world=gpu):
+        config = compose_config(["model=gpt_130m", "run.steps=4", *settings])
+        return full_attention(config, stages_of(config), torch.bfloat16, world).backend
+
+    short = ("model.seq_len=4096", "run.batch_tokens=16384")
+    assert backend(*short) == "fa4"
+    assert backend(*short, "compute.cuda_graph=off") == backend(*short, "model.head_dim=96") == "auto"
+    assert backend(*short, world=SimpleNamespace(device=torch.device("cpu"), size=1)) == "auto"
+    assert backend(*short, world=SimpleNamespace(device=torch.device("cuda"), size=2)) == "auto"
+    large = ("model.seq_len=4096", "run.batch_tokens=65536", "run.grad_accum=1")
+    assert backend(*large) == "auto"
+    assert backend("model.seq_len=16384") == "auto"  # which takes it at this length anyway

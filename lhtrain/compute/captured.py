@@ -1,6 +1,7 @@
 """Which micro-batches run as CUDA graphs (compute.cuda_graph). Imports no torch, as estimates use it too."""
 
 from lhtrain.conf.schema import ComputeConfig, CudaGraph
+from lhtrain.stage import Stage
 
 MOST_TOKENS = 32_768  # of a micro-batch, for auto: with more, the host is faster than the GPU
 
@@ -23,3 +24,8 @@ def most_tokens(compute: ComputeConfig, n_ranks: int, on_gpu: bool = True) -> fl
     if compute.cuda_graph is CudaGraph.off or obstacle(compute, n_ranks, on_gpu):
         return 0
     return MOST_TOKENS if compute.cuda_graph is CudaGraph.auto else float("inf")
+
+
+def is_captured(stage: Stage, compute: ComputeConfig, n_ranks: int, on_gpu: bool = True) -> bool:
+    """Return whether the micro-batches of a stage are to run as graphs."""
+    return stage.batch_tokens / stage.grad_accum <= most_tokens(compute, n_ranks, on_gpu)

@@ -8,7 +8,7 @@ test compares the prediction with all of them (scripts/bench/results/train.csv).
 
 from dataclasses import dataclass
 
-from lhtrain.compute.captured import most_tokens
+from lhtrain.compute.captured import is_captured
 from lhtrain.compute.flops import attention_flops, backward, block_products, weights_of_products
 from lhtrain.compute.memory import element
 from lhtrain.compute.rates import (
@@ -85,8 +85,7 @@ def step_time(
     products = (weights_of_products(model) + back + again * block - head) / (FLOAT8 if compute.float8 else 1)
     rate = rates.products * (FLOAT32[0] if compute.precision is Precision.float32 else 1)
     shards = n_ranks // config.parallel.dp_replicate
-    graph = tokens / stage.grad_accum <= most_tokens(compute, n_ranks)  # one call starts all kernels
-    launches = 0.0 if graph else LAUNCHES
+    launches = 0.0 if is_captured(stage, compute, n_ranks) else LAUNCHES  # one call starts a graph
     return StepTime(
         attention,
         2 * tokens * (products + head) / rate + _orthogonalization(config, stage) / shards / rates.products,

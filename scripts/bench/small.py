@@ -8,9 +8,9 @@ needs to start it, and of those in which kernels run, the number of kernels, and
     python scripts/bench/small.py --csv scripts/bench/results/small.csv --seq-lens 4096 16384
 
 Variants: bare (bare.py, the whole model compiled), bare_graph (the same with mode="reduce-overhead"), plain
-(lhtrain without graphs), graph (lhtrain's default), graph_fa4 (the same with FlashAttention-4 at every
-length), whole and whole_graph (lhtrain with the whole model compiled instead of each block), lighthouse and
-lighthouse_graph (Lighthouse Attention instead of full attention).
+(lhtrain without graphs), graph (lhtrain's default), graph_auto (the same with the attention kernel that is
+the best without graphs), whole and whole_graph (lhtrain with the whole model compiled instead of each block),
+lighthouse and lighthouse_graph (Lighthouse Attention instead of full attention).
 """
 
 import argparse
@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 from bare import Bare, bare_adamw
@@ -28,7 +27,8 @@ from rows import append
 from spans import busy, kernel_spans, print_kernels
 from torch import Tensor, nn
 
-from lhtrain.attention import dense, dense_kernels
+from lhtrain.attention.dense import FULL_ATTENTION
+from lhtrain.attention.where import Where
 from lhtrain.build import Engine, build_engine
 from lhtrain.compute.device import compute_dtype, gpu_memory, peak_memory, pick_device, reset_peak_memory
 from lhtrain.compute.fill import compose_config
@@ -90,10 +90,17 @@ def one(tokens: Tensor) -> Tensor:
     return tokens.pin_memory() if torch.cuda.is_available() else tokens
 
 
-def lhtrain_way(config: Config, name: str, world: World, whole: bool = False) -> Way:
-    """lhtrain's own step. whole: compile the whole model; then config.compute.compile must be off."""
+def lhtrain_way(config: Config, world: World, whole: bool = False, auto: bool = False) -> Way:
+    """lhtrain's own step, of the first stage.
+
+    whole: compile the whole model; config.compute.compile must be off. auto: take the attention kernel that
+    is the best without graphs.
+    """
+    name = next(iter(config.stages))
     engine = build_engine(config, Mesh(config.parallel, config.model, config.lighthouse.selection, world))
     stage, mesh = engine.stages[name], engine.mesh
+    if auto:
+        engine.dense = engine.attention[name] = FULL_ATTENTION
     engine.enter(stage)
     if whole:
         compile_whole(engine)
@@ -123,7 +130,7 @@ def compile_whole(engine: Engine) -> None:
         x = model.embedding(tokens).to(model.dtype)
         positions = torch.arange(tokens.shape[1], device=tokens.device) if positions is None else positions
         rotation = model.rope.rotation(positions, model.config.head_dim)
-        return run(x, dense.Where(rotation, positions=positions, documents=documents))
+        return run(x, Where(rotation, positions=positions, documents=documents))
 
     model.hidden = hidden  # type: ignore[method-assign]
     model.chunk_grad = torch.compile(chunk_grad, fullgraph=True, dynamic=False)
@@ -136,9 +143,8 @@ def ways(config_of: Callable[..., Config], world: World) -> dict[str, Callable[[
         config = config_of("stage=dense")
         return bare_way(config, Stage.of("dense", next(iter(config.stages.values()))), world.device, mode)
 
-    def own(*settings: str, whole: bool = False) -> Way:
-        config = config_of(*settings)
-        return lhtrain_way(config, next(iter(config.stages)), world, whole)
+    def own(*settings: str, **options: bool) -> Way:
+        return lhtrain_way(config_of(*settings), world, **options)
 
     graph, plain = "compute.cuda_graph=auto", "compute.cuda_graph=off"
     found = {
@@ -146,7 +152,7 @@ def ways(config_of: Callable[..., Config], world: World) -> dict[str, Callable[[
         "bare_graph": lambda: bare("reduce-overhead"),
         "plain": lambda: own("stage=dense", plain),
         "graph": lambda: own("stage=dense", graph),
-        "graph_fa4": lambda: own("stage=dense", graph),
+        "graph_auto": lambda: own("stage=dense", graph, auto=True),
         "whole": lambda: own("stage=dense", plain, "compute.compile=off", whole=True),
         "whole_graph": lambda: own("stage=dense", graph, "compute.compile=off", whole=True),
         "lighthouse": lambda: own("stage=lighthouse", plain),
@@ -156,17 +162,12 @@ def ways(config_of: Callable[..., Config], world: World) -> dict[str, Callable[[
 
 
 def warmed_up(name: str, build: Callable[[], Way], device: torch.device) -> tuple[Way, float, float]:
-    """Build a variant and do three steps; return it, the peak of memory in GB, and the loss.
-
-    With graph_fa4, FlashAttention-4 runs at every length: the graph keeps its kernels.
-    """
+    """Build a variant and do three steps; return it, the peak of memory in GB, and the loss."""
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     reset_peak_memory(device)
-    least = 0 if name == "graph_fa4" else dense.FA4_FROM
     began = time.perf_counter()
-    with mock.patch.object(dense, "FA4_FROM", least), mock.patch.object(dense_kernels, "FA4_FROM", least):
-        way = build()
-        losses = [way.step().item() for _ in range(3)]
+    way = build()
+    losses = [way.step().item() for _ in range(3)]
     print(f"{name}: ready after {time.perf_counter() - began:.1f} s, losses {losses}", flush=True)
     return way, (peak_memory(device) - before) / 1e9, losses[-1]
 

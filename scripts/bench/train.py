@@ -156,10 +156,10 @@ def measure(config: Config, overrides: list[str], arguments: argparse.Namespace,
             lengths = tuple(int(length) for length in arguments.documents.split(","))
             packed = Packed(stage, lengths, coarsest_window([stage]), config)
         began = time.perf_counter()
+        reset_peak_memory(device)  # now, because a CUDA graph allocates its memory when it is recorded
         for _ in range(arguments.warmup):
             step(engine, config, stage, packed)
         print(f"{name}: warm-up took {time.perf_counter() - began:.1f} s", flush=True)
-        reset_peak_memory(device)
         parts = Parts(device)
         timed = [step(engine, config, stage, packed, parts) for _ in range(arguments.steps)]
         times, losses = zip(*timed, strict=True)

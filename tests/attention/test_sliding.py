@@ -34,7 +34,7 @@ def masked(q, k, v, window, starts=None):
     if starts is not None:
         seen = seen & (key[None] >= starts[:, :, None])
     k, v = (x.repeat_interleave(HEADS // GROUPS, 2) for x in (k, v))
-    scores = torch.einsum("bthd,bshd->bhts", q, k) * DIM**-0.5
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5
     scores = scores.masked_fill(~seen[:, None], -torch.inf)
     return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
 

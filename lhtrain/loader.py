@@ -68,7 +68,7 @@ class Apart:
         for row, begin in zip(targets, begins, strict=True):
             row[torch.from_numpy(begin[1:] - 1)] = PADDING
         inside = [begin[begin < seq_len].tolist() for begin in begins]
-        found = max(len({0, *one}) for one in inside)
+        found = max((len({0, *one}) for one in inside), default=0)
         if found > self.most[seq_len]:
             self.most[seq_len] = min(-(-2 * found // MULTIPLE) * MULTIPLE, seq_len)
         parts = (inside[first : first + size] for first in range(0, len(rows), size))

@@ -72,6 +72,7 @@ class Stream:
         Raises DataError: the source cannot be read, the cache cannot be written, or the stream is closed.
         """
         with self._lock:
+            self._workers.follow(begin)
             stores: list[TokenStore] = []
             index, end, n_tokens = begin, (begin // self.n_units + 1) * self.n_units, 0
             while index < end and n_tokens < self.n_tokens:

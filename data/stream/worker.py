@@ -20,7 +20,7 @@ from lhtrain.data.stream.shelf import Shelf
 from lhtrain.data.tokenizers.named import open_tokenizer
 
 NICE = 5  # the processes of the run come first
-PAUSE = 0.25  # seconds between looks whether other processes have finished a unit or removed a shard
+PAUSE = 1.0  # seconds between looks whether other processes have removed a shard, or failed
 
 
 class Worker:
@@ -52,13 +52,15 @@ class Worker:
                 continue  # a unit that failed is tried again when it is needed: the network may be back
             if not self.is_needed and ahead >= self.job.ahead_bytes:
                 return None
-            if not self.shelf.make_room(mean, kept) and not self.is_needed:
+            if not self.shelf.claim(number):
+                continue
+            room = self.shelf.make_room(mean, kept)
+            if (room or self.is_needed) and not self.shelf.has(number):
+                return number
+            self.shelf.release(number)
+            if not room:
                 return None
-            if self.shelf.claim(number):
-                if not self.shelf.has(number):
-                    return number
-                self.shelf.release(number)  # another process has finished it in the meantime
-        return None
+        return None  # other processes write what is left
 
     def write(self, number: int) -> str | None:
         """Write the shard of a claimed unit; return why that failed, if it did."""

@@ -36,6 +36,11 @@ class Workers:
         for process in self._processes:
             self._send(process, f"{low} {high}\n".encode())
 
+    def follow(self, low: int) -> None:
+        """Let the processes, if they run, write ahead from the unit of this index on."""
+        for process in self._processes:
+            self._send(process, f"{low} {low}\n".encode())
+
     def check(self, number: int) -> None:
         """Raise DataError if a unit could not be written, or a process has ended."""
         if message := self._failed.get(number):

@@ -52,6 +52,9 @@ class Here:
                 self.failed[number] = message
                 return
 
+    def follow(self, low: int) -> None:
+        pass
+
     def check(self, number: int) -> None:
         if message := self.failed.get(number):
             raise DataError(message)

@@ -22,6 +22,7 @@ def test_processes_share_the_units(source, tmp_path):
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
     (job.folder / "00003.bin").unlink()
+    workers.follow(8)
     until((job.folder / "00003.bin").exists)
     started = list(workers._processes)
     workers.close()

@@ -195,7 +195,7 @@ def test_documents_apart(apart_order: SequenceOrder, seq_len: int, restarted: bo
 
 def test_more_documents_than_were_known_make_room_for_more(apart_order: SequenceOrder) -> None:
     """As in data that are tokenized during training."""
-    plan, known = stage(32, batch_tokens=64, grad_accum=1), Apart({32: 2}, {32: 1.0})
+    plan, known = stage(32, batch_tokens=64, grad_accum=1), Apart({32: 1}, {32: 1.0})
     enough = Apart.of([apart_order], {32}, restarted=False)
     sizes = []
     for position in range(0, 64 * 9, 64):
@@ -204,7 +204,7 @@ def test_more_documents_than_were_known_make_room_for_more(apart_order: Sequence
         assert torch.equal(found.documents.starts, wanted.documents.starts)
         assert torch.equal(found.documents.bounds.unique(), wanted.documents.bounds.unique())
         sizes.append(len(found.documents.bounds))
-    assert sizes == sorted(sizes) and len(set(sizes)) <= 2 and known.most[32] > 2
+    assert sizes == sorted(sizes) and len(set(sizes)) <= 2 and known.most[32] > 1
 
 
 def test_documents_apart_of_ranks(apart_order: SequenceOrder) -> None:

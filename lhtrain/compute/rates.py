@@ -111,3 +111,6 @@ SLOWEST = 1.02
 LINK_LIMITS = 0.1
 # Seconds that the host needs to start the kernels of a block for one pass (kernels/NOTES.md, "Launch gaps").
 LAUNCHES = 0.8e-3
+# Seconds by which a CUDA graph takes longer for one pass of a block than its work at the rates above: its 21
+# kernels are too short to reach them (small.csv, 4,096 tokens).
+GRAPH_PASS = 65e-6

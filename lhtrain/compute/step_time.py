@@ -17,6 +17,7 @@ from lhtrain.compute.rates import (
     FLOAT8,
     FLOAT8_PASSES,
     FLOAT32,
+    GRAPH_PASS,
     HALF_RATE,
     HEAD_64,
     LAUNCHES,
@@ -46,10 +47,11 @@ class StepTime:
     products: float
     memory: float  # elementwise kernels, pooling and selection, the loss, the optimizer
     host: float  # starting the kernels; counts only if it takes longer than the kernels
+    graph: float = 0.0  # what the kernels of a CUDA graph take besides, because they are short
 
     @property
     def total(self) -> float:
-        return max(self.attention + self.products + self.memory, self.host)
+        return max(self.attention + self.products + self.memory + self.graph, self.host)
 
 
 def step_time(
@@ -85,12 +87,14 @@ def step_time(
     products = (weights_of_products(model) + back + again * block - head) / (FLOAT8 if compute.float8 else 1)
     rate = rates.products * (FLOAT32[0] if compute.precision is Precision.float32 else 1)
     shards = n_ranks // config.parallel.dp_replicate
-    launches = 0.0 if is_captured(stage, compute, n_ranks) else LAUNCHES  # one call starts a graph
+    block_passes = stage.grad_accum * (model.n_layers + 2 * len(entered) + again)
+    captured = is_captured(stage, compute, n_ranks)
     return StepTime(
         attention,
         2 * tokens * (products + head) / rate + _orthogonalization(config, stage) / shards / rates.products,
         (tokens * element(compute) * (passes + casts) + _optimizer(config, stage) / shards) / rates.memory,
-        launches * stage.grad_accum * (model.n_layers + 2 * len(entered) + again),
+        0.0 if captured else LAUNCHES * block_passes,
+        GRAPH_PASS * block_passes if captured else 0.0,
     )
 
 

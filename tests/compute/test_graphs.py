@@ -180,6 +180,7 @@ def test_the_configuration_decides():
 ATTENTIONS = {
     "published": LighthouseAttention(levels=2, pooling=4, budget=128),
     "windowed": LighthouseAttention(levels=2, pooling=4, budget=128, window=16),
+    "own_queries": LighthouseAttention(levels=2, pooling=4, budget=128, window=128, own_queries=True),
     "strictly_causal": LighthouseAttention(levels=2, pooling=4, budget=128, window=16, strictly_causal=True),
 }
 

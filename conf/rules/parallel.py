@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lhtrain.conf.problems import Problem
 from lhtrain.conf.rules.stages import pyramid_of
-from lhtrain.conf.schema import Config, ParallelConfig, StageConfig
+from lhtrain.conf.schema import Config, ParallelConfig, Queries, StageConfig
 from lhtrain.kernels.pyramid import Pyramid
 
 METHODS = ("auto", "ring", "ulysses")
@@ -73,6 +73,11 @@ def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
     if stage.seq_len % (2 * cp):
         yield Problem(f"{key}.seq_len", stage.seq_len, f"must be a multiple of 2 * parallel.cp = {2 * cp}")
     elif stage.attention == "lighthouse":
+        if stage.queries is Queries.own:
+            rule = (
+                f"ranks that share a sequence have no such layer; use parallel.cp=1, or {key}.queries=pooled"
+            )
+            yield Problem(f"{key}.queries", stage.queries.name, rule)
         chunk = stage.seq_len // (2 * cp)
         if chunk < stage.window < stage.seq_len:
             rule = f"must be at most {chunk}, the tokens of each of the 2 * parallel.cp = {2 * cp} chunks"

@@ -123,6 +123,11 @@ RELATIONS = (
         ),
     ),
     Relation(
+        ("lighthouse.queries", "stages.NAME.queries", "parallel.cp"),
+        "queries=own needs parallel.cp=1",
+        ("lighthouse.queries=own", "lighthouse.window=2048", "parallel.cp=2"),
+    ),
+    Relation(
         ("init", "init_from"),
         "init other than auto needs init_from",
         ("init=weights",),

@@ -36,6 +36,8 @@ def over_ranks(
     if not attend.selection.tile_local:
         kind = type(attend.selection).__name__
         raise ValueError(f"cp={size}: needs a selection that stays within its tiles, which {kind} does not")
+    if attend.own_queries:
+        raise ValueError(f"cp={size}: there is no layer with own_queries for several ranks")
     if attend.strictly_causal:
         return ContextStrict(attend, dense, group, rank, size)
     return ContextLighthouse(attend, dense, group, rank, size, exact)

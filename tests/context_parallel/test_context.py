@@ -104,6 +104,12 @@ def test_a_selection_over_several_tiles_is_refused():
         over_ranks(layer, "ring", True, "group", 0, 2)
 
 
+def test_own_queries_are_refused():
+    layer = LighthouseAttention(2, 4, 128, window=1024, own_queries=True)
+    with pytest.raises(ValueError, match="cp=2: there is no layer with own_queries"):
+        over_ranks(layer, "ulysses", True, "group", 0, 2)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_layout_comes_apart_and_together(size):
     x = torch.arange(2 * 12 * size).view(2, -1)

@@ -16,6 +16,7 @@ from lhtrain.data.errors import DataError
 from lhtrain.data.stream.job import Job
 
 MOST = 8  # processes of a rank, by default
+PATIENCE = 5.0  # seconds until a process that was asked to end is killed
 
 
 class Workers:
@@ -47,8 +48,12 @@ class Workers:
             raise DataError(message)
         ended = [process for process in self._processes if process.poll() is not None]
         if ended:
-            rule = f"a process that tokenizes the data has ended with status {ended[0].returncode}, perhaps"
-            raise DataError(f"data.workers={self.count}: {rule} for lack of memory; set fewer data.workers")
+            status = ended[0].returncode
+            why = (
+                "perhaps for lack of memory; set fewer data.workers" if status < 0 else "see its error above"
+            )
+            rule = f"a process that tokenizes the data has ended with status {status}, {why}"
+            raise DataError(f"data.workers={self.count}: {rule}")
 
     def close(self) -> None:
         """End the processes."""
@@ -98,7 +103,10 @@ def _end(processes: list[subprocess.Popen]) -> None:
         with suppress(BrokenPipeError):
             process.stdin.close()
     for process in processes:
-        process.wait()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:  # its disk hangs
+            process.kill()
 
 
 def _cores() -> int:

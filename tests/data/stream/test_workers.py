@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,16 @@ def test_a_process_that_is_killed_is_named(source, tmp_path):
     process.wait()
     with pytest.raises(DataError, match=r"data.workers=1: .* status -9"):
         workers.check(0)
+
+
+def test_a_process_that_fails_shows_its_error(source, tmp_path, capfd):
+    job = job_of(source, tmp_path / "shards")
+    workers = Workers(replace(job, recipe=replace(job.recipe, tokenizer="nonsense")), 1)
+    workers.need(0, 1)
+    workers._processes[0].wait()
+    with pytest.raises(DataError, match=r"status 1, see its error above"):
+        workers.check(0)
+    assert "nonsense" in capfd.readouterr().err
 
 
 def test_processes_end_with_the_reader(source, tmp_path):

@@ -23,6 +23,9 @@ PATHS = (
     "eval.data",
 )
 
+# Of these, the keys that hold one text or a list of texts.
+ONE_OR_MORE = ("data.path", "data.val_path", "eval.data")
+
 
 def like_run(key: str) -> str:
     """Return the key of the run that a key of a stage's data is like: data.path for stages.NAME.data.path.
@@ -115,7 +118,11 @@ def is_container(kind: Any) -> bool:
 def holds_text(key: str) -> bool:
     """Return whether the value of `key` is text, or may contain text: lists, and groups of keys."""
     kind, key = type_of(key), like_run(key)
-    return kind in (str, list[str]) or is_container(kind) or (kind is Any and key.startswith("data."))
+    return (
+        kind in (str, list[str])
+        or is_container(kind)
+        or (kind is Any and (key.startswith("data.") or key in ONE_OR_MORE))
+    )
 
 
 def is_one_text(key: str) -> bool:

@@ -96,8 +96,8 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
 def _data_texts(data: DataConfig) -> Iterator[Problem]:
     """Check the types and the spelling of the texts in `data`."""
     if data.path != "":  # reported by the rule of its source
-        yield from _paths("data.path", data.path)
-    yield from _paths("data.val_path", data.val_path)
+        yield from paths_problems("data.path", data.path)
+    yield from paths_problems("data.val_path", data.val_path)
     if data.val_path == []:
         yield Problem(
             "data.val_path", [], "must have at least one path; null validates on a share of the data"
@@ -114,7 +114,7 @@ def _data_texts(data: DataConfig) -> Iterator[Problem]:
             yield Problem(f"data.{key}", "", "must not be empty")
 
 
-def _paths(key: str, value: Any) -> Iterator[Problem]:
+def paths_problems(key: str, value: Any) -> Iterator[Problem]:
     """Check a path, or a list of paths; None is allowed."""
     for path in value if isinstance(value, list) else [value]:
         if path is None and not isinstance(value, list):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from lhtrain.conf.nearest import nearest
 from lhtrain.conf.problems import Problem
+from lhtrain.conf.rules.data import paths_problems
 from lhtrain.conf.schema import Config, EvalConfig
 
 TASKS = ("loss_by_position", "gain_of_context", "recall", "passkey", "copy", "long_ppl")
@@ -26,6 +27,11 @@ def task_problems(config: EvalConfig) -> Iterator[Problem]:
 def eval_problems(config: Config) -> Iterator[Problem]:
     """Yield broken rules on the tasks, and lengths that are too long for every stage."""
     yield from task_problems(config.eval)
+    yield from paths_problems("eval.data", config.eval.data)
+    if config.eval.data == []:
+        yield Problem(
+            "eval.data", [], "must have at least one path; null measures on the validation documents"
+        )
     longest = max((stage.seq_len for stage in config.stages.values()), default=0)
     yield from length_problems(config.eval, longest)
 

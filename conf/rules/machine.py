@@ -5,6 +5,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from lhtrain.conf.problems import Problem, shown
 from lhtrain.conf.rules.stage_data import problems_of_stage
@@ -16,6 +17,8 @@ from lhtrain.conf.typed.paths import exists
 def here_problems(config: Config) -> Iterator[Problem]:
     """Yield a problem for each file that is missing or unreadable, and each missing device or package."""
     yield from all_data_here(config)
+    if config.eval.tasks:
+        yield from _unreadable_paths("eval.data", config.eval.data)
     if config.init_from and not os.path.isdir(config.init_from):
         kind = "is a file" if os.path.exists(config.init_from) else "no such folder"
         yield _missing(
@@ -42,12 +45,8 @@ def all_data_here(config: Config) -> Iterator[Problem]:
 def data_here(data: DataConfig) -> Iterator[Problem]:
     """Yield a problem for each path in `data` that does not exist or cannot be read."""
     if data.source in ("text", "code", "files"):
-        for path in data.path if isinstance(data.path, list) else [data.path]:
-            if isinstance(path, str) and path and (rule := _unreadable(path)):
-                yield _missing("data.path", path, rule)
-    for path in data.val_path if isinstance(data.val_path, list) else [data.val_path]:
-        if isinstance(path, str) and path and (rule := _unreadable(path)):
-            yield _missing("data.val_path", path, rule)
+        yield from _unreadable_paths("data.path", data.path)
+    yield from _unreadable_paths("data.val_path", data.val_path)
     for name, part in data.mix.items() if isinstance(data.mix, dict) and data.source == "mix" else ():
         path = part.get("path") if isinstance(part, dict) else None
         if isinstance(part, dict) and "source" in part:
@@ -56,6 +55,13 @@ def data_here(data: DataConfig) -> Iterator[Problem]:
         elif isinstance(path, str) and path and not os.path.isfile(os.path.join(path, "meta.json")):
             rule = "must be a folder that `lhtrain data prepare` wrote; it has no meta.json"
             yield _missing(f"data.mix.{name}.path", path, rule)
+
+
+def _unreadable_paths(key: str, value: Any) -> Iterator[Problem]:
+    """Yield a problem for each path of a key, one or a list, that does not exist or cannot be read."""
+    for path in value if isinstance(value, list) else [value]:
+        if isinstance(path, str) and path and (rule := _unreadable(path)):
+            yield _missing(key, path, rule)
 
 
 def _unreadable(path: str) -> str | None:

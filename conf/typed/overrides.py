@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lhtrain.conf.keys import holds_text, is_one_text, is_option, is_path, like_run
+from lhtrain.conf.keys import ONE_OR_MORE, holds_text, is_one_text, is_option, is_path, like_run
 from lhtrain.conf.renamed import current, hint
 from lhtrain.conf.typed.paths import exists, expanded
 from lhtrain.quote import literal, override
@@ -59,7 +59,7 @@ def _spelled(key: str, value: str, sweep: bool) -> str:
         elements = _Reader(value).elements()
     except ValueError:  # unpaired brackets or quotes, so this is not a list or a dictionary
         elements = []
-    if is_one_text(key) or like_run(key) == "data.path":
+    if is_one_text(key) or like_run(key) in ONE_OR_MORE:
         containers = ("[", "{") if is_one_text(key) else ("{",)
         is_text = len(elements) > 1 and not sweep and is_one_text(key)
         if not elements or is_text or any(element.startswith(containers) for element in elements):

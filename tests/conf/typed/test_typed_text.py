@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from lhtrain.conf.compose import check_overrides, data_config, search_path
+from lhtrain.conf.keys import ONE_OR_MORE
 from lhtrain.conf.problems import ConfigError
 from lhtrain.conf.typed.overrides import spelled
 from lhtrain.conf.typed.sweep import sweep_of
@@ -50,6 +51,8 @@ def test_the_command_line_keeps_text(folder, text):
         ["data=text", f"data.path={text}", f"run.name={text}", f"cluster.account={text}"]
     )
     assert (config.data.path, config.run.name, config.cluster.account) == (text, text, text)
+    config = check_overrides([f"data.val_path={text}", f"eval.data={text}"])
+    assert (config.data.val_path, config.eval.data) == (text, text)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -142,6 +145,20 @@ def test_lists_null_and_quotes():
     assert path("'null'") == "null" and path("nullable") == "nullable"
     with pytest.raises(ConfigError, match="needs a file or folder"):
         path("null")
+
+
+@pytest.mark.parametrize("key", ONE_OR_MORE)
+def test_lists_of_paths_are_checked_before_the_start(folder, key):
+    """Texts of an evaluation would otherwise be missed at the end of the first stage."""
+    source = [] if key != "data.path" else ["data=text"]
+    for value, found in (("[2024_11_05,'a,b']", ["2024_11_05", "a,b"]), ("3.10", ["3.10"])):
+        with pytest.raises(ConfigError) as error:
+            check_overrides([*source, f"{key}={value}"], here=True)
+        said = [str(problem) for problem in error.value.problems]
+        assert len(said) == len(found)
+        assert all(one.startswith(f"{key}='{path}': must") for one, path in zip(said, found, strict=True))
+    with pytest.raises(ConfigError, match=rf"{key}=\[\]: |{key}=: |needs a file"):
+        check_overrides([*source, f"{key}=[]"])
 
 
 def test_home_is_expanded_in_every_path(folder):

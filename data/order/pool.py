@@ -111,7 +111,8 @@ class StreamPool(Pool):
         number = max(bisect_right(self._marks, max(count - 1, 0), key=lambda mark: mark.blocks) - 1, 0)
         mark = self._marks[number]
         behind = self._marks[number + 1] if number + 1 < len(self._marks) else mark
-        return mark._asdict() | {"next": behind.unit, "settings": self.settings}
+        seen, _ = self.seen(count)
+        return mark._asdict() | {"next": behind.unit, "seen": seen, "settings": self.settings}
 
     def resume(self, saved: Mapping[str, Any], count: int) -> None:
         """Continue after `count` blocks from what `mark` returned. No effect if the pool was read already.
@@ -120,10 +121,10 @@ class StreamPool(Pool):
         """
         if self._portions:
             return
-        unit, blocks = saved["unit"], saved["blocks"]
+        found = Mark(saved["unit"], saved["blocks"], saved["tokens"])
         if saved["settings"] != self.settings:
-            unit, blocks = saved["next"], max(count - 1, 0)
-        self._marks = [Mark(unit, blocks, saved["tokens"])]
+            found = Mark(saved["next"], max(count - 1, 0), saved["seen"])
+        self._marks = [found]
 
     def seen(self, count: int) -> tuple[int, float]:
         """Return how many tokens the first `count` blocks have, and how many epochs of the source they are.

@@ -110,6 +110,7 @@ def test_with_other_settings_the_next_portion_begins(job):
     mark = order.streamed[0].mark(40)
     other = SequenceOrder([part_of(job)], [512, 64], SEED)
     other.streamed[0].resume(mark, 20)
+    assert mark["tokens"] < mark["seen"] == other.streamed[0].seen(19)[0]
     fresh = SequenceOrder([part_of(job)], [512, 64], SEED)
     portion = fresh.streamed[0]
     while portion._marks[-1].unit < mark["next"]:

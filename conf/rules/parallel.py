@@ -9,6 +9,7 @@ from lhtrain.conf.schema import Config, ParallelConfig, Queries, StageConfig
 from lhtrain.kernels.pyramid import Pyramid
 
 METHODS = ("auto", "ring", "ulysses")
+HEADS_ALONE = ("norm", "dilated", "recent")  # scorers that treat each head alone, whatever its number
 
 
 def mesh_sizes(config: ParallelConfig, n_ranks: int) -> tuple[int, int, int]:
@@ -66,18 +67,15 @@ def parallel_problems(config: Config, n_ranks: int | None) -> Iterator[Problem]:
         if stage.seq_len >= 1 and cp > 1:
             yield from _stage(f"stages.{name}", stage, cp)
     if cp > 1:
-        yield from _sliding_window(config, cp, "ring" if any(n % cp for n in heads.values()) else "ulysses")
+        auto = "ring" if any(n % cp for n in heads.values()) else "ulysses"
+        yield from _sliding_window(config, cp, auto)
+        yield from _own_queries(config, auto)
 
 
 def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
     if stage.seq_len % (2 * cp):
         yield Problem(f"{key}.seq_len", stage.seq_len, f"must be a multiple of 2 * parallel.cp = {2 * cp}")
-    elif stage.attention == "lighthouse":
-        if stage.queries is Queries.own:
-            rule = (
-                f"ranks that share a sequence have no such layer; use parallel.cp=1, or {key}.queries=pooled"
-            )
-            yield Problem(f"{key}.queries", stage.queries.name, rule)
+    elif stage.attention == "lighthouse" and stage.queries is not Queries.own:
         chunk = stage.seq_len // (2 * cp)
         if chunk < stage.window < stage.seq_len:
             rule = f"must be at most {chunk}, the tokens of each of the 2 * parallel.cp = {2 * cp} chunks"
@@ -94,6 +92,22 @@ def _stage(key: str, stage: StageConfig, cp: int) -> Iterator[Problem]:
             advice = f"nearest: {' or '.join(map(str, near))}" if near else none
             rule = f"must give each of the 2 * parallel.cp = {2 * cp} chunks of a sequence whole tiles"
             yield Problem(f"{key}.budget", stage.budget, f"{rule}; {advice}")
+
+
+def _own_queries(config: Config, auto: str) -> Iterator[Problem]:
+    """Yield problems of stages with own queries, whose heads the ranks exchange. auto: cp_attention=auto."""
+    method = config.parallel.cp_attention.value
+    for name, stage in config.stages.items():
+        if stage.attention != "lighthouse" or stage.queries is not Queries.own:
+            continue
+        key = f"stages.{name}"
+        if (auto if method == "auto" else method) == "ring":
+            rule = "with parallel.cp > 1 needs parallel.cp_attention=ulysses, and a parallel.cp that divides "
+            rule += f"model.n_heads={config.model.n_heads} and model.n_kv_heads={config.model.n_kv_heads}"
+            yield Problem(f"{key}.queries", stage.queries.name, rule)
+        elif stage.scorer not in HEADS_ALONE:
+            rule = f"must be one of {', '.join(HEADS_ALONE)} with queries=own and parallel.cp > 1"
+            yield Problem(f"{key}.scorer", stage.scorer, rule)
 
 
 def _sliding_window(config: Config, cp: int, auto: str) -> Iterator[Problem]:

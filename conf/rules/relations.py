@@ -123,9 +123,17 @@ RELATIONS = (
         ),
     ),
     Relation(
-        ("lighthouse.queries", "stages.NAME.queries", "parallel.cp"),
-        "queries=own needs parallel.cp=1",
-        ("lighthouse.queries=own", "lighthouse.window=2048", "parallel.cp=2"),
+        (
+            "lighthouse.queries",
+            "stages.NAME.queries",
+            *SCORERS,
+            "parallel.cp",
+            "parallel.cp_attention",
+            *HEADS,
+        ),
+        "queries=own with parallel.cp > 1 needs parallel.cp_attention=ulysses, and the scorer norm, dilated "
+        "or recent",
+        ("lighthouse.queries=own", "lighthouse.window=2048", "parallel.cp=2", "parallel.cp_attention=ring"),
     ),
     Relation(
         ("init", "init_from"),

@@ -176,14 +176,15 @@ def _context(config: Config, stage: Stage, group: Group, sequences: int) -> tupl
             between += _before(model, sliding_window, sequences, size, group, passes)
             continue
         dense = number in sliding or number in stage.dense_layers or stage.n_attended == stage.seq_len
-        tokens = sequences * (stage.seq_len if dense else stage.n_attended) / group.size
+        whole = dense or stage.own_queries  # ranks have some heads of whole sequences
+        tokens = sequences * (stage.seq_len if whole else stage.n_attended) / group.size
         if method == "ring":
             ring += _ring(model, tokens, size, group, passes)
         else:
             both = model.n_heads * model.head_dim, 2 * model.n_kv_heads * model.head_dim
             sent = size * tokens
             between += (group.exchange(sent * sum(both)) + group.exchange(sent * both[0])) * passes
-        if stage.window and not dense:
+        if stage.window and not whole:
             between += _before(model, stage.window, sequences, size, group, passes)
     return between, ring
 

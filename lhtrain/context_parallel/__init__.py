@@ -11,6 +11,7 @@ from lhtrain.conf.rules.parallel import METHODS, pick_method
 from lhtrain.context_parallel.dense import ContextDense
 from lhtrain.context_parallel.layout import positions
 from lhtrain.context_parallel.lighthouse import ContextLighthouse
+from lhtrain.context_parallel.own_queries import ContextOwnQueries
 from lhtrain.context_parallel.sliding import ContextSliding
 from lhtrain.context_parallel.strict import ContextStrict
 
@@ -22,10 +23,11 @@ def over_ranks(
     group: str,
     rank: int,
     size: int,
-) -> ContextDense | ContextLighthouse | ContextStrict | ContextSliding:
+) -> ContextDense | ContextLighthouse | ContextOwnQueries | ContextStrict | ContextSliding:
     """What a context-parallel rank attends with, in place of `attend`.
 
-    Raises ValueError: a selection that compares scores of more than one tile, which no rank has.
+    Raises ValueError: a selection that compares scores of more than one tile, which no rank has; own queries
+        in a ring.
     """
     if isinstance(attend, SlidingAttention):
         return ContextSliding(attend.window, ContextDense(method, group, size), rank)
@@ -37,7 +39,9 @@ def over_ranks(
         kind = type(attend.selection).__name__
         raise ValueError(f"cp={size}: needs a selection that stays within its tiles, which {kind} does not")
     if attend.own_queries:
-        raise ValueError(f"cp={size}: there is no layer with own_queries for several ranks")
+        if method != "ulysses":
+            raise ValueError(f"cp_attention={method}: layers with own_queries need ulysses")
+        return ContextOwnQueries(attend, group, size)
     if attend.strictly_causal:
         return ContextStrict(attend, dense, group, rank, size)
     return ContextLighthouse(attend, dense, group, rank, size, exact)

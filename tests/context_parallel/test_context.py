@@ -104,10 +104,10 @@ def test_a_selection_over_several_tiles_is_refused():
         over_ranks(layer, "ring", True, "group", 0, 2)
 
 
-def test_own_queries_are_refused():
+def test_own_queries_in_a_ring_are_refused():
     layer = LighthouseAttention(2, 4, 128, window=1024, own_queries=True)
-    with pytest.raises(ValueError, match="cp=2: there is no layer with own_queries"):
-        over_ranks(layer, "ulysses", True, "group", 0, 2)
+    with pytest.raises(ValueError, match="cp_attention=ring: layers with own_queries need ulysses"):
+        over_ranks(layer, "ring", True, "group", 0, 2)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

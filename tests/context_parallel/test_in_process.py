@@ -13,6 +13,7 @@ from lhtrain.attention.sliding import SlidingAttention
 from lhtrain.attention.varlen import attend_documents, naive_documents
 from lhtrain.attention.where import Where
 from lhtrain.attention.windowed import attend_rows
+from lhtrain.conf.rules.parallel import HEADS_ALONE
 from lhtrain.context_parallel import over_ranks, positions, ring
 from lhtrain.context_parallel.ring import ring_with_lse
 from lhtrain.context_parallel.ulysses import ulysses_by, ulysses_with_lse
@@ -55,6 +56,32 @@ def test_the_result_is_that_of_one_rank(kind, method, n_kv, size, monkeypatch):
         here = positions(SEQ_LEN, rank, size)
         attend = over_ranks(plain, method, True, "group", rank, size)
         return here, result(attend, [x[:, here] for x in tensors])
+
+    for here, got in ThreadRanks(size, monkeypatch).run(on):
+        for mine, whole in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, whole[:, here], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scorer", HEADS_ALONE)
+@pytest.mark.parametrize("begins", [None, [[28, 64, 68, 132, 192], [244]]])
+@pytest.mark.parametrize("size", [2, 4])
+def test_own_queries_are_those_of_one_rank(size, begins, scorer, monkeypatch):
+    """With one tile in a chunk or several, and windows that end in another chunk."""
+    n, docs = 256, None if begins is None else documents_of(begins, 256, most=8)
+    plain = LighthouseAttention(3, 2, 16, tile=2, window=80, own_queries=True, scorer=scorer)
+    torch.manual_seed(0)
+    tensors = [torch.randn(BATCH, n, heads, DIM) for heads in (HEADS, 4, 4, HEADS)]
+
+    def of(attend, here):
+        own = None if docs is None else Documents(docs.starts[:, here], docs.bounds)
+        where = Where(tuple(tensors[:2]), positions=here, documents=own)
+        return result(lambda *mine: attend(*mine, where), [x[:, here] for x in tensors])
+
+    want = of(plain, torch.arange(n))
+
+    def on(rank):
+        here = positions(n, rank, size)
+        return here, of(over_ranks(plain, "ulysses", True, "group", rank, size), here)
 
     for here, got in ThreadRanks(size, monkeypatch).run(on):
         for mine, whole in zip(got, want, strict=True):

@@ -139,3 +139,10 @@ def test_muon_exchanges_rows_for_whole_matrices_and_back():
         moved("parallel.dp_shard=8", f"optim={kind}", ranks=8, stage="recovery") for kind in ("adamw", "muon")
     )
     assert muon.ends.nvlink - adamw.ends.nvlink == pytest.approx(2 * 2 * inner / 8 * 7 / 8)
+
+
+def test_with_own_queries_ranks_exchange_heads_of_whole_sequences():
+    """As full attention does: the recovery moves the same bytes."""
+    own = ["parallel.cp=4", "lighthouse.queries=own", "lighthouse.window=16384"]
+    lighthouse, recovery = (moved(*own, ranks=4, stage=stage) for stage in ("lighthouse", "recovery"))
+    assert lighthouse.between == recovery.between != Transfer()

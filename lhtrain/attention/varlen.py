@@ -35,13 +35,14 @@ Bounds = tuple[Tensor, Tensor]  # bounds_q (n + 1,), bounds_k (n + 1,)
 class VarlenKernel:
     """One kernel.
 
-    forward(q, k, v, bounds, causal, window) -> out (T, H, D) in q's dtype, and lse. q: (T, H, D); k, v:
-        (S, G, D). causal: query t of a segment attends to its keys 0 ... t, of the last `window` of them
-        alone unless that is None; both bounds are then the same. Otherwise it attends to all of its keys.
-        A query whose segment has no keys has undefined results.
-    backward(grad, grad_lse, q, k, v, out, lse, bounds, causal, window) -> the gradients of q, k and v; out
-        and lse may be those of a larger attention of which this one is a part. grad_lse: (H, T), or None if
-        nothing uses lse. Undefined where a segment has no queries or no keys.
+    forward(q, k, v, bounds, causal, window, longest) -> out (T, H, D) in q's dtype, and lse. q: (T, H, D);
+        k, v: (S, G, D). causal: query t of a segment attends to its keys 0 ... t, of the last `window` of
+        them alone unless that is None; both bounds are then the same. Otherwise it attends to all of its
+        keys. A query whose segment has no keys has undefined results. longest: no segment has more queries or
+        keys; 0: not known. PyTorch's flash kernel starts threads for so many in each segment.
+    backward(grad, grad_lse, q, k, v, out, lse, bounds, causal, window, longest) -> the gradients of q, k and
+        v; out and lse may be those of a larger attention of which this one is a part. grad_lse: (H, T), or
+        None if nothing uses lse. Undefined where a segment has no queries or no keys.
     """
 
     name: str
@@ -75,7 +76,7 @@ def _fa4_sides(causal: bool, window: int | None) -> dict[str, Any]:
 
 
 def _fa4_forward(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool, window: int | None, longest: int = 0
 ) -> tuple[Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_fwd
 
@@ -86,7 +87,7 @@ def _fa4_forward(
 
 def _fa4_backward(
     grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    bounds: Bounds, causal: bool, window: int | None,
+    bounds: Bounds, causal: bool, window: int | None, longest: int = 0,
 ) -> Gradients:  # fmt: skip
     from flash_attn.cute.interface import _flash_attn_bwd
 
@@ -102,11 +103,11 @@ def _flash_sides(causal: bool, window: int | None) -> dict[str, Any]:
 
 
 def _flash_forward(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool, window: int | None, longest: int = 0
 ) -> tuple[Tensor, Tensor]:
     dim, scale = q.shape[-1], q.shape[-1] ** -0.5
     q, k, v = (filled(x, 8).contiguous() for x in (q, _all_heads(k, q), _all_heads(v, q)))
-    lengths = *bounds, len(q), len(k)  # the longest segment is at most all tokens
+    lengths = *bounds, longest or len(q), longest or len(k)  # not known: at most all tokens
     forward = torch.ops.aten._flash_attention_forward
     sides = _flash_sides(causal, window)
     out, lse = forward(q, k, v, *lengths, 0.0, causal, False, scale=scale, **sides)[:2]
@@ -115,7 +116,7 @@ def _flash_forward(
 
 def _flash_backward(
     grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    bounds: Bounds, causal: bool, window: int | None,
+    bounds: Bounds, causal: bool, window: int | None, longest: int = 0,
 ) -> Gradients:  # fmt: skip
     dim, scale = q.shape[-1], q.shape[-1] ** -0.5
     if grad_lse is not None and dim >= MOST:  # the kernel supports no further dimension
@@ -127,7 +128,7 @@ def _flash_backward(
     wide_grad, wide_q, wide_k, wide_v, wide_out = (filled(x, 8).contiguous() for x in tensors)
     wide_k, wide_v = _all_heads(wide_k, q), _all_heads(wide_v, q)
     seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
-    lengths = *bounds, len(q), len(k)
+    lengths = *bounds, longest or len(q), longest or len(k)
     backward = torch.ops.aten._flash_attention_backward
     further = {"scale": scale, **_flash_sides(causal, window)}
     saved = wide_grad, wide_q, wide_k, wide_v, wide_out, lse.contiguous()
@@ -141,7 +142,7 @@ def _all_heads(x: Tensor, q: Tensor) -> Tensor:
 
 
 def _ranges_forward(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool, window: int | None, longest: int = 0
 ) -> tuple[Tensor, Tensor]:
     from lhtrain.kernels.ranges import kernel
 
@@ -151,7 +152,7 @@ def _ranges_forward(
 
 def _ranges_backward(
     grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    bounds: Bounds, causal: bool, window: int | None,
+    bounds: Bounds, causal: bool, window: int | None, longest: int = 0,
 ) -> Gradients:  # fmt: skip
     from lhtrain.kernels.ranges import kernel
 
@@ -172,7 +173,7 @@ def _segments(bounds: Bounds) -> Iterator[tuple[slice, slice]]:
 
 
 def _cpu_forward(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, causal: bool, window: int | None, longest: int = 0
 ) -> tuple[Tensor, Tensor]:
     """PyTorch's flash kernel, once for each segment, so that the cost is that of the segments."""
     out, lse = torch.empty_like(q), q.new_empty(q.shape[1], len(q), dtype=torch.float32)
@@ -188,7 +189,7 @@ def _cpu_forward(
 
 def _cpu_backward(
     grad: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    bounds: Bounds, causal: bool, window: int | None,
+    bounds: Bounds, causal: bool, window: int | None, longest: int = 0,
 ) -> Gradients:  # fmt: skip
     grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
     for queries, keys in _segments(bounds):
@@ -240,8 +241,8 @@ def documents_forward(
     q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, window: int | None, kernel: str
 ) -> tuple[Tensor, Tensor]:
     """`attend_documents` without gradients, for operators."""
-    flat = (x.flatten(0, 1) for x in (q, k, v))
-    out, lse = VARLEN_KERNELS[kernel].forward(*flat, (bounds, bounds), True, window)
+    flat, longest = (x.flatten(0, 1) for x in (q, k, v)), q.shape[1]  # documents end with their sequence
+    out, lse = VARLEN_KERNELS[kernel].forward(*flat, (bounds, bounds), True, window, longest)
     return out.contiguous().view(q.shape), lse_of_batch(lse, len(q)).contiguous()
 
 
@@ -262,7 +263,7 @@ def documents_backward(
     """Gradients of q, k and v from those of both results, which may be parts of a larger attention."""
     of_out, *flat = (x.flatten(0, 1) for x in (grad.contiguous(), q, k, v, out))
     of_lse = None if grad_lse is None else flattened_lse(grad_lse)
-    further = (bounds, bounds), True, window
+    further = (bounds, bounds), True, window, q.shape[1]
     grads = VARLEN_KERNELS[kernel].backward(of_out, of_lse, *flat, flattened_lse(lse), *further)
     grad_q, grad_k, grad_v = (x.contiguous().view(y.shape) for x, y in zip(grads, (q, k, v), strict=True))
     return grad_q, grad_k, grad_v

@@ -6,8 +6,16 @@ import torch._dynamo.testing
 
 from lhtrain.attention.dense import DenseAttention, dense_attention
 from lhtrain.attention.documents import documents_of, first_keys
-from lhtrain.attention.varlen import VARLEN_KERNELS, attend_documents, key_ranges, naive_documents
+from lhtrain.attention.lighthouse import LighthouseAttention
+from lhtrain.attention.varlen import (
+    VARLEN_KERNELS,
+    VarlenKernel,
+    attend_documents,
+    key_ranges,
+    naive_documents,
+)
 from lhtrain.attention.where import Where
+from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.ranges.naive import attend_ranges
 
 gpu = pytest.mark.gpu
@@ -63,6 +71,33 @@ def test_kernels_equal_the_reference(kernel, dtype, begins, window, dim):
         want = results(naive_documents, *tensors, bounds, window, grad_lse=grad_lse)
         for one, other in zip(got, want, strict=True):
             torch.testing.assert_close(one.float(), other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("window", [0, 16])
+def test_no_segment_is_longer_than_the_kernel_is_told(monkeypatch, window):
+    """Documents of tokens, and of selected rows. A kernel on a GPU would leave the rest out."""
+    told = []
+
+    def checked(pass_of):
+        def call(*inputs):
+            *_, bounds, _, _, longest = inputs
+            assert max(int(one.diff().max()) for one in bounds) <= longest
+            told.append(longest)
+            return pass_of(*inputs)
+
+        return call
+
+    cpu = VARLEN_KERNELS["cpu"]
+    monkeypatch.setitem(
+        VARLEN_KERNELS, "cpu", VarlenKernel("cpu", checked(cpu.forward), checked(cpu.backward))
+    )
+    pyramid = Pyramid(256, levels=2, pooling=4, budget=32, tile=32)
+    documents = documents_of([[0, 64, 80], [], [4, 252]], 256, most=9)
+    q, k, v, grad = draw(3, 16, n=256)
+    for attend in (DenseAttention(), LighthouseAttention(2, 4, 32, tile=32, window=window)):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        attend(*leaves, Where((), documents=documents)).backward(grad)
+    assert set(told) <= {256, pyramid.n_selected} and len(set(told)) == 2
 
 
 @pytest.mark.parametrize(("kernel", "dtype"), KERNELS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the figures from measured numbers: docs/speed.svg and docs/recipes.svg.
+"""Draw the figures from measured numbers: docs/speed.svg, docs/recipes.svg and docs/recipes_262k.svg.
 
     python scripts/figures.py
 
@@ -138,6 +138,34 @@ def draw_recipes(axes: Any) -> None:
     axes.set_title("SmolLM2-135M from 8,192 to 98,304 tokens of context")
 
 
+# Recipes to 262,144 tokens, with the text of their labels and its place in points from the point.
+LONGEST = {
+    "full attention": ("full attention", (-70, 4)),
+    "ladder": ("ladder", (6, 3)),
+    "windowed, W = 2,048, recovery 30 %": ("windowed, W = 2,048, 30 %", (6, -10)),
+    "windowed, W = 8,192, recovery 10 %": ("windowed, W = 8,192, 10 %", (6, 3)),
+    "own queries, W = 8,192, k = 2,048, recovery 10 %": ("own queries, W = 8,192, 10 %", (6, 5)),
+}
+
+
+def draw_longest(path: Path) -> None:
+    with styled() as pyplot:
+        figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
+        for row in rows("recipes.csv"):
+            if row["study"] == "length" and row["seed"] == "0" and row["recipe"] in LONGEST:
+                point = float(row["seconds"]), float(row["val_loss"])
+                color = DENSE if row["kind"] == "dense" else LIGHTHOUSE
+                text, place = LONGEST[row["recipe"]]
+                axes.plot(*point, "o", color=color, markersize=4)
+                axes.annotate(text, point, place, textcoords="offset points", color=color, fontsize=8)
+        axes.set_xlim(0, 350)
+        axes.set_ylim(1.25, 1.46)
+        axes.set_xlabel("seconds of training, 1 × H100")
+        axes.set_ylabel("loss with full attention")
+        axes.set_title("SmolLM2-135M from 8,192 to 262,144 tokens of context")
+        save(figure, path)
+
+
 def draw_speed(path: Path) -> None:
     with styled() as pyplot:
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
@@ -187,7 +215,7 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, transparent=True, metadata=metadata, dpi=110)
 
 
-FIGURES = {"speed.svg": draw_speed, "recipes.svg": draw_comparison}
+FIGURES = {"speed.svg": draw_speed, "recipes.svg": draw_comparison, "recipes_262k.svg": draw_longest}
 
 if __name__ == "__main__":
     for name, draw in FIGURES.items():

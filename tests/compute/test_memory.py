@@ -94,6 +94,30 @@ def test_recomputation_of_all_but_attention_keeps_inputs_and_results_of_attentio
     assert more == pytest.approx(30 * 98_304 * (2 * 1024 + 4 * 8), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("stage", "more", "measured"),
+    [
+        ("dense", [], 26.08),
+        ("lighthouse", ["lighthouse.window=2048"], 30.79),
+        ("lighthouse", ["lighthouse.window=8192"], 30.79),
+    ],
+)
+def test_recomputation_of_all_but_attention_agrees_with_measured_peaks(stage, more, measured):
+    """SmolLM2-135M at 262,144 tokens: peak_memory_gb of the runs of docs/recipes.md."""
+    smol = [
+        "model.dim=576",
+        "model.n_layers=30",
+        "model.n_heads=9",
+        "model.n_kv_heads=3",
+        "model.ffn_dim=1536",
+    ]
+    smol += ["model.vocab_size=49152", "model.tie_embeddings=true", "model.dense_layers=[]"]
+    smol += ["model.seq_len=262144", "run.batch_tokens=262144", "compute.recompute=attention"]
+    config = compose_config([*smol, f"stage={stage}", "run.grad_accum=1", *more])
+    (only,) = stages_of(config).values()
+    assert estimate(config, only).total == pytest.approx(measured * 1e9, rel=0.05)
+
+
 def test_float32_takes_twice_the_activations_and_no_casts():
     parts = {}
     for precision in ("auto", "bfloat16", "float32"):

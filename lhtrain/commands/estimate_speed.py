@@ -15,6 +15,7 @@ NAMES = {
     "attention": "attention (compute)",
     "products": "matrix products (compute)",
     "bandwidth": "the bandwidth of the GPU's memory",
+    "kernels": "kernels with little work, which take a few microseconds each",
     "host": "the host, which starts the kernels",
     "NVLink": "the link NVLink",
     "network": "the link between machines",

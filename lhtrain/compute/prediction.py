@@ -35,6 +35,7 @@ class Prediction:
         if compute.total == compute.host:
             return "host"
         parts = {"attention": compute.attention, "products": compute.products, "bandwidth": compute.memory}
+        parts["kernels"] = compute.graph
         return max(parts, key=lambda name: parts[name])
 
 

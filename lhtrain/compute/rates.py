@@ -7,6 +7,8 @@ measured: they are the H100's shares of the data sheet.
 
 from dataclasses import dataclass
 
+from lhtrain.conf.schema import MomentDtype
+
 # Dense bfloat16 TFLOP/s from the data sheets. The first key that is part of the GPU's name counts, so boards
 # with less power come before the rest of their family.
 PEAK_TFLOPS = {
@@ -109,8 +111,14 @@ NVLINK_HOP, NETWORK_HOP = 3.4e-6, 14e-6
 SLOWEST = 1.02
 # A link limits a run if its transfers add more than this share of a step.
 LINK_LIMITS = 0.1
-# Seconds that the host needs to start the kernels of a block for one pass (kernels/NOTES.md, "Launch gaps").
-LAUNCHES = 0.8e-3
+# Seconds that the host needs to start the kernels of a block for one pass, with full attention and with
+# Lighthouse (train.csv and small.csv, compute.cuda_graph=off at 4,096 tokens). They depend on the host.
+LAUNCHES, LIGHTHOUSE_LAUNCHES = 0.7e-3, 1.15e-3
 # Seconds by which a CUDA graph takes longer for one pass of a block than its work at the rates above: its 21
-# kernels are too short to reach them (small.csv, 4,096 tokens).
-GRAPH_PASS = 65e-6
+# kernels are too short to reach them (small.csv, 4,096 tokens). The same for the rest of a step: embedding,
+# loss, clipping and optimizer (train.csv, gpt_tiny).
+GRAPH_PASS, GRAPH_STEP = 65e-6, 0.5e-3
+# Bytes per weight that converting a moment to float32 and back reads and writes, and that Muon reads and
+# writes besides its products: "Optimizers on a GPU" in scripts/bench/NOTES.md.
+CONVERSION = {MomentDtype.float32: 0, MomentDtype.bfloat16: 35, MomentDtype.int8: 155}
+MUON = 200

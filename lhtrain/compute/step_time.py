@@ -7,20 +7,25 @@ test compares the prediction with all of them (scripts/bench/results/train.csv).
 """
 
 from dataclasses import dataclass
+from math import prod
 
 from lhtrain.compute.captured import is_captured
 from lhtrain.compute.flops import attention_flops, backward, block_products, weights_of_products
 from lhtrain.compute.memory import element
 from lhtrain.compute.rates import (
+    CONVERSION,
     CUDNN,
     DETERMINISTIC,
     FLOAT8,
     FLOAT8_PASSES,
     FLOAT32,
     GRAPH_PASS,
+    GRAPH_STEP,
     HALF_RATE,
     HEAD_64,
     LAUNCHES,
+    LIGHTHOUSE_LAUNCHES,
+    MUON,
     STRICT,
     WINDOW_KEYS,
     Rates,
@@ -28,6 +33,8 @@ from lhtrain.compute.rates import (
 from lhtrain.compute.trained import Trained, state_bytes
 from lhtrain.conf.schema import Config, ModelConfig, Precision, Recompute
 from lhtrain.conf.sliding import sliding_layers
+from lhtrain.distributed.muon import takes
+from lhtrain.model.moments import form_of
 from lhtrain.stage import Stage
 
 # Tensors that the elementwise kernels of a block read or write, by their width: the model's, that of queries
@@ -70,7 +77,7 @@ def step_time(
     model, compute = config.model, config.compute
     tokens, block = stage.batch_tokens / n_ranks, sum(n_in * n_out for n_in, n_out in block_products(model))
     back, entered = backward(model, stage)
-    attention = passes = 0.0
+    attention = passes = launches = 0.0
     again = 0
     for number in range(model.n_layers):
         forwards, backwards = 1, int(number in entered)
@@ -78,6 +85,8 @@ def step_time(
         if backwards and whole and number % compute.recompute_every == 0:
             forwards = 2
         again += forwards - 1
+        launch = LAUNCHES if _is_exact(model, stage, number) else LIGHTHOUSE_LAUNCHES
+        launches += (forwards + 2 * backwards) * launch
         attends = 1 if compute.recompute is Recompute.attention else forwards
         attention += _attention(config, stage, number, rates, (attends, backwards), kernel, share) / n_ranks
         passes += _block(config, stage, number, forwards, backwards)
@@ -93,9 +102,15 @@ def step_time(
         attention,
         2 * tokens * (products + head) / rate + _orthogonalization(config, stage) / shards / rates.products,
         (tokens * element(compute) * (passes + casts) + _optimizer(config, stage) / shards) / rates.memory,
-        0.0 if captured else LAUNCHES * block_passes,
-        GRAPH_PASS * block_passes if captured else 0.0,
+        0.0 if captured else launches * stage.grad_accum,
+        GRAPH_PASS * block_passes + GRAPH_STEP * stage.grad_accum if captured else 0.0,
     )
+
+
+def _is_exact(model: ModelConfig, stage: Stage, number: int) -> bool:
+    """Return whether layer `number` attends to tokens, and not to the rows of a pyramid."""
+    exact = number in stage.dense_layers or number in sliding_layers(model)
+    return exact or stage.n_attended == stage.seq_len
 
 
 def _attention(
@@ -150,8 +165,7 @@ def _lighthouse(model: ModelConfig, stage: Stage, number: int) -> tuple[float, f
     and writes the output. Backward: the reverse of gather and scatter. With a window, the results of the
     rows and of the window are merged, and the gradients of the window are read again.
     """
-    exact = number in stage.dense_layers or number in sliding_layers(model)
-    if exact or stage.n_attended == stage.seq_len:
+    if _is_exact(model, stage, number):
         return 0.0, 0.0
     q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
     kept = stage.n_attended / stage.seq_len
@@ -178,6 +192,15 @@ def _optimizer(config: Config, stage: Stage) -> float:
     """Return the bytes that clipping and the optimizer read and write: weights, gradients and state.
 
     Clipping reads each gradient, and reads and writes it again; the optimizer reads weight and gradient,
-    writes the weight, and reads and writes its state.
+    writes the weight, and reads and writes its state. Muon, and moments that are not float32, pass over the
+    weights more often.
     """
-    return 6 * 4 * Trained(config.model, stage.frozen).weights + 2 * state_bytes(config)
+    trained, optim = Trained(config.model, stage.frozen), config.optim
+    total = 6.0 * 4 * trained.weights + 2 * state_bytes(config)
+    if optim.kind in ("adamw", "muon"):  # not of a plugin
+        for name in trained.names:
+            shape = trained.shapes[name]
+            by_muon = optim.kind == "muon" and takes(name, shape)
+            conversion = CONVERSION[form_of(shape, optim.state)]
+            total += prod(shape) * (MUON + conversion if by_muon else 2 * conversion)
+    return total

@@ -25,7 +25,8 @@ from lhtrain.provenance import cpu_name
 WIDTHS, BASE = (128, 256, 512, 1024), 128
 RATES = [2.0**-n for n in (8, 9, 7, 10, 6, 11)]  # the most interesting first
 COLUMNS = (
-    "kind", "width", "lr", "seed", "loss", "steps", "tokens_per_step", "layers", "torch", "device", "date",
+    "kind", "init_std", "width", "lr", "seed", "loss", "steps", "tokens_per_step", "layers", "torch",
+    "device", "date",
 )  # fmt: skip
 SEQ_LEN = 128
 
@@ -35,7 +36,7 @@ def run(kind: str, width: int, lr: float, seed: int, text: torch.Tensor, given: 
     heads, steps, layers, device = width // 32, given.steps, given.layers, text.device
     model_config = ModelConfig(
         name="sweep", seq_len=SEQ_LEN, vocab_size=256, dim=width, n_layers=layers, n_heads=heads,
-        n_kv_heads=heads, head_dim=32, ffn_dim=2 * width,
+        n_kv_heads=heads, head_dim=32, ffn_dim=2 * width, init_std=given.init_std,
     )  # fmt: skip
     optim = OptimConfig(mup=kind == "mup", mup_base_width=BASE, weight_decay=0.1)
     model = GPT(model_config).to(device)
@@ -66,21 +67,24 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--batch", type=int, default=4, help=f"sequences of {SEQ_LEN} bytes in a step")
+    parser.add_argument("--init-std", type=float, default=0.02, help="model.init_std")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     given = parser.parse_args()
     text = torch.frombuffer(bytearray(given.text.read_bytes()), dtype=torch.uint8).to(given.device)
     device = torch.cuda.get_device_name() if given.device == "cuda" else cpu_name()
     rows = list(csv.DictReader(given.out.open())) if given.out.exists() else []
-    done = {(row["kind"], int(row["width"]), float(row["lr"]), int(row["seed"])) for row in rows}
+    keys = ("kind", "init_std", "width", "lr", "seed", "steps", "tokens_per_step")
+    done = {tuple(row[key] for key in keys) for row in rows}
     with given.out.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if not rows:
             writer.writerow(COLUMNS)
         for seed, kind, width, lr in product(given.seeds, given.kinds, given.widths, given.rates):
-            if (kind, width, lr, seed) not in done:
+            mine, length = [kind, given.init_std, width, lr, seed], [given.steps, given.batch * SEQ_LEN]
+            if tuple(map(str, [*mine, *length])) not in done:
                 loss = run(kind, width, lr, seed, text, given)
-                about = given.steps, given.batch * SEQ_LEN, given.layers, torch.__version__, device
-                writer.writerow([kind, width, lr, seed, f"{loss:.4f}", *about, date.today()])
+                about = given.layers, torch.__version__, device, date.today()
+                writer.writerow([*mine, f"{loss:.4f}", *length, *about])
                 file.flush()
 
 

@@ -123,8 +123,8 @@ def main() -> None:
             report(measured, first, " ".join(overrides[len(arguments.overrides) :]))
             if arguments.csv:
                 append(arguments.csv, COLUMNS, measured)
+        torch.compiler.reset()  # the compiler limits how often a function compiles, and keeps the model
         gc.collect()  # the model of this variant, which contains cycles
-        torch.compiler.reset()  # limits how often a function compiles
         if world.device.type == "cuda":
             torch.cuda.empty_cache()
     close()
@@ -181,7 +181,7 @@ def measure(config: Config, overrides: list[str], arguments: argparse.Namespace,
             stage.seq_len,
             name,
             round(stage.batch_tokens / seconds, 1),
-            round(seconds, 4),
+            round(seconds, 6),
             round(flops / seconds / sheet, 4) if sheet else None,
             round(peak, 2),
             round(flops / seconds / ceiling, 4) if ceiling else None,

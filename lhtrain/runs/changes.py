@@ -128,11 +128,14 @@ def all_differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     `resume` and `init_from` are excluded, because they only choose how a run starts.
     """
     before, after = ({k: v for k, v in flat(c).items() if k not in START} for c in (saved, now))
-    # A key that exists in only one of them is of another version, unless it is of a stage or a data source.
+    # A key that only one of them has is of another version, unless it is of a new stage or of a mapping.
+    lasting = set(saved.get("stages") or {}) & set(now.get("stages") or {})
+    of_version = {f"stages.{stage}.{field.name}" for stage in lasting for field in fields(StageConfig)}
     keys = [
         key
         for key in sorted(before.keys() | after.keys())
-        if key in before.keys() & after.keys() or key.startswith(("stages.", "data.mix."))
+        if key in before.keys() & after.keys()
+        or (key.startswith(("stages.", "data.mix.")) and key not in of_version)
     ]
     return [Change(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 

@@ -69,7 +69,7 @@ def check_changes(
     if refused and config.resume is not Resume.force:
         lines = "".join(f"\n  {change}" for change in refused)
         raise RunError(
-            f"{path} was saved with different settings (saved -> now):{lines}\n"
+            f"{path} was saved with different settings (saved -> now):{lines}\n{_about_data(refused)}"
             f"Use the saved values, or resume=force to continue with the new ones{_longer(refused)}, "
             f"or start a new run with {setting('init_from', path)}"
         )
@@ -114,6 +114,16 @@ def already_a_run(run_dir: RunDir) -> str:
         f"run.dir={run_dir.path}: already contains a run; "
         f"`lhtrain resume {shlex.quote(str(run_dir.path))}` continues it, resume=restart moves its files "
         "aside and starts over; for a separate run, set another run.dir"
+    )
+
+
+def _about_data(changes: list[Change]) -> str:
+    """Return what a changed fingerprint means, if `changes` have one."""
+    keys = [one.key for one in changes if one.key == "data" or one.key.endswith(".data")]
+    if not keys:
+        return ""
+    return (
+        f"{' and '.join(keys)}: other texts, files that were added or changed, or another division of them.\n"
     )
 
 

@@ -15,7 +15,8 @@ from lhtrain.distributed.world import Ranks, World
 from lhtrain.errors import RunError
 from lhtrain.progress import DataPart, Progress
 from lhtrain.runs import record, resume
-from lhtrain.runs.changes import as_container, differing
+from lhtrain.runs.changes import Change, all_differing, as_container, differing
+from lhtrain.runs.checks import check_changes
 from lhtrain.runs.history import History
 from lhtrain.runs.own_config import load
 from lhtrain.runs.record import record_start
@@ -95,6 +96,25 @@ def test_settings_that_are_newer_than_the_run_count_as_their_defaults():
     assert differing(saved, now) == []
     now["optim"]["z_loss"] = 0.5
     assert [change.key for change in differing(saved, now)] == ["optim.z_loss"]
+
+
+def test_a_key_of_a_stage_that_is_newer_than_the_run_is_no_change():
+    now = as_container(compose_config(["run.steps=8"]))
+    saved = json.loads(json.dumps(now))
+    del saved["stages"]["recovery"]["queries"]
+    assert all_differing(saved, now) == []
+    now["stages"] |= {"new": now["stages"]["recovery"]}
+    now["stages"]["recovery"] = now["stages"]["recovery"] | {"options": {"a": 1}}
+    keys = [change.key for change in all_differing(saved, now)]
+    assert "stages.new.queries" in keys and "stages.recovery.options.a" in keys
+
+
+def test_a_fingerprint_of_data_is_explained(tmp_path):
+    config = compose_config(["run.steps=8"])
+    for key, explained in (("data", True), ("stages.recovery.data", True), ("data.bos", False)):
+        with pytest.raises(RunError, match=key) as error:
+            check_changes(tmp_path, {}, [Change(key, "a", "b")], RunDir(tmp_path), config)
+        assert (f"{key}: other texts" in str(error.value)) is explained
 
 
 def test_a_run_keeps_the_packing_that_it_was_started_with():

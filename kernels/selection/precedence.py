@@ -19,18 +19,25 @@ def documents_first(starts: Tensor, pyramid: Pyramid) -> Tensor:
 
     A tile expands at most half of its places by qk, so that of more documents the first ones get them.
     """
-    begins = starts == torch.arange(pyramid.seq_len, device=starts.device, dtype=starts.dtype)
-    return _of_entries(begins, pyramid).to(torch.int8)
+    return _of_entries(_begins(starts), pyramid).to(torch.int8)
 
 
-def last_document_only(starts: Tensor, pyramid: Pyramid) -> Tensor:
+def last_document_only(starts: Tensor, pyramid: Pyramid, first: bool = False) -> Tensor:
     """The precedence by which each tile chooses among the entries of its last document, others after them.
 
-    Only the last document of a tile can continue behind it.
+    Only the last document of a tile can continue behind it. first: expand the first entry of that document.
     """
     tiles = starts.unflatten(1, (pyramid.n_tiles, -1))
-    ended = tiles != tiles[..., -1:]
-    return -_of_entries(ended.flatten(1), pyramid).to(torch.int8)
+    ended = (tiles != tiles[..., -1:]).flatten(1)
+    precedence = -ended.to(torch.int8)
+    if first:
+        precedence = precedence + (_begins(starts) & ~ended)
+    return _of_entries(precedence, pyramid)
+
+
+def _begins(starts: Tensor) -> Tensor:
+    """Whether a document begins at each position, (B, N)."""
+    return starts == torch.arange(starts.shape[1], device=starts.device, dtype=starts.dtype)
 
 
 def _of_entries(tokens: Tensor, pyramid: Pyramid) -> Tensor:

@@ -185,9 +185,9 @@ class StrictCache:
         tiles = Pyramid(n_tiles * tile, whole.levels, whole.pooling, n_tiles * whole.tile, whole.tile)
         tokens = Tokens(q, k, v, positions)
         layer = self.layer
-        rows_k, rows_v, _, kernels = gather_keys(
-            q, k, v, tokens, tiles, layer.backend, self.scorer, layer.selection
-        )
+        how = layer.backend, self.scorer, layer.selection, None
+        n_covered = len(q) if layer.cover_prefix and not first else 0
+        rows_k, rows_v, _, kernels = gather_keys(q, k, v, tokens, tiles, *how, n_covered)
         self.rows_k.add(rows_k)
         self.rows_v.add(rows_v)
         return kernels

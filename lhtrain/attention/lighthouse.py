@@ -91,11 +91,11 @@ def lighthouse_attention(
     tokens = _tokens(q, k, v, positions, x, dense, documents, pyramid.coarsest_window)
     precedence = precedence_of(starts, pyramid, cover_prefix, strictly_causal or own_queries)
     how = backend, scorer_of(scorer), selection, precedence
+    n_covered = len(q) if cover_prefix else 0
     if strictly_causal:
-        return strict_attention(
-            q, k, v, gather_keys(q, k, v, tokens, pyramid, *how), pyramid, window, starts=starts
-        )
-    options = tokens, pyramid, len(q) if cover_prefix else 0, *how
+        rows = gather_keys(q, k, v, tokens, pyramid, *how, n_covered)
+        return strict_attention(q, k, v, rows, pyramid, window, starts=starts)
+    options = tokens, pyramid, n_covered, *how
     if window or own_queries:
         attend = own_query_attention if own_queries else windowed_attention
         return attend(q, k, v, *choose(q, k, *options), pyramid, window, documents)
@@ -123,7 +123,7 @@ def precedence_of(
     if starts is None:
         return None
     if strictly_causal:
-        return last_document_only(starts, pyramid)
+        return last_document_only(starts, pyramid, cover_prefix)
     return documents_first(starts, pyramid) if cover_prefix else None
 
 
@@ -238,9 +238,10 @@ def gather_keys(
     scorer: Scorer,
     selection: Selection,
     precedence: Tensor | None = None,
+    n_covered: int = 0,
 ) -> Rows:
     """Score, select, and gather keys and values alone. The arguments are those of `gather`."""
-    indices, row_of_entry = choose(q, k, tokens, pyramid, 0, backend, scorer, selection, precedence)
+    indices, row_of_entry = choose(q, k, tokens, pyramid, n_covered, backend, scorer, selection, precedence)
     if row_of_entry is None:
         places = coarsest_rows(inverse(indices, pyramid), pyramid)
         return Rows(gather_pooled(k, indices, pyramid), gather_pooled(v, indices, pyramid), places, False)

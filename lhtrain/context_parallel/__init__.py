@@ -43,7 +43,7 @@ def over_ranks(
             raise ValueError(f"cp_attention={method}: layers with own_queries need ulysses")
         return ContextOwnQueries(attend, group, size)
     if attend.strictly_causal:
-        return ContextStrict(attend, dense, group, rank, size)
+        return ContextStrict(attend, dense, group, rank, size, exact)
     return ContextLighthouse(attend, dense, group, rank, size, exact)
 
 

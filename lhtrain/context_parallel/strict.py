@@ -18,7 +18,7 @@ from lhtrain.attention.strict import Chunk, coarsest_queries, strictly_causal
 from lhtrain.attention.where import Where
 from lhtrain.context_parallel.collectives import all_gather
 from lhtrain.context_parallel.halo import from_chunk_before, with_tokens_before
-from lhtrain.context_parallel.layout import as_chunks, chunk_pyramid, whole
+from lhtrain.context_parallel.layout import as_chunks, chunk_pyramid, starts_in_chunks, whole
 from lhtrain.context_parallel.rows import coarsest_of_all_chunks
 from lhtrain.context_parallel.tokens import Attend, rank_tokens
 
@@ -27,7 +27,8 @@ from lhtrain.context_parallel.tokens import Attend, rank_tokens
 class ContextStrict:
     """The boundary's callable: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
 
-    layer: the settings of the whole sequence. attend: full attention over all ranks, for scorers.
+    layer: the settings of the whole sequence. attend: full attention over all ranks, for scorers. exact: keep
+    the first tokens of the sequence at full resolution, as one rank does; else those of each chunk.
     Raises ValueError: a window longer than a chunk.
     """
 
@@ -36,6 +37,7 @@ class ContextStrict:
     group: str
     rank: int
     size: int
+    exact: bool
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         layer, ranks = self.layer, (self.group, self.rank, self.size)
@@ -43,7 +45,13 @@ class ContextStrict:
         chunks_of = chunk_pyramid(pyramid, self.size)
         documents = None if where is None else where.documents
         starts = None if documents is None else as_chunks(aligned_starts(documents, pyramid))
-        precedence = precedence_of(starts, chunks_of, False, True)
+        in_chunks = None
+        if documents is not None:
+            in_chunks = starts_in_chunks(documents.starts, self.rank, self.size)
+        precedence = precedence_of(in_chunks, chunks_of, layer.cover_prefix, True)
+        n_covered = 0
+        if layer.cover_prefix:
+            n_covered = 2 * len(q) if not self.exact else len(q) if self.rank == 0 else 0
         tokens = rank_tokens(q, k, v, where, pyramid.coarsest_window, self.attend, *ranks)
         chunks = [x.unflatten(1, (2, -1)).movedim(1, 0) for x in (q, k, v)]  # (2, B, c, H, D)
         q, k, v = chunks
@@ -58,6 +66,7 @@ class ContextStrict:
             layer.scorer_in(where),
             layer.selection,
             precedence,
+            n_covered,
         )
         rows_k, rows_v = (self._of_all_chunks(x) for x in (rows.k, rows.v))
         coarsest_rows = rows.coarsest

@@ -58,8 +58,9 @@ def plainly(q, k, v, kind, docs):
     window, strict = options["window"], options["strictly_causal"]
     pyramid = Pyramid(N, *(options[key] for key in ("levels", "pooling", "budget", "tile")))
     scores = (max_pooled(x.float().norm(dim=-1).transpose(1, 2), pyramid) for x in (q, k))
-    chosen = (last_document_only if strict else documents_first)(docs.starts, pyramid)
-    indices = select_indices(*with_precedence(*scores, chosen), pyramid, 0)
+    first = last_document_only(docs.starts, pyramid, first=True)
+    chosen = first if strict else documents_first(docs.starts, pyramid)
+    indices = select_indices(*with_precedence(*scores, chosen), pyramid, len(q))
     rows_q, rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (q, k, v))
     first = torch.empty_like(indices)  # the first token of each row's window, and the one after its last
     for level in range(pyramid.levels):

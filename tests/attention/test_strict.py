@@ -28,7 +28,7 @@ def plainly(q, k, v, window):
     """One position after the other, from the definition; norm scores, as many key heads as query heads."""
     pyramid = Pyramid(N, *(SIZES[key] for key in ("levels", "pooling", "budget", "tile")))
     qk, kq = (max_pooled(x.float().norm(dim=-1).transpose(1, 2), pyramid) for x in (q, k))
-    indices = select_indices(qk, kq, pyramid, 0)
+    indices = select_indices(qk, kq, pyramid, len(q))
     rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (k, v))
     rows = rows_k.shape[1] * TOKENS // N  # of a tile
     out = torch.empty_like(q)
@@ -116,3 +116,18 @@ def test_the_layer_compiles_into_one_graph(backend):
     attend = LighthouseAttention(**SIZES, strictly_causal=True, window=32, backend=backend)
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), attend(q, k, v))
+
+
+@pytest.mark.parametrize("own_queries", [False, True])
+def test_the_first_token_stays_at_full_resolution(own_queries):
+    """Trained models attend much to it, although its norms are small."""
+    q, k, v = draw()
+    for x in (q, k):
+        x[:, :2] *= 1e-3
+    options = SIZES | {"window": 2 * TOKENS, "strictly_causal": not own_queries, "own_queries": own_queries}
+    changed = v.clone()
+    changed[:, 0] += 1000.0
+    pooled = v.clone()
+    pooled[:, 0], pooled[:, 1] = pooled[:, 0] + 500.0, pooled[:, 1] + 500.0  # the same mean of both
+    one, other = (lighthouse_attention(q, k, x, **options)[:, -1] for x in (changed, pooled))
+    assert not torch.allclose(one, other, atol=1e-3)

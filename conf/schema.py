@@ -105,7 +105,9 @@ class Recompute(Enum):
     auto = "auto"  # the first choice below whose estimated memory fits on the GPU
     none = "none"  # recompute nothing: fastest, most memory
     selective = "selective"  # keep matrix products and attention, recompute the cheap operations
-    attention = "attention"  # keep the inputs of blocks and the results of attention, recompute the rest
+    # keep the results of attention, recompute everything else; for long sequences, where attention takes most
+    # of the time. auto does not choose it
+    attention = "attention"
     full = "full"  # keep only the input of each block: slowest, least memory
 
 

@@ -20,7 +20,6 @@ CPU_TOKENS = 32_768  # most tokens of a micro-batch on a CPU, unless one sequenc
 CHOICES = (
     (Recompute.none, False),
     (Recompute.selective, False),
-    (Recompute.attention, False),
     (Recompute.full, False),
     (Recompute.full, True),
 )

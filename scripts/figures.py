@@ -50,7 +50,8 @@ def step_speeds() -> dict[str, dict[int, float]]:
     for row in rows("train.csv"):
         settings, tokens = row["settings"].split(), int(row["seq_len"])
         recompute = f"compute.recompute={STEPS.get(tokens)}"
-        if {"model=lighthouse_530m", "model.dense_layers=[]", recompute} <= set(settings):
+        drawn = row["stage"] in out and {"model=lighthouse_530m", "model.dense_layers=[]"} <= set(settings)
+        if drawn and recompute in settings:
             # The first row counts: later ones are for windowed layers, or baselines for these on other cards.
             out[row["stage"]].setdefault(tokens, float(row["tokens_per_second"]))
     return out

@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 from lhtrain.compare.run import Run
+from lhtrain.conf.keys import has_no_type
 from lhtrain.runs.changes import flat
 from lhtrain.runs.own_config import FOLLOW
 
@@ -44,7 +45,8 @@ def differing(runs: list[Run]) -> list[Difference]:
             continue
         if part[0] == "stages" and (len(part) < 2 or part[1] not in everywhere):
             continue
-        if not all(key in tree for tree in trees) and not key.startswith(("stages.", "data.mix.")):
+        is_free = key.startswith(("stages.", "data.mix.")) or has_no_type(key)  # each run has its own names
+        if not all(key in tree for tree in trees) and not is_free:
             continue
         values = tuple(_text(tree[key]) if key in tree else ABSENT for tree in trees)
         if len(set(values)) > 1:

@@ -4,7 +4,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from enum import Enum
 from typing import Any
 
-from lhtrain.conf.keys import copied_from, like_run
+from lhtrain.conf.keys import copied_from, has_no_type, like_run
 from lhtrain.conf.renamed import current_tree
 from lhtrain.conf.schema import (
     ComputeConfig,
@@ -128,14 +128,16 @@ def all_differing(saved: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     `resume` and `init_from` are excluded, because they only choose how a run starts.
     """
     before, after = ({k: v for k, v in flat(c).items() if k not in START} for c in (saved, now))
-    # A key that only one of them has is of another version, unless it is of a new stage or of a mapping.
+    # A key that only one of them has is of another version, unless users name it: a new stage, a source of
+    # the data, a group of parameters, a key of a rope_scaling.
     lasting = set(saved.get("stages") or {}) & set(now.get("stages") or {})
     of_version = {f"stages.{stage}.{field.name}" for stage in lasting for field in fields(StageConfig)}
+    named = "stages.", "data.mix."
     keys = [
         key
         for key in sorted(before.keys() | after.keys())
         if key in before.keys() & after.keys()
-        or (key.startswith(("stages.", "data.mix.")) and key not in of_version)
+        or ((key.startswith(named) or has_no_type(key)) and key not in of_version)
     ]
     return [Change(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 

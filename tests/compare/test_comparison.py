@@ -130,6 +130,22 @@ def test_settings_that_differ_are_grouped_by_value(tmp_path):
     assert "1.0: A C D" in drawn(comparison_table(found))
 
 
+def test_keys_that_only_one_run_names_are_settings(tmp_path):
+    """Groups of parameters and scalings; a key that a version does not have is left out."""
+    for name, groups, scaling in (("a", {}, None), ("b", {"blocks.0": 0.5}, {"rope_type": "linear"})):
+        run = made_run(tmp_path / name, dense_rows())
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config.setdefault("optim", {})["groups"] = groups
+        config.setdefault("model", {})["rope_scaling"] = scaling
+        config["optim"] |= {"of_a_later_version": 1} if name == "b" else {}
+        (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    found = compare(read_runs([tmp_path])).settings
+    assert {one.key: one.values for one in found} == {
+        "optim.groups.blocks.0": ("-", "0.5"),
+        "model.rope_scaling.rope_type": ("-", "linear"),
+    }
+
+
 def test_runs_without_validation_sort_last(tmp_path):
     made_run(tmp_path / "a", [])
     made_run(tmp_path / "b", dense_rows())

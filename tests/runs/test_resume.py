@@ -314,6 +314,23 @@ def test_the_scaling_of_the_rotary_embedding_is_read_as_it_was_written(tmp_path)
     assert load(tmp_path, []).model.rope_scaling == config.model.rope_scaling
 
 
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        ("optim.groups={blocks.0: 0.5}", "optim.groups.blocks.0"),
+        ("model.rope_scaling={rope_type: linear, factor: 2}", "model.rope_scaling.factor"),
+    ],
+)
+def test_the_configuration_before_a_mapping_was_set_is_kept(tmp_path, typed, key):
+    settings = [*TINY, f"run.dir={tmp_path}"]
+    for more in ([], [typed]):
+        config = filled(compose_config([*settings, *more]))
+        record_start(Start("new run"), RunDir(tmp_path), config, 0, {})
+    assert (tmp_path / "config.0001.yaml").exists()
+    changed = History(RunDir(tmp_path).history).records()[-1]["changed"]
+    assert key in {one["key"] for one in changed}
+
+
 def test_weights_alone(tmp_path):
     config = filled(compose_config([*TINY, f"run.dir={tmp_path}"]))
     tensors = {"model.w": torch.ones(2), "optimizer.m.w": torch.ones(2)}

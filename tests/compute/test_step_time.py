@@ -108,6 +108,23 @@ def test_a_model_of_another_shape_that_no_rate_was_taken_from(recipe, more):
     assert found == pytest.approx([98_304 / (0.9 * steps[0] + 0.1 * steps[1])] * len(found), rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        ("windowed, W = 2,048, recovery 30 %", ["lighthouse.window=2048"]),
+        ("windowed, W = 8,192, recovery 10 %", ["lighthouse.window=8192"]),
+    ],
+)
+def test_steps_that_keep_only_attention_that_no_rate_was_taken_from(recipe, more):
+    """Both stages of SmolLM2-135M at 262,144 tokens, with compute.recompute=attention."""
+    (row,) = (row for _, row in rows("recipes.csv") if (row["study"], row["recipe"]) == ("length", recipe))
+    measured = [float(stage.split(", ")[1].split()[0]) for stage in row["stages"].split("; ")]
+    longer = ["model.seq_len=262144", "run.batch_tokens=262144", "compute.recompute=attention"]
+    config = compose_config([*SMOL, *longer, *more], 1, 80 * 10**9)
+    found = [predict(config, stage, H100).seconds for stage in stages_of(config).values()]
+    assert found == pytest.approx(measured, rel=0.15)
+
+
 def test_a_step_is_the_sum_of_its_parts_or_the_time_of_the_host():
     config = compose_config(["model=lighthouse_530m", "compute.recompute=none"])
     for stage in stages_of(config).values():

@@ -131,6 +131,11 @@ def test_export_and_open_take_the_average_and_so_does_a_new_run(trainer, tmp_pat
     assert all(torch.equal(weight, weights[name]) for name, weight in last)
     for kind, tensors in (("average", want), ("last", weights)):
         interop.export(path, tmp_path / kind, weights=kind)
+        card = (tmp_path / kind / "README.md").read_text()
+        record, other = run.progress.stages[-1], {"last": "average", "average": "last"}[kind]
+        losses = {"last": f"{record.val_loss:.4f}", "average": f"{record.average_val_loss:.4f}"}
+        assert losses[kind] in card and losses[other] not in card
+        assert (f"moving average of those of training (optim.ema={EMA})" in card) is (kind == "average")
         found = load_file(tmp_path / kind / "model.safetensors")
         assert torch.equal(found["model.norm.weight"], tensors["norm.weight"])
     source = checkpoint.complete(run.dir.checkpoints)[-1]

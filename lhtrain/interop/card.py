@@ -23,6 +23,7 @@ def card(
     n_parameters: int,
     dtype: str,
     notes: list[str],
+    average: bool = False,
 ) -> str:
     """Return the model card as Markdown, without paths of the machine that trained the model.
 
@@ -33,9 +34,10 @@ def card(
         n_parameters: number of weights.
         dtype: data type of the exported weights.
         notes: warnings of the export.
+        average: whether the weights are the moving average, whose validation losses the card then has.
     """
     progress, config = state["progress"], state["config"]
-    ran, imported = stages(state), state.get("imported")
+    ran, imported = stages(state, average), state.get("imported")
     name = _on_one_line(model.name)
     parts = [
         _header(imported),
@@ -47,7 +49,7 @@ def card(
         f"## Training\n\n{_data(config, imported is not None)}\n\n" + _table(*_stage_rows(ran)),
         f"Total: {sum(stage.tokens for stage in ran):,} tokens in {progress['step']:,} steps. Losses are in "
         "nats per token. The training loss is the mean over the last logged steps of a stage; the validation "
-        "loss is the last one of the stage.",
+        f"loss is the last one of the stage{', that of the moving average' if average else ''}.",
     ]
     return "\n\n".join(parts) + "\n"
 

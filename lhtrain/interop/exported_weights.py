@@ -27,13 +27,14 @@ class ExportedWeights:
 
     def __init__(self, path: Path, config: ModelConfig, dtype: torch.dtype, kind: str = "last") -> None:
         prefix = prefix_of(kind)
-        if prefix == AVERAGE:
+        self.is_average = prefix == AVERAGE
+        if self.is_average:
             check_average(path, checkpoint.opened(path).tensors, f"weights={kind}")
         self.path, self.dtype = path, dtype
         with torch.device("meta"):
             shapes = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
             tensors = {f"{prefix}{name}": torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
-        checkpoint.check(path, tensors, optional=[OWN_SCORER], partial=prefix == AVERAGE)
+        checkpoint.check(path, tensors, optional=[OWN_SCORER], partial=self.is_average)
         self._own_names = {published_name(name): f"{prefix}{name}" for name in shapes}
         self._empty = {published_name(name.removeprefix(prefix)): one for name, one in tensors.items()}
         self.n_parameters = sum(tensor.numel() for tensor in tensors.values())

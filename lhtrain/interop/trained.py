@@ -16,13 +16,14 @@ class Trained:
     steps: int
     tokens: int
     loss: float | None  # mean training loss of its last logged steps
-    val_loss: float | None
+    val_loss: float | None  # of the weights, or of their moving average
 
 
-def stages(state: dict[str, Any]) -> list[Trained]:
+def stages(state: dict[str, Any], average: bool = False) -> list[Trained]:
     """Return the stages that did at least one step before the checkpoint, in order.
 
-    If no stage did a step, the last stage is returned. Imported weights have no stages.
+    average: with the validation losses of the moving average of the weights. If no stage did a
+    step, the last stage is returned. Imported weights have no stages.
     """
     out = []
     for record in state["progress"]["stages"]:
@@ -37,7 +38,7 @@ def stages(state: dict[str, Any]) -> list[Trained]:
                 steps=record.get("steps", 0),
                 tokens=record.get("tokens", 0),
                 loss=None if None in losses else sum(losses) / len(losses),
-                val_loss=record.get("val_loss"),
+                val_loss=record.get("average_val_loss" if average else "val_loss"),
             )
         )
     return [stage for stage in out if stage.steps] or out[-1:]

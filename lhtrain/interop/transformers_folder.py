@@ -113,6 +113,10 @@ def _write_weights(staging: Path, weights: ExportedWeights, shard: str | int) ->
     return spoilt
 
 
+def _decay(state: State) -> str:
+    return f"optim.ema={state['config']['optim'].get('ema')}"
+
+
 def _description(
     path: Path,
     state: State,
@@ -124,7 +128,9 @@ def _description(
 ) -> tuple[str, dict[str, bytes], list[str]]:
     """Return what the folder has in few words, its files besides the weights, and notes for its users."""
     imported = state.get("imported")
+    average = weights.is_average
     notes = [*_warnings(state, spoilt), *its_tokenizer.notes]
+    notes += [f"the weights are the moving average of those of training ({_decay(state)})"] if average else []
     config = config_json(model, dtype, its_tokenizer.eos, its_tokenizer.bos, longest(state), imported)
     length = config["max_position_embeddings"]
     of_generation = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
@@ -136,7 +142,8 @@ def _description(
         carried, more = carried_files(imported, path, its_tokenizer.source, length)
         files, notes = files | carried, notes + more
     notes += readers_that_differ(config)
-    files["README.md"] = card(state, model, its_tokenizer, weights.n_parameters, dtype, notes).encode()
+    its_card = card(state, model, its_tokenizer, weights.n_parameters, dtype, notes, average)
+    files["README.md"] = its_card.encode()
     return f"{config['architectures'][0]}, {weights.n_parameters:,} parameters, {dtype}", files, notes
 
 

@@ -37,6 +37,10 @@ from lhtrain.distributed.muon import takes
 from lhtrain.model.moments import form_of
 from lhtrain.stage import Stage
 
+# A layer with own queries copies queries, outputs and gradients between two layouts, forward and backward: as
+# so many tensors of queries at memory speed.
+OWN_QUERIES = (25.0, 45.0)
+
 # Tensors that the elementwise kernels of a block read or write, by their width: the model's, that of queries
 # and keys, the SwiGLU's. In `lighthouse_530m` 52 of the model's width, as counted in scripts/bench/NOTES.md.
 FORWARD = (10.5, 2.5, 4.0)
@@ -170,6 +174,8 @@ def _lighthouse(model: ModelConfig, stage: Stage, number: int) -> tuple[float, f
     q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
     kept = stage.n_attended / stage.seq_len
     forward, backward = (q + kv) + (1 + kept) * (q + 2 * kv), (1 + kept) * (q + 2 * kv)
+    if stage.own_queries:  # copies of queries, outputs and gradients into another layout and back
+        forward, backward = forward + OWN_QUERIES[0] * q, backward + OWN_QUERIES[1] * q
     if stage.window or stage.strictly_causal:
         return forward + (2 + kept) * q, backward + (q + 2 * kv) + (4 + kept) * q
     return forward + (1 + kept) * q, backward + (1 + kept) * q

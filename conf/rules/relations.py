@@ -123,6 +123,12 @@ RELATIONS = (
         ),
     ),
     Relation(
+        ("lighthouse.queries", "stages.NAME.queries", "lighthouse.window", "stages.NAME.window", *TILES),
+        "with queries=own, window must be at least two tiles, 2 * seq_len * tile / budget tokens, and "
+        "strictly_causal must be false",
+        ("lighthouse.queries=own",),
+    ),
+    Relation(
         (
             "lighthouse.queries",
             "stages.NAME.queries",

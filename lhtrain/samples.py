@@ -90,7 +90,7 @@ class LoopSamples:
     def write(self, stage: Stage) -> list[dict[str, Any]]:
         """Return a row of samples.jsonl for each prompt. A collective."""
         attend, kind, rows = FULL_ATTENTION, "full", []
-        if stage.strictly_causal:
+        if stage.decodes:
             attend, kind = ATTENTIONS[stage.attention].of(stage, self.backend), "strict"
         with self._one_token_at_a_time(stage, attend):
             for prompt in self.config.prompts:

@@ -75,6 +75,11 @@ class Stage:
         )
 
     @property
+    def decodes(self) -> bool:
+        """Whether its Lighthouse layers can write one token at a time: nothing depends on later tokens."""
+        return self.strictly_causal or self.own_queries
+
+    @property
     def n_sequences(self) -> int:
         """Sequences per optimizer step, over all ranks."""
         return self.batch_tokens // self.seq_len

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lhtrain.attention.dense import DenseAttention, dense_attention
 from lhtrain.attention.lighthouse import LighthouseAttention, gather_keys
+from lhtrain.attention.own_queries import rows_seen
 from lhtrain.attention.sliding import SlidingAttention, attend_near, sliding_attention
 from lhtrain.attention.strict import Ranges, attend, coarsest_queries, exact_ranges, far_ranges, merge
 from lhtrain.attention.where import Attend, Where
@@ -118,30 +119,25 @@ class SlidingCache:
 
 
 @dataclass
-class StrictCache:
-    """The strictly causal layer: keys of the open tile and of the W tokens before it, rows of closed tiles.
+class RowsCache:
+    """The rows of closed tiles, selected when the last token of a tile comes, and the tokens to select from.
 
-    A tile is selected when its last token comes; the far part is computed when a coarsest window ends, once
-    in p^(L-1) tokens. The memory for tokens does not grow; rows are about a fifth of all tokens or fewer.
+    The memory for tokens does not grow; rows are about a fifth of all tokens or fewer.
 
-    Raises ValueError: a layer that is not strictly causal, or a scorer whose scores need more than a token.
+    Raises ValueError: a scorer whose scores need more than a token.
     """
 
     layer: LighthouseAttention
     seq_len: int  # for which the layer was trained: with the budget it sets the length of a tile
     capacity: int = 0  # tokens for whose rows memory is allocated
     n_seen: int = 0
-    far: tuple[Tensor, Tensor] | None = None  # of the last coarsest query: out (B, 1, H, D), lse (B, 1, H)
     q: Kept = field(init=False)  # of the open tile
-    k: Kept = field(init=False)  # of the W tokens before the open tile, and of the open tile
+    k: Kept = field(init=False)  # of the open tile, and of tokens before it
     v: Kept = field(init=False)
     rows_k: Kept = field(init=False)  # of the closed tiles, one after the other
     rows_v: Kept = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.layer.strictly_causal:
-            rule = "only strictly causal layers and full attention give one token at a time"
-            raise ValueError(f"strictly_causal=False: {rule}")
         self.pyramid = self.layer.pyramid(self.seq_len)
         self.scorer = self.layer.scorer_in(None)
         if not is_token_local(self.scorer):
@@ -153,23 +149,6 @@ class StrictCache:
         exact = min(self.layer.window + tile, self.capacity)
         self.q, self.k, self.v = Kept(min(tile, self.capacity)), Kept(exact), Kept(exact)
         self.rows_k, self.rows_v = (Kept(self.capacity // tile * self.rows_per_tile) for _ in range(2))
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        """q (B, T, H, D), k, v (B, T, G, D) of the next T tokens -> (B, T, H, D)."""
-        n_new, tile = q.shape[1], self.pyramid.tile_tokens
-        queries = self.q.add(q)  # from the first token of the open tile on
-        before = self.k.size  # tokens before the new ones among the keys
-        keys, values = self.k.add(k), self.v.add(v)
-        kernels = self._close_tiles(queries, keys, values, n_new)
-        exact, lse = self._attend_exactly(q, keys, values, before, kernels)
-        far, far_lse = self._attend_far(queries, n_new, kernels)
-        self.n_seen += n_new
-        if self.n_seen // tile > (self.n_seen - n_new) // tile:
-            n_open = self.n_seen % tile
-            self.q.keep_last(n_open)
-            for kept in (self.k, self.v):
-                kept.keep_last(min(n_open + self.layer.window, kept.size))
-        return merge(exact, lse, far, far_lse)
 
     def _close_tiles(self, queries: Tensor, keys: Tensor, values: Tensor, n_new: int) -> bool:
         """Select the rows of the tiles that the new tokens close; return whether kernels ran."""
@@ -191,6 +170,68 @@ class StrictCache:
         self.rows_k.add(rows_k)
         self.rows_v.add(rows_v)
         return kernels
+
+    def _forget(self, n_new: int) -> None:
+        """Count the new tokens; if they closed a tile, keep the open one and the W tokens before it."""
+        self.n_seen += n_new
+        tile = self.pyramid.tile_tokens
+        if self.n_seen // tile > (self.n_seen - n_new) // tile:
+            n_open = self.n_seen % tile
+            self.q.keep_last(n_open)
+            for kept in (self.k, self.v):
+                kept.keep_last(min(n_open + self.layer.window, kept.size))
+
+
+class OwnQueriesCache(RowsCache):
+    """The layer with own queries: the last W tokens exactly, and rows of closed tiles with each query."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """q (B, T, H, D), k, v (B, T, G, D) of the next T tokens -> (B, T, H, D)."""
+        n_new, window = q.shape[1], self.layer.window
+        queries, before = self.q.add(q), self.k.size
+        keys, values = self.k.add(k), self.v.add(v)
+        kernels = self._close_tiles(queries, keys, values, n_new)
+        positions = torch.arange(self.n_seen, self.n_seen + n_new, device=q.device)
+        first = self.n_seen - before  # the position of the first key
+        seen = Ranges((positions - (window - 1)).clamp(min=0).int() - first, (positions + 1).int() - first)
+        near, lse = attend(q, keys, values, seen, kernels)
+        far, far_lse = _nothing(q)
+        if self.rows_k.size:
+            of_rows = rows_seen(self.pyramid, positions)
+            far, far_lse = attend(q, self.rows_k.seen, self.rows_v.seen, of_rows, kernels)
+            far_lse = far_lse.transpose(1, 2)
+        self._forget(n_new)
+        return merge(near, lse.transpose(1, 2), far, far_lse)
+
+
+@dataclass
+class StrictCache(RowsCache):
+    """The strictly causal layer: keys of the open tile and of the W tokens before it, rows of closed tiles.
+
+    The far part is computed when a coarsest window ends, once in p^(L-1) tokens.
+
+    Raises ValueError: a layer that is not strictly causal, or a scorer whose scores need more than a token.
+    """
+
+    far: tuple[Tensor, Tensor] | None = None  # of the last coarsest query: out (B, 1, H, D), lse (B, 1, H)
+
+    def __post_init__(self) -> None:
+        if not self.layer.strictly_causal:
+            rule = "only strictly causal layers and full attention give one token at a time"
+            raise ValueError(f"strictly_causal=False: {rule}")
+        super().__post_init__()
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
+        """q (B, T, H, D), k, v (B, T, G, D) of the next T tokens -> (B, T, H, D)."""
+        n_new = q.shape[1]
+        queries = self.q.add(q)  # from the first token of the open tile on
+        before = self.k.size  # tokens before the new ones among the keys
+        keys, values = self.k.add(k), self.v.add(v)
+        kernels = self._close_tiles(queries, keys, values, n_new)
+        exact, lse = self._attend_exactly(q, keys, values, before, kernels)
+        far, far_lse = self._attend_far(queries, n_new, kernels)
+        self._forget(n_new)
+        return merge(exact, lse, far, far_lse)
 
     def _attend_exactly(
         self, q: Tensor, keys: Tensor, values: Tensor, before: int, kernels: bool
@@ -238,7 +279,10 @@ class StrictCache:
         return out, lse.transpose(1, 2)
 
 
-def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> FullCache | SlidingCache | StrictCache:
+Cache = FullCache | SlidingCache | StrictCache | OwnQueriesCache
+
+
+def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> Cache:
     """Return an empty cache for a layer that attends with `attend`.
 
     seq_len: the sequence length of training. capacity: tokens to allocate memory for; more may come.
@@ -249,6 +293,8 @@ def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> FullCache | Sli
         return FullCache(capacity)
     if isinstance(attend, SlidingAttention):
         return SlidingCache(attend.window, capacity)
+    if isinstance(attend, LighthouseAttention) and attend.own_queries:
+        return OwnQueriesCache(attend, seq_len, capacity)
     if isinstance(attend, LighthouseAttention):
         return StrictCache(attend, seq_len, capacity)
     raise ValueError(f"attention={type(attend).__name__}: there is no cache to decode with")

@@ -68,8 +68,10 @@ def own_query_attention(
         return own_queries(q, k, v, row_of_entry, *sizes, window_kernel_for(q), *kept_apart)[0]
     rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (k, v))
     if documents is not None:
+        positions = torch.arange(q.shape[1], device=q.device)
         places = coarsest_rows(inverse(indices, pyramid), pyramid)
-        far, far_lse = attend_ranges(q, rows_k, rows_v, *rows_seen(pyramid, q.device, places, documents))
+        seen = rows_seen(pyramid, positions, places, documents.starts)
+        far, far_lse = attend_ranges(q, rows_k, rows_v, *seen)
         attend = naive_documents if q.is_cuda else attend_documents
         near, lse = attend(q, k, v, documents.bounds, window)
     else:
@@ -80,21 +82,21 @@ def own_query_attention(
 
 
 def rows_seen(
-    pyramid: Pyramid, device: torch.device, coarsest: Tensor | None = None, documents: Documents | None = None
+    pyramid: Pyramid, positions: Tensor, coarsest: Tensor | None = None, starts: Tensor | None = None
 ) -> Ranges:
-    """The rows that each position attends to, lo[t] ... hi[t] - 1: (N,), or lo (B, G, N) with documents.
+    """The rows that each of `positions` (T,) attends to, lo[t] ... hi[t] - 1: hi (T,), lo (T,) or (B, G, T).
 
-    coarsest: (B, G, M), the rows of the coarsest entries, each of which ends the rows of its tokens.
+    coarsest: (B, G, M), the rows of the coarsest entries, each of which ends the rows of its tokens. starts:
+    (B, T), where the document of each position begins. Both None: no documents.
     """
     n_rows = pyramid.n_selected // pyramid.n_tiles
-    position = torch.arange(pyramid.seq_len, device=device)
-    tile, token = position // pyramid.tile_tokens, position % pyramid.tile_tokens
+    tile, token = positions // pyramid.tile_tokens, positions % pyramid.tile_tokens
     hi = torch.where(tile > 0, (tile - 1) * n_rows + token // tokens_per_row(pyramid) + 1, 0).int()
-    if documents is None or coarsest is None:
+    if coarsest is None or starts is None:
         return Ranges(torch.zeros_like(hi), hi)
     ends = (coarsest + 1).repeat_interleave(pyramid.coarsest_window, -1)
     before = torch.nn.functional.pad(ends, (1, 0))  # rows before a document that begins at a token
-    lo = before.gather(-1, documents.starts.long().unsqueeze(1).expand(-1, ends.shape[1], -1))
+    lo = before.gather(-1, starts.long().unsqueeze(1).expand(-1, ends.shape[1], -1))
     return Ranges(lo.int().contiguous(), hi)
 
 
@@ -162,7 +164,8 @@ def own_queries(
         far, far_lse = fold.back(*rows_forward(fold(q), fold.seen(rows_k), fold.seen(rows_v), kernel))
         near, lse = WINDOW_KERNELS[kernel].forward(q, k, v, window)
     else:
-        seen = rows_seen(pyramid, q.device, coarsest_rows(row_of_entry, pyramid), Documents(starts, bounds))
+        positions = torch.arange(q.shape[1], device=q.device)
+        seen = rows_seen(pyramid, positions, coarsest_rows(row_of_entry, pyramid), starts)
         far, far_lse = forward(q, rows_k, rows_v, *seen)
         near, lse = documents_forward(q, k, v, bounds, window, kernel)
     out = merge(near, lse.transpose(1, 2), far, far_lse.transpose(1, 2)).contiguous()
@@ -196,7 +199,8 @@ def own_queries_backward(
         of_rows = [torch.cat([x, torch.zeros_like(x[:, : fold.n_rows])], 1) for x in far[1:]]
         near = WINDOW_KERNELS[kernel].backward(grad, q, k, v, out, lse, window)
     else:
-        seen = rows_seen(pyramid, q.device, coarsest_rows(row_of_entry, pyramid), Documents(starts, bounds))
+        positions = torch.arange(q.shape[1], device=q.device)
+        seen = rows_seen(pyramid, positions, coarsest_rows(row_of_entry, pyramid), starts)
         far_q, *of_rows = backward(grad, None, q, rows_k, rows_v, *seen, out, lse)
         near = documents_backward(grad, None, q, k, v, bounds, out, lse, window, kernel)
     grad_q, grad_k, grad_v = (x.contiguous() for x in near)

@@ -53,13 +53,14 @@ def generate(arguments: Namespace) -> None:
 
 
 def _strict_stage(opened: Opened) -> Stage:
-    """Return the last strictly causal stage of a model. Raises UsageError: it has none."""
+    """Return the last stage whose Lighthouse layers are strictly causal. Raises UsageError: there is none."""
     for stage in reversed(opened.stages):
-        if stage.strictly_causal:
+        if stage.decodes:
             return stage
     kinds = (f"{stage.name} with {_kind(stage)}" for stage in opened.stages)
+    keys = "lighthouse.strictly_causal=true or lighthouse.queries=own"
     raise UsageError(
-        "attention=strict: needs a model with a stage that was trained with lighthouse.strictly_causal=true "
+        f"attention=strict: needs a model with a stage that was trained with {keys} "
         f"(its stages: {', '.join(kinds) or 'not recorded'}); attention=full works with every model"
     )
 
@@ -77,7 +78,7 @@ def _about_attention(opened: Opened, used: Stage | None) -> list[str]:
     last = opened.stages[-1] if opened.stages else None
     if last is None or used is not None or last.pyramid is None:
         return []
-    if last.strictly_causal:
+    if last.decodes:
         return [
             f"the last stage, {last.name}, used strictly causal Lighthouse Attention, and this is full "
             "attention; attention=strict generates with the layers that were trained"

@@ -123,7 +123,9 @@ class LoopTasks:
 
     def _cost(self, plan: Plan, stage: Stage) -> float:
         """Return the FLOPs of a measurement in `stage`."""
-        full = replace(stage, attention="dense", pyramid=None, window=0, strictly_causal=False)
+        full = replace(
+            stage, attention="dense", pyramid=None, window=0, own_queries=False, strictly_causal=False
+        )
         total = 0
         for length, count in plan.passes():
             for at in [full] + [stage_at(stage, length) or full] * (stage.attention != "dense"):

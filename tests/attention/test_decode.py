@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lhtrain.attention import LighthouseAttention, dense_attention
-from lhtrain.attention.decode import FullCache, Kept, StrictCache
+from lhtrain.attention.decode import FullCache, Kept, StrictCache, cache_of
 from tests.attention.test_strict import SIZES, TOKENS, N, draw, layer
 
 
@@ -38,6 +38,16 @@ def test_a_strictly_causal_layer(parts, window):
     cache = strict(window)
     torch.testing.assert_close(outputs(cache, tokens, parts), layer(*tokens, window))
     assert cache.k.size == min(window, N) and cache.q.size == 0  # all tiles are closed
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+@pytest.mark.parametrize("window", [2 * TOKENS, 150])
+def test_a_layer_with_own_queries(parts, window):
+    tokens = draw(heads=4, groups=2)
+    attend = LighthouseAttention(**SIZES, own_queries=True, window=window)
+    cache = cache_of(attend, N)
+    torch.testing.assert_close(outputs(cache, tokens, parts), attend(*tokens), rtol=1e-5, atol=1e-6)
+    assert cache.k.size == window and cache.q.size == 0  # all tiles are closed
 
 
 @pytest.mark.parametrize("groups", [4, 1])

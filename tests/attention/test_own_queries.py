@@ -113,7 +113,7 @@ def test_later_tokens_change_nothing(sizes, changed):
 def test_every_token_is_seen(sizes):
     """Values that only count tokens: a position sees all tokens up to its own, in rows or in the window."""
     pyramid = Pyramid(N, *(sizes[key] for key in ("levels", "pooling", "budget", "tile")))
-    seen = rows_seen(pyramid, torch.device("cpu")).hi
+    seen = rows_seen(pyramid, torch.arange(N)).hi
     tiles = torch.arange(N) // pyramid.tile_tokens
     whole = (tiles - 1).clamp(min=0) * (pyramid.n_selected // pyramid.n_tiles)
     assert (seen >= whole).all()  # all rows of the tiles that a window of two tiles may not reach

@@ -83,7 +83,7 @@ GENERATE = Command(
         Key(
             "attention",
             "full",
-            "full, or strict: that of the stage with lighthouse.strictly_causal=true",
+            "full, or strict: that of the stage with lighthouse.strictly_causal=true or queries=own",
             "full",
         ),
         Key("device", "auto", "cpu or cuda; auto: cuda if there is a GPU", "auto"),

@@ -10,7 +10,7 @@ from lhtrain import checkpoint
 from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.attention.where import Attend
 from lhtrain.build import add_scorers
-from lhtrain.conf.schema import LighthouseConfig, ModelConfig, StageConfig, StageDataConfig
+from lhtrain.conf.schema import LighthouseConfig, ModelConfig, Queries, StageConfig, StageDataConfig
 from lhtrain.data import DataError
 from lhtrain.data.tokenizers.base import Tokenizer
 from lhtrain.errors import RunError
@@ -166,6 +166,8 @@ def _stage_config(config: dict[str, Any], name: str, settings: dict[str, Any]) -
     for field in fields(StageConfig):  # that the version of the checkpoint did not have
         if field.name not in values and field.default is not MISSING:
             values[field.name] = _default(field.default, config)
+    if isinstance(values["queries"], str):  # saved as a name
+        values["queries"] = Queries(values["queries"])
     of_data = {field.name for field in fields(StageDataConfig)}
     data = {key: value for key, value in (values.pop("data", None) or {}).items() if key in of_data}
     return StageConfig(**values, data=StageDataConfig(**data))

@@ -106,3 +106,9 @@ def test_the_rotary_embedding_is_that_of_the_last_stage_that_ran(tmp_path):
     _, _, got = opened(tmp_path, done=done)
     assert (got.config.rope_theta, got.config.rope_scaling) == (5e6, scaling)
     assert (got.model.rope.theta, got.model.rope.scaling) == (5e6, scaling)
+
+
+def test_a_stage_with_own_queries_keeps_them(tmp_path):
+    own = LIGHTHOUSE | LAYER | {"tile": 4, "queries": "own", "window": 32}
+    got = opened(tmp_path, stages={}, done=[{"name": "a", "steps": 3, "settings": own}])[2]
+    assert got.stages[0].own_queries and got.attention(got.stages[0]).own_queries

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from contextlib import chdir
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 from lhtrain.commands.table import find
@@ -36,6 +37,7 @@ SMALL = [
 ]
 LARGE = ("data=stdlib", "data.tokenizer=gpt2")  # the logits of 50,257 tokens take most of a step's time
 TEXT = ["data=text", "data.path=books/"]
+SETTING = re.compile(r"[a-z][\w.]*=")
 NEWEST = re.compile(r"([\w./-]+/checkpoints)/step_\d{8}")
 SHELL = ("cat", "cp", "head", "ls", "mkdir", "python", "tail")  # run as they are
 NOT_RUN = ("cd", "git", "source", "tmux", "nohup")
@@ -177,8 +179,11 @@ class Reader:
             if word.startswith("--"):
                 assert f'"{word.partition("=")[0]}"' in source, f"{words[0]} has no option {word}"
         if words[0] == "scripts/bench/train.py":
-            settings = [word for word in words[1:] if re.match(r"[a-z][\w.]*=", word)]
-            self._check(settings)
+            pairs = list(pairwise(words))
+            variants = [word.split() for before, word in pairs if before == "--with"]
+            settings = [word for before, word in pairs if before != "--with" and SETTING.match(word)]
+            for variant in variants or [[]]:
+                self._check([*settings, *variant])
 
     def _shrunk(self, words: list[str]) -> list[str]:
         """The words of a command that trains, with the settings that make it small."""

@@ -141,7 +141,7 @@ class StepProfiler:
             trace.stop()
             path = self._write(trace)
             about["trace"] = path.name
-            about["operators"] = operators = most_expensive(trace.key_averages(), self.on_gpu)
+            about["operators"] = operators = most_expensive(trace, self.on_gpu)
             lines = [f"{steps}: {path}", *(_line(operator, self.device.type) for operator in operators)]
             if self.config.memory:
                 lines.append(self._memory(path))
@@ -179,13 +179,20 @@ class StepProfiler:
         return f"memory snapshot: {path}"
 
 
-def most_expensive(averages: Any, on_gpu: bool) -> list[dict[str, Any]]:
+def most_expensive(trace: Any, on_gpu: bool) -> list[dict[str, Any]]:
     """Return the operators that took most time themselves, without the operators that they call.
 
-    averages: result of torch.profiler's key_averages(). on_gpu: count time on the GPU, else on the CPU.
+    Functions of Python, which a trace with stacks also has, are left out.
+
+    trace: a profile of torch.profiler that has ended. on_gpu: count time on the GPU, else on the CPU.
     """
+    python = {event.key for event in trace.events() if getattr(event, "is_python_function", False)}
     of = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
-    operators = [average for average in averages if not average.is_user_annotation]
+    operators = [
+        average
+        for average in trace.key_averages()
+        if not average.is_user_annotation and average.key not in python
+    ]
     total = sum(getattr(operator, of) for operator in operators) or 1.0
     operators = sorted(operators, key=lambda operator: -getattr(operator, of))[:OPERATORS]
     return [

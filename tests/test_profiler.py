@@ -55,6 +55,15 @@ def test_the_trace_has_the_steps_asked_for_and_no_others(made, tmp_path):
     assert "no memory snapshot" in lines[-1]
 
 
+def test_with_stacks_only_operators_are_listed(made, tmp_path):
+    profiled = made(steps=[2, 2], stacks=True)
+    run(profiled, range(1, 3))
+    (path,) = tmp_path.iterdir()
+    assert b"python_function" in gzip.decompress(path.read_bytes())
+    names = [operator["name"] for operator in profiled.told[0][0]["operators"]]
+    assert "aten::mm" in names and all(name.startswith("aten::") for name in names)
+
+
 def test_without_steps_nothing_is_recorded_or_written(made, tmp_path, monkeypatch):
     monkeypatch.setattr(profiler, "record_function", None)
     monkeypatch.setattr(profiler, "profile", None)

@@ -2,7 +2,7 @@
 
 A small micro-batch has kernels that run for less time than the host needs to start them, so the GPU waits.
 A graph is recorded once and contains all kernels of the two passes; the host then starts it with one call.
-The kernels are the same, and so are the results, bit for bit.
+The kernels are the same, so two runs with and without graphs differ as little as two runs without.
 
 A graph reads and writes fixed memory. Before each replay the micro-batch is copied into the tensors with
 which the graph was recorded. For each form of micro-batches there are two graphs: one writes the gradients,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[2] / "scripts" / "bench"
 TINY = ["model.seq_len=512", "model.dim=32", "model.n_layers=2", "model.n_heads=2", "model.ffn_dim=64"]
 TINY += ["run.batch_tokens=512", "run.device=cpu", "lighthouse.levels=2", "lighthouse.budget=128"]

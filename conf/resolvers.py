@@ -10,6 +10,7 @@ def register() -> None:
     for resolver in (
         div,
         budget,
+        exact_window,
         fit_rope,
         tokenizer_vocab,
         prepared_tokenizer,
@@ -28,6 +29,11 @@ def div(number: int, by: int) -> int:
 def budget(given: int | None, seq_len: int) -> int:
     """Return the budget k: as given, or seq_len / 64 rounded up to a multiple of 128, as in the paper."""
     return given if given is not None else round_up(-(-seq_len // 64), 128)
+
+
+def exact_window(seq_len: int) -> int:
+    """Return the window of windowed Lighthouse stages: 2,048, as measured, or less for short sequences."""
+    return min(2048, max(seq_len, 0) // 8)  # so that it fits a chunk with parallel.cp=4
 
 
 def fit_rope(base: float, seq_len: int, *, _parent_: DictConfig, _root_: DictConfig) -> float:

@@ -243,13 +243,13 @@ class LighthouseConfig:
     # rows; 0: selected rows only, as published
     window: Annotated[int, at_least(0)] = 0
     # what attends to the selected rows; pooled: queries that are pooled as keys are, as published; own: the
-    # query of each position, which costs more and learns more; needs a window
+    # query of each position, which costs more and learns more; needs a window of at least two tiles
     queries: Queries = Queries.pooled
     # make no output depend on later tokens, not even through the choice of rows, so that the model can
     # generate text without a recovery stage; window then counts the tokens before the tile of each position
     strictly_causal: bool = False
     # number of entries that are expanded in each tile, half chosen by the scores of queries and half by those
-    # of keys; an even number; null: 128, or 16 if strictly_causal is true
+    # of keys; an even number; null: 128, or 16 if strictly_causal is true or queries is own
     tile: Annotated[int | None, at_least(2)] = None
     # always expand the first entry of each level, so that every position gets an output
     cover_prefix: bool = True

@@ -180,7 +180,8 @@ def full_attention(
     """
     compute, on_gpu = config.compute, world.device.type == "cuda"
     short = [stage for stage in stages.values() if stage.seq_len < FA4_FROM]
-    picked, _ = pick_dense(FA4_FROM, config.model.head_dim, dtype, world.device)  # if the host were no matter
+    # The kernel for sequences that are long enough to hide the time of the host.
+    picked, _ = pick_dense(FA4_FROM, config.model.head_dim, dtype, world.device)
     if picked == "fa4" and short and all(is_captured(stage, compute, world.size, on_gpu) for stage in short):
         return DenseAttention("fa4")
     return FULL_ATTENTION

@@ -11,6 +11,7 @@ from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.selection.naive import select_rows
 from lhtrain.kernels.windows.naive import gather_pooled
+from tests.attention.test_windowed import results
 
 N = 256
 SIZES = {"levels": 3, "pooling": 2, "budget": 32, "tile": 4}  # 8 tiles of 32 tokens, 24 rows each
@@ -47,15 +48,6 @@ def plainly(q, k, v, sizes, window, starts=None):
         weights = (torch.einsum("bhd,bshd->bhs", q[:, j], keys) * q.shape[-1] ** -0.5).softmax(-1)
         out.append(torch.einsum("bhs,bshd->bhd", weights, values))
     return torch.stack(out, 1)
-
-
-def results(attend, tensors):
-    """The output, and the gradients of q, k and v for one gradient of the output."""
-    leaves = [x.detach().clone().requires_grad_() for x in tensors]
-    out = attend(*leaves)
-    torch.manual_seed(7)
-    out.backward(torch.randn(out.shape, dtype=torch.float64).to(out))
-    return [out.detach(), *(x.grad for x in leaves)]
 
 
 @pytest.mark.parametrize("sizes", PYRAMIDS)
@@ -110,8 +102,7 @@ def test_later_tokens_change_nothing(sizes, changed):
 
 
 @pytest.mark.parametrize("sizes", PYRAMIDS)
-def test_every_token_is_seen(sizes):
-    """Values that only count tokens: a position sees all tokens up to its own, in rows or in the window."""
+def test_a_position_sees_all_rows_of_tiles_before_the_last_two_and_none_of_its_own(sizes):
     pyramid = Pyramid(N, *(sizes[key] for key in ("levels", "pooling", "budget", "tile")))
     seen = rows_seen(pyramid, torch.arange(N)).hi
     tiles = torch.arange(N) // pyramid.tile_tokens

@@ -102,11 +102,13 @@ class CudaGraph(Enum):
 class Recompute(Enum):
     """Which activations the backward pass recomputes instead of keeping them."""
 
-    auto = "auto"  # the first choice below whose estimated memory fits on the GPU
+    # the first choice below whose estimated memory fits on the GPU; attention only if it needs no more
+    # micro-batches than full
+    auto = "auto"
     none = "none"  # recompute nothing: fastest, most memory
     selective = "selective"  # keep matrix products and attention, recompute the cheap operations
     # keep the results of attention, recompute everything else; for long sequences, where attention takes most
-    # of the time. auto does not choose it
+    # of the time
     attention = "attention"
     full = "full"  # keep only the input of each block: slowest, least memory
 

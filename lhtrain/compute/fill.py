@@ -5,14 +5,17 @@ start. `batch_tokens` changes what the model learns, so `auto` is replaced only 
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 
 from lhtrain.compute.memory import estimate
+from lhtrain.compute.rates import H100
+from lhtrain.compute.step_time import step_time
 from lhtrain.conf.compose import check_overrides
 from lhtrain.conf.rules.batch import AUTO, auto_batch, data_ranks, number_or_auto
 from lhtrain.conf.rules.steps import stage_steps
 from lhtrain.conf.schema import Config, ModelConfig, Recompute, RunConfig, StageConfig
 from lhtrain.conf.sliding import sliding_layers
-from lhtrain.stage import Stage
+from lhtrain.stage import Stage, stages_of
 
 USABLE = 0.9  # usable fraction of GPU memory; the rest: CUDA, NCCL, fragmentation, error of the estimate
 CPU_TOKENS = 32_768  # most tokens of a micro-batch on a CPU, unless one sequence has more
@@ -20,6 +23,7 @@ CPU_TOKENS = 32_768  # most tokens of a micro-batch on a CPU, unless one sequenc
 CHOICES = (
     (Recompute.none, False),
     (Recompute.selective, False),
+    (Recompute.attention, False),
     (Recompute.full, False),
     (Recompute.full, True),
 )
@@ -61,7 +65,8 @@ def derive(config: Config, n_ranks: int | None = None, memory: int | None = None
     """Replace `auto` in the valid `config`, in place. Arguments as `filled`.
 
     Chooses the first of CHOICES that is estimated to fit the memory, with as few micro-batches as possible.
-    If none fits, chooses the one with the lowest estimated peak.
+    If none fits, chooses the one with the lowest estimated peak. Recomputation of all but attention is chosen
+    only if it is better than full recomputation (`_is_better`).
     """
     dp = data_ranks(config, n_ranks)
     parts: list[RunConfig | StageConfig] = [config.run, *config.stages.values()]
@@ -75,21 +80,78 @@ def derive(config: Config, n_ranks: int | None = None, memory: int | None = None
         if config.compute.recompute is Recompute.auto:
             config.compute.recompute = Recompute.none
         return
-    choices: tuple[tuple[Recompute, bool], ...] = CHOICES
     if config.compute.recompute is not Recompute.auto:
-        choices = ((config.compute.recompute, config.compute.offload),)
-    stages = list(config.stages.values())
-    found: list[tuple[bool, int, Recompute, bool, list[int]]] = []
-    for recompute, offload in choices:
-        config.compute.recompute, config.compute.offload = recompute, offload
-        best = [_fewest(config, stage, dp, n_ranks, memory) for stage in stages]
-        peak = max(peak for peak, _ in best)
-        found.append((peak > USABLE * memory, peak, recompute, offload, [count for _, count in best]))
-        if not found[-1][0]:
+        choices = [_with(config, config.compute.recompute, config.compute.offload, n_ranks, memory)]
+    else:
+        choices = _until_one_fits(config, n_ranks, memory)
+    _use(config, min(choices, key=lambda choice: (not choice.fits, choice.peak)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to recompute, with the micro-batches of each stage and the estimated peak in bytes."""
+
+    recompute: Recompute
+    offload: bool
+    grad_accum: list[int]
+    peak: int
+    fits: bool
+
+
+def _until_one_fits(config: Config, n_ranks: int | None, memory: int) -> list[Choice]:
+    """Return CHOICES, the last of them the first that fits, if one does."""
+    found = []
+    for recompute, offload in CHOICES:
+        found.append(_with(config, recompute, offload, n_ranks, memory))
+        if found[-1].fits and recompute is Recompute.attention:
+            full = _with(config, Recompute.full, False, n_ranks, memory)
+            if not _is_better(config, found[-1], full, n_ranks or _named_ranks(config)):
+                found[-1] = full
+        if found[-1].fits:
             break
-    _, _, config.compute.recompute, config.compute.offload, counts = min(found, key=lambda one: one[:2])
-    for stage, count in zip(stages, counts, strict=True):
+    return found
+
+
+def _with(config: Config, recompute: Recompute, offload: bool, n_ranks: int | None, memory: int) -> Choice:
+    """Return the choice with the fewest micro-batches of each stage that fit."""
+    other = deepcopy(config)
+    other.compute.recompute, other.compute.offload = recompute, offload
+    dp = data_ranks(config, n_ranks)
+    best = [_fewest(other, stage, dp, n_ranks, memory) for stage in other.stages.values()]
+    peak = max(peak for peak, _ in best)
+    return Choice(recompute, offload, [count for _, count in best], peak, peak <= USABLE * memory)
+
+
+def _use(config: Config, choice: Choice) -> None:
+    config.compute.recompute, config.compute.offload = choice.recompute, choice.offload
+    for stage, count in zip(config.stages.values(), choice.grad_accum, strict=True):
         stage.grad_accum = count
+
+
+def _is_better(config: Config, one: Choice, other: Choice, n_ranks: int) -> bool:
+    """Return whether `one` needs no more micro-batches than `other` in any stage, and takes less time.
+
+    The times are predicted for H100s; on other GPUs the order is the same.
+    """
+    if any(a > b for a, b in zip(one.grad_accum, other.grad_accum, strict=True)):
+        return False
+    return _seconds(config, one, n_ranks) < _seconds(config, other, n_ranks)
+
+
+def _named_ranks(config: Config) -> int:
+    """Return the number of ranks that `parallel` names, where dp_shard=-1 counts as 1."""
+    parallel = config.parallel
+    return parallel.dp_replicate * max(parallel.dp_shard, 1) * parallel.cp
+
+
+def _seconds(config: Config, choice: Choice, n_ranks: int) -> float:
+    """Return the predicted seconds of all steps of a run with `choice`."""
+    config = deepcopy(config)
+    _use(config, choice)
+    stages = stages_of(config).values()
+    counts = [stage.steps or 0 for stage in config.stages.values()]
+    times = (step_time(config, stage, H100, n_ranks).total for stage in stages)
+    return sum(n * time for n, time in zip(counts, times, strict=True))
 
 
 def counts(stage: StageConfig, dp: int) -> list[int]:

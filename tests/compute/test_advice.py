@@ -10,6 +10,7 @@ def test_each_choice_with_its_peak_and_whether_it_fits():
     by_choice = {line.split("  ")[1].strip(): line for line in lines[1:-1]}
     assert list(by_choice) == [
         "compute.recompute=selective",
+        "compute.recompute=attention",
         "compute.recompute=full",
         "compute.recompute=full compute.offload=true",
     ]
@@ -35,7 +36,7 @@ def test_a_suggestion_names_every_setting_that_it_changes():
     lines = advice(compose_config(settings), 40)
     choices = [line[2:].split(" lighthouse ")[0].split() for line in lines[1:-1]]
     assert choices[0] == ["run.grad_accum=2", "stages.recovery.grad_accum=4"]
-    assert len(choices) == 4 and all(c[-1] == "compute.recompute_every=1" for c in choices[1:])
+    assert len(choices) == 5 and all(c[-1] == "compute.recompute_every=1" for c in choices[1:])
     for choice, line in zip(choices, lines[1:], strict=False):
         estimate = advice(compose_config([*settings, *choice]), 40)[0].split(": ")[1].split(";")[0]
         assert estimate in line

@@ -5,10 +5,15 @@ import pickle
 import pytest
 from hydra import compose, initialize_config_module
 
-from lhtrain.compute.fill import filled
+from lhtrain.compute.fill import compose_config, filled
+from lhtrain.compute.memory import estimate
+from lhtrain.compute.rates import H100
+from lhtrain.compute.step_time import step_time
 from lhtrain.conf.compose import build
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.resolvers import budget
+from lhtrain.conf.schema import Recompute
+from lhtrain.stage import stages_of
 
 
 def config(*overrides):
@@ -103,3 +108,55 @@ def test_sliding_layers_follow_from_the_pattern_or_count_from_either_end():
 def test_the_dense_layers_of_a_stage_count_from_the_first_layer():
     made = config("model.dense_layers=[-1]", "stages.recovery.dense_layers=[-4,0]")
     assert [stage.dense_layers for stage in made.stages.values()] == [[3], [0]]
+
+
+SMOL = ["model.dim=576", "model.n_layers=30", "model.n_heads=9", "model.n_kv_heads=3", "model.ffn_dim=1536"]
+SMOL += ["model.vocab_size=49152", "model.tie_embeddings=true", "model.dense_layers=[]"]
+GPU = 80 * 10**9
+
+
+def chosen(model, seq_len, *more, n_ranks=1):
+    settings = [*model, f"model.seq_len={seq_len}", "stage=dense", *more]
+    compute = compose_config(settings, n_ranks, GPU).compute
+    return compute.recompute.value + (" and offload" if compute.offload else "")
+
+
+@pytest.mark.parametrize(
+    ("model", "by_length"),
+    [
+        (SMOL, {98_304: "none", 262_144: "attention", 524_288: "attention", 1_048_576: "full"}),
+        (
+            ["model=lighthouse_530m"],
+            {98_304: "selective", 262_144: "attention", 524_288: "full", 1_048_576: "full and offload"},
+        ),
+        (["model=gpt_1b"], {32_768: "none", 98_304: "attention", 262_144: "full"}),
+    ],
+)
+def test_recomputation_is_chosen_by_the_memory_that_a_sequence_needs(model, by_length):
+    assert {seq_len: chosen(model, seq_len) for seq_len in by_length} == by_length
+
+
+def test_ranks_that_share_the_weights_leave_room_for_the_results_of_attention():
+    assert chosen(["model=gpt_1b"], 262_144, n_ranks=8) == "attention"
+
+
+def micro_batches(recompute, *settings):
+    made = compose_config([*settings, f"compute.recompute={recompute}"], 1, GPU)
+    (stage,) = stages_of(made).values()
+    return stage.grad_accum, estimate(made, stage).total, step_time(made, stage, H100).total
+
+
+def test_attention_is_not_chosen_if_it_needs_more_micro_batches_than_full_recomputation():
+    """Two sequences of 458,752 tokens fit at once only if nothing but the inputs of the blocks is kept."""
+    settings = [*SMOL, "model.seq_len=458752", "run.batch_tokens=917504", "stage=dense"]
+    kept, full = (micro_batches(recompute, *settings) for recompute in ("attention", "full"))
+    assert (kept[0], full[0]) == (2, 1) and max(kept[1], full[1]) < 0.9 * GPU
+    assert compose_config(settings, 1, GPU).compute.recompute is Recompute.full
+
+
+def test_attention_is_not_chosen_if_it_is_not_predicted_to_be_faster(monkeypatch):
+    settings = [*SMOL, "model.seq_len=262144", "stage=dense"]
+    kept, full = (micro_batches(recompute, *settings) for recompute in ("attention", "full"))
+    assert kept[0] == full[0] == 1 and kept[2] < 0.85 * full[2]  # measured: 15.9 s with attention, about 20 s
+    monkeypatch.setattr("lhtrain.compute.fill._seconds", lambda config, choice, n_ranks: 1.0)
+    assert compose_config(settings, 1, GPU).compute.recompute is Recompute.full

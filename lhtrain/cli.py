@@ -9,7 +9,7 @@ import lhtrain
 from lhtrain.commands.help import help_of, overview
 from lhtrain.commands.table import COMMANDS, find, members
 from lhtrain.distributed.torchrun import record
-from lhtrain.errors import DISK_ERRORS, LOST_CONTACT, Ended, ExplainedError
+from lhtrain.errors import DISK_ERRORS, LOST_CONTACT, Ended, ExplainedError, of_interrupt
 from lhtrain.health import signals
 from lhtrain.process.streams import never_fail
 
@@ -23,8 +23,8 @@ def main(words: list[str] | None = None) -> None:
         fail(str(error), error.status)
     except Ended as end:
         fail(end.message, int(end.code or 0), end.of_all)
-    except KeyboardInterrupt:
-        fail("interrupted", status=130)
+    except KeyboardInterrupt as error:
+        fail(*of_interrupt(error))
     except BrokenPipeError:  # lhtrain … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
         sys.exit(1)
@@ -52,7 +52,9 @@ def _run(words: list[str]) -> int | None:
         return 0
     if command.trains:  # before the imports of training, which take seconds
         begin_training()
-    return command.run(rest)
+        return command.run(rest)
+    with signals.interrupting():
+        return command.run(rest)
 
 
 def begin_training() -> None:

@@ -1,6 +1,7 @@
 """Errors that end the program with one clear message instead of a stack trace."""
 
 import errno
+import signal
 
 LOST_CONTACT = "lost contact with another rank; look at the error of that rank"
 
@@ -40,6 +41,21 @@ class Ended(SystemExit):
     def __init__(self, message: str, status: int, of_all: bool | None = None):
         super().__init__(status)
         self.message, self.of_all = message, of_all
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal other than Ctrl-C ends a command that does not train. Code for Ctrl-C handles it, too."""
+
+    def __init__(self, received: signal.Signals):
+        super().__init__()
+        self.received = received
+
+
+def of_interrupt(error: KeyboardInterrupt) -> tuple[str, int]:
+    """Return the message and the exit status of a program that Ctrl-C or another signal ends."""
+    if isinstance(error, Stopped):
+        return f"stopped by {error.received.name}", 128 + error.received
+    return "interrupted", 128 + signal.SIGINT
 
 
 def reason(error: BaseException) -> str:

@@ -49,31 +49,39 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="number of ranks, 1 or 2")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     arguments = parser.parse_args()
-    draw = random.Random(arguments.seed)
-    steps = STEPS * arguments.kills
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="lhtrain-soak-") as name:
-        folder = Path(name)
-        (folder / "slow").mkdir()
-        (folder / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
-        start(folder, "alone", arguments.ranks, steps).wait()
-        interrupted: Counter[str] = Counter()
-        repeated = 0
-        for number in range(1, arguments.kills + 1):
-            what, cost = kill(folder, arguments.ranks, steps, draw)
-            interrupted[what] += 1
-            repeated += cost
-            print(f"kill {number:>3}: during {what}, {cost} steps to repeat", flush=True)
-        if newest(folder / "soaked") == steps:
-            sys.exit("the run ended before the last kill, so this test proves nothing")
-        start(folder, "soaked", arguments.ranks, steps).wait()
-        if rows(folder / "soaked") != rows(folder / "alone"):
-            sys.exit("the killed run differs from the run that was never killed")
-        kinds = Counter(row["kind"] for row in rows(folder / "alone"))
-        if arguments.kills >= 10 and not kinds["spike"]:
-            sys.exit("there was no loss spike, so spike rows were not tested")
-    print(
-        f"equal, bit for bit, after {arguments.kills} kills: {dict(interrupted)}; {repeated} steps repeated"
-    )
+        try:
+            soak(Path(name), arguments.kills, arguments.ranks, random.Random(arguments.seed))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        finally:
+            end_started()
+
+
+def soak(folder: Path, kills: int, ranks: int, draw: random.Random) -> None:
+    """Kill the run `kills` times and compare its rows. Raises SystemExit if they differ."""
+    steps = STEPS * kills
+    (folder / "slow").mkdir()
+    (folder / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
+    start(folder, "alone", ranks, steps).wait()
+    interrupted: Counter[str] = Counter()
+    repeated = 0
+    for number in range(1, kills + 1):
+        what, cost = kill(folder, ranks, steps, draw)
+        interrupted[what] += 1
+        repeated += cost
+        print(f"kill {number:>3}: during {what}, {cost} steps to repeat", flush=True)
+    if newest(folder / "soaked") == steps:
+        sys.exit("the run ended before the last kill, so this test proves nothing")
+    start(folder, "soaked", ranks, steps).wait()
+    if rows(folder / "soaked") != rows(folder / "alone"):
+        sys.exit("the killed run differs from the run that was never killed")
+    kinds = Counter(row["kind"] for row in rows(folder / "alone"))
+    if kills >= 10 and not kinds["spike"]:
+        sys.exit("there was no loss spike, so spike rows were not tested")
+    print(f"equal, bit for bit, after {kills} kills: {dict(interrupted)}; {repeated} steps repeated")
     print(f"rows compared: {dict(kinds)}")
 
 
@@ -136,6 +144,16 @@ def children(parent: int) -> list[int]:
         if parent_of == parent:
             found.append(int(path.parent.name))
     return found
+
+
+def end_started() -> None:
+    """Kill runs that this process has started and that are not over."""
+    for pid in children(os.getpid()):
+        for worker in children(pid):
+            end(worker)
+        end(pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def end(pid: int) -> None:

@@ -331,6 +331,7 @@ def _start_worker(
     _worker.update(recipe=recipe, counts=counts, tokenizer=tokenizer)
     if counts is not None:  # a worker process: Ctrl-C reaches it too, but the parent handles it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from lhtrain.distributed.ranks import find_ranks
 from lhtrain.errors import RunError, UsageError
+from lhtrain.health.signals import ending_at_once
 
 SETTINGS = "settings of the run; lhtrain help KEY explains one"
 SWEEP = "; lhtrain -m starts a sweep, lhtrain -m hydra/launcher=lhtrain_slurm starts its runs as jobs"
@@ -92,7 +93,8 @@ class Command:
             rule = f"runs in one process, but a launcher started {size}; start it without torchrun or srun"
             raise UsageError(f"{self.name}: {rule}")
         module, _, name = self.target.partition(":")
-        function: Callable[[Namespace], int | None] = getattr(importlib.import_module(module), name)
+        with ending_at_once(self.trains):
+            function: Callable[[Namespace], int | None] = getattr(importlib.import_module(module), name)
         return function(arguments)
 
     def options(self) -> list[str]:

@@ -18,12 +18,12 @@ from lhtrain.data.prepare import pipeline
 from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.store import verify as store
 from lhtrain.data.store.manifest import Manifest
-from lhtrain.errors import Ended, UsageError
+from lhtrain.errors import Ended, UsageError, of_interrupt
 from lhtrain.quote import setting
 
 
 def prepare(arguments: Namespace) -> None:
-    """Write the shards and print their folder. Raises ConfigError, DataError, and Ended after Ctrl-C."""
+    """Write the shards and print their folder. Raises ConfigError, DataError, and Ended after a signal."""
     config = data_config(with_folders(arguments.config_dir, arguments.settings))
     if config.prepare is Prepare.during:
         rule = "is for training; `lhtrain data prepare` tokenizes before it: leave the key out"
@@ -33,9 +33,10 @@ def prepare(arguments: Namespace) -> None:
     began = time.monotonic()
     try:
         manifest = pipeline.prepare(recipe, folder, config.workers)
-    except KeyboardInterrupt:
-        note = "stopped; the same command continues after the shards that are finished"
-        raise Ended(note, status=130) from None
+    except KeyboardInterrupt as error:
+        what, status = of_interrupt(error)
+        note = f"{what}; the same command continues after the shards that are finished"
+        raise Ended(note, status) from None
     seconds = time.monotonic() - began
     left_out = "".join(f", {count:,} skipped ({why})" for why, count in manifest.skipped.items())
     print(

@@ -12,7 +12,7 @@ from pathlib import Path
 from lhtrain.compute.device import compute_dtype, pick_device
 from lhtrain.conf.schema import Device, Precision
 from lhtrain.data import DataError
-from lhtrain.errors import Ended, RunError, UsageError
+from lhtrain.errors import Ended, RunError, UsageError, of_interrupt
 from lhtrain.model.generate import Sampler
 from lhtrain.opened import Opened, open_trained
 from lhtrain.samples import Generation, prompt_tokens
@@ -110,15 +110,16 @@ def _write(generation: Generation, what: str, shown: str) -> None:
     if live and shown:
         print(f"\033[2m{printable(shown)}\033[0m", end="", flush=True)
     times = [time.monotonic()]
-    stopped, written = False, ""
+    stopped: KeyboardInterrupt | None = None
+    written = ""
     try:
         for part in generation:
             times.append(time.monotonic())
             written = part or written
             # A control character must not change the state of the terminal.
             print(printable(part) if live else part, end="", flush=True)
-    except KeyboardInterrupt:
-        stopped = True
+    except KeyboardInterrupt as error:
+        stopped = error
     except ValueError as error:
         raise RunError(f"{what}: {error}") from error
     except DataError as error:
@@ -128,7 +129,8 @@ def _write(generation: Generation, what: str, shown: str) -> None:
             print(flush=True)  # what follows on stderr is a line of its own
     line = f"{what}: {_counts(generation, times)}"
     if stopped:
-        raise Ended(f"stopped; {line}", status=130)
+        reason, status = of_interrupt(stopped)
+        raise Ended(f"{reason}; {line}", status)
     print(line, file=sys.stderr)
 
 

@@ -1,12 +1,9 @@
 """`lhtrain data train-tokenizer`: a tokenizer.json from texts."""
 
 import os
-import signal
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from lhtrain.data.sources.paths import matching
 from lhtrain.data.sources.rows import is_rows
 from lhtrain.errors import RunError, UsageError
 from lhtrain.files import write_atomic
+from lhtrain.process.threads import in_background
 from lhtrain.quote import literal, override, setting
 from lhtrain.text import counted
 
@@ -33,8 +31,8 @@ def train(arguments: Namespace) -> None:
     out = _out(arguments.out)
     recipes = list(_recipes(arguments.FILE))
     began = time.monotonic()
-    with _ends_by_ctrl_c():
-        trained = train_tokenizer(recipes, vocab_size, max_bytes)
+    # On a thread, because no signal can interrupt `tokenizers`, which merges for minutes.
+    trained = in_background(lambda: train_tokenizer(recipes, vocab_size, max_bytes), "tokenizer").result()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, trained.content)
@@ -110,19 +108,3 @@ def _recipe(settings: list[str]) -> Recipe:
 
 def _is_setting(word: str) -> bool:
     return word.startswith(("data=", "data.")) and "=" in word and not os.path.lexists(word)
-
-
-@contextmanager
-def _ends_by_ctrl_c() -> Iterator[None]:
-    """End the process at once at Ctrl-C: `tokenizers` does not look at signals while it merges, for minutes.
-
-    Nothing is lost, because the file is written at the end.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

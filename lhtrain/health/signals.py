@@ -12,10 +12,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from lhtrain.distributed.ranks import under_torchrun
+from lhtrain.errors import Stopped, of_interrupt
 from lhtrain.process.stop import early, remember
 from lhtrain.process.threads import within
 
@@ -57,6 +59,64 @@ def watch() -> None:
     for number in stopping():
         signal.signal(number, on_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping())
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Within the block TERM and HUP raise Stopped, a KeyboardInterrupt: for commands that do not train.
+
+    They then remove files that are not complete and end with a message, as after Ctrl-C. A second signal ends
+    the process at once.
+    """
+
+    def interrupt(received: signal.Signals) -> None:
+        signal.signal(received, signal.SIG_DFL)
+        raise Stopped(received)
+
+    with _handling({signal.SIGTERM, *stopping()} - {signal.SIGUSR1}, interrupt):
+        yield
+
+
+@contextmanager
+def ending_at_once(trains: bool) -> Iterator[None]:
+    """Within the block Ctrl-C ends the process with a message, without an exception: for imports.
+
+    An exception is lost in libraries that import others from C++: torch does so with NumPy, and then either
+    aborts or continues with half of NumPy. trains: whether `watch` remembers the other signals; else they end
+    the process, too.
+    """
+
+    def end(received: signal.Signals) -> None:
+        message, status = of_interrupt(
+            KeyboardInterrupt() if received == signal.SIGINT else Stopped(received)
+        )
+        os.write(sys.stderr.fileno(), f"lhtrain: {message}\n".encode())
+        os._exit(status)
+
+    others = set() if trains else {signal.SIGTERM, *stopping()} - {signal.SIGUSR1}
+    with _handling({signal.SIGINT, *others}, end):
+        yield
+
+
+@contextmanager
+def _handling(numbers: set[signal.Signals], handle: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Call `handle` for these signals within the block, unless they are ignored, as under nohup."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    owner = os.getpid()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if not _end_if_forked(owner, number):
+            handle(signal.Signals(number))
+
+    kept = {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    before = {number: signal.signal(number, on_signal) for number in kept}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopSignal:

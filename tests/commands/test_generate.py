@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_what_was_written(run, generate, monkeypatch):
     monkeypatch.setattr(command, "Sampler", lambda *_: interrupted)
     status, text, notes = generate("prompt=a", "tokens=9")
     assert (status, text) == (130, "AAA")
-    assert notes.startswith("lhtrain: stopped; ") and "3 tokens written" in notes
+    assert notes.startswith("lhtrain: interrupted; ") and "3 tokens written" in notes
 
 
 def test_a_terminal_shows_the_prompt_and_no_control_characters(run, generate, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from lhtrain.errors import of_interrupt
 from lhtrain.health import signals
 from lhtrain.health.signals import StopSignal
 
@@ -147,6 +148,34 @@ with signals.StopSignal() as found:
     print(found.requested.name)
 """
 
+# A second signal ends a process that does not end at the first one.
+TWICE = """
+import os, signal
+from lhtrain.health import signals
+if child := os.fork():
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    with signals.interrupting():
+        for _ in range(2):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except KeyboardInterrupt:
+                pass
+"""
+
+# As NumPy in torch: an exception in an import is lost, and the program continues without the module.
+IMPORT = """
+import os, sys, signal
+from lhtrain.health import signals
+sys.stderr = sys.stdout
+with signals.ending_at_once(trains={trains}):
+    try:
+        os.kill(os.getpid(), signal.SIG{name})
+    except BaseException:
+        pass
+print("continues")
+"""
+
 # The handlers are installed before anything slow is imported.
 FIRST = """
 import sys
@@ -165,8 +194,31 @@ print(signal.getsignal(signal.SIGTERM).__module__, bool({"torch", "hydra"} & sys
         (FORKED, "-15 None"),
         (BLOCKED, "SIGTERM"),
         (FIRST, "lhtrain.health.signals False"),
+        (TWICE, "-15"),
+        (IMPORT.format(name="INT", trains=False), "lhtrain: interrupted"),
+        (IMPORT.format(name="TERM", trains=False), "lhtrain: stopped by SIGTERM"),
+        (IMPORT.format(name="INT", trains=True), "lhtrain: interrupted"),
     ],
 )
-def test_before_the_loop_and_in_forked_workers(program, expected):
+def test_before_the_loop_in_imports_and_in_forked_workers(program, expected):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_that_does_not_train_as_ctrl_c_does(number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as error, signals.interrupting():
+        take(number)
+    assert of_interrupt(error.value) == (f"stopped by {number.name}", 128 + number)
+    assert of_interrupt(KeyboardInterrupt()) == ("interrupted", 130)
+    assert signal.getsignal(number) is before
+
+
+def test_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.interrupting():
+            take(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,4 +1,4 @@
-"""What the processes know that tokenize a source during training."""
+"""The description of a source for the processes that tokenize it during training."""
 
 from dataclasses import dataclass
 from functools import lru_cache

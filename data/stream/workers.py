@@ -1,4 +1,4 @@
-"""Starts the processes that tokenize a source during training, and listens to them."""
+"""Starts the processes that tokenize a source during training, and reads the errors that they report."""
 
 import json
 import os
@@ -28,10 +28,14 @@ class Workers:
     def __init__(self, job: Job, count: int | None = None) -> None:
         self.job, self.count = job, count or _cores()
         self._processes: list[subprocess.Popen] = []
-        self._failed: dict[int, str] = {}  # unit -> reason
+        self._failed: dict[int, str] = {}  # unit -> why its last attempt failed
 
     def need(self, low: int, high: int) -> None:
-        """Let the units from index low to before high be written now, and others behind them later."""
+        """Let the units from index low to before high be written now, and others behind them later.
+
+        Units that failed are tried again.
+        """
+        self._failed.clear()
         if not self._processes:
             self._start()
         for process in self._processes:

@@ -40,6 +40,18 @@ def test_an_error_of_the_source_is_raised_where_the_unit_is_needed(source, tmp_p
     stream.close()
 
 
+def test_a_unit_that_failed_is_written_if_it_is_needed_again(source, tmp_path):
+    """A portion is opened ahead of its use: that may fail while the network is down."""
+    job = job_of(source, tmp_path / "shards")
+    stream, path = stream_of(job), source / f"{job.unit_at(3)}.jsonl"
+    path.rename(aside := source / "aside")
+    with pytest.raises(DataError, match="must be readable"):
+        stream.portion(2)
+    aside.rename(path)
+    assert stream.portion(2).stop == 4
+    stream.close()
+
+
 def test_a_process_that_is_killed_is_named(source, tmp_path):
     workers = Workers(job_of(source, tmp_path / "shards"), 1)
     workers.need(0, 0)

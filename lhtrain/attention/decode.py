@@ -294,6 +294,8 @@ def cache_of(attend: Attend, seq_len: int, capacity: int = 0) -> Cache:
     if isinstance(attend, SlidingAttention):
         return SlidingCache(attend.window, capacity)
     if isinstance(attend, LighthouseAttention) and attend.own_queries:
+        if attend.window >= seq_len:  # the layer is full attention, see `lighthouse_attention`
+            return FullCache(capacity)
         return OwnQueriesCache(attend, seq_len, capacity)
     if isinstance(attend, LighthouseAttention):
         return StrictCache(attend, seq_len, capacity)

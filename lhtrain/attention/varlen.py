@@ -192,6 +192,7 @@ def _cpu_backward(
     bounds: Bounds, causal: bool, window: int | None, longest: int = 0,
 ) -> Gradients:  # fmt: skip
     grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
+    lse = lse.to(torch.promote_types(q.dtype, torch.float32))  # the kernels take float64 with float64
     for queries, keys in _segments(bounds):
         tensors = q[None, queries], k[None, keys], v[None, keys], out[None, queries]
         of_out, of_lse = grad[None, queries], None if grad_lse is None else grad_lse[None, :, queries]

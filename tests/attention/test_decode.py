@@ -41,13 +41,21 @@ def test_a_strictly_causal_layer(parts, window):
 
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
-@pytest.mark.parametrize("window", [2 * TOKENS, 150])
+@pytest.mark.parametrize("window", [2 * TOKENS, 150, N - 1])
 def test_a_layer_with_own_queries(parts, window):
     tokens = draw(heads=4, groups=2)
     attend = LighthouseAttention(**SIZES, own_queries=True, window=window)
     cache = cache_of(attend, N)
     torch.testing.assert_close(outputs(cache, tokens, parts), attend(*tokens), rtol=1e-5, atol=1e-6)
     assert cache.k.size == window and cache.q.size == 0  # all tiles are closed
+
+
+@pytest.mark.parametrize("window", [N, 2 * N])
+def test_own_queries_with_a_window_of_the_sequence_are_full_attention(window):
+    tokens = draw(heads=4, groups=2)
+    attend = LighthouseAttention(**SIZES, own_queries=True, window=window)
+    for parts in PARTS.values():
+        torch.testing.assert_close(outputs(cache_of(attend, N), tokens, parts), attend(*tokens))
 
 
 @pytest.mark.parametrize("groups", [4, 1])

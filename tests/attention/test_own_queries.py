@@ -10,6 +10,7 @@ from lhtrain.attention.where import Where
 from lhtrain.kernels.pyramid import Pyramid
 from lhtrain.kernels.scores.naive import max_pooled
 from lhtrain.kernels.selection.naive import select_rows
+from lhtrain.kernels.selection.precedence import last_document_only, with_precedence
 from lhtrain.kernels.windows.naive import gather_pooled
 from tests.attention.test_windowed import results
 
@@ -30,22 +31,35 @@ def layer(q, k, v, sizes=SIZES, window=128, **changes):
 
 
 def plainly(q, k, v, sizes, window, starts=None):
-    """Each position by itself: the exponentials of both parts, divided once."""
+    """Each position by itself: the exponentials of both parts, divided once.
+
+    starts: (B, N), where the document of each position begins.
+    """
     pyramid = Pyramid(N, *(sizes[key] for key in ("levels", "pooling", "budget", "tile")))
     qk, kq = (x.float().norm(dim=-1).transpose(1, 2) for x in (q, k))
-    qk = qk.unflatten(1, (k.shape[2], -1)).amax(2)
-    indices, _ = select_rows(max_pooled(qk, pyramid), max_pooled(kq, pyramid), pyramid, len(q))
+    qk, kq = (max_pooled(x, pyramid) for x in (qk.unflatten(1, (k.shape[2], -1)).amax(2), kq))
+    if starts is not None:
+        qk, kq = with_precedence(qk, kq, last_document_only(starts, pyramid, first=True))
+    indices, _ = select_rows(qk, kq, pyramid, len(q))
+    starts = torch.zeros(len(q), N) if starts is None else starts
+    levels = range(pyramid.levels)
+    firsts = torch.cat([torch.arange(pyramid.size(level)) * pyramid.pooling**level for level in levels])
     rows_k, rows_v = (gather_pooled(x, indices, pyramid) for x in (k, v))
     group = torch.arange(q.shape[2], device=q.device) // (q.shape[2] // k.shape[2])
     rows_per_tile, t = indices.shape[-1] // pyramid.n_tiles, pyramid.tile_tokens
     share = -(-t // rows_per_tile)  # tokens a row, rounded up
+    begins = firsts[indices.cpu()].to(q.device).transpose(1, 2)[:, :, group]  # of rows, (B, S, H)
     out = []
     for j in range(N):
         seen = max((j // t - 1) * rows_per_tile + j % t // share + 1, 0) if j >= t else 0
         first = max(j - window + 1, 0)
+        start = starts[:, j, None, None].to(q.device)
+        tokens = torch.arange(first, j + 1, device=q.device)[:, None].expand(-1, q.shape[2])
+        hidden = torch.cat([tokens.expand(len(q), -1, -1) < start, begins[:, :seen] < start], 1)
         keys = torch.cat([k[:, first : j + 1], rows_k[:, :seen]], 1)[:, :, group]
         values = torch.cat([v[:, first : j + 1], rows_v[:, :seen]], 1)[:, :, group]
-        weights = (torch.einsum("bhd,bshd->bhs", q[:, j], keys) * q.shape[-1] ** -0.5).softmax(-1)
+        scores = torch.einsum("bhd,bshd->bhs", q[:, j], keys) * q.shape[-1] ** -0.5
+        weights = scores.masked_fill(hidden.transpose(1, 2), -torch.inf).softmax(-1)
         out.append(torch.einsum("bhs,bshd->bhd", weights, values))
     return torch.stack(out, 1)
 
@@ -58,6 +72,19 @@ def test_it_is_its_definition(sizes, window):
     wanted = results(lambda *x: plainly(*x, sizes, window), tensors)
     for one, other in zip(found, wanted, strict=True):
         # The logsumexps are float32.
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", PYRAMIDS)
+@pytest.mark.parametrize("begins", [[[0, 4, 8, 100, 128, 200, 252], [0, 60]], [range(0, N, 4), [0]]])
+def test_documents_of_any_length_are_its_definition(sizes, begins):
+    """Documents shorter than the window and than a tile, and some that begin or end where a tile does."""
+    documents = documents_of(begins, N, N // 4)
+    documents = type(documents)(*(x.to(DEVICE) for x in documents))
+    tensors = draw(dtype=torch.float64)
+    found = results(lambda *x: layer(*x, sizes, documents=documents, backend="reference"), tensors)
+    wanted = results(lambda *x: plainly(*x, sizes, 128, documents.starts), tensors)
+    for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 

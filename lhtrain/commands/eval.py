@@ -3,8 +3,9 @@
 import os
 import time
 from argparse import Namespace
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +26,8 @@ from lhtrain.runs.run_dir import RunDir
 from lhtrain.text import to_json
 from lhtrain.weights import prefix_of
 
+Chosen = TypeVar("Chosen", bound=Enum)
+
 LISTS = {"tasks": "[recall,passkey]", "lengths": "[4096,32768]", "depths": "[0.1,0.9]"}
 
 
@@ -34,16 +37,10 @@ def evaluate(arguments: Namespace) -> None:
     if arguments.attention not in (known := ("both", *ATTENTIONS)):
         raise UsageError(f"attention={arguments.attention}: must be one of {', '.join(known)}")
     prefix_of(arguments.weights)  # raises
-    at_once = arguments.batch_tokens
-    if not (at_once.isdecimal() and int(at_once) > 0):
-        raise UsageError(f"batch_tokens={at_once}: must be a whole number, at least 1")
-    choices = {"device": Device, "precision": Precision}
-    chosen: dict[str, Any] = {}
-    for name, kind in choices.items():
-        if getattr(arguments, name) not in kind.__members__:
-            names = ", ".join(kind.__members__)
-            raise UsageError(f"{name}={getattr(arguments, name)}: must be one of {names}")
-        chosen[name] = kind[getattr(arguments, name)]
+    batch_tokens = arguments.batch_tokens
+    if not (batch_tokens.isdecimal() and int(batch_tokens) > 0):
+        raise UsageError(f"batch_tokens={batch_tokens}: must be a whole number, at least 1")
+    device, precision = _member(arguments, "device", Device), _member(arguments, "precision", Precision)
     source = Path(arguments.SOURCE)
     out = None if arguments.out is None else place_of(arguments.out)
 
@@ -58,12 +55,12 @@ def evaluate(arguments: Namespace) -> None:
             result, path = evaluate_trained(
                 source,
                 config,
-                device=chosen["device"],
-                precision=chosen["precision"],
+                device=device,
+                precision=precision,
                 attention=arguments.attention,
                 stage=arguments.stage,
                 weights=arguments.weights,
-                batch_tokens=int(at_once),
+                batch_tokens=int(batch_tokens),
                 say=lambda text: print(text, flush=True),
                 opened_at=lambda path: check_place(out or beside(source, path)),
             )
@@ -79,6 +76,14 @@ def evaluate(arguments: Namespace) -> None:
         measure()
     else:
         explained(measure, Config, same=(UsageError, ConfigError))
+
+
+def _member(arguments: Namespace, name: str, kind: type[Chosen]) -> Chosen:
+    """Return the member of `kind` that an argument names. Raises UsageError: there is none."""
+    given = getattr(arguments, name)
+    if given not in kind.__members__:
+        raise UsageError(f"{name}={given}: must be one of {', '.join(kind.__members__)}")
+    return kind[given]
 
 
 def place_of(given: str) -> Path:

@@ -3,6 +3,7 @@
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
@@ -14,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lhtrain.commands.failure import explained, refuse_together
 from lhtrain.commands.resume import continues
-from lhtrain.conf.compose import build, checked, with_folders
+from lhtrain.conf.compose import Checked, build, checked, with_folders
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.schema import Resume
 from lhtrain.conf.typed.overrides import spelled
@@ -102,7 +103,7 @@ def _flags(arguments: Namespace) -> list[str]:
 def _checked(
     arguments: Namespace, settings: list[str], ranks: Ranks
 ) -> tuple[list[str], Path | None, list[Path]]:
-    """Check the settings of all runs that they start.
+    """Check the settings of all runs that they start, and choose the directories of the runs.
 
     Returns the settings to pass to Hydra; the folder that was created for a run without run.dir=, if any; and
     the directories of the runs of a sweep that this rank starts.
@@ -110,51 +111,63 @@ def _checked(
     """
     is_sweep, starts = arguments.multirun or "hydra.mode=MULTIRUN" in settings, arguments.cfg is None
     sweep = sweep_of(settings) if is_sweep else Sweep(spelled(settings), [settings], [])
-    problems: list[Problem] = []
-    runs = []
-    for job in sweep.jobs:
-        try:
-            runs.append(checked(job, arguments.config_name or "config", ranks.size, here=starts))
-        except ConfigError as error:
-            problems += error.problems
-    if starts and runs and runs[0].is_dated and runs[0].config.resume is not Resume.never:
-        rule = "needs run.dir=DIR: without it each start uses a new folder, which has nothing to resume"
-        problems.append(Problem("resume", runs[0].config.resume.name, rule))
-    for run_dir in [Path(run.config.run.dir) for run in runs] if starts else []:
-        if problem := unwritable(run_dir):
-            problems.append(Problem("run.dir", run_dir, problem))
-    if not problems and runs[0].config.resume is Resume.never:
-        for folder in filter(holds_run, sweep.dirs if starts else []):
-            rule = f"a run of this sweep would write to {folder}, which already contains a run: continue it"
-            problems.append(
-                Problem(
-                    "run.dir", runs[0].config.run.dir, f"{rule} with resume=auto, or choose another folder"
-                )
-            )
-    if others := [run for run in runs if run.brought != runs[0].brought]:
-        rule = f"brings other settings than {runs[0].config.init_from}, with which the sweep begins; start a "
-        problems.append(Problem("init_from", others[0].config.init_from, f"{rule}sweep for each of them"))
-    if problems:
-        raise ConfigError(problems)
-    settings = [*runs[0].brought, *sweep.overrides]
-    config = runs[0].config
-    is_new, earlier = config.resume is Resume.never, None
+    first = _valid_runs(sweep, arguments.config_name or "config", ranks.size, starts)[0]
+    settings = [*first.brought, *sweep.overrides]
+    is_new, earlier = first.config.resume is Resume.never, None
     if starts and not is_sweep:
-        earlier = earlier_run(Path(config.run.dir), is_new, runs[0].is_dated)
+        earlier = earlier_run(Path(first.config.run.dir), is_new, first.is_dated)
     if earlier is not None and is_new:
         settings = [*settings, "resume=auto"]  # torchrun has restarted the ranks of this run
     if ranks.rank > 0:  # all ranks use the directory of rank 0; Hydra must not create another
         return [*settings, "hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=."], None, []
     settings = [*settings, *sweep.subdir]
     dirs = sweep.dirs if starts else []
-    if not starts or not runs[0].is_dated or (is_sweep and not sweep.dirs):
+    if not starts or not first.is_dated or (is_sweep and not sweep.dirs):
         return settings, None, dirs
     if earlier is not None:
         return [*settings, f"run.dir={override(str(earlier))}"], None, dirs
     # Two runs that start in the same second would have the same folder.
     suffix = "_sweep" if is_sweep else ""
-    folder = sweep.dirs[0].parent if is_sweep else Path(runs[0].config.run.dir)
+    folder = sweep.dirs[0].parent if is_sweep else Path(first.config.run.dir)
     name = claim(folder.with_name(folder.name.removesuffix(suffix)), suffix)
     folder = Path(f"{name}{suffix}")
     settings = [*settings, f"run.dir={override(str(name))}"]
     return settings, folder, [folder / one.name for one in dirs]
+
+
+def _valid_runs(sweep: Sweep, config_name: str, n_ranks: int, starts: bool) -> list[Checked]:
+    """Return the configurations of all runs. starts: whether they are to start, not only to be printed.
+
+    Raises ConfigError with the problems of all runs.
+    """
+    problems: list[Problem] = []
+    runs = []
+    for job in sweep.jobs:
+        try:
+            runs.append(checked(job, config_name, n_ranks, here=starts))
+        except ConfigError as error:
+            problems += error.problems
+    if starts:
+        problems += _directory_problems(runs)
+    if starts and not problems and runs[0].config.resume is Resume.never:
+        for folder in filter(holds_run, sweep.dirs):
+            rule = f"a run of this sweep would write to {folder}, which already contains a run"
+            remedy = "continue it with resume=auto, or choose another folder"
+            problems.append(Problem("run.dir", runs[0].config.run.dir, f"{rule}: {remedy}"))
+    if others := [run for run in runs if run.brought != runs[0].brought]:
+        rule = f"brings other settings than {runs[0].config.init_from}, with which the sweep begins"
+        remedy = "start a sweep for each of them"
+        problems.append(Problem("init_from", others[0].config.init_from, f"{rule}; {remedy}"))
+    if problems:
+        raise ConfigError(problems)
+    return runs
+
+
+def _directory_problems(runs: list[Checked]) -> Iterator[Problem]:
+    """Yield problems of the directories of runs that are to start."""
+    if runs and runs[0].is_dated and runs[0].config.resume is not Resume.never:
+        rule = "needs run.dir=DIR: without it each start uses a new folder, which has nothing to resume"
+        yield Problem("resume", runs[0].config.resume.name, rule)
+    for run in runs:
+        if problem := unwritable(Path(run.config.run.dir)):
+            yield Problem("run.dir", run.config.run.dir, problem)

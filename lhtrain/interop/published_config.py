@@ -65,41 +65,21 @@ def model_of(config: dict[str, Any], family: Family, where: Path, name: str) -> 
     )
     if "sliding_window" in config and config["sliding_window"] is None:
         known["sliding_window"] = None
-    problems = [
-        f"{key}={config[key]}: {why}"
-        for key, (allowed, why) in ALLOWED.items()
-        if key in config and config[key] not in allowed
-    ]
-    sizes = ("max_position_embeddings", *SIZES, *(key for key in OPTIONAL_SIZES if key in known))
-    problems += [
-        f"{key}={known.get(key)}: must be a whole number above 0"
-        for key in sizes
-        if not _is_size(known.get(key))
-    ]
-    problems += [
-        f"{key}={known.get(key)}: must be a number"
-        for key in NUMBERS
-        if type(known.get(key)) not in (int, float)
-    ]
-    rope: tuple[float, Any] = 1.0, None
-    head_dim, heads, sliding = 0, 0, list[int]()
-    if not problems:
-        heads = known["num_attention_heads"]
-        head_dim = known.get("head_dim", known["hidden_size"] // heads)
-        try:
-            sliding = _sliding_layers(known, family)
-            rope = read_rope(known, known["max_position_embeddings"])
-        except (TypeError, ValueError) as error:
-            problems.append(str(error))
-    if problems:
+    if problems := _wrong_values(config, known):
         raise RunError(f"{where}: {'; '.join(problems)}")
+    heads = known["num_attention_heads"]
+    try:
+        sliding = _sliding_layers(known, family)
+        rope_theta, rope_scaling = read_rope(known, known["max_position_embeddings"])
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{where}: {error}") from error
     return ModelConfig(
         name=name,
         seq_len=known["max_position_embeddings"],
         n_kv_heads=known.get("num_key_value_heads", heads),
-        head_dim=head_dim,
-        rope_theta=rope[0],
-        rope_scaling=rope[1],
+        head_dim=known.get("head_dim", known["hidden_size"] // heads),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
         norm_eps=float(known["rms_norm_eps"]),
         tie_embeddings=bool(known["tie_word_embeddings"]),
         sliding_window=known["sliding_window"] if sliding else None,
@@ -109,6 +89,28 @@ def model_of(config: dict[str, Any], family: Family, where: Path, name: str) -> 
         qk_norm=family.qk_norm,
         **{ours: known[theirs] for theirs, ours in SIZES.items()},
     )
+
+
+def _wrong_values(config: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Return a text for each value that no decoder of lhtrain has. known: `config` with defaults."""
+    sizes = ("max_position_embeddings", *SIZES, *(key for key in OPTIONAL_SIZES if key in known))
+    return [
+        *(
+            f"{key}={config[key]}: {why}"
+            for key, (allowed, why) in ALLOWED.items()
+            if key in config and config[key] not in allowed
+        ),
+        *(
+            f"{key}={known.get(key)}: must be a whole number above 0"
+            for key in sizes
+            if not _is_size(known.get(key))
+        ),
+        *(
+            f"{key}={known.get(key)}: must be a number"
+            for key in NUMBERS
+            if type(known.get(key)) not in (int, float)
+        ),
+    ]
 
 
 def _is_size(value: Any) -> bool:

@@ -173,21 +173,35 @@ def start_from(
     state = checkpoint.read_state(path, world, contents=False)
     now = as_container(config)["model"]
     with checkpoint.as_written(path):
-        saved, data = dict(state["config"]["model"]), state["data"]
-        step, position = state["progress"]["step"], state["progress"]["position"]
+        saved, step = dict(state["config"]["model"]), state["progress"]["step"]
     if changed := differing_settings(saved, now, LAYOUT):
         raise RunError(
             f"init_from={path}: its weights have another layout of heads (saved -> now): "
             f"{', '.join(changed)}; use the saved values"
         )
     whole = _takes_all(path, config.init)
-    wanted = {name: tensor for name, tensor in tensors.items() if whole or name.startswith("model.")}
-    there = set(checkpoint.opened(path).tensors)
+    _load_from(path, state, tensors, config, whole, world)
+    what = "average of the weights" if config.init is Init.average else "weights"
+    note = f"{what} {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(path, tensors)
+    if changed := differing_settings(saved, now, TRAINED_FOR):
+        note += ", which were trained with other settings; those of this run count (saved -> now): "
+        note += ", ".join(changed)
+    if not whole:
+        return Progress(), f"{note}; the optimizer state is new, and the data are read from their start"
+    progress, of_data = _continued_data(path, state, config, corpus)
+    return progress, f"{note}; {of_data}"
+
+
+def _load_from(
+    path: Path, state: dict[str, Any], tensors: Tensors, config: Config, whole: bool, world: World
+) -> None:
+    """Load the weights of another run, and its optimizer state if `whole`. Raises as `start_from`."""
+    wanted = {name: tensor for name, tensor in tensors.items() if whole or name.startswith(MODEL)}
     if whole:
         _check_optimizer(path, state, config, tensors, "use these settings, or init=weights")
     of_average = config.init is Init.average
     if of_average:
-        check_average(path, there, "init=average")
+        check_average(path, checkpoint.opened(path).tensors, "init=average")
         wanted = {f"{AVERAGE}{name.removeprefix(MODEL)}": tensor for name, tensor in wanted.items()}
     optional = [OWN_SCORER, f"{AVERAGE}updates", *_never_trained(path, state, wanted)]
     optional += [] if of_average else [AVERAGE]
@@ -195,28 +209,27 @@ def start_from(
         checkpoint.load(path, wanted, optional, partial=of_average)
     except Damaged as error:
         raise with_remedy(path, error.found, world) from error
-    what = "average of the weights" if of_average else "weights"
-    note = f"{what} {'and optimizer ' if whole else ''}of {path}, step {step}" + _scorers(there, tensors)
-    if changed := differing_settings(saved, now, TRAINED_FOR):
-        note += ", which were trained with other settings; those of this run count (saved -> now): "
-        note += ", ".join(changed)
-    if not whole:
-        return Progress(), f"{note}; the optimizer state is new, and the data are read from their start"
-    if data != corpus.fingerprint:
-        return Progress(), f"{note}; the data differ and are read from their start"
-    note += f"; data continue at token {position:,}"
+
+
+def _continued_data(
+    path: Path, state: dict[str, Any], config: Config, corpus: Corpus
+) -> tuple[Progress, str]:
+    """Return the progress of a new run that continues the data of another run, and a note on the data."""
     with checkpoint.as_written(path):
-        order = _order(state["config"])
+        data, position = state["data"], state["progress"]["position"]
+    if data != corpus.fingerprint:
+        return Progress(), "the data differ and are read from their start"
+    note = f"data continue at token {position:,}"
+    with checkpoint.as_written(path):
+        order, streams = _order(state["config"]), state["progress"].get("streams", {})
     if order != _order(as_container(config)):
-        note += ", in another order (run.seed, sequence lengths, long_fraction, data.buckets, documents or "
-        note += "packing differ)"
-        note += ", so some are read again"
-        return Progress(position=position, streams=state["progress"].get("streams", {})), note
+        keys = "run.seed, sequence lengths, long_fraction, data.buckets, documents or packing"
+        note += f", in another order ({keys} differ), so some are read again"
+        return Progress(position=position, streams=streams), note
     with checkpoint.as_written(path):
         part = DataPart(**state["progress"].get("data", {}))
         if part != DataPart():  # stages with data of their own have read some of the data, too
             part = DataPart(begin=position, read=state["blocks_read"])
-        streams = state["progress"].get("streams", {})
     return Progress(position=position, data=part, streams=streams), note
 
 
@@ -276,11 +289,11 @@ def _optimizer_state(names: Iterable[str]) -> dict[str, set[str]]:
     return out
 
 
-def _scorers(there: set[str], tensors: Tensors) -> str:
+def _scorers(path: Path, tensors: Tensors) -> str:
     """Return a note on weights of scorers that only the checkpoint or only this run has."""
     ours, theirs = (
-        {name for name in names if name.startswith("model.") and OWN_SCORER in name}
-        for names in (tensors, there)
+        {name for name in names if name.startswith(MODEL) and OWN_SCORER in name}
+        for names in (tensors, checkpoint.opened(path).tensors)
     )
     note = f"; without {counted(len(theirs - ours), 'tensor')} of scorers" if theirs - ours else ""
     return note + (f"; with {counted(len(ours - theirs), 'new tensor')} of scorers" if ours - theirs else "")

@@ -110,6 +110,19 @@ STUDIES = {
         ),
         "windowed, 6 dense layers, recovery 10 %": Recipe("windowed_hybrid", "lighthouse"),
         "ladder, windowed, recovery 10 %": Recipe("ladder_windowed", "lighthouse"),
+        "window alone, W = 2,048, recovery 30 %": Recipe(
+            "window_alone",
+            "dense",
+            settings=(ALONE, "stages.long.options.window=2048", "stages.long.fraction=0.7"),
+        ),
+        "windowed, W = 2,048, recovery 3 %": Recipe("windowed_3", "lighthouse", settings=window(2048)),
+        "windowed, W = 2,048, no recovery": Recipe("windowed_0", "lighthouse", settings=window(2048)),
+        "strictly causal, W = 2,048, its own attention": Recipe(
+            "strict", "lighthouse", own=True, settings=window(2048)
+        ),
+        "own queries, W = 2,048, k = 1,536, its own attention": Recipe(
+            "windowed_0", "lighthouse", own=True, settings=own_queries(2048, 1536, 16)
+        ),
         "own queries, W = 2,048, k = 1,536, recovery 10 %": Recipe(
             "windowed_10", "lighthouse", settings=own_queries(2048, 1536, 16)
         ),
@@ -146,6 +159,11 @@ STUDIES = {
         "own queries, W = 8,192, k = 2,048, recovery 10 %": Recipe(
             "windowed_10", "lighthouse", settings=own_queries(8192, 2048, 8)
         ),
+        "short, own queries, W = 8,192, k = 2,048, recovery 10 %": Recipe(
+            "short_windowed",
+            "lighthouse",
+            settings=("stages.short.seq_len=8192", "stages.long.fraction=0.5", *own_queries(8192, 2048, 8)),
+        ),
         "windowed, W = 8,192, recovery 30 %": Recipe("windowed_30", "lighthouse", settings=window(8192)),
         "windowed, W = 2,048, recovery 10 %": Recipe("windowed_10", "lighthouse", settings=window(2048)),
         "short, windowed, W = 8,192, recovery 20 %": Recipe(
@@ -155,6 +173,14 @@ STUDIES = {
     "scratch": {
         "curriculum": Recipe("scratch_curriculum", "dense"),
         "short, windowed, recovery 10 %": Recipe("scratch_windowed", "lighthouse"),
+        "short, windowed, recovery 20 %": Recipe(
+            "scratch_windowed", "lighthouse", settings=("stages.long.fraction=0.3",)
+        ),
+        "short of 2,048, windowed, recovery 20 %": Recipe(
+            "scratch_windowed",
+            "lighthouse",
+            settings=("stages.short.seq_len=2048", "stages.short.fraction=0.4"),
+        ),
         "full attention": Recipe("full", "dense"),
         "short, own queries, recovery 10 %": Recipe(
             "scratch_windowed", "lighthouse", settings=own_queries(2048, 512, 16)

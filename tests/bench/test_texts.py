@@ -31,11 +31,22 @@ def script(monkeypatch):
 
 def test_pairs_are_repeated_and_the_rest_of_the_text_stays(script):
     text = "".join(f"{number:06d} " for number in range(30_000))
-    hidden = script("pairs").with_pairs(text, ["value", "order"], random.Random(0))
+    pairs = script("pairs")
+    inserted = pairs.pairs_of(text, ["value", "order"], random.Random(0), every=600, repeats=2)
+    hidden = pairs.with_inserted(text, inserted)
     assert SENTENCE.sub("", hidden) == text
     found = [match.groups() for match in SENTENCE.finditer(hidden)]
     counts = [found.count(pair) for pair in set(found)]
     assert len(counts) > 50 and max(counts) <= 3 and counts.count(3) > len(counts) / 2
+
+
+def test_quotes_repeat_earlier_passages_and_are_the_wanted_share(script):
+    text = "".join(f"{number:06d} " for number in range(100_000))
+    pairs = script("pairs")
+    inserted = pairs.quotes_of(text, random.Random(0), share=0.25)
+    assert all(passage in text[:place] for place, passage in inserted)
+    # Some lie behind the end of the text.
+    assert 0.21 < 1 - len(text) / len(pairs.with_inserted(text, inserted)) < 0.26
 
 
 def test_keys_are_words_of_the_texts_that_the_evaluation_does_not_ask_for(script):

@@ -28,6 +28,7 @@ STALLED = 75  # the exit status: EX_TEMPFAIL, "try again"
 BEAT = 5.0  # seconds between two checks
 REPORT_LIMIT = 10.0  # most seconds for each part of the report, before the process ends
 MARGIN = 120.0  # seconds that a collective waits longer than the watchdog, which needs time for its report
+ENDED = "ended"  # the phase in the file of a rank whose run has ended, although its process may live on
 SILENT = 4  # number of beats without a new file after which a rank counts as stopped
 
 
@@ -110,19 +111,21 @@ class Watchdog:
                 self._end(activity, lived)
 
     def _write(self) -> None:
-        """Write the phase of this rank to its file at every beat. Runs on a thread of its own."""
+        """Write the phase of this rank to its file at every beat and at the end. Runs on its own thread."""
         ranks = self.folder / "ranks"
         if self.rank == 0 and self.attempt:
             _tidy(ranks, self.attempt)
+        over = False
         while True:
-            activity = self._activity
+            activity = self._now(ENDED) if over else self._activity
             try:  # a full disk must not stop the watchdog
                 ranks.mkdir(parents=True, exist_ok=True)
                 write_atomic(ranks / f"{self.rank}.json", json.dumps(asdict(activity)), durable=False)
             except OSError:
                 pass
-            if self._over.wait(self.beat):
+            if over:
                 return
+            over = self._over.wait(self.beat)
 
     def _end(self, activity: Activity, lived: float) -> None:
         """Report the phase and the stack traces, then end the process, even if nothing can be written."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lhtrain.files import read_regular
+from lhtrain.health.hang import ENDED
 from lhtrain.progress import Losses
 from lhtrain.runs.metrics_file import Row
 from lhtrain.runs.run_dir import RunDir
@@ -102,9 +103,10 @@ def running(path: Path, patience: float = SIGN) -> str | None:
         try:
             doing = json.loads(read_regular(file))
             host, pid, at = str(doing["host"]), int(doing["pid"]), file.stat().st_mtime
+            over = doing.get("phase") == ENDED  # the process may live on, in the next run of a sweep
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # being written, or damaged
-        if host == here and not _lives(pid, at):
+        if over or (host == here and not _lives(pid, at)):
             continue
         if newest is None or at > newest[1]:
             newest = (host, at)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lhtrain.conf.schema import WatchdogConfig
+from lhtrain.health.hang import Watchdog
 from lhtrain.slurm.folder import Attempts, SlurmFolder
 from lhtrain.slurm.queue import Queued
 from lhtrain.slurm.status import find_runs, status_of, statuses, table
@@ -115,10 +117,10 @@ def process():
     started.communicate()
 
 
-def beat(run, pid, host=None, age=0.0):
+def beat(run, pid, host=None, age=0.0, **more):
     (run / "ranks").mkdir(exist_ok=True)
     file = run / "ranks" / "0.json"
-    file.write_text(json.dumps({"rank": 0, "pid": pid, "host": host or platform.node()}))
+    file.write_text(json.dumps({"rank": 0, "pid": pid, "host": host or platform.node()} | more))
     now = time.time()
     os.utime(file, (now - age, now - age))
 
@@ -144,6 +146,16 @@ def test_a_process_that_is_gone_or_another_is_not_the_run(tmp_path, process):
     beat(run, process.pid)
     assert status_of(run, None).state == "not running"
     beat(run, os.getpid(), age=7 * 86400)  # this process has its number now
+    assert status_of(run, None).state == "not running"
+
+
+def test_a_run_that_has_ended_is_not_running_although_its_process_is(tmp_path, process):
+    """So it is in a sweep, whose next run has the same process."""
+    run = make_run(tmp_path / "a", step=3, job="")
+    beat(run, process.pid, phase="step")
+    assert status_of(run, None).state == f"running on {platform.node()}"
+    with Watchdog(WatchdogConfig(), run, rank=0, beat=0.01):
+        assert status_of(run, None).state == f"running on {platform.node()}"
     assert status_of(run, None).state == "not running"
 
 

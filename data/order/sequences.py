@@ -13,14 +13,17 @@ with its next block (`SequenceOrder.starting`), so that no block is read twice w
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from functools import partial
 
 import numpy as np
 
 from lhtrain.data.errors import DataError
 from lhtrain.data.order.buckets import in_buckets
+from lhtrain.data.order.contents import held, most_documents, pieces_of, share_of_pairs
+from lhtrain.data.order.long_fraction import with_long_fraction
 from lhtrain.data.order.mix import Mix
 from lhtrain.data.order.pack import SPREAD, Packing, pack
-from lhtrain.data.order.part import MOST_REPEATS, Part
+from lhtrain.data.order.part import Part
 from lhtrain.data.order.pool import Pool, StreamPool
 from lhtrain.data.prepare.split import Split
 from lhtrain.data.store.tokens import ESCAPE
@@ -38,6 +41,8 @@ def source_of(pool: str) -> str:
 
 # Key of a source -> its number, from which its shuffles follow, its split and its packing.
 Packed = dict[str, tuple[int, Split, Packing]]
+
+Settings = tuple[list[int], int, int, str]  # arguments of `pack` behind the documents
 
 
 class SequenceOrder:
@@ -84,57 +89,45 @@ class SequenceOrder:
         buckets: Sequence[int] = (),
         bucket_weights: Sequence[float] = (),
     ) -> None:
-        self.begin, self.key, packed = 0, key, {} if packed is None else packed
         lengths = [seq_lens] if isinstance(seq_lens, int) else list(seq_lens)
-        self.block_len, self.seed, self.alignment, self.packing = max(lengths), seed, alignment, packing
-        if alignment is not None and (alignment < 1 or self.block_len % alignment):
-            rule = f"must be at least 1 and divide the longest sequence length, {self.block_len}"
-            raise ValueError(f"alignment={alignment}: {rule}")
-        for length in lengths:
-            if length < 1 or self.block_len % length:
-                rule = f"must be at least 1 and divide the longest, {self.block_len}"
-                raise ValueError(f"seq_len={length}: {rule}")
-        parts = [Part(source)] if isinstance(source, Split) else list(source)
+        _check_lengths(lengths, alignment)
+        self.block_len, self.lengths = max(lengths), sorted(set(lengths))
+        self.begin, self.key, self.seed = 0, key, seed
+        self.alignment, self.packing = alignment, packing
+        self.notes: list[str] = []
+        parts = _with_keys([Part(source)] if isinstance(source, Split) else list(source))
         for part in parts:
             _check_size(part.split, self.block_len, key)
-        self.notes: list[str] = []
-        self._pools: list[Pool] = []
-        parts = _with_keys(parts)
         if buckets:
             parts, self.notes = in_buckets(parts, buckets, bucket_weights, self.block_len, key)
+        packed = {} if packed is None else packed
+        self._pools: list[Pool] = []
         for part in parts:
-            if part.key not in packed:
-                split = part.split
-                blocks = pack(split.starts, split.lengths, lengths, seed, alignment or 1, packing)
-                packed[part.key] = len(packed), split, blocks
-            if part.stream is None:
-                self._pools += _pools(part, packed, seed, long_fraction, by_kind)
-            else:
-                self._pools.append(self._streamed(part, packed, sorted(set(lengths))))
+            self._pools += self._pools_of(part, packed, long_fraction, by_kind)
         if long_fraction is not None:
-            allowed = _allowed_fraction(self._pools, long_fraction)
-            if allowed != long_fraction:
-                self.notes.append(_reduced(self._pools, long_fraction, allowed, key))
-            self._pools = _reweighted(self._pools, allowed, self.block_len, key)
+            self._pools, notes = with_long_fraction(self._pools, long_fraction, self.block_len, key)
+            self.notes += notes
         self._read = [0] * len(self._pools)  # blocks of each pool that are read before `begin`
-        try:
-            self._mix = Mix([pool.weight for pool in self._pools])
-        except ValueError as error:
-            lightest = min(self._pools, key=lambda pool: pool.weight)
-            other = f"{key}.bucket_weights" if buckets else f"{key}.long_fraction"
-            setting = f"{key}.mix.{lightest.name}.weight" if lightest.name else other
-            raise DataError(f"{setting}: {error}; leave the source out or give it a larger weight") from error
+        self._mix = _mix_of(self._pools, key, f"{key}.bucket_weights" if buckets else f"{key}.long_fraction")
 
-    def _streamed(self, part: Part, packed: Packed, lengths: list[int]) -> StreamPool:
+    def _pools_of(self, part: Part, packed: Packed, long_fraction: float | None, by_kind: bool) -> list[Pool]:
+        """Return the pools of a source; packs its documents unless `packed` has them."""
+        if part.key not in packed:
+            packed[part.key] = len(packed), part.split, _packed(self._settings, part.split)
+        if part.stream is not None:
+            return [self._streamed(part, packed)]
+        return _pools(part, packed, self.seed, long_fraction, by_kind)
+
+    @property
+    def _settings(self) -> Settings:
+        """Everything besides the documents that decides their packing."""
+        return self.lengths, self.seed, self.alignment or 1, self.packing
+
+    def _streamed(self, part: Part, packed: Packed) -> StreamPool:
         """Return the pool of a source that is tokenized during training."""
         number, split, packing = packed[part.key]
-        settings = lengths, self.seed, self.alignment or 1, self.packing
-
-        def pack_split(split: Split) -> Packing:
-            return pack(split.starts, split.lengths, *settings)
-
-        part = part._replace(split=split)
-        return StreamPool(part, packing, self.seed, 2 * number + 1, pack_split, settings)
+        part, settings = part._replace(split=split), self._settings
+        return StreamPool(part, packing, self.seed, 2 * number + 1, partial(_packed, settings), settings)
 
     @property
     def streamed(self) -> list[StreamPool]:
@@ -177,7 +170,7 @@ class SequenceOrder:
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Return for each pool the blocks of an epoch, and the tokens in them, without padding."""
-        return {pool.key: (len(pool.blocks), int(_held(pool, self.block_len).sum())) for pool in self._pools}
+        return {pool.key: (len(pool.blocks), int(held(pool, self.block_len).sum())) for pool in self._pools}
 
     @property
     def padding(self) -> float:
@@ -187,20 +180,13 @@ class SequenceOrder:
     @property
     def padding_by_alignment(self) -> float:
         """Share of the positions of an epoch that are padding because documents begin at multiples."""
-        lost = sum(int((-_held(pool, self.block_len) % (self.alignment or 1)).sum()) for pool in self._pools)
+        lost = sum(int((-held(pool, self.block_len) % (self.alignment or 1)).sum()) for pool in self._pools)
         return lost / self.tokens_per_epoch
 
     @property
     def longest_document(self) -> int:
         """Number of tokens of the longest document of all sources, or of its longest part if it is cut."""
-        return max(int(pool.packing.length[_pieces_of(pool)].max()) for pool in self._pools)
-
-    @property
-    def n_cut(self) -> int:
-        """Number of documents that fit into a block but are cut, summed over all sources."""
-        return sum(
-            packing.cut for packing in {id(pool.packing): pool.packing for pool in self._pools}.values()
-        )
+        return max(int(pool.packing.length[pieces_of(pool)].max()) for pool in self._pools)
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -279,7 +265,7 @@ class SequenceOrder:
         Raises ValueError as `read` does.
         """
         self._check(self.begin, 0, seq_len)
-        return max(_most_documents(pool.packing, self.block_len, seq_len) for pool in self._pools)
+        return max(most_documents(pool.packing, self.block_len, seq_len) for pool in self._pools)
 
     def share_of_pairs(self, seq_len: int) -> float:
         """Return the share of all pairs of two tokens of a sequence that are of one document, on average.
@@ -287,7 +273,7 @@ class SequenceOrder:
         Attention to documents apart needs this share of the products. Raises ValueError as `read` does.
         """
         self._check(self.begin, 0, seq_len)
-        shares = [_share_of_pairs(pool, self.block_len, seq_len) for pool in self._pools]
+        shares = [share_of_pairs(pool, self.block_len, seq_len) for pool in self._pools]
         return float(np.average(shares, weights=[pool.weight for pool in self._pools]))
 
     def _locate(self, position: int, n_sequences: int, seq_len: int) -> list[tuple[Packing, Split, int, int]]:
@@ -309,6 +295,10 @@ class SequenceOrder:
             raise ValueError(f"position={position}: must be a multiple of seq_len={seq_len}{first}")
         if n_sequences < 0:
             raise ValueError(f"n_sequences={n_sequences}: must be at least 0")
+
+
+def _packed(settings: Settings, split: Split) -> Packing:
+    return pack(split.starts, split.lengths, *settings)
 
 
 def _with_keys(parts: list[Part]) -> list[Part]:
@@ -337,63 +327,6 @@ def _pools(part: Part, packed: Packed, seed: int, long_fraction: float | None, b
     return pools
 
 
-def _allowed_fraction(pools: list[Pool], long_fraction: float) -> float:
-    """Return long_fraction, limited so that no kind is read over MOST_REPEATS times as often as the other."""
-    n_long, n_short = _kinds(pools)
-    if not 0 < long_fraction < 1 or not n_long or not n_short:
-        return long_fraction
-    most = MOST_REPEATS * n_long / (MOST_REPEATS * n_long + n_short)
-    least = n_long / (n_long + MOST_REPEATS * n_short)
-    return min(max(long_fraction, least), most)
-
-
-def _reduced(pools: list[Pool], asked: float, allowed: float, key: str) -> str:
-    """Return the note for the user that long_fraction was changed."""
-    n_long, n_short = _kinds(pools)
-    few, kind = (n_long, "long") if allowed < asked else (n_short, "short")
-    return (
-        f"{key}.long_fraction={asked:g}: {allowed:.4g} is used, because only {few:,} of {n_long + n_short:,}"
-        f" blocks are {kind}, and they may be read at most {MOST_REPEATS} times as often as the other blocks;"
-        f" add {kind} documents, or set {key}.long_fraction=null"
-    )
-
-
-def _kinds(pools: list[Pool]) -> tuple[int, int]:
-    """Return the number of long and of short blocks."""
-    n_long = sum(len(pool.blocks) for pool in pools if pool.packing.long[pool.blocks[0]])
-    return n_long, sum(len(pool.blocks) for pool in pools) - n_long
-
-
-def _reweighted(pools: list[Pool], long_fraction: float, block_len: int, key: str) -> list[Pool]:
-    """Return the pools that are read, with weights such that the long ones have the share `long_fraction`."""
-    kinds = {True: long_fraction, False: 1 - long_fraction}
-    kept = []
-    for is_long, share in kinds.items():
-        mine = [pool for pool in pools if bool(pool.packing.long[pool.blocks[0]]) is is_long]
-        if share > 0 and not mine:
-            length = "longer than" if is_long else "of at most"
-            rule = f"needs documents {length} half a sequence of {block_len} tokens"
-            raise DataError(f"{key}.long_fraction={long_fraction}: {rule}; there are none")
-        total = sum(pool.weight for pool in mine)
-        for pool in mine if share > 0 else []:
-            pool.weight *= share / total
-            kept.append(pool)
-    return kept
-
-
-def _pieces_of(pool: Pool) -> np.ndarray:
-    """Return (n_pieces,) bool: whether a piece of the packing is in one of the pool's blocks."""
-    chosen = np.zeros(pool.packing.n_blocks, dtype=bool)
-    chosen[pool.blocks] = True
-    return np.repeat(chosen, np.diff(pool.packing.first))
-
-
-def _held(pool: Pool, block_len: int) -> np.ndarray:
-    """Return how many inputs each piece in the pool's blocks has, int64 (n,)."""
-    mine = _pieces_of(pool)
-    return np.minimum(pool.packing.length[mine], block_len - pool.packing.offset[mine])
-
-
 def _overlapping(packing: Packing, block: int, begin: int, end: int) -> tuple[int, int]:
     """Return the range low, high of the pieces of a block that overlap its offsets begin..end."""
     low, high = int(packing.first[block]), int(packing.first[block + 1])
@@ -405,28 +338,25 @@ def _overlapping(packing: Packing, block: int, begin: int, end: int) -> tuple[in
     return low, high
 
 
-def _most_documents(packing: Packing, block_len: int, seq_len: int) -> int:
-    """Return the largest number of documents in a slice of seq_len tokens of any block."""
-    blocks = np.repeat(np.arange(packing.n_blocks), np.diff(packing.first))
-    inside = packing.offset % seq_len > 0  # something begins at 0 in any case
-    slices = (blocks * (block_len // seq_len) + packing.offset // seq_len)[inside]  # rising
-    edges = np.flatnonzero(np.diff(slices, prepend=-1, append=-1))
-    return 1 + int(np.diff(edges).max(initial=0))
+def _mix_of(pools: list[Pool], key: str, setting: str) -> Mix:
+    """Return the order of the sources. setting: that which decides the weights of pools without a name."""
+    try:
+        return Mix([pool.weight for pool in pools])
+    except ValueError as error:
+        lightest = min(pools, key=lambda pool: pool.weight)
+        setting = f"{key}.mix.{lightest.name}.weight" if lightest.name else setting
+        raise DataError(f"{setting}: {error}; leave the source out or give it a larger weight") from error
 
 
-def _share_of_pairs(pool: Pool, block_len: int, seq_len: int) -> float:
-    """Return the share of pairs of one document in slices of seq_len tokens of the pool's blocks."""
-    mine = _pieces_of(pool)
-    begin = pool.packing.offset[mine]
-    end = np.minimum(begin + pool.packing.length[mine], block_len)
-    first, last = begin // seq_len, (end - 1) // seq_len  # slices that the piece is in
-    inside = [end - begin, np.zeros_like(begin)]  # its tokens in the first and in the last of several
-    cut = first < last
-    inside[0][cut] = (first[cut] + 1) * seq_len - begin[cut]
-    inside[1][cut] = end[cut] - last[cut] * seq_len
-    whole = seq_len * (seq_len + 1) / 2
-    pairs = sum(float((n * (n + 1.0)).sum()) / 2 for n in inside) + whole * float((last - first - cut).sum())
-    return pairs / (whole * len(pool.blocks) * (block_len // seq_len))
+def _check_lengths(lengths: list[int], alignment: int | None) -> None:
+    longest = max(lengths)
+    if alignment is not None and (alignment < 1 or longest % alignment):
+        rule = f"must be at least 1 and divide the longest sequence length, {longest}"
+        raise ValueError(f"alignment={alignment}: {rule}")
+    for length in lengths:
+        if length < 1 or longest % length:
+            rule = f"must be at least 1 and divide the longest, {longest}"
+            raise ValueError(f"seq_len={length}: {rule}")
 
 
 def _check_size(split: Split, block_len: int, key: str) -> None:

@@ -102,7 +102,9 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
     if (key := current_key(typed)) != typed:
         hint(typed, key)
     if not equals or key.startswith(("+", "~")):
-        return Problem(text, "", "a resumed run takes only settings KEY=VALUE")
+        rule = "a resumed run takes only settings KEY=VALUE"
+        of = re.match(r"[+~]*(optim\.groups|data\.mix)", key)
+        return Problem(text, "", f"{rule}; write all entries to keep, {of[1]}={{NAME: …}}" if of else rule)
     if key in ("run.dir", "hydra") or key.startswith("hydra."):
         return Problem(key, value, "cannot be set here; it follows from the directory that is resumed")
     node, missing = config, object()
@@ -125,8 +127,8 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
     origin = re.sub(r"(\.rope_scaling)\..*", r"\1", key)  # stages copy the whole mapping
     before = deepcopy(OmegaConf.select(config, origin))
     try:
-        merge = not key.endswith(".rope_scaling")  # keys of another rope_type do not fit
-        OmegaConf.update(config, key, value_of(text), force_add=is_option(key), merge=merge)
+        # A mapping replaces the old one; else no entry could be removed.
+        OmegaConf.update(config, key, value_of(text), force_add=is_option(key), merge=False)
     except (OmegaConfBaseException, ValueError) as error:
         return Problem(key, value, str(error).strip().splitlines()[0])
     _follow(config, origin, before)

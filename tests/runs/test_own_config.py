@@ -96,3 +96,18 @@ def test_an_empty_configuration_and_a_file_as_a_directory_are_named(run_dir):
     (run_dir / "config.yaml").write_text("")
     with pytest.raises(RunError, match=r"config\.yaml is empty"):
         load(run_dir, [])
+
+
+def test_a_mapping_replaces_that_of_the_run(run_dir):
+    """So groups of parameters can be removed; with Hydra's merge, groups={} would change nothing."""
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    saved.optim.groups = {"embedding": 0.3, "blocks.*.ffn": {"lr_scale": 0.5, "weight_decay": 0}}
+    OmegaConf.save(saved, run_dir / "config.yaml")
+    assert load(run_dir, []).optim.groups == saved.optim.groups
+    assert load(run_dir, ["optim.groups={}"]).optim.groups == {}
+    assert load(run_dir, ["optim.groups={embedding: 0.5}"]).optim.groups == {"embedding": 0.5}
+    changed = load(run_dir, ["optim.groups.embedding=0.5"]).optim.groups
+    assert changed == {**saved.optim.groups, "embedding": 0.5}
+    for typed in ("~optim.groups", "~optim.groups.embedding"):
+        with pytest.raises(ConfigError, match=r"~optim\.groups.*optim\.groups=\{NAME: …\}"):
+            load(run_dir, [typed])

@@ -1,11 +1,13 @@
 """Graphed passes: the same losses and gradients as plain ones, and plain ones where recording fails."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lhtrain.attention import LighthouseAttention
 from lhtrain.attention.documents import documents_of, positions_in_documents
-from lhtrain.compute.captured import most_tokens, obstacle
+from lhtrain.compute.captured import is_captured, most_tokens, obstacle
 from lhtrain.compute.graphs import CudaRecorder, GraphedPasses, Inputs, graphs_for, plain_passes
 from lhtrain.conf.schema import ComputeConfig, CudaGraph, ModelConfig
 from lhtrain.model.decoder import GPT
@@ -140,6 +142,20 @@ def test_another_stage_records_again_and_the_same_one_does_not():
     assert_same(found, steps(other, plain_passes, n_steps=1))
 
 
+@pytest.mark.parametrize("other", [{"n": 1}, {"apart": True}], ids=["size", "documents"])
+def test_micro_batches_of_another_form_have_a_graph_of_their_own(other):
+    model, plain = model_on(CPU), model_on(CPU)
+    recorder = FakeRecorder(model)
+    passes = GraphedPasses(model, recorder)
+    for changes in ({}, other, {}, other):
+        inputs = inputs_of(0, **changes)
+        found, expected = (run(on, inputs, 1.0, 0.0) for run, on in ((passes, model), (plain_passes, plain)))
+        assert found == expected
+        for parameter in (*model.parameters(), *plain.parameters()):
+            parameter.grad = None
+    assert recorder.recorded == 2
+
+
 def test_a_frozen_parameter_gets_no_gradient():
     model = model_on(CPU)
     model.freeze(["blocks.0.*"])
@@ -175,6 +191,10 @@ def test_the_configuration_decides():
     assert most_tokens(ComputeConfig(cuda_graph=CudaGraph.on), 2) == 0
     assert most_tokens(ComputeConfig(cuda_graph=CudaGraph.off), 1) == 0
     assert graphs_for(model_on(CPU), ComputeConfig(), 1, CPU) is None
+    stage = SimpleNamespace(batch_tokens=2 * 32_768, grad_accum=2)
+    assert is_captured(stage, ComputeConfig(), 1)
+    stage.grad_accum = 1
+    assert not is_captured(stage, ComputeConfig(), 1)
 
 
 ATTENTIONS = {

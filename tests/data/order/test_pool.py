@@ -8,7 +8,7 @@ from lhtrain.data.order.mix import Mix
 from lhtrain.data.order.part import Part
 from lhtrain.data.order.permutation import permutation
 from lhtrain.data.stream import portions
-from lhtrain.data.stream.portions import Stream
+from lhtrain.data.stream.portions import RECENT, Stream
 from lhtrain.data.tokenizers.bytes import ByteTokenizer
 from tests.data.order.test_sequences import numbered_split
 from tests.data.stream.source import PORTION, Here, job_of, write_files
@@ -95,6 +95,27 @@ def test_a_new_process_continues_without_earlier_portions(job, read):
     np.testing.assert_array_equal(
         again.read(160 * LONGEST, 9, LONGEST), order.read(160 * LONGEST, 9, LONGEST)
     )
+
+
+def test_the_mark_is_that_of_the_portion_of_the_last_block(job):
+    """That block may be unfinished, so a portion that ends with it must not be left out."""
+    pool = order_of(job).streamed[0]
+    pool.at(60)
+    _, second, third = pool._marks[:3]
+    assert pool.mark(second.blocks)["unit"] == 0
+    assert pool.mark(second.blocks + 1)["unit"] == second.unit
+    assert pool.mark(second.blocks)["next"] == second.unit
+    assert pool.mark(second.blocks + 1)["next"] == third.unit
+
+
+def test_the_next_portion_is_opened_ahead_and_few_are_kept(job):
+    pool = order_of(job).streamed[0]
+    pool.at(0)
+    stop = pool._portions[0].result().stop
+    assert pool._portions[stop].result().blocks.size > 0
+    pool.at(60)
+    units = [mark.unit for mark in pool._marks]
+    assert list(pool._portions) == units[-RECENT:]
 
 
 def test_without_a_mark_all_portions_are_opened_again(job):

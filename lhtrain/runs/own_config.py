@@ -1,8 +1,9 @@
 """Loads the configuration of a run directory and applies new settings to it. Does not import PyTorch."""
 
 import re
+import shlex
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,19 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
     if problems := [found for text in overrides if (found := _apply(config, text))]:
         raise ConfigError(problems)
     config.run.dir = str(path)
-    return build(config, n_ranks)
+    try:
+        return build(config, n_ranks)
+    except ConfigError as error:
+        planned = saved.get("run", {}).get("steps", 0)
+        raise ConfigError([_longer(one, path, planned) for one in error.problems]) from error
+
+
+def _longer(problem: Problem, path: Path, planned: int) -> Problem:
+    """Add to the problem of a run.steps above the `planned` steps of the stages how a run is made longer."""
+    if problem.key != "run.steps" or not isinstance(problem.value, int) or problem.value <= planned:
+        return problem
+    remedy = f"`lhtrain extend {shlex.quote(str(path))} steps={problem.value}` makes the run longer"
+    return replace(problem, rule=f"{problem.rule}; {remedy}")
 
 
 def merged(saved: dict[str, Any]) -> DictConfig:

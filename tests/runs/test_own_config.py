@@ -46,6 +46,16 @@ def test_a_preset_for_a_run_that_continues_is_refused_with_what_can_be_set(run_d
         load(run_dir, [typed])
 
 
+def test_more_steps_are_refused_with_the_command_that_makes_a_run_longer(run_dir):
+    two_stages = compose_config([f"run.dir={run_dir}", "run.name=n", "run.steps=4"])
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(as_container(two_stages))))
+    with pytest.raises(ConfigError, match=f"run.steps=6: .*lhtrain extend {run_dir} steps=6"):
+        load(run_dir, ["run.steps=6"])
+    with pytest.raises(ConfigError) as shorter:
+        load(run_dir, ["run.steps=3"])
+    assert "run.steps=3" in str(shorter.value) and "extend" not in str(shorter.value)
+
+
 def test_a_run_that_set_init_without_init_from_resumes(run_dir):
     """Earlier versions accepted and ignored it."""
     saved = OmegaConf.load(run_dir / "config.yaml")

@@ -133,9 +133,8 @@ def saved_attention_settings(stage: dict[str, Any], model: dict[str, Any]) -> di
     keys += ("rope_scaling",) if stage.get("rope_scaling") else ()
     if stage["attention"] == "lighthouse":
         keys += ("levels", "pooling", "budget", "scorer", "cover_prefix")
-        stage = stage | {
-            "tile": Pyramid.of(0, 0, 0, 0, stage.get("tile"), stage.get("strictly_causal", False)).tile
-        }
+        causal = stage.get("strictly_causal", False) or stage.get("queries") == Queries.own.value
+        stage = stage | {"tile": Pyramid.of(0, 0, 0, 0, stage.get("tile"), causal).tile}
         keys += ("window",) if stage.get("window") else ()
         keys += ("queries",) if stage.get("queries", "pooled") != "pooled" else ()
         keys += ("tile",) if stage["tile"] != TILE else ()

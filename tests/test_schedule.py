@@ -80,6 +80,9 @@ def test_settings_of_attention_are_those_of_checkpoints_from_before_windows():
         == saved | model | {"window": 256}
         == saved_attention_settings(saved | {"window": 256}, model)
     )
+    own = replace(stage, window=256, own_queries=True, pyramid=Pyramid.of(1024, 2, 4, 128, None, True))
+    settings = {"window": 256, "queries": "own"}  # and the tile that is the default with own queries
+    assert own.attention_settings() == saved_attention_settings(saved | settings, model)
 
 
 def test_no_decay_is_constant():

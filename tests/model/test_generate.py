@@ -15,6 +15,7 @@ LAYERS = {
     "full": DenseAttention(),
     "sliding": SlidingAttention(16),
     "strictly causal": LighthouseAttention(2, 4, 16, tile=4, strictly_causal=True, window=16),
+    "own queries": LighthouseAttention(2, 4, 16, tile=4, own_queries=True, window=64),
 }
 
 

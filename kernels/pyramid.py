@@ -8,8 +8,7 @@ Source: Long Context Pre-Training with Lighthouse Attention, arXiv:2605.06554.
 from dataclasses import dataclass
 
 TILE = 128  # entries that the published layer expands in a tile, 64 by qk, then 64 by kq
-DILATION = 4  # the scorer dilated attends among every so many tokens
-
+DILATION = 4  # the scorer dilated attends among every fourth token
 STRICT_TILE = 16  # of strictly causal layers, whose exact part is as long as a tile
 
 
@@ -27,12 +26,12 @@ class Pyramid:
     def of(
         cls, seq_len: int, levels: int, pooling: int, budget: int, tile: int | None, strictly_causal: bool
     ) -> "Pyramid":
-        """The pyramid of a layer; tile: None stands for 128, or 16 where the layer is strictly causal."""
+        """Return the pyramid of a layer. tile: None: 128, or 16 if the layer is strictly causal."""
         own = STRICT_TILE if strictly_causal else TILE
         return cls(seq_len, levels, pooling, budget, own if tile is None else tile)
 
     def problems(self) -> list[tuple[str, object, str]]:
-        """Every rule that does not hold, as (key, value, rule)."""
+        """Return every rule that is broken, as (key, value, rule)."""
         found: list[tuple[str, object, str]] = []
         if self.levels < 2:
             found.append(("levels", self.levels, "must be at least 2"))

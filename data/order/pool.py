@@ -61,14 +61,14 @@ class _Opened(NamedTuple):
 class StreamPool(Pool):
     """Blocks of a source that is tokenized during training: those of one portion after the other.
 
-    The block that is read as the nth follows from the seed and n: all portions before it say how many blocks
-    they have. A run keeps the mark of its portion in its checkpoints, so that it need not open them again.
+    Which block is read as the nth follows from the seed, n, and the numbers of blocks of all portions before
+    it. A checkpoint has the mark of the current portion, so that a resumed run need not open these again.
 
     `packing`, `blocks` and `split` are those of the first portion, a sample of the source.
 
     Args:
         part: the source, with the first portion as its split.
-        packed: packs the documents of a portion.
+        packed: returns the packing of the documents of a portion.
         settings: everything besides the source that decides how many blocks a portion has.
     """
 
@@ -103,7 +103,7 @@ class StreamPool(Pool):
                 if nth < self._marks[number + 1].blocks:
                     break
                 number += 1
-            self._portion(portion.stop)  # on a thread, while this one is read
+            self._portion(portion.stop)  # starts to open it on a thread, while this portion is read
             return portion.packing, portion.split, int(portion.blocks[nth - mark.blocks])
 
     def mark(self, count: int) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class StreamPool(Pool):
         found = self._portions.get(unit)
         if found is None or (found.done() and found.exception() is not None):
             found = self._portions[unit] = Future()
-            # Not a pool of threads, which Python would wait for at its end.
+            # Not a ThreadPoolExecutor: Python would wait for its threads at exit.
             threading.Thread(target=self._open, args=(unit, found), name="portion", daemon=True).start()
             while len(self._portions) > RECENT:
                 self._portions.popitem(last=False)

@@ -19,8 +19,8 @@ from lhtrain.data.stream.workers import Workers
 from lhtrain.data.tokenizers.base import Tokenizer
 
 ATTEMPTS = 4  # to open a shard that other processes remove or damage
-RECENT = 3  # portions whose shards stay on the disk: that before, the one that is read and the next
-LONGEST_PAUSE = 0.2  # seconds between looks whether a shard is there
+RECENT = 3  # portions whose shards stay on the disk: the previous, the current and the next one
+LONGEST_PAUSE = 0.2  # seconds between checks whether a shard exists
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ class Portion(NamedTuple):
 class Stream:
     """The portions of a source, which other processes tokenize before they are needed.
 
-    A portion has as few units as have `n_tokens` tokens together, and does not extend into the next epoch. So
-    where it ends follows from where it begins, whenever and by whom it is read.
+    A portion has the smallest number of units that have `n_tokens` tokens together, and does not extend into
+    the next epoch. So its end depends only on its beginning, not on the process that reads it.
 
     Args:
         tokenizer: that of job.recipe.

@@ -45,9 +45,9 @@ class Shelf:
         return self.path(number).exists()
 
     def hold(self, numbers: Collection[int]) -> None:
-        """Let no process remove these shards, also those that are not written yet, in place of earlier ones.
+        """Protect these shards, also those that are not written yet, from removal by any process.
 
-        This ends when the object or the process ends.
+        The earlier ones are no longer protected. The protection ends with this object or this process.
         """
         with self._locked():
             if self._held is None:

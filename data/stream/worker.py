@@ -20,7 +20,7 @@ from lhtrain.data.stream.shelf import Shelf
 from lhtrain.data.tokenizers.named import open_tokenizer
 
 NICE = 5  # the processes of the run come first
-PAUSE = 1.0  # seconds between looks whether other processes have removed a shard, or failed
+PAUSE = 1.0  # seconds between checks whether other processes have removed a shard, or failed
 
 
 class Worker:

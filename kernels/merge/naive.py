@@ -12,12 +12,12 @@ from lhtrain.kernels.pyramid import Pyramid
 def finest_rows(
     row_of_entry: Tensor, pyramid: Pyramid, before: Tensor | None = None, starts: Tensor | None = None
 ) -> Tensor:
-    """The row that each position takes, (B, G, N) int64, -1 for none: the finest kept entry that reaches it.
+    """Return the row of each position, (B, G, N) int64, -1 for none: the finest kept entry that reaches it.
 
     Entry i of level l reaches the p^l positions from the last of its window on. row_of_entry (B, G, E): -1
     where an entry is not kept. before (B, G, L - 1): the rows of the entries that precede the first of each
     level from 1 up, which end right before the first position. starts (B, N): where the document of each
-    position begins, counted from the first position; an entry reaches positions of its own document alone.
+    position begins, counted from the first position; an entry reaches only positions of its own document.
     """
     found = torch.full((*row_of_entry.shape[:2], pyramid.seq_len), -1, device=row_of_entry.device)
     position = torch.arange(pyramid.seq_len, device=row_of_entry.device)
@@ -44,7 +44,7 @@ def merge(
     before: Tensor | None = None,
     starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Two parts of each position's softmax: near (B, N, H, D) and the finest of the rows (B, S, H, D).
+    """Merge two parts of each position's softmax: near (B, N, H, D) and its finest row, rows (B, S, H, D).
 
     near_lse (B, H, N), rows_lse (B, H, S) float32; the others as in `finest_rows`. A position that no row
     reaches keeps its near part. Returns out (B, N, H, D) in near's dtype and its logsumexp (B, H, N) float32.

@@ -58,13 +58,13 @@ class Gla(nn.Module):
 
 
 def _ages(tokens: Tokens) -> Tensor:
-    """The number of tokens of its document before each token, of the chunks apart: (P, B, 1, T / P).
+    """Return the number of tokens of its document before each token, of the chunks apart: (P, B, 1, T / P).
 
     They come from the layout: `tokens.positions` may be those of a user.
     """
     starts = tokens.documents.starts.unflatten(1, (len(tokens.chunks), -1))
     size = starts.shape[-1]
-    # Not torch.tensor(chunks): a GPU would be waited for.
+    # Not torch.tensor(chunks): the host would wait for the GPU.
     here = torch.stack([torch.arange(c * size, (c + 1) * size, device=starts.device) for c in tokens.chunks])
     return (here - starts).movedim(1, 0).unsqueeze(2)
 

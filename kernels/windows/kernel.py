@@ -10,7 +10,7 @@ outputs need no zeros first and no atomic additions. Sums are float32.
 
 Shapes: x (B, N, H, D), contiguous in the last dimension only; rows (B, S, H, D) contiguous; row_of_entry
 (B, G, E) int32, -1 for no row (p_places in the kernels). p_starts (B, N) int32, for SHIFTED with HAS_STARTS:
-where the document of each position begins; an entry then goes to positions of its own document alone.
+where the document of each position begins; an entry then goes only to positions of its own document.
 BY_GROUP: rows are (G B, S, H / G, D), a sequence for each key/value head, one head after the other.
 """
 

@@ -30,7 +30,7 @@ def scatter_back(rows: Tensor, indices: Tensor, pyramid: Pyramid, starts: Tensor
     """Add each row to p^l positions, starting at its window's last: (B, S, H, D) -> (B, N, H, D).
 
     The output of entry (l, i) goes to positions i p^l + p^l - 1 ... i p^l + 2 p^l - 2, clipped to N. starts
-    (B, N): where the document of each position begins; an entry goes to positions of its own document alone.
+    (B, N): where the document of each position begins; an entry goes only to positions of its own document.
     """
     position = torch.arange(pyramid.seq_len, device=rows.device)
     rows = rows.unflatten(2, (indices.shape[1], -1))  # (B, S, G, R, D)

@@ -1,5 +1,6 @@
-"""Caches with which a layer attends to a prompt in one pass, and then to one token at a time. Each stands in
-for the `attend` of one layer, and gives the outputs that the layer has over the whole sequence.
+"""Caches with which a layer attends to a prompt in one pass, and then to one token at a time.
+
+Each replaces the `attend` of one layer, and returns the outputs that the layer has for the whole sequence.
 
 B batch, T new tokens, N tokens seen, H query heads, G key/value heads, D head dim.
 """
@@ -58,7 +59,8 @@ class Kept:
 def _one_query(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Attend with one query, q (B, 1, H, D), to all of k, v (B, S, G, D), S at least 1.
 
-    It waits for no device. Returns out (B, 1, H, D) and the logsumexp (B, 1, H), at least float32.
+    The host does not wait for the device. Returns out (B, 1, H, D) and the logsumexp (B, 1, H), in float32 or
+    more.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
     grouped = q.unflatten(2, (k.shape[2], -1)).squeeze(1).to(wide) * q.shape[-1] ** -0.5  # (B, G, R, D)
@@ -142,7 +144,7 @@ class RowsCache:
         self.scorer = self.layer.scorer_in(None)
         if not is_token_local(self.scorer):
             name = type(self.scorer).__name__
-            raise ValueError(f"scorer={name}: decoding needs a scorer whose scores depend on one token alone")
+            raise ValueError(f"scorer={name}: decoding needs a scorer whose scores depend on only one token")
         self.coarsest = self.pyramid.coarsest_window
         tile = self.pyramid.tile_tokens
         self.rows_per_tile = self.layer.selection.n_rows(self.pyramid) // self.pyramid.n_tiles

@@ -43,7 +43,7 @@ def dense_attention(
         q: (B, T, H, D); k, v: (B, T, Hkv, D) with Hkv dividing H, any float dtype.
         backend: "math", "flash" or "cudnn": a kernel of PyTorch's scaled_dot_product_attention; "fa2", "fa3"
             or "fa4": a FlashAttention package; "auto": the fastest installed one for this shape.
-        documents: each token attends to its own document alone; None: to its whole sequence. With documents,
+        documents: each token attends only to its own document; None: to its whole sequence. With documents,
             "math" is the reference in `kernels/ranges`, and "auto" is a kernel of `varlen.py`.
 
     Returns:

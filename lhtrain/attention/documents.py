@@ -1,6 +1,6 @@
 """The documents of packed sequences, where attention keeps them apart (`data.documents=apart`).
 
-A token attends to the tokens of its own document alone. Padding belongs to the document before it. The number
+A token attends only to the tokens of its own document. Padding belongs to the document before it. The number
 of boundaries is the same in every batch of a stage, so that nothing is compiled again.
 
 Shapes: B sequences of N tokens, T tokens of a sequence on this rank (T = N unless ranks share a sequence).

@@ -61,7 +61,7 @@ def lighthouse_attention(
     x: Tensor | None = None,
     documents: Documents | None = None,
 ) -> Tensor:
-    """Causal attention over the S pyramid entries worth their full resolution: (B, N, H, D), q's dtype.
+    """Causal attention to the S pyramid entries that the layer selects: (B, N, H, D) in q's dtype.
 
     Args:
         q: (B, N, H, D), after RoPE; k, v: (B, N, Hkv, D), Hkv dividing H. Any float dtype. Each K/V head has
@@ -72,7 +72,7 @@ def lighthouse_attention(
         cover_prefix: give the first p^(L-1) - 1 positions an output; see `select`.
         window: W, the last tokens that each position attends to exactly. 0: none. N or more: full attention.
         own_queries: each position attends to the rows with its own query (`own_queries.py`). Needs a window.
-        strictly_causal: no choice depends on later tokens (`strict.py`). W then counts before the tile.
+        strictly_causal: no choice depends on later tokens (`strict.py`). W are then tokens before the tile.
         tile: entries expanded in a tile, half by each score. None: 128; 16 if strictly causal or own_queries.
         backend: "reference" (plain PyTorch), "triton" (`lhtrain.kernels`: a CUDA device; bf16, fp16 or fp32;
             head dims up to 256; p up to 64), or "auto", the kernels where they run.
@@ -116,7 +116,7 @@ def _attend_rows(selected: "Selected", pyramid: Pyramid, dense: str, documents: 
 def precedence_of(
     starts: Tensor | None, pyramid: Pyramid, cover_prefix: bool, strictly_causal: bool
 ) -> Tensor | None:
-    """The precedence of entries in a selection that keeps documents apart; `selection.precedence`.
+    """Return the precedence of entries if documents are kept apart (`selection/precedence.py`), else None.
 
     starts: (B, N), where the document of each of the pyramid's tokens begins, counted from the first of them.
     """
@@ -137,7 +137,7 @@ def _tokens(
     documents: Documents | None,
     align: int,
 ) -> Tokens:
-    """A whole sequence, to score."""
+    """Return whole sequences as the input of a scorer."""
     if positions is None:
         positions = torch.arange(q.shape[1], device=q.device)
     attend = partial(dense_attention, backend=dense)
@@ -155,7 +155,7 @@ class Selected(NamedTuple):
     row_of_entry: Tensor | None
 
     def coarsest_rows(self, pyramid: Pyramid) -> Tensor:
-        """The rows of the coarsest entries, (B, G, M)."""
+        """Return the rows of the coarsest entries, (B, G, M)."""
         own = self.row_of_entry
         return coarsest_rows(inverse(self.indices, pyramid) if own is None else own, pyramid)
 
@@ -181,9 +181,8 @@ def gather(
     """
     sizes = pyramid.levels, pyramid.pooling, pyramid.budget
     published = type(scorer) is Norm and type(selection) is TopK and pyramid.tile == TILE
-    if (
-        published and precedence is None and _runs_kernels(q, pyramid.pooling, backend)
-    ):  # all three steps are one operator
+    if published and precedence is None and _runs_kernels(q, pyramid.pooling, backend):
+        # All three steps are one operator.
         _check_heads(q, k)
         from lhtrain.kernels import ops
 
@@ -240,7 +239,7 @@ def gather_keys(
     precedence: Tensor | None = None,
     n_covered: int = 0,
 ) -> Rows:
-    """Score, select, and gather keys and values alone. The arguments are those of `gather`."""
+    """Score, select, and gather only keys and values. The arguments are those of `gather`."""
     indices, row_of_entry = choose(q, k, tokens, pyramid, n_covered, backend, scorer, selection, precedence)
     if row_of_entry is None:
         places = coarsest_rows(inverse(indices, pyramid), pyramid)
@@ -269,7 +268,7 @@ def level_scores(scorer: Scorer, tokens: Tokens, pyramid: Pyramid) -> tuple[Tens
 
 
 def scatter(rows: Tensor, selected: Selected, pyramid: Pyramid, starts: Tensor | None = None) -> Tensor:
-    """The outputs (B, S, H, D) of the selected rows to all positions, (B, N, H, D).
+    """Return the sums of the outputs of rows (B, S, H, D) at all positions, (B, N, H, D).
 
     starts: (B, N), where the document of each position begins, counted from the first; None: no documents.
     """
@@ -282,7 +281,7 @@ def scatter(rows: Tensor, selected: Selected, pyramid: Pyramid, starts: Tensor |
 
 
 def _runs_kernels(q: Tensor, pooling: int, backend: str) -> bool:
-    """Whether the Triton kernels run. Raises ValueError where `backend` names them and they cannot."""
+    """Return whether the Triton kernels run. Raises ValueError: backend=triton, and they cannot run."""
     if backend == "triton":
         if not HAS_TRITON:
             raise ValueError("backend=triton: needs the package triton, which is not installed")
@@ -294,7 +293,7 @@ def _runs_kernels(q: Tensor, pooling: int, backend: str) -> bool:
 
 
 def scorer_of(scorer: str | Scorer) -> Scorer:
-    """The scorer of a name in `registry.SCORERS`, new; a scorer itself as it is. Raises ValueError."""
+    """Return `scorer`, or a new one if it is a name in `registry.SCORERS`. Raises ValueError."""
     if not isinstance(scorer, str):
         return scorer
     if scorer not in SCORERS:
@@ -303,7 +302,7 @@ def scorer_of(scorer: str | Scorer) -> Scorer:
 
 
 def _check(backend: str, window: int = 0) -> None:
-    """Raise ValueError for an unknown backend or a window that cannot be."""
+    """Raise ValueError for an unknown backend or a negative window."""
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend}: must be one of {', '.join(BACKENDS)}")
     if window < 0:
@@ -312,7 +311,7 @@ def _check(backend: str, window: int = 0) -> None:
 
 @dataclass(frozen=True)
 class LighthouseAttention:
-    """The callable that layers attend with; its fields are the options of `lighthouse_attention`."""
+    """Lighthouse Attention as an `Attend`; its fields are the options of `lighthouse_attention`."""
 
     keeps_documents: ClassVar[bool] = True  # uses `Where.documents`
 
@@ -337,7 +336,7 @@ class LighthouseAttention:
 
     @classmethod
     def of(cls, stage: "Stage", backend: str) -> "LighthouseAttention":
-        """What the layers of a Lighthouse stage attend with; backend: `lighthouse.backend`."""
+        """Return the attention of the layers of a Lighthouse stage. backend: `lighthouse.backend`."""
         pyramid, scorer = stage.pyramid, SCORERS[stage.scorer]
         assert pyramid is not None
         return cls(
@@ -354,12 +353,12 @@ class LighthouseAttention:
         )
 
     def pyramid(self, seq_len: int) -> Pyramid:
-        """Of a sequence of seq_len tokens. Raises ValueError: sizes that do not fit together."""
+        """Return the pyramid of seq_len tokens. Raises ValueError: sizes that do not fit together."""
         sizes = self.levels, self.pooling, self.budget, self.tile
         return Pyramid.of(seq_len, *sizes, self.strictly_causal or self.own_queries).check()
 
     def scorer_in(self, where: Where | None) -> Scorer:
-        """The scorer of the layer that attends `where`. Raises ValueError: it has none."""
+        """Return the scorer of the layer that is called with `where`. Raises ValueError: it has none."""
         own = self.scorer if where is None or where.scorer is None else where.scorer
         if own is None:
             raise ValueError("scorer=None: needs a layer that has a scorer of its own")

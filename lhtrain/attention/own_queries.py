@@ -1,20 +1,19 @@
 """Windowed Lighthouse Attention in which each position attends to the selected rows with its own query.
 
 Lighthouse Attention pools queries as it pools keys and values: a position whose own entry is not kept gets
-the far part of its output from a row that stands for several positions, so that it cannot look for what it
-alone needs. Here only keys and values are pooled. Each position adds two parts of one softmax, merged by
-their logsumexps:
+the far part of its output from a row of several positions, so that its own query has little effect. Here only
+keys and values are pooled. Each position adds two parts of one softmax, merged by their logsumexps:
 
 - near: the last W tokens, itself included, exactly;
-- far: with its own query, the kept rows of all tiles but the last two; of the tile before its own it sees
-  such a share of the rows as it has seen of the tokens of its own tile. W is at least two tiles, so that no
-  token is left out. Rows of the tile before count in both parts.
+- far: with its own query, the kept rows of all tiles before the last two. Of the tile before its own it sees
+  some rows: the same share as that of the tokens of its own tile that are at or before it. W is at least two
+  tiles, so that no token is left out. Rows of the tile before count in both parts.
 
-No row is seen before its tile is closed, and a tile is chosen from its own tokens alone, so the layer is
-strictly causal.
+No row is seen before its tile is closed, and the rows of a tile are selected by its own tokens only, so the
+layer is strictly causal.
 
 A tile of t tokens keeps s rows. So the part of N / t tiles with r = t / s tokens a row is causal attention
-of S queries to S rows, with r times as many query heads (`folded`): a stock dense kernel computes it. It
+of S queries to S rows, with r times as many query heads (`Fold`): a dense kernel computes it. It
 costs N S / 2 products of queries and keys, in place of S^2 / 2 with pooled queries and N^2 / 2 in full
 attention.
 
@@ -56,10 +55,12 @@ def own_query_attention(
     window: int,
     documents: Documents | None = None,
 ) -> Tensor:
-    """The layer after its selection, on one rank: q (B, N, H, D), k, v (B, N, G, D) -> (B, N, H, D).
+    """Attend with the entries that the layer has selected, on one rank: (B, N, H, D).
 
-    indices (B, G, S): the selected entries. row_of_entry (B, G, E): their inverse, where GPU kernels serve.
-    documents: those that are kept apart, or None. Raises ValueError: see `check_window`.
+    q (B, N, H, D), k, v (B, N, G, D). indices (B, G, S): the selected entries. row_of_entry (B, G, E): their
+    inverse if the GPU kernels run, otherwise None. documents: those that are kept apart, or None.
+
+    Raises ValueError: see `check_window`.
     """
     check_window(window, pyramid)
     if row_of_entry is not None:
@@ -84,7 +85,7 @@ def own_query_attention(
 def rows_seen(
     pyramid: Pyramid, positions: Tensor, coarsest: Tensor | None = None, starts: Tensor | None = None
 ) -> Ranges:
-    """The rows that each of `positions` (T,) attends to, lo[t] ... hi[t] - 1: hi (T,), lo (T,) or (B, G, T).
+    """Return the rows that `positions` (T,) attend to, lo[t] ... hi[t] - 1: hi (T,), lo (T,) or (B, G, T).
 
     coarsest: (B, G, M), the rows of the coarsest entries, each of which ends the rows of its tokens. starts:
     (B, T), where the document of each position begins. Both None: no documents.
@@ -101,16 +102,16 @@ def rows_seen(
 
 
 def tokens_per_row(pyramid: Pyramid) -> int:
-    """r: the tokens of a tile for each of its rows, rounded up."""
+    """Return r, the tokens of a tile for each of its rows, rounded up."""
     return -(-pyramid.tile_tokens * pyramid.n_tiles // pyramid.n_selected)
 
 
 class Fold:
     """The far part as causal attention: r tokens become r query heads of one position.
 
-    Position i of tile m, which is number (m - 1) s + i // r among the queries, sees the rows up to that
-    number. The first tile has no queries, and the last one no rows that are seen. If r s is more than the
-    tokens of a tile, queries of zeros fill it.
+    Position i of tile m is in query (m - 1) s + i // r, and sees the rows up to the number of that query. The
+    first tile has no queries, and the rows of the last tile are not seen. If r s is more than the tokens of a
+    tile, queries of zeros fill it.
     """
 
     def __init__(self, q: Tensor, rows_k: Tensor, pyramid: Pyramid):
@@ -204,7 +205,7 @@ def own_queries_backward(
         far_q, *of_rows = backward(grad, None, q, rows_k, rows_v, *seen, out, lse)
         near = documents_backward(grad, None, q, k, v, bounds, out, lse, window, kernel)
     grad_q, grad_k, grad_v = (x.contiguous() for x in near)
-    # The kernel takes the rows of queries, too; here are none.
+    # The kernel expects rows of queries; keys replace them, and the result for them is not used.
     tokens = torch.empty_like(grad_k), grad_k, grad_v
     gather_backward(of_rows[0], of_rows[0], of_rows[1], row_of_entry, pyramid, add_to=tokens)
     return grad_q + far_q, grad_k, grad_v

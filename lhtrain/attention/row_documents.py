@@ -1,4 +1,4 @@
-"""Where documents begin among the selected rows, so that rows attend to the rows of their own document alone.
+"""Where documents begin among the selected rows, so that rows attend only to rows of their own document.
 
 No window crosses the boundary of a document, so the rows of a document are contiguous in attention order.
 But where they begin differs for each sequence and key/value head. So each key/value head becomes a sequence
@@ -28,12 +28,12 @@ def of_groups(x: Tensor, n_groups: int) -> Tensor:
 
 
 def coarsest_rows(row_of_entry: Tensor, pyramid: Pyramid) -> Tensor:
-    """The rows of the coarsest entries: row_of_entry (B, G, E) -> (B, G, M)."""
+    """Return the rows of the coarsest entries: row_of_entry (B, G, E) -> (B, G, M)."""
     return row_of_entry[..., pyramid.offset(pyramid.levels - 1) :]
 
 
 def rows_before(coarsest: Tensor, sequences: Tensor, begins: Tensor, window: int) -> Tensor:
-    """The number of rows before the positions `begins` (...) of `sequences`, for each head: (..., G) int64.
+    """Return the rows before the positions `begins` (...) of `sequences`, for each head: (..., G) int64.
 
     coarsest: (B, G, M), see `coarsest_rows`. begins: multiples of `window`, the tokens of a coarsest entry.
     """
@@ -42,10 +42,10 @@ def rows_before(coarsest: Tensor, sequences: Tensor, begins: Tensor, window: int
 
 
 def row_bounds(bounds: Tensor, coarsest: Tensor, seq_len: int, n_rows: int) -> Tensor:
-    """The beginnings of the documents in the flattened G B sequences of rows: (G n + 1,) int32.
+    """Return the beginnings of the documents in the flattened G B sequences of rows: (G n + 1,) int32.
 
     bounds: (n + 1,), those in the flattened batch of tokens (`Documents.bounds`). Its length fixes that of
-    the result, and the device is not waited for.
+    the result, so that the host does not wait for the device.
     """
     batch, n_groups, n_coarsest = coarsest.shape
     begins = bounds[:-1].long()

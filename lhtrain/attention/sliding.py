@@ -34,8 +34,8 @@ def sliding_attention(
 ) -> Tensor:
     """Attend with q (B, N, H, D) to k, v (B, N, G, D) of whole sequences: (B, N, H, D) in q's dtype.
 
-    A window of N tokens or more is full attention, by the same kernel. documents: each token attends to its
-    own document alone; None: to its whole sequence.
+    A window of N tokens or more is full attention, by the same kernel. documents: each token attends
+    only to its own document; None: to its whole sequence.
     """
     if window >= q.shape[1]:
         return dense_attention(q, k, v, documents=documents)
@@ -58,7 +58,7 @@ def attend_near(q: Tensor, k: Tensor, v: Tensor, window: int, starts: Tensor | N
     return attend_ranges(q, k, v, *window_bounds(q.shape[1], k.shape[1], window, q.device, starts))[0]
 
 
-# An operator, because the compiler must not look into the kernels.
+# An operator, because the compiler must not trace the kernels.
 @torch.library.custom_op("lhtrain::sliding", mutates_args=())
 def _sliding(
     q: Tensor, k: Tensor, v: Tensor, window: int, kernel: str, starts: Tensor | None
@@ -82,7 +82,7 @@ def _sliding_backward(
     """Return the gradients of q, k and v."""
     given = _if_given(starts)
     grads = WINDOW_KERNELS[kernel].backward(grad.contiguous(), q, k, v, out, lse, window, *given)
-    return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three
+    return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three tensors
 
 
 @_sliding_backward.register_fake

@@ -46,21 +46,21 @@ class Ranges(NamedTuple):
 
 
 def exact_ranges(positions: Tensor, tile_tokens: int, window: int) -> Ranges:
-    """The tokens that each of `positions` (T,) attends to exactly."""
+    """Return the tokens that each of `positions` (T,) attends to exactly."""
     tile_start = (positions + 1) // tile_tokens * tile_tokens
     lo = torch.minimum(tile_start - window, positions).clamp(min=0)
     return Ranges(lo.int(), (positions + 1).int())
 
 
 def far_ranges(entries: Tensor, pyramid: Pyramid, window: int, rows_per_tile: int) -> Ranges:
-    """The kept rows that the coarsest queries `entries` (M,) attend to, tiles in order."""
+    """Return the kept rows that the coarsest queries `entries` (M,) attend to, in the order of tiles."""
     closed = (entries + 1) * pyramid.coarsest_window // pyramid.tile_tokens
     hi = (closed - window // pyramid.tile_tokens).clamp(min=0) * rows_per_tile
     return Ranges(torch.zeros_like(hi).int(), hi.int())
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, kernels: bool) -> tuple[Tensor, Tensor]:
-    """`kernels.ranges.naive.attend_ranges`, through its GPU kernel where `kernels` says so."""
+    """Attend as `kernels.ranges.naive.attend_ranges`. kernels: by its GPU kernel."""
     if not kernels:
         return attend_ranges(q, k, v, *ranges)
     from lhtrain.kernels import ops
@@ -70,26 +70,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, ranges: Ranges, kernels: bool) -> tu
 
 
 def coarsest_queries(q: Tensor, window: int) -> Tensor:
-    """q (B, T, H, D) -> the means of windows of so many tokens, (B, T / window, H, D) in q's dtype."""
+    """Return the means of q (B, T, H, D) over windows of tokens: (B, T / window, H, D) in q's dtype."""
     windows = q.unflatten(1, (-1, window))
     return windows.mean(2, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
 
 
 def to_positions(x: Tensor, window: int, n: int) -> Tensor:
-    """Of coarsest entries (B, M + 1, ...), from the one before the first on, that which each of n positions
-    uses: the last to end at or before it, (B, n, ...)."""
+    """Repeat results of coarsest queries, x (B, M + 1, ...), for n positions: (B, n, ...).
+
+    The first result is that of the query before the first position. Each position uses the result of the last
+    query that ends at or before it.
+    """
     return x.repeat_interleave(window, 1)[:, 1 : n + 1]
 
 
 def merge(exact: Tensor, lse: Tensor, far: Tensor, far_lse: Tensor) -> Tensor:
-    """Two parts of one softmax: exact, far (B, T, H, D) with logsumexps (B, T, H) -> (B, T, H, D)."""
+    """Merge two parts of one softmax, exact and far (B, T, H, D), by their logsumexps (B, T, H)."""
     share = torch.sigmoid(far_lse - lse).unsqueeze(-1)
     wide = exact.to(share.dtype)
     return (wide + share * (far.to(share.dtype) - wide)).to(exact.dtype)
 
 
 class Chunk(NamedTuple):
-    """Consecutive tokens, whole tiles, with what lies before them.
+    """Consecutive tokens, in whole tiles, and the coarsest query before them.
 
     start: the position of the first. query_before (B, 1, H, D): the coarsest query that ends right before;
     n_before: tokens before the first in keys and values. Both are ignored where the sequence begins.
@@ -110,7 +113,7 @@ def strictly_causal(
     chunk: Chunk | None = None,
     starts: Tensor | None = None,
 ) -> Tensor:
-    """The layer after its rows have been selected.
+    """Attend with the rows that the layer has selected: (B, T, H, D).
 
     Args:
         q: (B, T, H, D); k, v: (B, n_before + T, G, D), G dividing H.

@@ -23,10 +23,12 @@ FLASH_DTYPES = (torch.bfloat16, torch.float16)
 class WindowKernel:
     """One kernel.
 
-    runs(q): whether it takes such queries, on their device. forward(q, k, v, window) -> out (B, T, H, D) in
-    q's dtype and lse (B, H, T) float32, of q (B, T, H, D) and k, v (B, S, G, D). backward(grad, q, k, v, out,
-    lse, window) -> the gradients of q, k and v; out and lse may be those of a larger attention of which this
-    one is a part. The kernel "ranges" alone has another argument of both, `starts` of `window_bounds`.
+    runs(q): whether it supports the shape, dtype and device of q.
+    forward(q, k, v, window) -> out (B, T, H, D) in q's dtype and lse (B, H, T) float32, of q (B, T, H, D) and
+        k, v (B, S, G, D).
+    backward(grad, q, k, v, out, lse, window) -> the gradients of q, k and v; out and lse may be those of a
+        larger attention of which this one is a part.
+    Only the kernel "ranges" has one more argument of both, `starts` of `window_bounds`.
     """
 
     name: str
@@ -36,7 +38,7 @@ class WindowKernel:
 
 
 def window_kernel_for(q: Tensor) -> str:
-    """The name of the fastest kernel for q (B, T, H, D)."""
+    """Return the name of the fastest kernel for q (B, T, H, D)."""
     return next(kernel.name for kernel in WINDOW_KERNELS.values() if kernel.runs(q))
 
 
@@ -48,7 +50,7 @@ def naive_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, 
 def window_bounds(
     n_queries: int, n_keys: int, window: int, device: torch.device, starts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The keys of each query, as `kernels/ranges` takes them: lo[t] ... hi[t] - 1, int32.
+    """Return the keys of each query, as `kernels/ranges` takes them: lo[t] ... hi[t] - 1, int32.
 
     starts: (B, T) int32, where the document of each query begins, counted from the first query: lo is (B, T).
     """
@@ -146,7 +148,7 @@ def cpu_window_backward(
     window: int,
     scale: float | None = None,
 ) -> Gradients:
-    """scale: of the scores; 1/sqrt(D) unless given."""
+    """Return the gradients of q, k and v. scale: of the scores; None: 1/sqrt(D)."""
     blocks = _Blocks(q, k, window)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     keys, values = (blocks.of_keys(x, q.shape[2]) for x in (k, v))
@@ -178,7 +180,7 @@ def _fa4_backward(
     fixed = torch.are_deterministic_algorithms_enabled()
     sides = {"window_size_left": window - 1, "window_size_right": 0}
     grads = _flash_attn_bwd(q, k, v, out, grad, lse, deterministic=fixed, **sides)
-    return tuple(grads[:3])  # type: ignore[return-value]  # three
+    return tuple(grads[:3])  # type: ignore[return-value]  # three tensors
 
 
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
@@ -223,11 +225,11 @@ def _ranges_backward(
 
 
 def flash_runs() -> bool:
-    """Whether this GPU is one that PyTorch's flash kernel is written for: Ampere or newer."""
+    """Return whether PyTorch's flash kernel supports this GPU: Ampere or newer."""
     return torch.cuda.get_device_capability()[0] >= 8
 
 
-# The compiler must not look inside; `flash4.fa4_runs` has the reason why this is not a decorator.
+# The compiler must not trace it; `flash4.fa4_runs` has the reason why this is not a decorator.
 flash_runs._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

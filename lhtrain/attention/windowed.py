@@ -53,13 +53,13 @@ def windowed_attention(
     window: int,
     documents: Documents | None = None,
 ) -> Tensor:
-    """The layer after its selection, on one rank: q (B, N, H, D), k, v (B, N, G, D) -> (B, N, H, D).
+    """Attend with the entries that the layer has selected, on one rank: (B, N, H, D).
 
-    indices (B, G, S): the selected entries. row_of_entry (B, G, E): their inverse, where GPU kernels serve.
-    documents: those that are kept apart, or None.
+    q (B, N, H, D), k, v (B, N, G, D). indices (B, G, S): the selected entries. row_of_entry (B, G, E): their
+    inverse if the GPU kernels run, otherwise None. documents: those that are kept apart, or None.
     """
     if row_of_entry is not None and documents is not None:
-        kernel = window_kernel_for(q)  # one that serves documents of any length
+        kernel = window_kernel_for(q)  # for the rows too: their documents have any length
         sizes = indices.shape[-1], window, pyramid.levels, pyramid.pooling
         return windowed(q, k, v, row_of_entry, *sizes, kernel, kernel, documents.starts, documents.bounds)[0]
     if row_of_entry is not None:
@@ -80,7 +80,7 @@ def windowed_attention(
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, kernels: bool) -> tuple[Tensor, Tensor]:
     """Causal attention over the selected rows, q (B, S, H, D), k, v (B, S, G, D): out (B, S, H, D) and lse
-    (B, H, S) float32. kernels: whether GPU kernels serve, as operators that a compiler does not look into."""
+    (B, H, S) float32. kernels: whether to use GPU kernels, as operators that the compiler does not trace."""
     if not kernels:
         return attend_with_lse(q, k, v)
     out, lse = dense_with_lse(q, k, v, _rows_kernel_for(q, q.shape[1]))
@@ -134,15 +134,17 @@ def merge_window(
     if before is None:
         before = row_of_entry.new_empty(0)
     far = rows, rows_lse, row_of_entry, before
-    # Here keys begin earlier than queries, and documents with them: only the kernel of ranges takes both.
+    # Keys begin earlier than queries here. With documents, only the kernel of ranges supports this.
     kernel = window_kernel_for(q) if starts is None else "ranges"
     out, _ = window_merge(q, k, v, *far, window, *sizes, kernel, starts)
     return out
 
 
 def _rows_kernel_for(q: Tensor, n_rows: int) -> str:
-    """The kernel that attends to so many rows of q (B, N, H, D): a name of DENSE_KERNELS, or "ranges" for
-    float32, which no stock kernel with a logsumexp takes on a GPU."""
+    """Return the kernel for attention to n_rows rows of q (B, N, H, D): a name of DENSE_KERNELS, or "ranges".
+
+    For float32 it is "ranges", because no other kernel on a GPU that returns the logsumexp supports float32.
+    """
     return "ranges" if q.dtype == torch.float32 else kernel_for(q[:, :n_rows]).name
 
 
@@ -154,9 +156,11 @@ def windowed(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The layer after its selection, on one rank: gather, attend to the rows, attend to the window, merge.
 
-    One operator, so that the backward pass adds the rows' part to the window's gradients of q, k and v where
-    they lie. q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32, n_rows = S. Returns out (B, N,
-    H, D) and its lse (B, H, N); and for the backward pass the rows of q, k and v and their out and lse.
+    It is one operator, so that the backward pass adds the gradients of the far part in place to those of the
+    near part.
+
+    q (B, N, H, D), k, v (B, N, G, D), row_of_entry (B, G, E) int32, n_rows = S. Returns out (B, N, H, D) and
+    its lse (B, H, N); and for the backward pass the rows of q, k and v and their out and lse.
     starts, bounds: `Documents` that are kept apart, or None; the kernels are then those of VARLEN_KERNELS.
     """
     from lhtrain.kernels.merge.kernel import merge
@@ -212,7 +216,7 @@ def windowed_backward(
             *grads_out, rows_q, rows_k, rows_v, of_rows, rows_out, rows_lse, None, rows_kernel
         )
         grads = documents_backward(grad, None, q, k, v, bounds, out, lse, window, near_kernel)
-    grads = tuple(x.contiguous() for x in grads)  # type: ignore[assignment]  # three
+    grads = tuple(x.contiguous() for x in grads)  # type: ignore[assignment]  # three tensors
     return gather_backward(*grads_rows, row_of_entry, pyramid, add_to=grads, by_group=by_group)
 
 
@@ -276,7 +280,7 @@ def dense_with_lse_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of both results -> of q, k, v."""
     grads = rows_backward(grad, grad_lse, q, k, v, out, lse, kernel)
-    return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three
+    return tuple(x.contiguous() for x in grads)  # type: ignore[return-value]  # three tensors
 
 
 @dense_with_lse_backward.register_fake
@@ -336,7 +340,7 @@ def window_merge_backward(
     near = WINDOW_KERNELS[kernel].backward(grad, q, k, v, out, lse, window, *_if_given(starts))
     ahead = before if before.numel() else None
     far = merge_backward(grad, out, lse, rows, rows_lse, row_of_entry, pyramid, ahead, starts)
-    return *(x.contiguous() for x in near), *far  # type: ignore[return-value]  # three and two
+    return *(x.contiguous() for x in near), *far  # type: ignore[return-value]  # three and two tensors
 
 
 @window_merge_backward.register_fake

@@ -1,1 +1,1 @@
-"""The commands of the program: `table.py` lists them, the other modules do what they say."""
+"""The commands of the program: `table.py` lists them, the other modules implement them."""

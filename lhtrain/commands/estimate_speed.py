@@ -23,7 +23,7 @@ NAMES = {
 
 
 def heading(run: Shared, gpu: str, hardware: Hardware) -> list[str]:
-    """Return lines that say what is predicted, from what, and what was assumed."""
+    """Return lines on the subject, the sources and the assumptions of the prediction."""
     count = f"1 {gpu}" if run.n_ranks == 1 else f"{run.n_ranks:,} {gpu} ({run.mesh()})"
     kernel = "FlashAttention-4" if hardware.rates.kernel == "fa4" else "cuDNN's attention"
     lines = [f"Predicted, not measured: {count}, with {kernel} and compiled blocks"]

@@ -1,4 +1,4 @@
-"""Which micro-batches run as CUDA graphs (compute.cuda_graph). Imports no torch, as estimates use it too."""
+"""Which micro-batches run as CUDA graphs (compute.cuda_graph). No torch: estimates use it too."""
 
 from lhtrain.conf.schema import ComputeConfig, CudaGraph
 from lhtrain.stage import Stage

@@ -109,7 +109,7 @@ class CudaRecorder:
     def record(self, run: Callable[[], Tensor], before: Any) -> tuple[Any, Tensor]:
         graph, found = torch.cuda.CUDAGraph(), []
         pool = None if before is None else before.pool()
-        # thread_local, because the thread of the loader allocates pinned memory meanwhile
+        # thread_local, because the thread of the loader allocates pinned memory at the same time
         recording = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
         with self._on_stream(), recording:
             found.append(run())
@@ -123,7 +123,7 @@ class CudaRecorder:
 
     @contextmanager
     def _on_stream(self):  # type: ignore[no-untyped-def]
-        """Run on the stream; afterwards the stream from before is current, whatever failed."""
+        """Run on the stream; afterwards, also after an error, the previous stream is current."""
         outside = torch.cuda.current_stream()
         self.stream.wait_stream(outside)
         torch.cuda.set_stream(self.stream)
@@ -136,7 +136,7 @@ class CudaRecorder:
 
 @contextmanager
 def _no_waiting():  # type: ignore[no-untyped-def]
-    """Raise RuntimeError where the host waits for the device. A failed recording would be harder to leave."""
+    """Raise RuntimeError if the host waits for the device: a recording that fails is harder to end."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch calls this mode a prototype
@@ -151,7 +151,7 @@ def _no_waiting():  # type: ignore[no-untyped-def]
 class Recorded:
     """One graph with the tensors that it reads and writes.
 
-    kept: what else the graph reads, which must not be freed. gradients: of each parameter, None where the
+    kept: what else the graph reads, which must not be freed. gradients: of each parameter; None if the
     passes compute none.
     """
 
@@ -173,7 +173,7 @@ class Recorded:
 
 
 class GraphedPasses:
-    """Passes that run as graphs, and as `plain_passes` where they cannot; then `say` gets a line why.
+    """Passes that run as graphs, or as `plain_passes` if that is not possible; `say` then gets the reason.
 
     model: the model of all calls, whose parameters stay where they are. most_tokens: larger micro-batches run
     without a graph.

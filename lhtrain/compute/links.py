@@ -3,8 +3,8 @@
 FSDP gathers the weights of a block before its forward and again before its backward pass, and reduces its
 gradients in float32; replicas then sum their shares of the gradients. Both run while other blocks compute,
 so only what exceeds the computation adds to a step, and the parts at its two ends. The exchanges of context
-parallelism (two for each attention with Ulysses) stand between the computations, and each adds its time; the
-ring sends while it attends.
+parallelism (two for each attention with Ulysses) happen between the computations, and each adds its time;
+the ring sends while it attends.
 
 Collectives over ranks of several machines are NCCL's rings with one network adapter for each GPU: what a
 machine receives is divided over its adapters, and every ring passes all ranks. Measured only inside a

@@ -24,7 +24,7 @@ def over_ranks(
     rank: int,
     size: int,
 ) -> ContextDense | ContextLighthouse | ContextOwnQueries | ContextStrict | ContextSliding:
-    """What a context-parallel rank attends with, in place of `attend`.
+    """Return the attention of a context-parallel rank that gives the results of `attend` on one rank.
 
     Raises ValueError: a selection that compares scores of more than one tile, which no rank has; own queries
         in a ring.

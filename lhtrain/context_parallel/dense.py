@@ -11,7 +11,7 @@ from lhtrain.context_parallel.ulysses import ulysses_attention, ulysses_with_lse
 
 @dataclass(frozen=True)
 class ContextDense:
-    """The boundary's callable for full attention: q (B, T, H, D), k, v (B, T, Hkv, D) -> (B, T, H, D)."""
+    """Full attention as an `Attend`: q (B, T, H, D), k, v (B, T, Hkv, D) -> (B, T, H, D)."""
 
     method: str
     group: str
@@ -25,7 +25,7 @@ class ContextDense:
         return ulysses_attention(q, k, v, self.group, self.size, self.backend, documents)
 
     def with_lse(self, q: Tensor, k: Tensor, v: Tensor, kernels: bool) -> tuple[Tensor, Tensor]:
-        """The output, and the logsumexp of the scores (B, H, T) float32, with gradients through both.
+        """Return the output, and the logsumexp of the scores (B, H, T) float32, with gradients through both.
 
         kernels: whether GPU kernels serve, as in `attend_rows`.
         """

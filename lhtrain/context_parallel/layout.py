@@ -13,7 +13,7 @@ from lhtrain.kernels.pyramid import Pyramid
 
 
 def runs_of(rank: int, size: int, tokens: int) -> tuple[tuple[int, int], ...]:
-    """The consecutive tokens that `rank` has of a sequence: the first and the number of each chunk."""
+    """Return the consecutive tokens of a sequence that `rank` has: the first one and the number, by chunk."""
     if size == 1:
         return ((0, tokens),)
     chunk = tokens // 2
@@ -21,7 +21,7 @@ def runs_of(rank: int, size: int, tokens: int) -> tuple[tuple[int, int], ...]:
 
 
 def positions(seq_len: int, rank: int, size: int, device: torch.device | None = None) -> Tensor:
-    """Where in the sequence the tokens of `rank` stand: (seq_len / size,) int64, rising.
+    """Return the positions in the sequence of the tokens of `rank`: (seq_len / size,) int64, rising.
 
     Raises ValueError: seq_len not a multiple of 2 size, no such rank.
     """
@@ -34,7 +34,7 @@ def positions(seq_len: int, rank: int, size: int, device: torch.device | None = 
 
 
 def whole(parts: Tensor) -> Tensor:
-    """What all ranks have, in order: (W, B, T, ...) -> (B, W T, ...)."""
+    """Join the parts of all ranks in the order of the sequence: (W, B, T, ...) -> (B, W T, ...)."""
     heads, tails = parts.unflatten(2, (2, -1)).unbind(2)
     return torch.cat([heads, tails.flip(0)]).movedim(0, 1).flatten(1, 2)
 
@@ -63,6 +63,16 @@ def starts_in_chunks(starts: Tensor, rank: int, size: int) -> Tensor:
     head, tail = starts.chunk(2, 1)
     chunk = head.shape[1]
     return torch.cat([head - rank * chunk, tail - (2 * size - 1 - rank) * chunk])
+
+
+def covered_chunks(batch: int, rank: int, exact: bool) -> int:
+    """Return for how many of the 2 B chunks of `rank`, from the first on, the prefix is covered.
+
+    exact: only for the first chunk of each sequence, as one rank does; otherwise for every chunk.
+    """
+    if not exact:
+        return 2 * batch
+    return batch if rank == 0 else 0
 
 
 def chunk_pyramid(whole: Pyramid, size: int) -> Pyramid:

@@ -2,12 +2,12 @@
 
 A rank has two chunks of the sequence (`layout.py`). Pooling, scoring and selection stay inside a chunk,
 with its share k / 2W of the budget: the layer selects tile by tile, and a chunk is a whole number of tiles,
-so that the chunks' kept rows, one after the other, are the rows that one rank alone would keep. They are
-attended to by all ranks together. Two things cross a chunk's border, and `exact` does them: the outputs of a
+so that the kept rows of all chunks, one after the other, are those that a single rank would keep. All ranks
+together attend to them. Two things cross a chunk's border, and `exact` does them: the outputs of a
 chunk's last entries reach into the next chunk, and only the sequence's first chunk needs its prefix covered.
 
 B batch, T = 2 c tokens of a rank, c tokens of a chunk, H query heads, G key/value heads, D head dim, S rows.
-Source: arXiv:2605.06554, context parallelism, which does without `exact`.
+Source: arXiv:2605.06554, context parallelism, which has no counterpart of `exact`.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,13 @@ from lhtrain.attention.row_documents import aligned_starts
 from lhtrain.attention.where import Where
 from lhtrain.context_parallel.dense import ContextDense
 from lhtrain.context_parallel.halo import from_chunk_before
-from lhtrain.context_parallel.layout import as_chunks, as_sequence, chunk_pyramid, starts_in_chunks
+from lhtrain.context_parallel.layout import (
+    as_chunks,
+    as_sequence,
+    chunk_pyramid,
+    covered_chunks,
+    starts_in_chunks,
+)
 from lhtrain.context_parallel.rows import attend_rows_apart, coarsest_of_all_chunks
 from lhtrain.context_parallel.tokens import rank_tokens
 from lhtrain.context_parallel.windowed import windowed
@@ -31,7 +37,7 @@ from lhtrain.kernels.pyramid import Pyramid
 
 @dataclass(frozen=True)
 class ContextLighthouse:
-    """The boundary's callable: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
+    """Lighthouse Attention as an `Attend`: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
 
     layer: the settings of the whole sequence. rows: how the ranks attend to their rows together.
     Raises ValueError: a window longer than a chunk and shorter than the sequence.
@@ -45,13 +51,11 @@ class ContextLighthouse:
     exact: bool
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
-        layer, batch = self.layer, q.shape[0]
+        layer = self.layer
         if layer.window >= q.shape[1] * self.size:
             return self.rows(q, k, v, where)
         pyramid = chunk_pyramid(layer.pyramid(q.shape[1] * self.size), self.size)
-        n_covered = 0
-        if layer.cover_prefix:
-            n_covered = 2 * batch if not self.exact else batch if self.rank == 0 else 0
+        n_covered = covered_chunks(len(q), self.rank, self.exact) if layer.cover_prefix else 0
         ranks, starts = (self.group, self.rank, self.size), None
         documents = None if where is None else where.documents
         if documents is not None:

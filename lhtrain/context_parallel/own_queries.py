@@ -19,7 +19,7 @@ from lhtrain.context_parallel.ulysses import ulysses_out
 
 @dataclass(frozen=True)
 class ContextOwnQueries:
-    """The boundary's callable: q (B, T, H, D), k, v (B, T, G, D) of this rank -> (B, T, H, D).
+    """Lighthouse Attention with own queries as an `Attend`, for the T tokens of this rank.
 
     layer: the layer of one rank, whose scorer must treat each head alone and without the input of the layer.
     """

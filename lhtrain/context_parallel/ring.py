@@ -24,7 +24,7 @@ from lhtrain.context_parallel.layout import runs_of
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: str, bounds: Tensor | None = None) -> Tensor:
     """Causal attention of q (B, T, H, D) to all ranks' k, v (B, T, Hkv, D), in the load-balanced layout.
 
-    bounds: `Documents.bounds`, if tokens attend to their own documents alone. Returns (B, T, H, D). Any
+    bounds: `Documents.bounds`, if tokens attend only to their own documents. Returns (B, T, H, D). Any
     numbers of heads; partial results are merged in float32.
     """
     return _ring(q, k, v, bounds, group)[0]
@@ -168,7 +168,7 @@ def _(grad, grad_lse, q, k, v, bounds, out, lse, group):
 def _ring_context(ctx, inputs, output):
     *tensors, ctx.group = inputs
     ctx.save_for_backward(*tensors, *output)
-    ctx.set_materialize_grads(False)  # the gradient of a result that nobody uses is None
+    ctx.set_materialize_grads(False)  # the gradient of a result that is not used is None
 
 
 def _ring_autograd(ctx, grad, grad_lse):

@@ -18,7 +18,7 @@ from lhtrain.context_parallel.ulysses import ulysses_out
 
 @dataclass(frozen=True)
 class ContextSliding:
-    """The boundary's callable: q (B, T, H, D), k, v (B, T, G, D) of this rank -> (B, T, H, D).
+    """Sliding-window attention as an `Attend`: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
 
     With the method "ring", a rank gets the last W - 1 keys and values of the chunks before its own two, so
     that the cost does not depend on the number of ranks. The window is then at most as long as a chunk, or at

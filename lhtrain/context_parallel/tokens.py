@@ -1,4 +1,4 @@
-"""What scorers get of one context-parallel rank, and how they look at the tokens of others."""
+"""The input of scorers on one context-parallel rank, with access to the tokens of other ranks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,9 +26,9 @@ def rank_tokens(
     rank: int,
     size: int,
 ) -> Tokens:
-    """Of the T tokens of a rank: q (B, T, H, D), k, v (B, T, G, D).
+    """Return the T tokens of a rank as the input of a scorer. q (B, T, H, D), k, v (B, T, G, D).
 
-    align: of the beginnings of documents, if they are kept apart. attend: over all ranks together.
+    align: documents that are kept apart begin at multiples of it. attend: attention over all ranks.
     """
     here = None if where is None else where.positions_in_sequence
     if here is None:

@@ -1,7 +1,7 @@
 """A Llama-style decoder: RMSNorm, rotary embedding, grouped-query attention, SwiGLU.
 
 B batch, T tokens, C model dim, H query heads, Hkv key/value heads, D head dim, F SwiGLU dim, V vocabulary.
-Knows nothing of devices or parallelism. What a layer attends with is handed in (`attend_with`).
+The model does not depend on devices or parallelism; `attend_with` sets the attention of its layers.
 """
 
 import math
@@ -36,7 +36,7 @@ OWN_SCORER = ".attention.scorer."  # in the names of parameters that only Lighth
 
 
 class Linear(nn.Linear):
-    """In the dtype of its input: weight and bias stay float32 and are cast at use."""
+    """A linear layer in the dtype of its input: weight and bias stay float32 and are cast at use."""
 
     def __init__(self, n_in: int, n_out: int, bias: bool = False):
         super().__init__(n_in, n_out, bias=bias)
@@ -47,8 +47,11 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.RMSNorm):
-    """In float32, whatever the dtype of its input, which it keeps. The gain is cast to that dtype at use, as
-    every weight is: sharded weights are gathered in it, and one rank must compute what several do."""
+    """Normalizes in float32, and returns the dtype of its input.
+
+    The gain is first rounded to that dtype, as every weight is: sharded weights are gathered in it, and one
+    rank must compute the same as several.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         gain = self.weight.to(x.dtype).float()
@@ -125,9 +128,8 @@ RunBlock = Callable[[Block, Tensor, Where], Tensor]
 class GPT(nn.Module):
     """The decoder. Parameters are float32; activations have `dtype`.
 
-    Each block's `run` computes it, `chunk_grad` and `chunk_loss` are the loss of a chunk of logits with and
-    without its gradient: whoever trains may put recomputation or a compiler in between
-    (`lhtrain.compute.apply.apply`).
+    Each block's `run` computes it; `chunk_grad` and `chunk_loss` compute the loss of a chunk of logits with
+    and without its gradient. `lhtrain.compute.apply.apply` replaces them to recompute or to compile.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
@@ -151,7 +153,7 @@ class GPT(nn.Module):
         self.chunk_loss: ChunkLoss = chunk_loss
 
     def tie(self) -> None:
-        """Make the output head's weight the embedding's, where the configuration says so."""
+        """Use the embedding as the weight of the output head if model.tie_embeddings is set."""
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -160,8 +162,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Hidden states before the output head, (B, T, C) in `dtype`, of tokens (B, T) int64.
 
-        positions: (T,) or (B, T), for the rotary embedding; None: 0 … T - 1. documents: a token attends to
-        its own document alone; None: to its whole sequence.
+        positions: (T,) or (B, T), for the rotary embedding; None: 0 … T - 1. documents: a token attends
+        only to its own document; None: to its whole sequence.
         """
         x = self.embedding(tokens).to(self.dtype)
         if positions is None:
@@ -188,7 +190,7 @@ class GPT(nn.Module):
         z_loss: float = 0.0,
         documents: Documents | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of targets (B, T), in nats, float32; the logits never exist whole."""
+        """Mean cross-entropy of targets (B, T), in nats, float32; full logits are never allocated."""
         return linear_cross_entropy(
             self.hidden(tokens, positions, documents).flatten(0, 1),
             self.head.weight,

@@ -1,19 +1,18 @@
 """Text from a model: for a prompt of the user, and samples during a run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from lhtrain.attention.dense import FULL_ATTENTION
-from lhtrain.attention.where import Attend
 from lhtrain.build import Engine
 from lhtrain.conf.schema import Config
 from lhtrain.data import DataError
 from lhtrain.data.tokenizers.base import Tokenizer
 from lhtrain.data.tokenizers.stream import TextStream
-from lhtrain.model.decoder import GPT, Block, run_plainly
+from lhtrain.evaluation.judge import plainly
+from lhtrain.model.decoder import GPT
 from lhtrain.model.generate import Sampler, stream
 from lhtrain.registry import ATTENTIONS
 from lhtrain.stage import Stage
@@ -29,8 +28,9 @@ def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 class Generation:
-    """Generates text. Iterate to get its parts, each as soon as its characters are whole; `n_tokens` and
-    `ended` are up to date after each.
+    """Generates text. Iterate to get its parts, each as soon as its characters are complete.
+
+    `n_tokens` and `ended` are up to date after each part.
 
     Args:
         model: the model, with the attention that it should use: full or strictly causal.
@@ -92,7 +92,9 @@ class LoopSamples:
         attend, kind, rows = FULL_ATTENTION, "full", []
         if stage.decodes:
             attend, kind = ATTENTIONS[stage.attention].of(stage, self.backend), "strict"
-        with self._one_token_at_a_time(stage, attend):
+        model = self.engine.model
+        with plainly(model):
+            model.attend_with(attend, dense_layers=stage.dense_layers)  # on each rank to whole sequences
             for prompt in self.config.prompts:
                 text = self._text(prompt, stage.seq_len)
                 row = {"prompt": prompt, "text": text, "attention": kind, "seed": self.seed}
@@ -118,19 +120,3 @@ class LoopSamples:
             return self.tokenizer.decode(new[:end])
         except (ValueError, DataError):
             return None
-
-    @contextmanager
-    def _one_token_at_a_time(self, stage: Stage, attend: Attend) -> Iterator[None]:
-        """A context in which blocks are not compiled, and each rank attends to whole sequences alone."""
-        model, before = self.engine.model, []
-        for block in model.blocks:
-            assert isinstance(block, Block)
-            before.append((block, block.run))
-            block.run = run_plainly
-        model.attend_with(attend, dense_layers=stage.dense_layers)
-        try:
-            yield
-        finally:
-            for block, run in before:
-                block.run = run
-            self.engine.enter(stage)

@@ -85,7 +85,7 @@ def lighthouse_attention(
     """
     pyramid = Pyramid.of(q.shape[1], levels, pooling, budget, tile, strictly_causal or own_queries).check()
     _check(backend, window)
-    if window >= q.shape[1] and not strictly_causal:
+    if window >= q.shape[1]:
         return dense_attention(q, k, v, dense, documents)
     starts = None if documents is None else aligned_starts(documents, pyramid)
     tokens = _tokens(q, k, v, positions, x, dense, documents, pyramid.coarsest_window)

@@ -28,9 +28,10 @@ from lhtrain.kernels.pyramid import Pyramid
 class ContextStrict:
     """Strictly causal Lighthouse Attention as an `Attend`: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
 
-    layer: the settings of the whole sequence. attend: full attention over all ranks, for scorers. exact: keep
-    the first tokens of the sequence at full resolution, as one rank does; else those of each chunk.
-    Raises ValueError: a window longer than a chunk.
+    layer: the settings of the whole sequence. attend: full attention over all ranks, for scorers and for a
+    window of the whole sequence. exact: keep the first tokens of the sequence at full resolution, as one rank
+    does; else those of each chunk.
+    Raises ValueError: a window longer than a chunk and shorter than the sequence.
     """
 
     layer: LighthouseAttention
@@ -42,6 +43,8 @@ class ContextStrict:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, where: Where | None = None) -> Tensor:
         window, ranks = self.layer.window, (self.group, self.rank, self.size)
+        if window >= q.shape[1] * self.size:
+            return self.attend(q, k, v, where)
         pyramid = self.layer.pyramid(q.shape[1] * self.size)
         documents = None if where is None else where.documents
         of_chunks: list[Tensor] | list[None] = [None, None]

@@ -151,13 +151,15 @@ def test_documents_apart_as_on_one_rank(begins, method, n_kv, size, monkeypatch)
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("method", "n_kv"), [("ring", 2), ("ulysses", 4)])
-@pytest.mark.parametrize("kind", ["published", "windowed", "whole window", "strict", "dilated", "gla"])
+@pytest.mark.parametrize(
+    "kind", ["published", "windowed", "whole window", "strict", "strict, whole window", "dilated", "gla"]
+)
 def test_documents_apart_are_those_of_one_rank(kind, method, n_kv, size, monkeypatch):
     """Documents that begin in a chunk, at its border, and in the chunk before."""
     n, options = 256, {"window": 21} if kind != "published" else {}
-    options |= {"window": 256} if kind == "whole window" else {}
+    options |= {"window": 256} if "whole window" in kind else {}
     options |= {"scorer": kind} if kind == "dilated" else {"scorer": None} if kind == "gla" else {}
-    plain = LighthouseAttention(3, 2, 16, tile=2, strictly_causal=kind == "strict", **options)
+    plain = LighthouseAttention(3, 2, 16, tile=2, strictly_causal="strict" in kind, **options)
     docs = documents_of([[28, 64, 68, 132, 192], [244]], n, most=8)
     torch.manual_seed(0)
     tensors = [torch.randn(BATCH, n, heads, DIM) for heads in (HEADS, n_kv, n_kv, HEADS)]
@@ -324,11 +326,12 @@ def over_two_ranks(plain, tensors, monkeypatch, exact=True, method="ring"):
 @pytest.mark.parametrize("method", ["ring", "ulysses"])
 @pytest.mark.parametrize("levels", [2, 4])
 @pytest.mark.parametrize("window", [1, 2, 37, 64, 256, 1000])
-def test_every_window_is_that_of_one_rank(window, levels, method, monkeypatch):
+@pytest.mark.parametrize("strictly_causal", [False, True])
+def test_every_window_is_that_of_one_rank(strictly_causal, window, levels, method, monkeypatch):
     """From one token to a chunk of 64, and the whole sequence."""
     torch.manual_seed(0)
     tensors = [torch.randn(BATCH, 256, n, DIM) for n in (HEADS, 2, 2, HEADS)]
-    plain = LighthouseAttention(levels, 2, 8, tile=2, window=window)
+    plain = LighthouseAttention(levels, 2, 8, tile=2, window=window, strictly_causal=strictly_causal)
     want = result(plain, tensors)
     for here, got in over_two_ranks(plain, tensors, monkeypatch, method=method):
         for mine, whole in zip(got, want, strict=True):

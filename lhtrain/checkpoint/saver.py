@@ -151,11 +151,7 @@ class Saver:
     def wait(self) -> None:
         """Wait until the current save has ended on all ranks, and report its outcome. A collective."""
         if self._under_way is not None:
-            all_done(self._under_way, self.world.is_distributed)
-            outcome = self.world.on_main(self._under_way.result)
-            self._under_way = None
-            self._took(outcome)
-        self.poll()
+            self._took(self._outcome(self._under_way))
 
     def finish(self, stop: Callable[[], object] = lambda: False) -> None:
         """Wait for the last save; retry it for `retry` seconds after a temporary error. A collective.
@@ -176,18 +172,22 @@ class Saver:
     def _stage(self, tensors: dict[str, Tensor]) -> Failure | None:
         try:
             self._staging.stage(tensors)
-        except (
-            MemoryError,
-            RuntimeError,
-            OSError,
-        ) as error:  # RuntimeError: out of memory
+        except (MemoryError, RuntimeError, OSError) as error:  # RuntimeError: CUDA is out of memory
             return Failure.of(error)
         return None
 
-    def _begin(self, began: float) -> None:
+    def _begin(self, began: float) -> Future[Outcome]:
         self._tries += 1
         self._reported = False
         self._under_way = in_background(partial(self._write, self._tries, began), "checkpoint")
+        return self._under_way
+
+    def _outcome(self, save: Future[Outcome]) -> Outcome:
+        """Wait until the save has ended on all ranks; return its outcome on the main rank. A collective."""
+        all_done(save, self.world.is_distributed)
+        outcome = self.world.on_main(save.result)
+        self._under_way = None
+        return outcome
 
     def _took(self, outcome: Outcome) -> None:
         """Report and count an outcome, which is the same on all ranks."""
@@ -225,12 +225,7 @@ class Saver:
             verdict = self._pause(min(pause, max(deadline - time.monotonic(), 0)), stop, stopped_before)
             why, self._failure = self._failure, None
             self.saved.failed -= 1  # a retried save counts once
-            self._begin(time.perf_counter())
-            self._reported = True
-            assert self._under_way is not None
-            all_done(self._under_way, self.world.is_distributed)
-            outcome = self.world.on_main(self._under_way.result)
-            self._under_way = None
+            outcome = self._outcome(self._begin(time.perf_counter()))
             self._reported = outcome.failure is not None and outcome.failure.why == why.why  # already printed
             self._took(outcome)
             pause = min(2 * pause, PAUSES[1])

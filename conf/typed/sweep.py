@@ -12,7 +12,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from lhtrain.conf.compose import MISFITS, checked, hydra
+from lhtrain.conf.compose import checked, hydra
+from lhtrain.conf.misfits import MISFITS
 from lhtrain.conf.problems import ConfigError, Problem
 from lhtrain.conf.typed.overrides import spelled
 from lhtrain.conf.typed.paths import expanded

@@ -95,8 +95,10 @@ def test_configurations(tmp_path, name, values, message):
 )
 def test_configurations_that_are_the_same_decoder(tmp_path, name, values):
     published(tmp_path, name)
+    change(tmp_path / "config.json", **{"sliding_window": None} if "sliding_window" in values else {})
+    plain = open_published(tmp_path).model
     change(tmp_path / "config.json", **values)
-    open_published(tmp_path)
+    assert open_published(tmp_path).model == plain
 
 
 @pytest.mark.parametrize(

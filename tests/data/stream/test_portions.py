@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 
-from lhtrain.data.errors import DataError
+from lhtrain.data.errors import DamagedStore, DataError
 from lhtrain.data.store.checks import Checks
 from lhtrain.data.store.tokens import HEADER, TokenStore
-from lhtrain.data.stream.portions import Stream
+from lhtrain.data.stream.portions import ATTEMPTS, Stream
 from lhtrain.data.tokenizers.bytes import ByteTokenizer
 from tests.data.stream.source import PORTION, job_of, stream_of, write_files
 
@@ -65,6 +65,19 @@ def test_a_damaged_shard_is_written_again(job, caplog):
     again = Stream(job, ByteTokenizer(), PORTION, checks=Checks.of_cached(job.folder))
     assert texts(again.portion(0).split) == wanted
     assert "damaged shard" in caplog.text
+
+
+def test_a_shard_that_is_damaged_each_time_is_an_error(job, monkeypatch):
+    stream, tried = stream_of(job), []
+
+    def opened(number):
+        tried.append(number)
+        raise DamagedStore("damaged")
+
+    monkeypatch.setattr(stream, "_opened", opened)
+    with pytest.raises(DataError, match=r"data\.cache_dir=.*removed or damaged 4 times"):
+        stream.portion(0)
+    assert tried == [job.unit_at(0)] * ATTEMPTS
 
 
 def test_a_closed_stream_ends_waiting(job, monkeypatch):

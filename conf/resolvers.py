@@ -31,9 +31,9 @@ def budget(given: int | None, seq_len: int) -> int:
     return given if given is not None else round_up(-(-seq_len // 64), 128)
 
 
-def exact_window(seq_len: int) -> int:
-    """Return the window of windowed Lighthouse stages: 2,048, as measured, or less for short sequences."""
-    return min(2048, max(seq_len, 0) // 8)  # so that it fits a chunk with parallel.cp=4
+def exact_window(seq_len: int, at_most: int = 2048) -> int:
+    """Return the window of Lighthouse stages: `at_most`, as measured, or less for short sequences."""
+    return min(at_most, max(seq_len, 0) // 8)  # so that it fits a chunk with parallel.cp=4
 
 
 def fit_rope(base: float, seq_len: int, *, _parent_: DictConfig, _root_: DictConfig) -> float:

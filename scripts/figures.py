@@ -9,8 +9,9 @@ The numbers come from scripts/bench/results: attention.csv (one layer), train.cs
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "bench" / "results"
@@ -94,77 +95,85 @@ def thousands(tokens: int) -> str:
     return f"{tokens // 1024}K" if tokens < 1 << 20 else "1M"
 
 
-# Recipes that get a line and a label in the figure, with the place of the label in points from the last one.
-NAMED = {
-    "full attention": ("full attention", (6, 3)),
-    "ladder": ("ladder", (-34, -9)),
-    "windowed, W = 2,048, recovery 30 %": ("windowed, W = 2,048, 30 %", (6, 3)),
-    "windowed, W = 8,192, recovery 30 %": ("windowed, W = 8,192, 30 %", (-2, -14)),
-    "short, windowed, recovery 20 %": ("short, windowed, 20 %", (-108, -10)),
-    "windowed, recovery 10 %": ("windowed, W = 512, 10 %", (6, 3)),
-}
-HIGHEST_LOSS = 2.0  # in the figure
+class Comparison(NamedTuple):
+    """A figure of recipes: loss over seconds of training.
+
+    named: recipes that get a line and a label; its text and its place in points from the last point.
+    highest: losses above it are left out.
+    """
+
+    study: str
+    seq_len: int
+    named: dict[str, tuple[str, tuple[int, int]]]
+    highest: float
+    lowest: float
+    ticks: list[int]
+    seconds: tuple[int, int]
 
 
-def recipe_points() -> dict[str, tuple[str, list[tuple[float, float]]]]:
+AT_98K = Comparison(
+    study="extend",
+    seq_len=98_304,
+    named={
+        "full attention": ("full attention", (6, 3)),
+        "ladder": ("ladder", (-34, -9)),
+        "windowed, W = 2,048, recovery 30 %": ("windowed, W = 2,048, 30 %", (6, 3)),
+        "windowed, W = 8,192, recovery 30 %": ("windowed, W = 8,192, 30 %", (-2, -14)),
+        "short, windowed, recovery 20 %": ("short, windowed, 20 %", (-108, -10)),
+        "windowed, recovery 10 %": ("windowed, W = 512, 10 %", (6, 3)),
+    },
+    highest=2.0,
+    lowest=1.63,
+    ticks=[30, 60, 120, 240, 480],
+    seconds=(28, 900),
+)
+AT_262K = Comparison(
+    study="length",
+    seq_len=262_144,
+    named={
+        "full attention": ("full attention", (6, 3)),
+        "ladder": ("ladder", (5, 3)),
+        "windowed, W = 2,048, recovery 30 %": ("windowed, W = 2,048, 30 %", (4, -13)),
+        "windowed, W = 8,192, recovery 10 %": ("windowed, W = 8,192, 10 %", (-130, -9)),
+        "own queries, W = 8,192, k = 2,048, recovery 10 %": ("own queries, W = 8,192, 10 %", (-140, -9)),
+    },
+    highest=1.5,
+    lowest=1.05,
+    ticks=[75, 150, 300, 600, 1200],
+    seconds=(65, 1900),
+)
+
+
+def recipe_points(drawn: Comparison) -> dict[str, tuple[str, list[tuple[float, float]]]]:
     """Kind, and (seconds, loss) in the order of tokens, of each recipe that lengthened a model, seed 0."""
     out: dict[str, tuple[str, list[tuple[float, float]]]] = {}
     for row in sorted(rows("recipes.csv"), key=lambda row: int(row["tokens"])):
-        judged_alike = row["judged_with"] == "full attention" and row["seq_len"] == "98304"
-        if row["study"] == "extend" and row["seed"] == "0" and judged_alike:
+        judged_alike = row["judged_with"] == "full attention" and int(row["seq_len"]) == drawn.seq_len
+        if row["study"] == drawn.study and row["seed"] == "0" and judged_alike:
             point = float(row["seconds"]), float(row["val_loss"])
             out.setdefault(row["recipe"], (row["kind"], []))[1].append(point)
     return out
 
 
-def draw_recipes(axes: Any) -> None:
-    for name, (kind, points) in recipe_points().items():
-        shown = [(seconds, loss) for seconds, loss in points if loss <= HIGHEST_LOSS]
+def draw_recipes(axes: Any, drawn: Comparison) -> None:
+    for name, (kind, points) in recipe_points(drawn).items():
+        shown = [(seconds, loss) for seconds, loss in points if loss <= drawn.highest]
         color = DENSE if kind == "dense" else LIGHTHOUSE
         if not shown:
             continue
-        style = "o-" if name in NAMED else "o"
+        style = "o-" if name in drawn.named else "o"
         axes.plot(*zip(*shown, strict=True), style, color=color, markersize=4)
-        if name in NAMED:
-            text, place = NAMED[name]
+        if name in drawn.named:
+            text, place = drawn.named[name]
             axes.annotate(text, shown[-1], place, textcoords="offset points", color=color, fontsize=8)
     axes.set_xscale("log")
     axes.minorticks_off()
-    ticks = [30, 60, 120, 240, 480]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlim(28, 900)
-    axes.set_ylim(bottom=1.63)
+    axes.set_xticks(drawn.ticks, [str(tick) for tick in drawn.ticks])
+    axes.set_xlim(*drawn.seconds)
+    axes.set_ylim(bottom=drawn.lowest)
     axes.set_xlabel("seconds of training, 1 × H100")
     axes.set_ylabel("loss with full attention")
-    axes.set_title("SmolLM2-135M from 8,192 to 98,304 tokens of context")
-
-
-# Recipes to 262,144 tokens, with the text of their labels and its place in points from the point.
-LONGEST = {
-    "full attention": ("full attention", (-70, 4)),
-    "ladder": ("ladder", (6, 3)),
-    "windowed, W = 2,048, recovery 30 %": ("windowed, W = 2,048, 30 %", (6, -10)),
-    "windowed, W = 8,192, recovery 10 %": ("windowed, W = 8,192, 10 %", (6, 3)),
-    "own queries, W = 8,192, k = 2,048, recovery 10 %": ("own queries, W = 8,192, 10 %", (6, 5)),
-}
-
-
-def draw_longest(path: Path) -> None:
-    with styled() as pyplot:
-        figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
-        for row in rows("recipes.csv"):
-            if row["study"] == "length" and row["seed"] == "0" and row["recipe"] in LONGEST:
-                point = float(row["seconds"]), float(row["val_loss"])
-                color = DENSE if row["kind"] == "dense" else LIGHTHOUSE
-                text, place = LONGEST[row["recipe"]]
-                axes.plot(*point, "o", color=color, markersize=4)
-                axes.annotate(text, point, place, textcoords="offset points", color=color, fontsize=8)
-        axes.set_xlim(0, 350)
-        axes.set_ylim(1.25, 1.46)
-        axes.set_xlabel("seconds of training, 1 × H100")
-        axes.set_ylabel("loss with full attention")
-        axes.set_title("SmolLM2-135M from 8,192 to 262,144 tokens of context")
-        save(figure, path)
+    axes.set_title(f"SmolLM2-135M from 8,192 to {drawn.seq_len:,} tokens of context")
 
 
 def draw_speed(path: Path) -> None:
@@ -178,10 +187,10 @@ def draw_speed(path: Path) -> None:
         save(figure, path)
 
 
-def draw_comparison(path: Path) -> None:
+def draw_comparison(path: Path, drawn: Comparison) -> None:
     with styled() as pyplot:
         figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
-        draw_recipes(axes)
+        draw_recipes(axes, drawn)
         save(figure, path)
 
 
@@ -216,7 +225,11 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, transparent=True, metadata=metadata, dpi=110)
 
 
-FIGURES = {"speed.svg": draw_speed, "recipes.svg": draw_comparison, "recipes_262k.svg": draw_longest}
+FIGURES = {
+    "speed.svg": draw_speed,
+    "recipes.svg": partial(draw_comparison, drawn=AT_98K),
+    "recipes_262k.svg": partial(draw_comparison, drawn=AT_262K),
+}
 
 if __name__ == "__main__":
     for name, draw in FIGURES.items():

@@ -22,9 +22,10 @@ def test_the_figure_is_the_one_that_the_script_draws(tmp_path, name):
     assert labels(tmp_path / name) == labels(ROOT / "docs" / name), "run scripts/figures.py"
 
 
-def test_recipes_in_the_figure_are_in_the_measurements():
-    points = figures.recipe_points()
-    assert set(figures.NAMED) <= set(points)
+@pytest.mark.parametrize("drawn", [figures.AT_98K, figures.AT_262K], ids=lambda drawn: drawn.study)
+def test_recipes_in_the_figure_are_in_the_measurements(drawn):
+    points = figures.recipe_points(drawn)
+    assert set(drawn.named) <= set(points)
     assert points["ladder"][1] == sorted(points["ladder"][1]) and len(points["ladder"][1]) == 2
 
 

@@ -10,7 +10,8 @@ from lhtrain.conf.rules.cluster import slurm_seconds
 from lhtrain.conf.rules.tracking import tracker_names
 
 MODELS = ("gpt_tiny", "gpt_130m", "gpt_350m", "gpt_1b", "llama3_8b", "lighthouse_530m")
-STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum", "extend", "ladder", "windowed")
+STAGES = ("dense", "lighthouse", "recovery", "two_stage", "curriculum", "ladder", "windowed")
+STAGES += ("extend", "extend_long")
 
 
 def problems(*overrides):

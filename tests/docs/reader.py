@@ -182,8 +182,9 @@ class Reader:
             pairs = list(pairwise(words))
             variants = [word.split() for before, word in pairs if before == "--with"]
             settings = [word for before, word in pairs if before != "--with" and SETTING.match(word)]
+            folders = [f"--config-dir={ROOT / word}" for before, word in pairs if before == "--config-dir"]
             for variant in variants or [[]]:
-                self._check([*settings, *variant])
+                self._check([*folders, *settings, *variant])
 
     def _shrunk(self, words: list[str]) -> list[str]:
         """The words of a command that trains, with the settings that make it small."""
@@ -200,7 +201,8 @@ class Reader:
         layers = [] if "model.dense_layers" in keys else ["model.dense_layers=[]"]
         own_data = {"data", "experiment"} & keys
         named_run = keys == {"run.dir", "resume"} and (self.folder / self._run_dir(out)).exists()
-        steps = ["run.steps=8"] if "stage=extend" in out else []  # its last stage is a tenth
+        long_enough = ["run.steps=10"]  # for the last stage, which may be a tenth
+        steps = long_enough if {"stage=extend", "stage=extend_long"} & {*out} else []
         return out if named_run else [*out, *SMALL, *steps, *layers, *([] if own_data else TEXT)]
 
     @staticmethod

@@ -6,7 +6,7 @@ import torch
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("recipe", ["extend", "ladder", "windowed"])
+@pytest.mark.parametrize("recipe", ["extend", "extend_long", "ladder", "windowed"])
 def test_two_ranks_train_a_recipe_as_one_does(lhtrain, recipe):
     settings = (f"stage={recipe}", "run.grad_accum=1", "run.steps=10")
     alone = lhtrain(f"recipe_{recipe}", *settings)
@@ -16,6 +16,7 @@ def test_two_ranks_train_a_recipe_as_one_does(lhtrain, recipe):
         list(dict.fromkeys(stages))
         == {
             "extend": ["windowed", "recovery"],
+            "extend_long": ["own_queries", "recovery"],
             "ladder": ["short", "middle", "long"],
             "windowed": ["short", "windowed", "recovery"],
         }[recipe]

@@ -241,8 +241,15 @@ def test_another_stage_frees_the_memory_of_graphs():
     steps(model, plain_passes, GPU, n_steps=1)  # allocates workspaces
     before = torch.cuda.memory_allocated()
     passes = GraphedPasses(model, CudaRecorder())
-    passes.enter("lighthouse")
-    steps(model, passes, GPU)
-    assert len(passes._graphs) == 2
-    passes.enter("recovery")
-    assert torch.cuda.memory_allocated() - before < 2**25  # a workspace of the graphs' stream may be left
+
+    def left_after_a_stage():
+        passes.enter("lighthouse")
+        steps(model, passes, GPU)
+        assert len(passes._graphs) == 2
+        passes.enter("recovery")
+        return torch.cuda.memory_allocated() - before
+
+    # Workspaces of matrix products on the graphs' stream stay, one of this thread and one of autograd's.
+    left = left_after_a_stage()
+    assert left <= 2 * 2**25
+    assert left_after_a_stage() - left < 2**20

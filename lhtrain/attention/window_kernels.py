@@ -4,12 +4,11 @@ B batch, T queries, S keys, H query heads, G key/value heads, D head dim. S >= T
 end as key S - T + t, so that keys may begin earlier than queries do. Scale 1/sqrt(D).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lhtrain.attention.dense_kernels import Gradients, filled, repeated, summed, with_grad_lse
@@ -82,60 +81,41 @@ def cpu_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Te
     return _CpuWindow.apply(q, k, v, window)
 
 
-class _Blocks:
-    """Tokens of a sequence as blocks of at least W tokens: a block of queries needs its own block of keys and
-    the one before. The first block, which has none before it, is causal attention by itself."""
+def _block_size(window: int) -> int:
+    """Return the queries of a block of `_cpu_blocks`: few against the window, but enough for the kernel."""
+    return min(max(window // 2, 128), 256)
 
-    def __init__(self, q: Tensor, k: Tensor, window: int):
-        self.n_queries, self.n_keys = q.shape[1], k.shape[1]
-        self.size = min(max(window, 128), self.n_keys)
-        self.n = -(-self.n_keys // self.size)
-        query, key = torch.arange(self.size)[:, None], torch.arange(2 * self.size)[None, :] - self.size
-        seen = (key > query - window) & (key <= query)
-        masks = torch.zeros(2, self.size, 2 * self.size, dtype=q.dtype)
-        self.later = masks[0].masked_fill(~seen, -torch.inf)  # [queries, keys of two blocks]
-        self.first = self.later[:, self.size :].contiguous()
 
-    def padded(self, x: Tensor) -> Tensor:
-        """x (B, T or S, H, D) -> (B, n size, H, D): zeros where queries begin later, and behind the end."""
-        return F.pad(x, (0, 0, 0, 0, self.n_keys - x.shape[1], self.n * self.size - self.n_keys))
+def _cpu_blocks(q: Tensor, k: Tensor, window: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Divide the queries into blocks, each with the keys that one of its queries sees.
 
-    def of_queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The first block (B, H, size, D), and the others (B (n - 1), H, size, D)."""
-        blocks = self.padded(x).unflatten(1, (self.n, self.size)).transpose(2, 3)
-        return blocks[:, 0], blocks[:, 1:].flatten(0, 1)
-
-    def of_keys(self, x: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
-        """The first block, and for each other block its keys and those of the block before."""
-        blocks = self.padded(x).repeat_interleave(n_heads // x.shape[2], 2)
-        blocks = blocks.unflatten(1, (self.n, self.size)).transpose(2, 3)
-        return blocks[:, 0], torch.cat([blocks[:, :-1], blocks[:, 1:]], 3).flatten(0, 1)
-
-    def joined(self, first: Tensor, later: Tensor) -> Tensor:
-        """The inverse of `of_queries`: (B, T, H, D)."""
-        later = later.unflatten(0, (len(first), -1))
-        blocks = torch.cat([first.unsqueeze(1), later], 1).transpose(2, 3).flatten(1, 2)
-        return blocks[:, self.n_keys - self.n_queries : self.n_keys]
-
-    def summed(self, first: Tensor, later: Tensor, n_groups: int) -> Tensor:
-        """The gradients of keys, each the sum over two blocks of queries: (B, S, G, D)."""
-        later = later.unflatten(0, (len(first), -1))
-        blocks = torch.cat([first.unsqueeze(1), later[:, :, :, self.size :]], 1)
-        blocks[:, :-1] += later[:, :, :, : self.size]
-        whole = blocks.transpose(2, 3).flatten(1, 2)[:, : self.n_keys]
-        return whole.unflatten(2, (n_groups, -1)).sum(3)
+    q: (B, H, T, D); k: (B, H, S, D). Yields the slices of queries and keys, and the mask of their scores: 0
+    if the query sees the key, else -inf. A block of b queries has window + b - 1 keys, fewer at the
+    beginning, so that the work hardly exceeds that of the window itself.
+    """
+    n_queries, earlier = q.shape[2], k.shape[2] - q.shape[2]
+    window, size = min(window, k.shape[2]), min(_block_size(window), n_queries)
+    query, key = torch.arange(size)[:, None], torch.arange(1 - window, size)[None, :]
+    seen = (key > query - window) & (key <= query)
+    mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf)
+    for first in range(0, n_queries, size):
+        end = min(first + size, n_queries)
+        keys = slice(max(earlier + first - window + 1, 0), earlier + end)
+        last = window - 1 + end - first  # the column of the mask behind the last key
+        part = mask[: end - first, last - (keys.stop - keys.start) : last]
+        yield slice(first, end), keys, part
 
 
 def cpu_window_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """`cpu_window` without gradients."""
-    blocks, scale = _Blocks(q, k, window), q.shape[-1] ** -0.5
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    tensors = zip(blocks.of_queries(q), *(blocks.of_keys(x, q.shape[2]) for x in (k, v)), strict=True)
-    masks = blocks.first, blocks.later
-    parts = [attend(*x, 0.0, False, attn_mask=m, scale=scale) for x, m in zip(tensors, masks, strict=True)]
+    attend, scale = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, q.shape[-1] ** -0.5
+    q, k, v = (x.transpose(1, 2) for x in (q, repeated(k, q), repeated(v, q)))
+    parts = [
+        attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], 0.0, False, attn_mask=mask, scale=scale)
+        for queries, keys, mask in _cpu_blocks(q, k, window)
+    ]
     outs, lses = zip(*parts, strict=True)
-    lse = blocks.joined(*(x.unsqueeze(-1) for x in lses)).squeeze(-1)
-    return blocks.joined(*outs), lse.transpose(1, 2)
+    return torch.cat(outs, 2).transpose(1, 2), torch.cat(lses, 2)
 
 
 def cpu_window_backward(
@@ -149,19 +129,19 @@ def cpu_window_backward(
     scale: float | None = None,
 ) -> Gradients:
     """Return the gradients of q, k and v. scale: of the scores; None: 1/sqrt(D)."""
-    blocks = _Blocks(q, k, window)
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    keys, values = (blocks.of_keys(x, q.shape[2]) for x in (k, v))
-    statistics = blocks.of_queries(lse.transpose(1, 2).unsqueeze(-1))
-    found: list[tuple[Tensor, ...]] = []
-    for i, mask in enumerate((blocks.first, blocks.later)):
-        of_grad, of_q, of_out = (blocks.of_queries(x)[i] for x in (grad, q, out))
-        tensors = of_grad, of_q, keys[i], values[i], of_out, statistics[i].squeeze(-1).contiguous()
-        scaled = {"attn_mask": mask, "scale": q.shape[-1] ** -0.5 if scale is None else scale}
-        found.append(backward(*tensors, 0.0, False, **scaled))
-    of_queries, of_keys, of_values = zip(*found, strict=True)
-    grad_k, grad_v = (blocks.summed(x[0], x[1], k.shape[2]) for x in (of_keys, of_values))
-    return blocks.joined(*of_queries), grad_k, grad_v
+    scale, of = q.shape[-1] ** -0.5 if scale is None else scale, k
+    grad, q, k, v, out = (x.transpose(1, 2) for x in (grad, q, repeated(k, q), repeated(v, q), out))
+    of_queries, of_keys, of_values = [], torch.zeros_like(k), torch.zeros_like(v)
+    for queries, keys, mask in _cpu_blocks(q, k, window):
+        grad_here, q_here, out_here = (x[:, :, queries] for x in (grad, q, out))
+        tensors = grad_here, q_here, k[:, :, keys], v[:, :, keys], out_here, lse[:, :, queries].contiguous()
+        found = backward(*tensors, 0.0, False, attn_mask=mask, scale=scale)
+        of_queries.append(found[0])
+        of_keys[:, :, keys] += found[1]
+        of_values[:, :, keys] += found[2]
+    grad_k, grad_v = (summed(x.transpose(1, 2), of) for x in (of_keys, of_values))
+    return torch.cat(of_queries, 2).transpose(1, 2), grad_k, grad_v
 
 
 def _fa4_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,8 @@ def test_gradients():
 
 
 @pytest.mark.parametrize(
-    ("n", "earlier", "window"), [(300, 0, 40), (300, 39, 40), (130, 0, 129), (50, 20, 30), (513, 7, 1)]
+    ("n", "earlier", "window"),
+    [(300, 0, 40), (300, 39, 40), (130, 0, 129), (50, 20, 30), (513, 7, 1), (700, 9, 350)],
 )
 @pytest.mark.parametrize("groups", [4, 2])
 def test_the_kernel_of_cpus_is_naive(n, earlier, window, groups):

@@ -7,25 +7,20 @@ name only when it is finished. meta.json is written when all shards are finished
 import fcntl
 import json
 import logging
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
-from lhtrain.data.errors import DamagedStore, DataError
+from lhtrain.data.errors import DamagedStore, DataError, disk_errors
 from lhtrain.data.prepare.plan import make_plan, plan_fingerprint
+from lhtrain.data.prepare.pool import ShardPool, write_here
 from lhtrain.data.prepare.recipe import PREPARABLE, Recipe, differences
-from lhtrain.data.prepare.shard import write_shard
 from lhtrain.data.progress import Meter
 from lhtrain.data.sources.local import LOCK, PLAN
 from lhtrain.data.sources.paths import expanded, matching
@@ -43,7 +38,7 @@ from lhtrain.data.store.manifest import (
 from lhtrain.data.store.tokens import TokenStore, read_header
 from lhtrain.data.tokenizers.base import Tokenizer
 from lhtrain.data.tokenizers.named import open_tokenizer
-from lhtrain.files import NotRegular, open_lock, remove_leftovers, write_atomic
+from lhtrain.files import open_lock, remove_leftovers, write_atomic
 
 MOST_PLAN_BYTES = 1 << 24  # largest plan.json accepted
 # Examples of all kinds of names that `prepare` writes.
@@ -70,7 +65,7 @@ def prepare(recipe: Recipe, folder: Path, workers: int | None = None, progress: 
     tokenizer = open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
     units = make_plan(recipe)
     _check_apart(folder, recipe, units)
-    with _disk_errors(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK) and _is_of(
             folder, plan_fingerprint(recipe, tokenizer.fingerprint, units)
@@ -129,15 +124,14 @@ def _prepare(
         return Manifest.read(folder)
     todo = [i for i in range(len(units)) if i not in finished]
     left = None if recipe.max_tokens is None else max(recipe.max_tokens - _tokens(folder, finished), 1)
-    n_bytes = sum(units[i].size for i in todo)
-    workers = min(workers, len(todo))
-    if workers > 1:
-        counts, pool = _start_pool(recipe, tokenizer, workers, lock)  # fork before the bar starts a thread
+    n_bytes, enough = sum(units[i].size for i in todo), partial(_enough, folder, recipe)
+    if (n_workers := min(workers, len(todo))) > 1:
+        pool = ShardPool(recipe, tokenizer, n_workers, lock)  # forks before the bar starts a thread
         with Meter(n_bytes, left, progress) as meter:
-            _write_in_pool(folder, recipe, units, todo, workers, meter, counts, pool)
+            pool.write(folder, units, todo, enough, meter)
     else:
         with Meter(n_bytes, left, progress) as meter:
-            _write_here(folder, recipe, tokenizer, units, todo, meter)
+            write_here(folder, recipe, tokenizer, units, todo, enough, meter)
     manifest = _manifest(folder, recipe, tokenizer, fingerprint, len(units))
     save_tokenizer(folder, tokenizer)
     if not manifest.documents:
@@ -238,133 +232,6 @@ def _is_finished(folder: Path, number: int, tokenizer: Tokenizer, checks: Checks
     return same and store.header.tokenizer == bytes.fromhex(tokenizer.fingerprint)[:12]
 
 
-def _write_here(
-    folder: Path, recipe: Recipe, tokenizer: Tokenizer, units: list[Unit], todo: list[int], meter: Meter
-) -> None:
-    """Write the shards `todo` in this process, in order, until the recipe's limits are reached."""
-    _start_worker(recipe, None, tokenizer)
-    for number in todo:
-        if _enough(folder, recipe, number):
-            return
-        _work(folder, number, units[number], meter.advance)
-
-
-def _start_pool(
-    recipe: Recipe, tokenizer: Tokenizer, workers: int, lock: TextIO
-) -> tuple[Any, ProcessPoolExecutor]:
-    """Start the workers; return (counts, pool). counts: bytes of source read, tokens written, stop flag.
-
-    Forked workers start fast because they inherit the loaded modules and the tokenizer; spawned workers
-    import and open them again.
-    """
-    forked = _may_fork()
-    context = multiprocessing.get_context("fork" if forked else "spawn")
-    counts = context.Array("q", 3)
-    inherited = (tokenizer, lock) if forked else ()  # these cannot be sent to a spawned process
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (recipe, counts, *inherited))
-    if forked:
-        pool.submit(os.getpid)  # the first task makes the pool fork all workers
-    return counts, pool
-
-
-def _may_fork() -> bool:
-    """Return whether it is safe to fork: there are no other threads, which may hold locks at that moment.
-
-    A child could never acquire such a lock. Threads of the libraries below are not visible in `threading`.
-    """
-    heavy = ("torch", "pyarrow", "datasets")
-    quiet = threading.active_count() == 1 and not any(name in sys.modules for name in heavy)
-    return sys.platform == "linux" and quiet
-
-
-def _write_in_pool(
-    folder: Path,
-    recipe: Recipe,
-    units: list[Unit],
-    waiting: list[int],
-    workers: int,
-    meter: Meter,
-    counts: Any,
-    pool: ProcessPoolExecutor,
-) -> None:
-    """Write the shards `waiting` like `_write_here`, in the processes of `_start_pool`; then end them."""
-    running: dict[Future[None], int] = {}
-    try:
-        while waiting or running:
-            if _enough(folder, recipe, min([*running.values(), *waiting[:1]])):
-                return  # the shards still being written are beyond the limit
-            while waiting and len(running) < workers and not _enough(folder, recipe, waiting[0]):
-                number = waiting.pop(0)
-                running[pool.submit(_work, folder, number, units[number])] = number
-            done, _ = wait(running, timeout=0.25, return_when=FIRST_COMPLETED)
-            meter.show(*counts[:2])
-            for future in done:
-                del running[future]
-                future.result()
-    except BrokenProcessPool as error:
-        rule = "a worker process was killed, perhaps for lack of memory; try fewer data.workers."
-        raise DataError(f"data.workers={workers}: {rule} Finished shards are kept") from error
-    finally:
-        counts[2] = True
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Stopped(Exception):
-    """The shard is no longer needed."""
-
-
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(
-    recipe: Recipe, counts: Any, tokenizer: Tokenizer | None = None, lock: TextIO | None = None
-) -> None:
-    """Set up a worker, or this process if `counts` is None.
-
-    tokenizer: None: open it. lock: the folder's lock file, which a forked worker inherits. The worker closes
-    it, so that the lock is released when the parent ends.
-    """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the work is already parallel over processes
-    if lock is not None:
-        lock.close()
-    tokenizer = tokenizer or open_tokenizer(recipe.tokenizer, recipe.bos, recipe.eos)
-    _worker.update(recipe=recipe, counts=counts, tokenizer=tokenizer)
-    if counts is not None:  # a worker process: Ctrl-C reaches it too, but the parent handles it
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent ends.
-
-    Otherwise, if the parent is killed, its workers would finish their shards while another `prepare` writes
-    the same ones, and then wait forever.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _work(folder: Path, number: int, unit: Unit, advance: Any = None) -> None:
-    def count(n_bytes: int, n_tokens: int) -> None:
-        counts = _worker["counts"]
-        with counts.get_lock():
-            counts[0] += n_bytes
-            counts[1] += n_tokens
-        if counts[2]:
-            raise _Stopped
-
-    path = folder / shard_name(number)
-    try:
-        with _disk_errors(folder):
-            write_shard(path, unit, _worker["recipe"], _worker["tokenizer"], advance or count)
-    except MemoryError as error:
-        rule = "there is not enough memory; try fewer data.workers, or split the largest document"
-        raise DataError(f"data.path: {unit.items[0].path!r} (the first file of a shard): {rule}") from error
-
-
 def _enough(folder: Path, recipe: Recipe, number: int) -> bool:
     """Return whether the finished shards before `number` reach a limit. Those being written can only add."""
     if recipe.max_documents is None and recipe.max_tokens is None:
@@ -427,19 +294,3 @@ def _locked(folder: Path) -> Iterator[TextIO]:
             rule = "the file system has no locks; do not prepare this folder twice at the same time"
             log.warning("data.out=%r: %s (%s)", str(folder), rule, error)
         yield stream
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except NotRegular as error:
-        raise DataError(f"data.out={str(folder)!r}: {error.filename!r} {error.strerror}") from error
-    except (FileExistsError, NotADirectoryError) as error:
-        rule = f"must be a folder, or a path where one can be made ({error.filename!r} is not a folder)"
-        raise DataError(f"data.out={str(folder)!r}: {rule}; choose another data.out") from error
-    except OSError as error:
-        where = f"{error.filename!r}: " if error.filename else ""
-        rule = f"must be writable, with enough free space ({where}{error.strerror or error})"
-        remedy = "finished shards are kept, the same command continues after them"
-        raise DataError(f"data.out={str(folder)!r}: {rule}; {remedy}") from error

@@ -18,7 +18,8 @@ from lhtrain.data import ByteTokenizer, open_corpus
 from lhtrain.data.errors import DataError
 from lhtrain.data.prepare import plan, shard
 from lhtrain.data.prepare.inspect import inspect
-from lhtrain.data.prepare.pipeline import _Stopped, _work, prepare
+from lhtrain.data.prepare.pipeline import prepare
+from lhtrain.data.prepare.pool import Stopped, work
 from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.sources import units
 from lhtrain.data.store.verify import verify
@@ -102,13 +103,13 @@ def test_killed_and_resumed_equals_uninterrupted(texts, tmp_path, document):
 ORPHAN = """
 import multiprocessing, os, signal, sys
 from concurrent.futures import ProcessPoolExecutor
-from lhtrain.data.prepare import pipeline as prepare
+from lhtrain.data.prepare import pool as prepare
 from lhtrain.data.sources import units
 from lhtrain.data.prepare.recipe import Recipe
 
 context = multiprocessing.get_context("spawn")
 arguments = (Recipe(source="stdlib"), context.Array("q", 3))
-pool = ProcessPoolExecutor(1, context, prepare._start_worker, arguments)
+pool = ProcessPoolExecutor(1, context, prepare.start_worker, arguments)
 print(pool.submit(os.getpid).result(), flush=True)
 signal.pause()
 """
@@ -129,10 +130,10 @@ def test_workers_end_with_prepare():
 def test_a_worker_that_is_told_to_stop_leaves_nothing(texts, tmp_path, monkeypatch):
     counts, tokenizer = multiprocessing.Array("q", [0, 0, 1]), ByteTokenizer()
     worker = {"recipe": recipe(texts), "counts": counts, "tokenizer": tokenizer}
-    monkeypatch.setattr("lhtrain.data.prepare.pipeline._worker", worker)
+    monkeypatch.setattr("lhtrain.data.prepare.pool._worker", worker)
     (tmp_path / "out").mkdir()
-    with pytest.raises(_Stopped):
-        _work(tmp_path / "out", 0, plan.make_plan(recipe(texts))[0])
+    with pytest.raises(Stopped):
+        work(tmp_path / "out", 0, plan.make_plan(recipe(texts))[0])
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -491,6 +492,7 @@ OUTLIVING_WORKERS = """
 import os, signal, sys
 from pathlib import Path
 from lhtrain.data.prepare import pipeline as prepare
+from lhtrain.data.prepare import pool
 from lhtrain.data.prepare import shard
 from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.sources import units
@@ -504,9 +506,9 @@ def killing(*arguments):
     os.kill(parent, signal.SIGKILL)
     signal.pause()
 
-prepare._end_with_parent = signal.pause
+pool._end_with_parent = signal.pause
 shard.write_document = killing
-assert prepare._may_fork()
+assert pool.may_fork()
 prepare.prepare(Recipe(source="text", path=sys.argv[1]), Path(sys.argv[2]), workers=2, progress=False)
 """
 

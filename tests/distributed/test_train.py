@@ -15,6 +15,7 @@ from lhtrain.model.decoder import GPT
 from lhtrain.model.optimizer import build_optimizer
 from lhtrain.train import Trainer
 from tests.distributed.ranks import DEVICE, on_ranks
+from tests.small_texts import write_texts
 
 pytestmark = pytest.mark.slow
 
@@ -86,10 +87,7 @@ def weights(folder, path, overrides):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "text").mkdir()
-    words = [f"line {i}: the {i % 7}th of {i % 11} things, said {i % 3} times\n" for i in range(6000)]
-    for number in range(10):
-        (folder / "text" / f"{number}.txt").write_text("".join(words[number::10]))
+    write_texts(folder / "text")
     return folder
 
 

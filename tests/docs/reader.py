@@ -25,6 +25,7 @@ from tests.data.encodings import fill_cache
 from tests.docs.page import ROOT, Block, Page
 from tests.docs.shell import commands
 from tests.integration.forked import Forked
+from tests.small_texts import write_texts
 
 # In place of what a page says about the size of a run.
 REPLACED = re.compile(
@@ -47,10 +48,7 @@ class Reader:
     def __init__(self, folder: Path, finished_run: Path | None = None):
         """finished_run: copied to runs/mine when a command first names a run that no other command made."""
         self.folder, self.finished_run = folder, finished_run
-        (folder / "books").mkdir(parents=True)
-        lines = [f"line {i}: the {i % 7}th of {i % 11} things, said {i % 3} times\n" for i in range(6000)]
-        for number in range(10):
-            (folder / "books" / f"{number}.txt").write_text("".join(lines[number::10]))
+        lines = write_texts(folder / "books")
         for name in "ab":
             (folder / "repos" / name).mkdir(parents=True)
             (folder / "repos" / name / "main.py").write_text(f"print({name!r})\n" * 20000)

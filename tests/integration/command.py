@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.integration.forked import Forked
+from tests.small_texts import write_texts
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,12 +58,8 @@ class Lhtrain:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        words = [f"line {i}: the {i % 7}th of {i % 11} things, said {i % 3} times\n" for i in range(6000)]
-        text = folder / "text"
-        text.mkdir()
-        for number in range(10):
-            (text / f"{number}.txt").write_text("".join(words[number::10]))
-        self.data = ["data=text", f"data.path={text}", f"data.cache_dir={folder / 'cache'}"]
+        write_texts(folder / "text")
+        self.data = ["data=text", f"data.path={folder / 'text'}", f"data.cache_dir={folder / 'cache'}"]
         self.forked = not torch.cuda.is_available()  # False: every process does its own imports
         self.environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
 

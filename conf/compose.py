@@ -25,6 +25,7 @@ from lhtrain.conf.typed.overrides import Setting
 from lhtrain.conf.typed.own_files import documents, recorded
 from lhtrain.conf.typed.paths import exists, expanded
 from lhtrain.quote import override
+from lhtrain.text import is_utf8
 
 SEARCH = "hydra.searchpath="
 
@@ -147,7 +148,7 @@ def _settings(overrides: list[str]) -> tuple[list[Setting], list[Problem]]:
     for typed in overrides:
         if typed.startswith(SEARCH):
             folders.append(typed.removeprefix(SEARCH).strip().removeprefix("[").removesuffix("]"))
-        elif not typed.isascii() and typed.encode(errors="replace").decode() != typed:
+        elif not is_utf8(typed):
             problems.append(Problem("", None, f"{typed!a}: must be UTF-8 text"))
         elif "=" not in typed and not typed.startswith("~"):
             problems.append(Problem("", None, f"{typed!r}: must be a setting, KEY=VALUE"))

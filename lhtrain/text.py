@@ -12,6 +12,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() or c in KEPT else "?" for c in str(text))
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether all bytes of an argument were UTF-8; Python replaces others by lone surrogates."""
+    return text.isascii() or text.encode(errors="replace").decode() == text
+
+
 def one_line(text: object, most: int = 80) -> str:
     """Return a name as one line of at most `most` characters; cut out the middle of a longer one."""
     line = " ".join(printable(text).split(None))

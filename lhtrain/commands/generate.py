@@ -17,7 +17,7 @@ from lhtrain.model.generate import Sampler
 from lhtrain.opened import Opened, open_trained
 from lhtrain.samples import Generation, prompt_tokens
 from lhtrain.stage import Stage
-from lhtrain.text import counted, number, printable
+from lhtrain.text import counted, is_utf8, number, printable
 from lhtrain.weights import prefix_of
 
 ATTENTIONS = ("full", "strict")
@@ -159,6 +159,8 @@ def _prompt(text: str | None, file: str | None) -> str:
     if text is not None and file is not None:
         raise UsageError("prompt= and file=: give only one of them")
     if file is None:
+        if not is_utf8(text or ""):
+            raise UsageError("prompt=: must be UTF-8 text")
         return text or ""
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()

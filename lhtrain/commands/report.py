@@ -20,7 +20,8 @@ def report(arguments: Namespace) -> None:
     out = Path(arguments.out).expanduser() if arguments.out else beside
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, render(runs, price))
+        page = render(runs, price).encode(errors="backslashreplace")  # names of folders may not be UTF-8
+        write_atomic(out, page)
     except OSError as error:
         raise RunError(f"{error}; out=FILE names another file") from error
     print(f"{out}: {len(runs)} run{'' if len(runs) == 1 else 's'}, {out.stat().st_size / 1e6:.1f} MB")

@@ -136,6 +136,7 @@ def test_strict_is_refused_for_other_layers(tmp_path, generate):
         (["device=tpu"], "device=tpu: must be one of auto, cpu, cuda"),
         (["prompt=a", "file=b"], "give only one"),
         (["file=/no/such/file"], "file=/no/such/file"),
+        (["prompt=\udcff"], "prompt=: must be UTF-8"),
         (["promt=a"], "did you mean prompt?"),
     ],
 )

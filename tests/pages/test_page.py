@@ -226,3 +226,9 @@ def test_a_browser_draws_every_chart(two, tmp_path):
     assert figures >= 6 and f'data-charts="{figures}"' in done.stdout, done.stderr[-2000:]
     assert done.stdout.count("<svg") == figures
     assert "Uncaught" not in done.stderr, done.stderr[-2000:]
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path):
+    run = made_run(tmp_path / "r\udcff", dense_rows())
+    report(Namespace(RUN=[str(run)], out=str(tmp_path / "page\udcfe.html"), price=None))
+    assert "r\\udcff" in (tmp_path / "page\udcfe.html").read_text()

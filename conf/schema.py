@@ -1,5 +1,7 @@
 """Every key of the configuration, with its type, bounds, default and meaning. Rules between keys: rules/.
 
+Each group of keys is a class, with the choices of its keys before it; `Config` at the end has all groups.
+
 The comment above or behind a key is its meaning. `lhtrain help KEY` prints it; scripts/settings_reference.py
 writes it to docs/settings.md. Presets, the YAML files in the folders beside this file, set other values.
 """
@@ -31,154 +33,6 @@ Limit = Annotated[float | None, seconds_or_null()]
 # A little above the smallest normal float32. GPUs round smaller numbers to 0.
 Eps = Annotated[float, positive(1e-37, "GPUs round smaller numbers to 0, and 0 / 0 is not a number")]
 MOST_TOKENS = 2**48
-
-
-class LrSchedule(Enum):
-    """How the learning rate falls after the warm-up, from optim.lr to optim.lr * optim.final_lr_ratio."""
-
-    wsd = "wsd"  # constant, then linear over the last optim.decay_fraction of the run
-    linear = "linear"  # linear from the end of the warm-up to the end of the run
-    cosine = "cosine"  # half a cosine wave, from the end of the warm-up to the end of the run
-
-
-class MomentDtype(Enum):
-    """How the moments of matrices are kept; those of vectors are float32."""
-
-    float32 = "float32"  # 4 bytes for each number
-    bfloat16 = "bfloat16"  # 2 bytes for each number
-    int8 = "int8"  # 1 byte for each number, and a scale for each block of at most 256
-
-
-class Init(Enum):
-    """What a run takes from the checkpoint init_from."""
-
-    auto = "auto"  # all if the checkpoint has an optimizer state, otherwise weights
-    weights = "weights"  # weights alone: new optimizer state, data from their start
-    average = "average"  # like weights, but the moving average of the weights that optim.ema kept
-    all = "all"  # optimizer state too, and the position in the data if they are the same
-
-
-class Resume(Enum):
-    """Whether to continue the run in run.dir."""
-
-    never = "never"  # start a new run; it is an error if run.dir contains a run
-    auto = "auto"  # continue from the newest undamaged checkpoint; start a new run if there is none
-    force = "force"  # like auto, but accept settings that differ from those of the checkpoint
-    restart = "restart"  # move the contents of run.dir to run.dir/earlier.NNNN and start a new run
-
-
-class Device(Enum):
-    """Device that the run trains on."""
-
-    auto = "auto"  # cuda if there is a GPU, otherwise cpu
-    cpu = "cpu"  # the CPU, even if there is a GPU
-    cuda = "cuda"  # NVIDIA GPUs, one per rank
-
-
-class Precision(Enum):
-    """Precision of the forward and backward pass; weights and optimizer state are always float32."""
-
-    auto = "auto"  # bfloat16 on a GPU, float32 on a CPU
-    float32 = "float32"  # all computation in float32: slower, and needs more memory
-    bfloat16 = "bfloat16"  # matrix products and attention in bfloat16
-
-
-class Compile(Enum):
-    """Whether to compile the Transformer blocks with torch.compile."""
-
-    auto = "auto"  # compile on a GPU, not on a CPU
-    on = "on"  # compile on a CPU too
-    off = "off"  # never compile
-
-
-class CudaGraph(Enum):
-    """Whether the forward and backward pass of a micro-batch run as one CUDA graph."""
-
-    auto = "auto"  # for micro-batches of at most 32,768 tokens, where a GPU would wait for the host
-    on = "on"  # for micro-batches of any size
-    off = "off"  # never
-
-
-class Recompute(Enum):
-    """Which activations the backward pass recomputes instead of keeping them."""
-
-    # the first choice below whose estimated memory fits on the GPU; attention only if it needs no more
-    # micro-batches than full
-    auto = "auto"
-    none = "none"  # recompute nothing: fastest, most memory
-    selective = "selective"  # keep matrix products and attention, recompute the cheap operations
-    # keep the results of attention, recompute everything else; for long sequences, where attention takes most
-    # of the time
-    attention = "attention"
-    full = "full"  # keep only the input of each block: slowest, least memory
-
-
-class CpAttention(Enum):
-    """How the ranks that share a sequence compute attention."""
-
-    auto = "auto"  # ulysses if parallel.cp divides model.n_heads and model.n_kv_heads, otherwise ring
-    ring = "ring"  # ranks pass keys and values around in a ring
-    ulysses = "ulysses"  # ranks exchange heads; each computes some heads over the whole sequence
-
-
-class Queries(Enum):
-    """What attends to the rows that a Lighthouse layer selects."""
-
-    pooled = "pooled"  # queries that are pooled as keys are, as published
-    own = "own"  # the query of each position
-
-
-class Selection(Enum):
-    """How Lighthouse layers select entries if several ranks share a sequence."""
-
-    exact = "exact"  # the same entries as on a single rank
-    # as published: each chunk of the sequence is selected from on its own, and no output crosses a chunk
-    # border
-    local = "local"
-
-
-class DocumentMode(Enum):
-    """Whether tokens attend to other documents in their sequence."""
-
-    together = "together"  # a token attends to all tokens before it, also of other documents
-    apart = "apart"  # a token attends to its own document alone
-
-
-class Packing(Enum):
-    """How documents are packed into sequences."""
-
-    spread = "spread"  # the longest first, each into the emptiest sequence; none that fits is cut
-    # less padding: shorter documents go where they fit best; a few are cut to fill what stays free
-    best_fit = "best_fit"
-
-
-class Prepare(Enum):
-    """When the texts of a source are tokenized."""
-
-    before = "before"  # by `lhtrain data prepare`; data=stdlib and data=text at the start of a run
-    during = "during"  # while the run trains on them, a portion at a time
-
-
-class PositionMode(Enum):
-    """From where the positions of the rotary embedding count."""
-
-    continued = "continued"  # from the beginning of the sequence
-    restarted = "restarted"  # from the beginning of each document; needs data.documents=apart
-
-
-class Launch(Enum):
-    """How a SLURM job starts its ranks."""
-
-    torchrun = "torchrun"  # one SLURM task per node, in which torchrun starts the ranks
-    srun = "srun"  # one SLURM task per rank
-
-
-class LoggerMode(Enum):
-    """How Weights & Biases is used."""
-
-    offline = "offline"  # write to run.dir/wandb, without an account; `wandb sync` uploads it later
-    online = "online"  # upload during the run
-    disabled = "disabled"  # write nothing
 
 
 @dataclass
@@ -224,6 +78,22 @@ class ModelConfig:
     sliding_layers: list[int] = field(default_factory=list)
     # standard deviation of the initial weights; for output projections divided by sqrt(2 * n_layers)
     init_std: Positive = 0.02
+
+
+class Queries(Enum):
+    """What attends to the rows that a Lighthouse layer selects."""
+
+    pooled = "pooled"  # queries that are pooled as keys are, as published
+    own = "own"  # the query of each position
+
+
+class Selection(Enum):
+    """How Lighthouse layers select entries if several ranks share a sequence."""
+
+    exact = "exact"  # the same entries as on a single rank
+    # as published: each chunk of the sequence is selected from on its own, and no output crosses a chunk
+    # border
+    local = "local"
 
 
 @dataclass
@@ -279,6 +149,14 @@ class StageDataConfig:
     bucket_weights: Annotated[list[float] | None, between(0, 1e30)] = None
 
 
+class LrSchedule(Enum):
+    """How the learning rate falls after the warm-up, from optim.lr to optim.lr * optim.final_lr_ratio."""
+
+    wsd = "wsd"  # constant, then linear over the last optim.decay_fraction of the run
+    linear = "linear"  # linear from the end of the warm-up to the end of the run
+    cosine = "cosine"  # half a cosine wave, from the end of the warm-up to the end of the run
+
+
 @dataclass
 class StageConfig:
     """One stage of the run."""
@@ -331,6 +209,35 @@ class StageConfig:
     data: StageDataConfig = field(default_factory=StageDataConfig)
     # settings of an attention or scorer that a plugin added
     options: dict[str, Any] = field(default_factory=dict)
+
+
+class DocumentMode(Enum):
+    """Whether tokens attend to other documents in their sequence."""
+
+    together = "together"  # a token attends to all tokens before it, also of other documents
+    apart = "apart"  # a token attends only to its own document
+
+
+class PositionMode(Enum):
+    """From where the positions of the rotary embedding count."""
+
+    continued = "continued"  # from the beginning of the sequence
+    restarted = "restarted"  # from the beginning of each document; needs data.documents=apart
+
+
+class Packing(Enum):
+    """How documents are packed into sequences."""
+
+    spread = "spread"  # the longest first, each into the emptiest sequence; none that fits is cut
+    # less padding: shorter documents go where they fit best; a few are cut to fill what stays free
+    best_fit = "best_fit"
+
+
+class Prepare(Enum):
+    """When the texts of a source are tokenized."""
+
+    before = "before"  # by `lhtrain data prepare`; data=stdlib and data=text at the start of a run
+    during = "during"  # while the run trains on them, a portion at a time
 
 
 @dataclass
@@ -399,6 +306,14 @@ class DataConfig:
     verify: bool = True
 
 
+class MomentDtype(Enum):
+    """How the moments of matrices are kept; those of vectors are float32."""
+
+    float32 = "float32"  # 4 bytes for each number
+    bfloat16 = "bfloat16"  # 2 bytes for each number
+    int8 = "int8"  # 1 byte for each number, and a scale for each block of at most 256
+
+
 @dataclass
 class OptimConfig:
     """The optimizer and its learning-rate schedule."""
@@ -438,6 +353,14 @@ class OptimConfig:
     options: dict[str, Any] = field(default_factory=dict)  # settings of an optimizer that a plugin added
 
 
+class Device(Enum):
+    """Device that the run trains on."""
+
+    auto = "auto"  # cuda if there is a GPU, otherwise cpu
+    cpu = "cpu"  # the CPU, even if there is a GPU
+    cuda = "cuda"  # NVIDIA GPUs, one per rank
+
+
 @dataclass
 class RunConfig:
     """Where the run writes, how long it trains, and on which device."""
@@ -455,6 +378,44 @@ class RunConfig:
     log_every: Count = 1  # number of steps between rows in metrics.jsonl and in the terminal
 
 
+class Precision(Enum):
+    """Precision of the forward and backward pass; weights and optimizer state are always float32."""
+
+    auto = "auto"  # bfloat16 on a GPU, float32 on a CPU
+    float32 = "float32"  # all computation in float32: slower, and needs more memory
+    bfloat16 = "bfloat16"  # matrix products and attention in bfloat16
+
+
+class Compile(Enum):
+    """Whether to compile the Transformer blocks with torch.compile."""
+
+    auto = "auto"  # compile on a GPU, not on a CPU
+    on = "on"  # compile on a CPU too
+    off = "off"  # never compile
+
+
+class CudaGraph(Enum):
+    """Whether the forward and backward pass of a micro-batch run as one CUDA graph."""
+
+    auto = "auto"  # for micro-batches of at most 32,768 tokens, where a GPU would wait for the host
+    on = "on"  # for micro-batches of any size
+    off = "off"  # never
+
+
+class Recompute(Enum):
+    """Which activations the backward pass recomputes instead of keeping them."""
+
+    # the first choice below whose estimated memory fits on the GPU; attention only if it needs no more
+    # micro-batches than full
+    auto = "auto"
+    none = "none"  # recompute nothing: fastest, most memory
+    selective = "selective"  # keep matrix products and attention, recompute the cheap operations
+    # keep the results of attention, recompute everything else; for long sequences, where attention takes most
+    # of the time
+    attention = "attention"
+    full = "full"  # keep only the input of each block: slowest, least memory
+
+
 @dataclass
 class ComputeConfig:
     """Precision, memory and speed of a step. Apart from float8 they change results only by rounding."""
@@ -464,7 +425,7 @@ class ComputeConfig:
     float8: bool = False
     compile: Compile = Compile.auto  # whether to compile the blocks with torch.compile
     # start the kernels of a micro-batch with one call, which is faster for small ones; on one GPU, without
-    # offload and float8. Where it is not possible, the run prints the reason and goes on without
+    # offload and float8. Where it is not possible, the run prints the reason and continues without
     cuda_graph: CudaGraph = CudaGraph.auto
     recompute: Recompute = Recompute.auto  # activations to recompute in the backward pass, which saves memory
     recompute_every: Count = 1  # recompute only every n-th block, beginning with the first
@@ -472,6 +433,14 @@ class ComputeConfig:
     offload: bool = False
     # give bit-identical results in each run on a GPU too; the backward pass of attention is slower
     deterministic: bool = False
+
+
+class CpAttention(Enum):
+    """How the ranks that share a sequence compute attention."""
+
+    auto = "auto"  # ulysses if parallel.cp divides model.n_heads and model.n_kv_heads, otherwise ring
+    ring = "ring"  # ranks pass keys and values around in a ring
+    ulysses = "ulysses"  # ranks exchange heads; each computes some heads over the whole sequence
 
 
 @dataclass
@@ -585,6 +554,14 @@ class CheckpointConfig:
     retry: Annotated[float, not_negative()] = 600.0
 
 
+class LoggerMode(Enum):
+    """How Weights & Biases is used."""
+
+    offline = "offline"  # write to run.dir/wandb, without an account; `wandb sync` uploads it later
+    online = "online"  # upload during the run
+    disabled = "disabled"  # write nothing
+
+
 @dataclass
 class LoggerConfig:
     """The experiment trackers that get the rows of metrics.jsonl, besides run.dir."""
@@ -601,6 +578,13 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)  # tags for Weights & Biases, of 1 to 64 characters each
     mode: LoggerMode = LoggerMode.offline  # when to upload to Weights & Biases
     options: dict[str, Any] = field(default_factory=dict)  # settings of a tracker that a plugin added
+
+
+class Launch(Enum):
+    """How a SLURM job starts its ranks."""
+
+    torchrun = "torchrun"  # one SLURM task per node, in which torchrun starts the ranks
+    srun = "srun"  # one SLURM task per rank
 
 
 @dataclass
@@ -638,6 +622,24 @@ class ClusterConfig:
     extra_args: list[str] = field(default_factory=list)
 
 
+class Resume(Enum):
+    """Whether to continue the run in run.dir."""
+
+    never = "never"  # start a new run; it is an error if run.dir contains a run
+    auto = "auto"  # continue from the newest undamaged checkpoint; start a new run if there is none
+    force = "force"  # like auto, but accept settings that differ from those of the checkpoint
+    restart = "restart"  # move the contents of run.dir to run.dir/earlier.NNNN and start a new run
+
+
+class Init(Enum):
+    """What a run takes from the checkpoint init_from."""
+
+    auto = "auto"  # all if the checkpoint has an optimizer state, otherwise weights
+    weights = "weights"  # only the weights: new optimizer state, data from their start
+    average = "average"  # like weights, but the moving average of the weights that optim.ema kept
+    all = "all"  # optimizer state too, and the position in the data if they are the same
+
+
 @dataclass
 class Config:
     """All settings of a run."""
@@ -669,6 +671,6 @@ class Config:
     # model are taken from it, and the tokenizer of imported weights; what you set counts before them, also
     # all keys of model=NAME
     init_from: str | None = None
-    # what is taken from init_from, which must be set: weights alone, or all: the optimizer state too, and
+    # what is taken from init_from, which must be set: only the weights, or all: the optimizer state too, and
     # the position if the data are the same; auto: all if the checkpoint has an optimizer state
     init: Init = Init.auto

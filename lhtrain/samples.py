@@ -76,7 +76,8 @@ class Generation:
 class LoopSamples:
     """Samples during a run: texts for `samples.prompts`. Every rank computes all of them.
 
-    Stages with strictly causal layers use these, all other stages full attention, which all weights can use.
+    Stages whose layers write one token at a time (`Stage.decodes`) use these, all other stages full
+    attention, which all weights can use.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, engine: Engine):

@@ -8,6 +8,7 @@ from lhtrain.conf.parameters import chosen, shapes
 from lhtrain.conf.schema import Config, LrSchedule, Queries, StageConfig
 from lhtrain.conf.stage_data import own_keys
 from lhtrain.kernels.pyramid import TILE, Pyramid
+from lhtrain.registry import SCORERS
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,12 @@ class Stage:
 
     @property
     def decodes(self) -> bool:
-        """Whether its Lighthouse layers can write one token at a time: nothing depends on later tokens."""
-        return self.strictly_causal or self.own_queries
+        """Whether its Lighthouse layers can write one token at a time.
+
+        Nothing may depend on later tokens, and the scorer must not need tokens that a cache does not keep.
+        """
+        causal = self.strictly_causal or self.own_queries
+        return causal and self.scorer in SCORERS and getattr(SCORERS[self.scorer], "token_local", False)
 
     @property
     def n_sequences(self) -> int:

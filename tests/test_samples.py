@@ -66,6 +66,13 @@ def test_strictly_causal_stages_use_their_layers(tmp_path):
     assert [row["attention"] for row in rows] == ["strict", "strict"]
 
 
+@pytest.mark.slow
+def test_a_scorer_that_needs_other_tokens_has_samples_of_full_attention(tmp_path):
+    own = ["stage=lighthouse", "lighthouse.strictly_causal=true", "lighthouse.scorer=dilated"]
+    rows = train(tmp_path, "run", *SAMPLES, *own, "lighthouse.tile=1024", "run.steps=1")
+    assert all(row["attention"] == "full" and isinstance(row["text"], str) for row in rows) and rows
+
+
 def sharded(folder):
     """On a rank: two runs with weights over two ranks, and with sequences over two ranks."""
     world = World.start(torch.device("cpu"))

@@ -53,14 +53,14 @@ def generate(arguments: Namespace) -> None:
 
 
 def _strict_stage(opened: Opened) -> Stage:
-    """Return the last stage whose Lighthouse layers are strictly causal. Raises UsageError: there is none."""
+    """Return the last stage whose Lighthouse layers decode (`Stage.decodes`). Raises UsageError: no stage."""
     for stage in reversed(opened.stages):
         if stage.decodes:
             return stage
     kinds = (f"{stage.name} with {_kind(stage)}" for stage in opened.stages)
-    keys = "lighthouse.strictly_causal=true or lighthouse.queries=own"
+    keys = "lighthouse.strictly_causal=true or lighthouse.queries=own, and a scorer of single tokens"
     raise UsageError(
-        f"attention=strict: needs a model with a stage that was trained with {keys} "
+        f"attention=strict: needs a model with a stage that was trained with {keys} such as norm "
         f"(its stages: {', '.join(kinds) or 'not recorded'}); attention=full works with every model"
     )
 
@@ -85,7 +85,7 @@ def _about_attention(opened: Opened, used: Stage | None) -> list[str]:
         ]
     return [
         f"the last stage, {last.name}, used Lighthouse Attention, which cannot write one token at a time "
-        "because its choice of rows depends on later tokens, so this is full attention; the text improves "
+        "because its choice of rows depends on other tokens, so this is full attention; the text improves "
         "after some steps of training with it (stage=recovery and init_from)"
     ]
 

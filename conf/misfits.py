@@ -157,4 +157,5 @@ def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, or the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,6 +7,7 @@ from lhtrain.conf.typed.paths import expanded
 
 
 def register() -> None:
+    """Register all resolvers."""
     for resolver in (
         div,
         budget,
@@ -91,8 +92,10 @@ def sweep_name(*keys: str, _root_: DictConfig) -> str:
 
 
 def round_up(number: int, multiple: int) -> int:
+    """Return the least multiple that is at least `number`."""
     return -(-number // multiple) * multiple
 
 
 def stage_names(*, _root_: DictConfig) -> str:
+    """Return the names of the stages, joined by "_", for run.name."""
     return "_".join(str(name) for name in _root_.stages)

@@ -21,6 +21,7 @@ class Losses:
     last: list[float] = field(default_factory=list)
 
     def take(self, loss: float) -> None:
+        """Add a loss, unless it is not finite."""
         if math.isfinite(loss):
             self.last = [*self.last[1 - LAST :], loss]
 
@@ -131,6 +132,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Progress":
+        """Return the progress in state.json. Raises KeyError, TypeError: it is not valid."""
         stages = [_record(saved_stage) for saved_stage in saved["stages"]]
         part = DataPart(**saved.get("data", {}))  # checkpoints of earlier versions have a single part
         streams = saved.get("streams", {})
@@ -138,6 +140,7 @@ class Progress:
 
     @property
     def tokens(self) -> int:
+        """Tokens of all steps done, of all ranks."""
         return sum(stage.tokens for stage in self.stages)
 
     @property
@@ -167,6 +170,7 @@ class StageClock:
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
+        """Add the seconds of the block to `part`, one of PARTS."""
         start = time.perf_counter()
         try:
             yield

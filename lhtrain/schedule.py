@@ -28,6 +28,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: Config) -> "Schedule":
+        """Return the schedule of a filled configuration."""
         return cls(stages_of(config), config.optim)
 
     @cached_property

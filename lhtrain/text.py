@@ -44,6 +44,7 @@ def with_width(mean: float | None, stderr: float | None) -> str:
 
 
 def counted(n: int, noun: str) -> str:
+    """Return "1 step", "2 steps" and so on."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 

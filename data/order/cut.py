@@ -25,6 +25,7 @@ class Pieces(NamedTuple):
 
     @classmethod
     def whole(cls, lengths: np.ndarray, block: np.ndarray, offset: np.ndarray) -> "Pieces":
+        """Return whole documents, in blocks at offsets, as pieces."""
         return cls(np.arange(len(lengths)), np.zeros_like(lengths), lengths, block, offset)
 
     def join(self, other: "Pieces") -> "Pieces":

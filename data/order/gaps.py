@@ -14,6 +14,7 @@ class Gaps(NamedTuple):
 
     @classmethod
     def of_blocks(cls, first: int, count: int, block_len: int) -> Self:
+        """Return `count` empty blocks, numbered from `first`."""
         numbers = np.arange(first, first + count)
         return cls(numbers, np.zeros_like(numbers), np.full_like(numbers, block_len))
 

@@ -44,6 +44,7 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
+    """Return whether the path is a file; False if that cannot be found out."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -51,6 +52,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
+    """Return whether the path is a folder; False if that cannot be found out."""
     try:
         return path.is_dir()
     except (OSError, ValueError):

@@ -74,6 +74,7 @@ class Shelf:
         return True
 
     def release(self, number: int) -> None:
+        """Let other processes write a unit that this process has claimed."""
         assert self._claims is not None
         with suppress(OSError):
             fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, number)

@@ -27,10 +27,12 @@ class FileEntry:
 
 
 def pieces_of(content: memoryview) -> list[memoryview]:
+    """Divide content into parts of PIECE bytes."""
     return [content[begin : begin + PIECE] for begin in range(0, len(content), PIECE)]
 
 
 def digest(content: memoryview) -> str:
+    """Return the SHA-256 as hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 

@@ -37,6 +37,7 @@ def _same_step(path: Path, step: Any, name: str) -> None:
 
 
 def parse_state(path: Path, described: Manifest) -> dict[str, Any]:
+    """Return the content of state.json of the checkpoint `path`. Raises Invalid, OSError."""
     entry = described.files[manifest.STATE]
     if entry.bytes > manifest.MOST:
         raise Invalid(f"state.json has {entry.bytes} bytes; it must have at most {manifest.MOST}")

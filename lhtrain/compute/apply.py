@@ -58,6 +58,7 @@ def block_runner(compute: ComputeConfig, device: torch.device) -> RunBlock:
 
 
 def compiles(compute: ComputeConfig, device: torch.device) -> bool:
+    """Return whether the blocks are compiled."""
     return compute.compile is Compile.on or (compute.compile is Compile.auto and device.type == "cuda")
 
 

@@ -37,6 +37,7 @@ class Inputs(NamedTuple):
     documents: Documents | None
 
     def tensors(self) -> list[Tensor]:
+        """Return all tensors that are not None."""
         found = [self.tokens, self.targets, self.positions, *(self.documents or ())]
         return [tensor for tensor in found if tensor is not None]
 
@@ -46,6 +47,7 @@ class Inputs(NamedTuple):
         return shapes, self.positions is None, self.documents is None
 
     def copied(self) -> "Inputs":
+        """Return a copy in memory of its own."""
         documents = None if self.documents is None else Documents(*(x.clone() for x in self.documents))
         positions = None if self.positions is None else self.positions.clone()
         return Inputs(self.tokens.clone(), self.targets.clone(), positions, documents)
@@ -163,6 +165,7 @@ class Recorded:
     kept: Any
 
     def replay(self, inputs: Inputs, weight: float, parameters: list[nn.Parameter]) -> Tensor:
+        """Run the graph on `inputs`; return the weighted loss. Sets the gradients of `parameters`."""
         for mine, given in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             mine.copy_(given, non_blocking=True)
         self.weight.fill_(weight)

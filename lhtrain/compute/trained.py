@@ -20,14 +20,17 @@ class Trained:
 
     @property
     def weights(self) -> int:
+        """Number of trained weights."""
         return count(self.names, self.shapes)
 
     @property
     def embedding(self) -> bool:
+        """Whether the embedding is trained."""
         return "embedding.weight" in self.names
 
     @property
     def head(self) -> bool:
+        """Whether the output head is trained; a tied one is the embedding."""
         return self.embedding if self.model.tie_embeddings else "head.weight" in self.names
 
     def share_of_block(self, number: int) -> float:

@@ -10,6 +10,7 @@ from torch.distributed.distributed_c10d import ProcessGroup, _resolve_process_gr
 
 
 def group_of(name: str) -> ProcessGroup:
+    """Return the process group of a name: operators cannot have groups as arguments."""
     return _resolve_process_group(name)  # type: ignore[arg-type]  # a str, by another name since 2.12
 
 

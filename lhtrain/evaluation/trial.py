@@ -45,6 +45,7 @@ class Trial:
 
 
 def mean(values: Tensor) -> float:
+    """Return the mean of all values, summed in float64."""
     return float(values.double().mean())
 
 

@@ -59,6 +59,8 @@ class RMSNorm(nn.RMSNorm):
 
 
 class SelfAttention(nn.Module):
+    """Projections, rotary embedding, and `attend`: x (B, T, C) -> (B, T, C)."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim = config.head_dim
@@ -89,6 +91,8 @@ def norm_heads(x: Tensor, norm: RMSNorm) -> Tensor:
 
 
 class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)): x (B, T, C) -> (B, T, C), with F hidden values."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.gate = Linear(config.dim, config.ffn_dim)
@@ -100,6 +104,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and SwiGLU, each on a normalized input and added to it: x (B, T, C) -> (B, T, C).
+
+    `run` calls `compute`, perhaps compiled or with recomputation.
+    """
+
     def __init__(self, config: ModelConfig, number: int = 0):
         super().__init__()
         self.number = number  # from 0, first to last

@@ -39,6 +39,7 @@ def recovered(entry: Entry) -> str:
 
 
 def switched(row: Row) -> str:
+    """Return the line for a stage switch."""
     losses = f"{number(row['val_loss_before'])} -> {number(row['val_loss_after'])}"
     switch = f"{one_line(row['from'])} -> {one_line(row['to'])} after step {row['step'] - 1:,}"
     return f"switch    {switch}: validation loss {losses} with the same weights"
@@ -56,6 +57,7 @@ def sampled(sample: dict[str, Any]) -> str:
 
 
 def skipped(row: Row) -> str:
+    """Return the line for a step that updated no weights."""
     return (
         f"skipped   step {row['step']}: the loss or the gradient is not finite, so no weight was updated; "
         f"its batch was tokens {row['position']:,} to {row['end']:,} of the data"
@@ -63,10 +65,12 @@ def skipped(row: Row) -> str:
 
 
 def spike(step: int, loss: float, deviations: float) -> str:
+    """Return the line for a jump of the loss."""
     above = f"{number(deviations, '.1f')} standard deviations above the previous losses"
     return f"spike     step {step}: loss {number(loss)}, {above}"
 
 
 def rewound(row: Row) -> str:
+    """Return the line for a return to a checkpoint."""
     tokens = f"tokens {row['position']:,} to {row['end']:,} of the data are skipped"
     return f"rewound   from step {row['left']} to step {row['step']}; {tokens}"

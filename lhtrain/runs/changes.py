@@ -175,6 +175,7 @@ def _without_path(value: Any) -> Any:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one, with dotted keys."""
     out = {}
     for key, value in tree.items():
         if isinstance(value, dict):

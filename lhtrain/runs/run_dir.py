@@ -16,6 +16,8 @@ from lhtrain.files import read_regular, write_atomic
 
 @dataclass(frozen=True)
 class RunDir:
+    """The paths of the files of a run."""
+
     path: Path
 
     @property

@@ -59,7 +59,7 @@ def attention_flops(model: ModelConfig, stage: Stage, number: int, share: float 
     if number in stage.dense_layers or number in sliding_layers(model):
         return AttentionFlops(rows=int(share * _attention(model, n)))
     scores = _scores(model, stage)
-    if stage.strictly_causal:
+    if stage.strictly_causal and window < n:  # else it is full attention
         pairs = 4 * model.n_heads * model.head_dim * _strict_pairs(stage)
         return AttentionFlops(strict=int(share * pairs), scores=scores)
     near = _window(model, n, window, share) if window < n else 0  # else n_attended is the whole sequence

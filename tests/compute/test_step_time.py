@@ -117,12 +117,13 @@ def test_a_model_of_another_shape_that_no_rate_was_taken_from(recipe, more):
 )
 def test_steps_that_keep_only_attention_that_no_rate_was_taken_from(recipe, more):
     """Both stages of SmolLM2-135M at 262,144 tokens, with compute.recompute=attention."""
-    (row,) = (row for _, row in rows("recipes.csv") if (row["study"], row["recipe"]) == ("length", recipe))
-    measured = [float(stage.split(", ")[1].split()[0]) for stage in row["stages"].split("; ")]
+    like = [row for _, row in rows("recipes.csv") if (row["study"], row["recipe"]) == ("length", recipe)]
     longer = ["model.seq_len=262144", "run.batch_tokens=262144", "compute.recompute=attention"]
     config = compose_config([*SMOL, *longer, *more], 1, 80 * 10**9)
     found = [predict(config, stage, H100).seconds for stage in stages_of(config).values()]
-    assert found == pytest.approx(measured, rel=0.15)
+    for row in like:
+        measured = [float(stage.split(", ")[1].split()[0]) for stage in row["stages"].split("; ")]
+        assert found == pytest.approx(measured, rel=0.15)
 
 
 def test_a_step_is_the_sum_of_its_parts_or_the_time_of_the_host():

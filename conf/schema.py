@@ -406,7 +406,7 @@ class Recompute(Enum):
     """Which activations the backward pass recomputes instead of keeping them."""
 
     # the first choice below whose estimated memory fits on the GPU; attention only if it needs no more
-    # micro-batches than full
+    # micro-batches than full, and not with parallel.cp
     auto = "auto"
     none = "none"  # recompute nothing: fastest, most memory
     selective = "selective"  # keep matrix products and attention, recompute the cheap operations

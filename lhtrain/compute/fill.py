@@ -66,7 +66,7 @@ def derive(config: Config, n_ranks: int | None = None, memory: int | None = None
 
     Chooses the first of CHOICES that is estimated to fit the memory, with as few micro-batches as possible.
     If none fits, chooses the one with the lowest estimated peak. Recomputation of all but attention is chosen
-    only if it is better than full recomputation (`_is_better`).
+    only if it is better than full recomputation (`_is_better`), and not with parallel.cp.
     """
     dp = data_ranks(config, n_ranks)
     parts: list[RunConfig | StageConfig] = [config.run, *config.stages.values()]
@@ -102,6 +102,8 @@ def _until_one_fits(config: Config, n_ranks: int | None, memory: int) -> list[Ch
     """Return CHOICES, the last of them the first that fits, if one does."""
     found = []
     for recompute, offload in CHOICES:
+        if recompute is Recompute.attention and config.parallel.cp > 1:
+            continue  # it keeps the results of exchanges between ranks, too; their memory was not measured
         found.append(_with(config, recompute, offload, n_ranks, memory))
         if found[-1].fits and recompute is Recompute.attention:
             full = _with(config, Recompute.full, False, n_ranks, memory)

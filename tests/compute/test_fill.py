@@ -140,10 +140,19 @@ def test_ranks_that_share_the_weights_leave_room_for_the_results_of_attention():
     assert chosen(["model=gpt_1b"], 262_144, n_ranks=8) == "attention"
 
 
-def micro_batches(recompute, *settings):
-    made = compose_config([*settings, f"compute.recompute={recompute}"], 1, GPU)
+def test_attention_is_not_chosen_where_its_memory_was_not_measured():
+    more = ["parallel.cp=2", "lighthouse.budget=4096"]
+    assert chosen(["model=lighthouse_530m"], 524_288, *more, n_ranks=2) == "full"
+    found, peak, _ = micro_batches(
+        "attention", "model=lighthouse_530m", "model.seq_len=524288", "stage=dense", *more, n_ranks=2
+    )
+    assert found == 1 and peak < 0.9 * GPU
+
+
+def micro_batches(recompute, *settings, n_ranks=1):
+    made = compose_config([*settings, f"compute.recompute={recompute}"], n_ranks, GPU)
     (stage,) = stages_of(made).values()
-    return stage.grad_accum, estimate(made, stage).total, step_time(made, stage, H100).total
+    return stage.grad_accum, estimate(made, stage, n_ranks).total, step_time(made, stage, H100, n_ranks).total
 
 
 def test_attention_is_not_chosen_if_it_needs_more_micro_batches_than_full_recomputation():

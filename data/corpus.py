@@ -231,16 +231,12 @@ def _validated_on(path: Any, corpus: Corpus, opener: _Opener) -> Corpus:
     except DataError as error:
         raise DataError(str(error).replace("data.path", "data.val_path")) from error
     if other.tokenizer.fingerprint != tokenizer.fingerprint:
-        rule = f"must have the tokenizer of the training data, {_described(tokenizer)}"
-        raise DataError(f"{key}: was prepared with {_described(other.tokenizer)}; {rule}")
+        rule = f"must have the tokenizer of the training data, {tokenizer.described}"
+        raise DataError(f"{key}: was prepared with {other.tokenizer.described}; {rule}")
     parts = {"train": corpus.parts["train"], "val": other.parts["val"]}
     identity = hashlib.sha256(f"{corpus.fingerprint} {other.fingerprint}".encode())
     copies = _copies([part.split for part in parts["train"]], other.val)
     return replace(corpus, parts=parts, fingerprint=identity.hexdigest()[:32], copies=copies)
-
-
-def _described(tokenizer: Tokenizer) -> str:
-    return f"{tokenizer.name} (eos {tokenizer.eos}, bos {tokenizer.bos})"
 
 
 def _copies(trained: list[Split], validated: Split) -> int:

@@ -141,8 +141,10 @@ def open_data(config: Config) -> dict[str, Corpus]:
         except DataError as error:
             raise DataError(f"{key}: {error}") from error
         if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
-            rule = f"must have the tokenizer of the run, {_named(run)}; prepare them with that one"
-            raise DataError(f"{key}: the data were prepared with {_named(corpus)}; they {rule}")
+            rule = (
+                f"must have the tokenizer of the run, {run.tokenizer.described}; prepare them with that one"
+            )
+            raise DataError(f"{key}: the data were prepared with {corpus.tokenizer.described}; they {rule}")
         opened[_text_of(settings)] = corpora[name] = corpus
     return corpora
 
@@ -156,11 +158,6 @@ def _text_of(data: Any) -> str:
     """Return the settings that decide the tokens of the data; the order is no part of them."""
     order = ("long_fraction", "bucket_weights")
     return repr({key: value for key, value in asdict(data).items() if key not in order})
-
-
-def _named(corpus: Corpus) -> str:
-    tokenizer = corpus.tokenizer
-    return f"{tokenizer.name} (eos {tokenizer.eos}, bos {tokenizer.bos})"
 
 
 def orders_of(config: Config, corpora: Mapping[str, Corpus], alignment: int | None) -> StageData:

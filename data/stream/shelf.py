@@ -117,8 +117,11 @@ class Shelf:
             with open_lock(path) as stream:
                 if _lock(stream):
                     path.unlink(missing_ok=True)
-                else:
+                    continue
+                try:
                     held.update(json.load(stream))
+                except ValueError:  # it is being written, on a file system without locks
+                    held.update(self.sizes())
         return held
 
     @contextmanager

@@ -57,6 +57,11 @@ class Tokenizer(ABC):
         Raises DataError: a token outside the vocabulary.
         """
 
+    @property
+    def described(self) -> str:
+        """The name and the added tokens, for messages."""
+        return f"{self.name} (eos {self.eos}, bos {self.bos})"
+
     def as_meta(self) -> dict[str, object]:
         """Return the description that meta.json stores."""
         policy = {"eos": self.eos, "bos": self.bos}

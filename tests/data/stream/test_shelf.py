@@ -1,5 +1,6 @@
 """The folder of shards: who may remove what."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -52,6 +53,16 @@ def test_a_reader_that_ended_holds_nothing(shelf):
     [held] = shelf.folder.glob("held.*.json")
     assert json.loads(held.read_text()) == [0, 1, 2, 3]
     assert shelf.make_room(100) and not held.exists()
+
+
+def test_a_list_that_is_being_written_protects_all_shards(shelf):
+    """Without locks on the file system, a process may read the list of another one before it is complete."""
+    with (shelf.folder / "held.0.json").open("w") as stream:
+        stream.write("[0, ")
+        stream.flush()
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        assert not shelf.make_room(100)
+    assert len(shelf.sizes()) == 4 and shelf.make_room(100)
 
 
 def test_one_process_writes_a_unit(shelf):

@@ -68,7 +68,7 @@ class Shelf:
         except (BlockingIOError, PermissionError):
             return False
         except OSError:
-            pass  # a file system without locks: several processes may write the same content
+            return True  # a file system without locks: several processes may write the same content
         for leftover in self.folder.glob(f".{shard_name(number)}.*{SUFFIX}"):
             leftover.unlink(missing_ok=True)  # of a process that was killed
         return True
@@ -104,11 +104,15 @@ class Shelf:
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if match := SHARD.fullmatch(entry.name):
-                    found[int(match[1])] = entry.stat().st_size
+                    with suppress(FileNotFoundError):  # another process has removed it since
+                        found[int(match[1])] = entry.stat().st_size
         return found
 
     def _age(self, number: int) -> int:
-        return self.path(number).stat().st_mtime_ns
+        try:
+            return self.path(number).stat().st_mtime_ns
+        except FileNotFoundError:  # another process has removed it since
+            return 0
 
     def _all_held(self) -> set[int]:
         """Return the shards that living readers hold; remove the files of others."""

@@ -1,5 +1,6 @@
 """The folder of shards: who may remove what."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from lhtrain.data.stream.shelf import Shelf
+from lhtrain.files import SUFFIX
 
 
 def put(shelf, number, age):
@@ -84,3 +86,29 @@ def test_what_a_killed_process_left_of_a_unit_is_removed(shelf):
         path.touch()
     shelf.claim(5)
     assert [path.exists() for path in left] == [False, True]
+
+
+def test_a_shard_that_another_process_removes_meanwhile_is_not_counted(shelf, monkeypatch):
+    """Between the listing of the folder and the look at its entries."""
+
+    def listed(folder):
+        found = scandir(folder)
+        shelf.path(2).unlink(missing_ok=True)
+        return found
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", listed)
+    assert shelf.sizes() == {0: 100, 1: 100, 3: 100}
+    monkeypatch.setattr(Shelf, "sizes", lambda self: {0: 100, 1: 100, 2: 100, 3: 100})
+    assert shelf.make_room(200) and not shelf.has(0)
+
+
+def test_without_locks_the_unfinished_shard_of_another_process_stays(shelf, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    unfinished = shelf.folder / f".{shelf.path(5).name}.0123456789ab{SUFFIX}"
+    unfinished.touch()
+    assert shelf.claim(5) and unfinished.exists()

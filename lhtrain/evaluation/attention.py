@@ -26,14 +26,21 @@ class At(NamedTuple):
 
 
 class FullAttention:
-    """Full attention at every length. mesh: None for a single rank."""
+    """Full attention at every length.
 
-    def __init__(self, mesh: Mesh | None = None) -> None:
+    mesh: None for a single rank. sliding: the window of the model's sliding layers, None if it has none.
+    """
+
+    def __init__(self, mesh: Mesh | None = None, sliding: int | None = None) -> None:
         self.cp = 1 if mesh is None else mesh.slice.cp_size
         self.over_ranks = FULL_ATTENTION if mesh is None else mesh.attention(FULL_ATTENTION)
+        self.of_ring = None if mesh is None or mesh.method != "ring" else sliding
 
     def __call__(self, length: int) -> At:
-        shared = self.cp > 1 and length % (2 * self.cp) == 0
+        chunk, rest = divmod(length, 2 * self.cp)
+        # Over a ring, a sliding window must end in the chunk before.
+        fits = self.of_ring is None or self.of_ring <= chunk or self.of_ring >= length
+        shared = self.cp > 1 and rest == 0 and fits
         full = self.over_ranks if shared else FULL_ATTENTION
         return At(full, full, shared)
 
@@ -41,12 +48,14 @@ class FullAttention:
 class StageAttention:
     """The attention of a stage at any length: see `stage_at`.
 
-    backend: lighthouse.backend. mesh: None for a single rank.
+    backend: lighthouse.backend. mesh, sliding: as in `FullAttention`.
     """
 
-    def __init__(self, stage: Stage, backend: str, mesh: Mesh | None = None) -> None:
+    def __init__(
+        self, stage: Stage, backend: str, mesh: Mesh | None = None, sliding: int | None = None
+    ) -> None:
         self.stage, self.backend, self.mesh = stage, backend, mesh
-        self.full = FullAttention(mesh)
+        self.full = FullAttention(mesh, sliding)
         self.at = lru_cache(self._at)
 
     def __call__(self, length: int) -> At:

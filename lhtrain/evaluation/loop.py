@@ -113,9 +113,10 @@ class LoopTasks:
     def _scores(self, stage: Stage) -> dict[str, Score]:
         engine, mesh = self.engine, self.engine.mesh
         at_once = stage.batch_tokens // stage.grad_accum // mesh.slice.dp_size
-        attentions: dict[str, AttentionAt] = {FULL: FullAttention(mesh)}
+        sliding = self.config.model.sliding_window
+        attentions: dict[str, AttentionAt] = {FULL: FullAttention(mesh, sliding)}
         if stage.attention != "dense":
-            attentions[OWN] = StageAttention(stage, self.config.lighthouse.backend, mesh)
+            attentions[OWN] = StageAttention(stage, self.config.lighthouse.backend, mesh, sliding)
         return {
             name: Judge(engine.model, attention, mesh.world.device, at_once, mesh)
             for name, attention in attentions.items()

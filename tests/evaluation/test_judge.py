@@ -1,5 +1,7 @@
 """The loss of each token of a model against a plain computation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,14 @@ def test_a_stage_s_attention_is_that_of_its_layers_at_each_length():
     assert at(2048).layers.budget == 128 and at(2048).dense is FULL_ATTENTION and not at(2048).shared
     assert at(256).layers is FULL_ATTENTION
     assert at(2048).layers is at(2048).layers
+
+
+@pytest.mark.parametrize(("method", "length", "shared"), [
+    ("ring", 512, True), ("ring", 256, False), ("ring", 64, True), ("ulysses", 256, True),
+])  # fmt: skip
+def test_ranks_share_a_sequence_whose_chunks_are_as_long_as_the_sliding_window(method, length, shared):
+    """Chunks of 128, 64 and 16 tokens; the window hides nothing of 64 tokens."""
+    mesh = SimpleNamespace(slice=SimpleNamespace(cp_size=2), method=method, attention=lambda attend: attend)
+    assert FullAttention(mesh, 100)(length).shared is shared
+    assert StageAttention(stage(), "auto", mesh, 100)(length).shared <= shared
+    assert FullAttention(mesh)(length).shared

@@ -75,13 +75,13 @@ def stage_at(stage: Stage, length: int) -> Stage | None:
     """Return `stage` with sequences of `length` tokens; None if its layers have full attention there.
 
     The share of entries that a Lighthouse layer selects stays as it is, rounded up to the next budget that is
-    possible at this length. A sequence that is too short for one tile, or not longer than the window, has
-    full attention.
+    possible at this length. A sequence that is too short for one tile, or not longer than the window, or
+    that the scorer cannot divide, has full attention.
     """
     whole = stage.pyramid
     if whole is None or length == stage.seq_len:
         return replace(stage, seq_len=length)
-    if stage.window >= length:
+    if stage.window >= length or (stage.scorer == "dilated" and length % DILATION):
         return None
     least = -(-whole.budget * length // (whole.seq_len * whole.tile)) * whole.tile
     for budget in range(least, length + 1, whole.tile):

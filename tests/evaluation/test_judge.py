@@ -1,5 +1,6 @@
 """The loss of each token of a model against a plain computation."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,6 +80,11 @@ def test_the_share_of_selected_entries_stays_at_other_lengths():
     assert stage_at(stage(), 256) is None  # shorter than a tile of the coarsest level
     assert stage_at(stage(window=512), 512) is None  # all of it is in the window
     assert stage_at(stage(), 4096 * 3 // 2).pyramid.budget == 384
+
+
+def test_a_length_that_the_scorer_cannot_divide_has_full_attention():
+    short = stage(260, 128, levels=2, pooling=2, scorer="dilated")
+    assert stage_at(short, 258) is None and stage_at(replace(short, scorer="norm"), 258) is not None
 
 
 def test_lengths_must_divide_into_windows_and_chunks():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from lhtrain.attention.dense import FULL_ATTENTION
 from lhtrain.conf.schema import ModelConfig
+from lhtrain.distributed.mesh import RankSlice
 from lhtrain.evaluation.attention import FullAttention, StageAttention, length_problem, stage_at
 from lhtrain.evaluation.judge import Judge
 from lhtrain.kernels.pyramid import Pyramid
@@ -110,3 +111,15 @@ def test_ranks_share_a_sequence_whose_chunks_are_as_long_as_the_sliding_window(m
     assert FullAttention(mesh, 100)(length).shared is shared
     assert StageAttention(stage(), "auto", mesh, 100)(length).shared <= shared
     assert FullAttention(mesh)(length).shared
+
+
+@pytest.mark.parametrize("count", [1, 5, 16])
+def test_ranks_divide_the_sequences(count):
+    """Each is on one rank, and all ranks do as many passes, of at most 3 sequences of 100 tokens."""
+    judge, found = Judge(None, None, None, batch_tokens=350), []
+    for rank in range(3):
+        judge.part = RankSlice(dp_rank=rank, dp_size=3)
+        found.append(list(judge._batches(count, 100)))
+    assert len({len(batches) for batches in found}) == 1
+    assert max(len(batch) for batches in found for batch in batches) == min(-(-count // 3), 3)
+    assert sorted(n for batches in found for batch in batches for n in batch) == list(range(count))

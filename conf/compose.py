@@ -67,7 +67,7 @@ def checked(
         more = [] if config is None else brought(config, settings)
         if more:  # before the typed settings, which may change keys of what is brought
             config, misfits = _composed([*more, *settings], config_name)
-        problems += [*misfits, *_hidden(settings)]
+        problems += [*misfits, *_hidden(settings, config_name)]
         if config is not None:
             preset = next((setting.value for setting in settings if setting.key == "model"), None)
             problems += _problems_of(config, n_ranks, here, preset)
@@ -159,18 +159,22 @@ def _settings(overrides: list[str]) -> tuple[list[Setting], list[Problem]]:
     return settings, problems
 
 
-def _hidden(settings: list[Setting]) -> Iterator[Problem]:
-    """Yield a problem for each chosen file of the user that Hydra would ignore for a preset of that name."""
+def _hidden(settings: list[Setting], config_name: str) -> Iterator[Problem]:
+    """Yield a problem for each file of the user that Hydra would ignore for one of lhtrain with its name."""
     if not settings or not settings[0].override.startswith(SEARCH):
         return
     folders: Any = OverridesParser.create().parse_override(settings[0].override).value()
+    move = f"lhtrain's own has this name; move it to experiment/{config_name}.yaml, begin it with "
+    move += f"'# @package _global_', and select it with experiment={config_name}"
+    named = [("--config-name", config_name, f"{config_name}.yaml", move)]
     for setting in settings[1:]:
         name = f"{setting.key}/{setting.value}.yaml"
+        named.append((setting.key, setting.value, name, "a preset has this name; rename the file"))
+    for key, value, name, why in named:
         for folder in folders if isinstance(folders, list) else ():
             own = Path(str(folder).removeprefix("file://"), name)
             if exists(str(own)) and resources.files("lhtrain.conf").joinpath(name).is_file():
-                rule = f"{own} would not be read: a preset has this name; rename the file"
-                yield Problem(setting.key, setting.value, rule)
+                yield Problem(key, value, f"{own} would not be read: {why}")
 
 
 def _composed(settings: list[Setting], config_name: str) -> tuple[DictConfig | None, list[Problem]]:

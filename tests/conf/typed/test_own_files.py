@@ -103,6 +103,13 @@ def test_a_file_with_the_name_of_a_preset_is_refused(tmp_path):
         check_overrides([search_path(str(tmp_path)), "cluster=gpu8"])
 
 
+def test_a_main_file_with_the_name_of_lhtrains_is_refused(tmp_path):
+    """It is found after lhtrain's own, which would be read instead."""
+    (tmp_path / "config.yaml").write_text("run: {steps: 3}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml would not be read: .* experiment=config"):
+        check_overrides([search_path(str(tmp_path))])
+
+
 @pytest.mark.parametrize(
     "header", [GLOBAL, f"# what it is for\n\n{GLOBAL}", "#@package _global_\n", "\ufeff" + GLOBAL]
 )

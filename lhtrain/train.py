@@ -37,6 +37,7 @@ from lhtrain.samples import LoopSamples
 from lhtrain.schedule import Schedule, StepPlan
 from lhtrain.stage import Stage
 from lhtrain.step import Measured, update
+from lhtrain.text import counted
 from lhtrain.weights import AVERAGE
 
 ADVICE = "a lower optim.lr or a longer warm-up (optim.warmup_fraction) may help"
@@ -233,7 +234,7 @@ class Trainer:
         """After too many skipped steps in a row: load the newest checkpoint, and skip the data since then."""
         n_skips, most = self.guard.in_a_row, self.config.guard.max_rewinds
         self.guard.rewound()
-        steps = f"{n_skips} steps in a row, up to step {self.progress.step},"
+        steps = f"{counted(n_skips, 'step')} in a row, up to step {self.progress.step},"
         failed = f"{steps} had a loss or gradient that was not finite"
         if self.guard.rewinds > most:
             raise RunError(f"{failed}, after guard.max_rewinds={most} rewinds; {ADVICE}")

@@ -37,7 +37,6 @@ from lhtrain.samples import LoopSamples
 from lhtrain.schedule import Schedule, StepPlan
 from lhtrain.stage import Stage
 from lhtrain.step import Measured, update
-from lhtrain.text import counted
 from lhtrain.weights import AVERAGE
 
 ADVICE = "a lower optim.lr or a longer warm-up (optim.warmup_fraction) may help"
@@ -232,10 +231,9 @@ class Trainer:
 
     def _rewind(self) -> None:
         """After too many skipped steps in a row: load the newest checkpoint, and skip the data since then."""
-        n_skips, most = self.guard.in_a_row, self.config.guard.max_rewinds
+        most, skipped = self.config.guard.max_rewinds, self.guard.skipped()
         self.guard.rewound()
-        steps = f"{counted(n_skips, 'step')} in a row, up to step {self.progress.step},"
-        failed = f"{steps} had a loss or gradient that was not finite"
+        failed = f"{skipped}, up to step {self.progress.step}, had a loss or gradient that was not finite"
         if self.guard.rewinds > most:
             raise RunError(f"{failed}, after guard.max_rewinds={most} rewinds; {ADVICE}")
         self.saver.wait()

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lhtrain.conf.schema import GuardConfig
+from lhtrain.text import counted
 
 WINDOW, LEAST = 50, 20  # most and least number of logged losses that a new loss is compared with
 
@@ -63,6 +64,10 @@ class NonFiniteGuard:
     @property
     def must_rewind(self) -> bool:
         return self.in_a_row >= self.config.max_skips
+
+    def skipped(self) -> str:
+        """Return the number of steps that were skipped in a row, as text."""
+        return f"{counted(self.in_a_row, 'step')} in a row"
 
     def rewound(self) -> None:
         self.rewinds += 1

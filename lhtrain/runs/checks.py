@@ -11,6 +11,7 @@ from typing import Any
 
 from lhtrain import checkpoint
 from lhtrain.conf.schema import Config, Resume
+from lhtrain.conf.start_weights import FIXED
 from lhtrain.errors import RunError
 from lhtrain.quote import setting
 from lhtrain.runs.changes import Change, as_container, differing
@@ -19,6 +20,8 @@ from lhtrain.runs.metrics_file import read
 from lhtrain.runs.run_dir import RunDir, holds_run
 from lhtrain.schedule import Schedule
 from lhtrain.text import counted
+
+SHAPE = {f"model.{key}" for key in FIXED}
 
 
 def lost_run(run_dir: RunDir) -> str | None:
@@ -62,12 +65,19 @@ def check_changes(
         config: the filled configuration.
 
     Raises:
-        RunError: changes that were not accepted, each named; run.steps is less than the steps done.
+        RunError: changes that were not accepted, each named; another shape of the model, which cannot be
+            accepted; run.steps is less than the steps done.
     """
     known = History(run_dir.history).accepted()
     refused = [one for one in changed if not is_accepted(known, one)]
+    lines = "".join(f"\n  {change}" for change in refused)
+    if any(change.key in SHAPE for change in refused):
+        raise RunError(
+            f"{path} was saved with a model of another shape (saved -> now):{lines}\n"
+            "Use the saved values: no other model can take its weights, with resume=force neither. For a new "
+            "model, start a new run in another run.dir"
+        )
     if refused and config.resume is not Resume.force:
-        lines = "".join(f"\n  {change}" for change in refused)
         raise RunError(
             f"{path} was saved with different settings (saved -> now):{lines}\n{_about_data(refused)}"
             f"Use the saved values, or resume=force to continue with the new ones{_longer(refused)}, "

@@ -19,6 +19,7 @@ def test_skipped_steps_are_returned_with_their_data():
     guard = NonFiniteGuard(GuardConfig())
     assert skipped_of(guard, [0, 1, 0, 1, 1]) == [Skip(2, 20, 30), Skip(4, 40, 50), Skip(5, 50, 60)]
     assert guard.in_a_row == 2 and guard.newly_skipped() == []
+    assert guard.skipped() == "2 steps in a row"
 
 
 def test_only_skips_in_a_row_cause_a_rewind():

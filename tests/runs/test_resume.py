@@ -117,6 +117,14 @@ def test_a_fingerprint_of_data_is_explained(tmp_path):
         assert (f"{key}: other texts" in str(error.value)) is explained
 
 
+@pytest.mark.parametrize("how", ["auto", "force"])
+def test_a_model_of_another_shape_is_refused_and_force_is_not_advised(tmp_path, how):
+    config = compose_config(["run.steps=8", f"resume={how}"])
+    with pytest.raises(RunError, match="another shape") as error:
+        check_changes(tmp_path, {}, [Change("model.dim", 128, 96)], RunDir(tmp_path), config)
+    assert "\n  model.dim: 128 -> 96\nUse the saved values: " in str(error.value)
+
+
 def test_a_run_keeps_the_packing_that_it_was_started_with():
     """Runs from before the key have `spread`; another packing or other buckets are a change."""
     now = as_container(compose_config(["run.steps=8"]))

@@ -22,6 +22,7 @@ from lhtrain.data.prepare.pipeline import prepare
 from lhtrain.data.prepare.pool import Stopped, work
 from lhtrain.data.prepare.recipe import Recipe
 from lhtrain.data.sources import units
+from lhtrain.data.sources.local import LOCK
 from lhtrain.data.store.verify import verify
 
 
@@ -513,6 +514,9 @@ prepare.prepare(Recipe(source="text", path=sys.argv[1]), Path(sys.argv[2]), work
 """
 
 
+TAKE = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"  # waits until it is free
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 def test_forked_workers_do_not_hold_the_lock(texts, tmp_path):
     """kill -9 of the parent releases the lock, even while its workers are alive."""
@@ -522,6 +526,8 @@ def test_forked_workers_do_not_hold_the_lock(texts, tmp_path):
         try:
             assert parent.wait(timeout=60) == -signal.SIGKILL
             os.kill(worker, 0)  # still alive
+            # The other worker may have been forked just now; then it holds the lock until it begins.
+            subprocess.run([sys.executable, "-c", TAKE, tmp_path / "out" / LOCK], check=True, timeout=60)
             assert prepare(recipe(texts), tmp_path / "out", workers=1, progress=False).documents == 12
         finally:
             os.killpg(parent.pid, signal.SIGKILL)  # both workers

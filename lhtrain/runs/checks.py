@@ -74,8 +74,8 @@ def check_changes(
     if any(change.key in SHAPE for change in refused):
         raise RunError(
             f"{path} was saved with a model of another shape (saved -> now):{lines}\n"
-            "Use the saved values: no other model can take its weights, with resume=force neither. For a new "
-            "model, start a new run in another run.dir"
+            "Use the saved values: these weights do not fit another model, not even with resume=force. To "
+            "train another model, start a new run in another run.dir"
         )
     if refused and config.resume is not Resume.force:
         raise RunError(

@@ -71,6 +71,8 @@ def load(path: Path, overrides: list[str], n_ranks: int | None = None) -> Config
         config.init = Init.auto  # earlier versions accepted any `init` without init_from
     if problems := [found for text in overrides if (found := _apply(config, text))]:
         raise ConfigError(problems)
+    if problems := [found for text in overrides if (found := _without_effect(config, text))]:
+        raise ConfigError(problems)
     config.run.dir = str(path)
     try:
         return build(config, n_ranks)
@@ -146,6 +148,17 @@ def _apply(config: DictConfig, text: str) -> Problem | None:
         return Problem(key, value, str(error).strip().splitlines()[0])
     _follow(config, origin, before)
     return None
+
+
+def _without_effect(config: DictConfig, text: str) -> Problem | None:
+    """Return a problem if `text` sets the share of a stage that has a number of steps, as saved runs do."""
+    key, _, value = text.partition("=")
+    match = re.fullmatch(r"stages\.(\w+)\.fraction", key)
+    steps = config.stages[match[1]].steps if match else None
+    if match is None or steps is None:
+        return None
+    rule = f"has no effect, because stages.{match[1]}.steps={steps} is saved; set that, or steps=null too"
+    return Problem(key, value, rule)
 
 
 def value_of(text: str) -> Any:

@@ -108,6 +108,12 @@ def test_an_empty_configuration_and_a_file_as_a_directory_are_named(run_dir):
         load(run_dir, [])
 
 
+def test_a_share_of_a_stage_with_saved_steps_is_refused(run_dir):
+    with pytest.raises(ConfigError, match=r"stages\.dense\.fraction=0.5: has no effect, .*steps=4 is saved"):
+        load(run_dir, ["stages.dense.fraction=0.5"])
+    load(run_dir, ["stages.dense.fraction=1.0", "stages.dense.steps=null"])
+
+
 def test_a_mapping_replaces_that_of_the_run(run_dir):
     """So groups of parameters can be removed; with Hydra's merge, groups={} would change nothing."""
     saved = OmegaConf.load(run_dir / "config.yaml")
